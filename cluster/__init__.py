@@ -1,0 +1,1 @@
+"""Where a study runs: Ray connections, storage and the Ray Train set-up."""

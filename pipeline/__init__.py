@@ -1,0 +1,1 @@
+"""The engine: studies, plans, keys, artifacts and runs. It knows nothing of attention or books."""

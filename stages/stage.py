@@ -1,0 +1,152 @@
+"""The contract every stage keeps: committed inputs in, one output folder and a small summary out.
+
+A stage knows nothing of MLflow, of where artifacts live, or of other stages. It declares a name, an
+integer ``code_version``, a frozen config and the names of its inputs; ``run`` reads only its inputs and
+config and writes only below ``output``. Everything a run needs from the outside world (progress, log
+lines, a folder that survives a crash, how many workers it may use) comes through the ``Context``.
+
+Declarations must stay cheap: the module that holds a ``Stage`` imports neither torch, ray, pyarrow nor
+numpy at top level (``plan`` and a fully cached ``run`` import every declaration); the work is imported
+inside ``run``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Config(BaseModel):
+    """Base of every config in a study file: frozen, unknown keys refused, no silent type coercion of strings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Execution(Config):
+    """The ``execution:`` block: how a study is carried out. Nothing here may change a result or a key."""
+
+    jobs: int = Field(default=2, ge=1, description="steps that may run at the same time")
+    train_workers: int = Field(default=1, ge=1, description="Ray Train workers of one training run (its world size)")
+    cpus_per_worker: float = Field(default=1.0, gt=0, description="CPU cores a Ray Train worker asks for")
+    gpus_per_worker: float = Field(default=0.0, ge=0, description="GPUs a Ray Train worker or an evaluation step asks for")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="device of the torch work")
+    micro_batch: int | None = Field(default=None, ge=1, description="sequences per forward pass; the global batch is split")
+    max_failures: int = Field(default=3, ge=0, description="worker or node losses a training run survives by itself")
+    task_cpus: float = Field(default=1.0, gt=0, description="CPU cores of a non-training step")
+    allow_world_size_change: bool = Field(default=False, description="resume a scored run on another world size")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the step's own Ray task asks for; a stage that only waits for its own Ray workers asks for 0 CPUs."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+class Artifact(Protocol):
+    """A committed input. Files are local on first use, whatever the store's URL."""
+
+    @property
+    def key(self) -> str:
+        """64 hex digits: the identity of the artifact."""
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """``Summary.metrics`` of the step that made it."""
+
+    def path(self, name: str = "") -> Path:
+        """Local path of the file or folder ``name`` (the whole artifact for ``""``), fetched if remote.
+
+        Raises FileNotFoundError naming artifact and file where there is none.
+        """
+
+
+class Context(Protocol):
+    """A step's line to the engine."""
+
+    @property
+    def execution(self) -> Execution:
+        """How the step may use the machine."""
+
+    @property
+    def work_url(self) -> str:
+        """fsspec URL (or local path) that outlives a crash of this step and is the same for the next attempt
+        at the same key: checkpoints, per-shard results. Not part of the artifact; removed after the commit."""
+
+    def progress(self, done: float, total: float, unit: str, **numbers: float) -> None:
+        """Report ``done`` of ``total`` units; ``numbers`` (loss, tokens_per_s, ...) are shown beside. Cheap: call often."""
+
+    def metrics(self, step: int, **values: float) -> None:
+        """Numbers by training step for the tracking server. May be repeated for the same step after a retry."""
+
+    def log(self, message: str) -> None:
+        """One line for the step's log (shown with --verbose)."""
+
+    def warn(self, message: str) -> None:
+        """A line the user must see at the end of the run: a skipped document, a fallback."""
+
+
+@dataclass
+class Summary:
+    """What a finished stage says of itself, for the tracking server and the terminal.
+
+    metrics: name -> number. tables: title -> Parquet file below the output folder. figures: PNG, HTML or
+    Markdown files below the output folder. headline: one line for the terminal.
+    """
+
+    headline: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    tables: dict[str, str] = field(default_factory=dict)
+    figures: list[str] = field(default_factory=list)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+class Stage(ABC, Generic[ConfigT]):
+    """One kind of step. Subclasses set the class variables and write ``run``."""
+
+    name: ClassVar[str]
+    code_version: ClassVar[int]
+    """Raised by hand whenever the same config and inputs would give another output."""
+    deterministic: ClassVar[bool] = True
+    """False where wall-clock measurements are part of the output (then digests differ between runs)."""
+
+    def resources(self, config: ConfigT, execution: Execution) -> Resources:
+        """What the step's own Ray task asks for (default: ``execution.task_cpus``)."""
+        return Resources(cpus=execution.task_cpus)
+
+    @abstractmethod
+    def run(self, config: ConfigT, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
+        """Make the artifact: read ``inputs``, write below ``output`` (exists, empty), return the summary.
+
+        Raises StageError for a fault of the input a user can mend; anything else is a bug and keeps its traceback.
+        """
+
+
+class StageError(Exception):
+    """A fault the user can mend. ``field``/``value``/``allowed``/``fix`` make up the one-line message."""
+
+    def __init__(self, message: str, *, field: str = "", value: object = "", allowed: str = "", fix: str = "") -> None:
+        self.message, self.field, self.value, self.allowed, self.fix = message, field, value, allowed, fix
+        parts = [message]
+        if field:
+            parts.insert(0, f"{field} = {value!r}:")
+        if allowed:
+            parts.append(f"(allowed: {allowed})")
+        if fix:
+            parts.append(f"Fix: {fix}")
+        super().__init__(" ".join(parts))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild_stage_error, (self.message, self.field, self.value, self.allowed, self.fix))
+
+
+def _rebuild_stage_error(message: str, field: str, value: object, allowed: str, fix: str) -> StageError:
+    return StageError(message, field=field, value=value, allowed=allowed, fix=fix)
