@@ -1,0 +1,53 @@
+"""A Context and an Artifact without the engine, for tests of single stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stages.stage import Execution
+
+
+@dataclass
+class LocalArtifact:
+    """A plain folder that plays a committed input."""
+
+    directory: Path
+    key: str = "0" * 64
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    def path(self, name: str = "") -> Path:
+        path = self.directory / name
+        if not path.exists():
+            raise FileNotFoundError(f"artifact {self.key[:12]}: no file {name!r}")
+        return path
+
+    def json(self, name: str) -> Any:
+        return json.loads(self.path(name).read_text())
+
+
+@dataclass
+class LocalContext:
+    """Collects what a stage reports."""
+
+    work_url: str
+    execution: Execution = field(default_factory=Execution)
+    progressed: list[tuple[float, float, str, dict[str, float]]] = field(default_factory=list)
+    logged: list[str] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
+    measured: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+    def progress(self, done: float, total: float, unit: str, **numbers: float) -> None:
+        self.progressed.append((done, total, unit, numbers))
+
+    def metrics(self, step: int, **values: float) -> None:
+        self.measured.append((step, values))
+
+    def log(self, message: str) -> None:
+        self.logged.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warned.append(message)
