@@ -26,6 +26,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def key_fields(self) -> dict[str, Any]:
+        """The part of the config that makes up the key: everything, unless a config says that a field (the
+        place where pinned bytes happen to lie) cannot change the result."""
+        return self.model_dump(mode="json")
+
 
 class Execution(Config):
     """The ``execution:`` block: how a study is carried out. Nothing here may change a result or a key."""
