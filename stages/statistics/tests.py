@@ -58,7 +58,7 @@ def paired_t(
     n, mean = len(values), float(values.mean())
     if n < 2:
         return TestResult(mean, -np.inf, np.inf, n, "paired t (one seed: no interval)", level, null=null)
-    error = float(values.std(ddof=1)) / np.sqrt(n)
+    error = float(values.std(ddof=1) / np.sqrt(n))
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
     statistic = (mean - null) / error if error > 0 else _signed_infinity(mean - null)
     p = _p_value(statistic, n - 1, alternative)
@@ -86,7 +86,7 @@ def tost(differences: ArrayLike, margin: float | tuple[float, float], *, alpha: 
         low,
         high,
         bool(p < alpha),
-        max(abs(below.low), abs(below.high)),
+        float(max(abs(below.low), abs(below.high))),
     )
 
 
@@ -146,7 +146,9 @@ def power_paired_t(
     df, shift = n - 1, effect / sd * np.sqrt(n)
     if alternative == "two-sided":
         critical = stats.t.ppf(1 - alpha / 2, df)
-        return float(stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift))
+        # scipy's noncentral t gives nan where the far tail is below float range
+        far = np.nan_to_num(stats.nct.cdf(-critical, df, abs(shift)), nan=0.0)
+        return float(stats.nct.sf(critical, df, abs(shift)) + far)
     critical = stats.t.ppf(1 - alpha, df)
     return float(stats.nct.sf(critical, df, shift if alternative == "greater" else -shift))
 
@@ -168,7 +170,7 @@ def minimum_detectable(
         return power_paired_t(d, 1.0, n, alpha=alpha, alternative=side) - power
 
     upper = 1.0
-    while excess(upper) < 0:  # scipy's noncentral t is nan far out, so the bracket grows from where it is finite
+    while excess(upper) < 0:
         upper *= 2
     return float(optimize.brentq(excess, 1e-9, upper)) * sd
 
