@@ -1,0 +1,176 @@
+"""One way into Ray: embedded in this process, or an existing cluster that is checked before any work.
+
+Bare ``ray.init()`` follows a file that outlives a killed cluster and then retries for 20 s, so an address is always
+given, and an address of a cluster is first knocked at. ``ray stop`` would end every Ray on the machine, also another
+user's: an embedded Ray ends with its driver, which owns its processes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Set where the user has not: see the reasons beside each. Read by Ray when it is imported or starts a process.
+ENVIRONMENT: Mapping[str, str] = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else workers rebuild an environment under `uv run`
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else shutdown may wait 30 s
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_USE_DATASOURCE_V2": "0",  # the V2 Parquet reader takes 2-3 s for a small read
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leave CUDA_VISIBLE_DEVICES alone for tasks without a GPU
+    "OMP_NUM_THREADS": "1",  # two contending thread pools slow small operations 200 times
+    "TOKENIZERS_PARALLELISM": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+# Settings of the storage's address that workers of a remote cluster need; credentials come from the nodes' own roles.
+FORWARDED = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "OMP_NUM_THREADS", "HF_HUB_OFFLINE")
+
+LOCAL = "local"
+_LONGEST_TEMP_DIR = 45  # bytes; Ray adds about 60, and a socket's path may have 107
+
+
+class ClusterError(Exception):
+    """No Ray at the address, or not one that can run this; one line with the fix."""
+
+    exit_code = 5
+
+
+@dataclass
+class Connection:
+    """A started or joined Ray. ``close`` ends what ``connect`` started and nothing else."""
+
+    address: str
+    embedded: bool
+    node_id: str
+    resources: Mapping[str, float] = field(default_factory=dict)
+    owned: bool = True
+
+    def close(self) -> None:
+        """Leave the cluster; an embedded one ends."""
+        if self.owned:
+            import ray
+
+            ray.shutdown()
+
+
+def set_environment() -> None:
+    """Defaults for Ray and the libraries below it; what the user has set stays. Call before ``import ray``."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def connect(
+    address: str = LOCAL,
+    *,
+    cpus: int | None = None,
+    object_store_bytes: int = 400 * 2**20,
+    temp_dir: str | None = None,
+    timeout_s: float = 5.0,
+) -> Connection:
+    """Start Ray in this process (``local``) or join the cluster at ``host:port`` or ``auto``.
+
+    An already initialised Ray is used as it is and left running. Raises ClusterError within about ``timeout_s``
+    where nothing answers, and for ``ray://`` (the client is slow; jobs are submitted instead).
+    """
+    set_environment()
+    if address != LOCAL:
+        address = reachable(address, timeout_s)
+    import ray
+
+    if ray.is_initialized():
+        return _connection(address, owned=False)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    try:
+        if address == LOCAL:
+            ray.init(
+                address=LOCAL,
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=object_store_bytes,
+                _temp_dir=_short_temp_dir(temp_dir),
+                **options,
+            )
+        else:
+            variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+            ray.init(address=address, runtime_env={"env_vars": variables}, **options)
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ClusterError(f"address = {address!r}: Ray did not start or join: {reason}. {_FIX}") from error
+    return _connection(address, owned=True)
+
+
+_FIX = "Fix: give the host:port of a running head node, or 'local' for a Ray of its own"
+
+
+def reachable(address: str, timeout_s: float = 5.0) -> str:
+    """``host:port`` of the cluster that ``address`` (``auto`` or ``host:port``) means, after it answered.
+
+    Raises ClusterError. Does not import Ray unless something listens there.
+    """
+    if "://" in address:
+        raise ClusterError(
+            f"address = {address!r}: Ray clients are not supported (allowed: local, auto, host:port). "
+            "Fix: submit the study as a job to the cluster, or run it on the head node with --address auto"
+        )
+    target = _find_running() if address == "auto" else address
+    host, colon, port = target.rpartition(":")
+    if not colon or not port.isdigit() or not host:
+        raise ClusterError(f"address = {address!r}: not an address (allowed: local, auto, host:port)")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"address = {address!r}: no cluster answers at {target}: {error}. {_FIX}") from error
+    from ray._raylet import check_health  # what `ray health-check` calls; ray.init itself would retry for a minute
+
+    try:
+        healthy = check_health(target, timeout=timeout_s, skip_version_check=True)
+    except Exception as error:  # the kinds differ between Ray versions; each means: not a head node
+        raise ClusterError(f"address = {address!r}: {target} is not a Ray head node: {error}. {_FIX}") from error
+    if not healthy:
+        raise ClusterError(f"address = {address!r}: something listens at {target}, but no Ray head node. {_FIX}")
+    return target
+
+
+def _find_running() -> str:
+    """The cluster of this machine: RAY_ADDRESS, else the file a started head leaves in its temporary folder."""
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named and named not in ("auto", LOCAL):
+        return named
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        return note.read_text().strip()
+    except OSError as error:
+        raise ClusterError(
+            "address = 'auto': no cluster runs on this machine (RAY_ADDRESS is not set either). " + _FIX
+        ) from error
+
+
+def _short_temp_dir(wanted: str | None) -> str:
+    """A folder for Ray's sockets and logs; too long a path or somebody else's folder gives way to a short own one."""
+    default = wanted or str(Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray")
+    place = Path(default)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        usable = os.access(place, os.W_OK | os.X_OK) and len(os.fsencode(default)) <= _LONGEST_TEMP_DIR
+    except OSError:
+        usable = False
+    if usable:
+        return default
+    if wanted is not None:
+        raise ValueError(f"temp_dir = {wanted!r}: not writable, or longer than {_LONGEST_TEMP_DIR} bytes")
+    return tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+
+
+def _connection(address: str, *, owned: bool) -> Connection:
+    import ray
+
+    context = ray.get_runtime_context()
+    return Connection(address, address == LOCAL, context.get_node_id(), dict(ray.cluster_resources()), owned)

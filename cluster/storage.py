@@ -1,0 +1,247 @@
+"""Files on any fsspec URL: the few operations the engine's control files and artifacts need.
+
+Control files (commits, leases, study records) are read and written whole, without listings caches, and appear
+whole or not at all: a local file is written beside its place, synced, then linked or renamed; an object store's
+put is atomic by itself. ``create_exclusive`` is the one primitive that decides races.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+_MEMORY_LOCK = threading.Lock()  # fsspec's memory filesystem checks and writes in two steps
+
+
+class StorageError(Exception):
+    """Storage that cannot be used as asked; names the URL, the reason and the fix."""
+
+    exit_code = 2
+
+
+def filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem of ``url`` and the path on it; listings are never cached.
+
+    Raises StorageError for a protocol no installed package serves.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(str(url), use_listings_cache=False)
+    except (ValueError, ImportError) as error:
+        raise StorageError(
+            f"root = {str(url)!r}: {error} (allowed: a local path, file://, memory://, s3:// or another fsspec URL)"
+        ) from error
+    return fs, path.rstrip("/") if len(path) > 1 else path
+
+
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    """True where paths of ``fs`` can be opened by any program on this machine."""
+    return isinstance(fs, LocalFileSystem)
+
+
+def local_path(url: str | Path) -> Path | None:
+    """The local path behind ``url``, or None for remote and in-memory storage."""
+    text = str(url)
+    if "://" in text and not text.startswith(("file://", "local://")):
+        return None
+    fs, path = filesystem(url)
+    return Path(path) if is_local(fs) else None
+
+
+def join(url: str | Path, *names: str) -> str:
+    """``url`` with ``names`` below it."""
+    return "/".join([str(url).rstrip("/"), *names])
+
+
+def retrying(seconds: float = 30.0) -> Retrying:
+    """Retry what a later try may mend (network, throttling), for about ``seconds``; anything else is raised at once."""
+    return Retrying(
+        retry=retry_if_exception(transient),
+        wait=wait_random_exponential(multiplier=0.2, max=5),
+        stop=stop_after_delay(seconds),
+        reraise=True,
+    )
+
+
+def transient(error: BaseException) -> bool:
+    """Could the same call succeed a moment later? Missing files, refused access and a full disk could not."""
+    if isinstance(error, (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)):
+        return False
+    if isinstance(error, OSError):
+        return error.errno not in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG)
+    return isinstance(error, (TimeoutError, ConnectionError))
+
+
+def read_bytes(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
+    """The whole file, or None where there is none."""
+    try:
+        if is_local(fs):
+            return Path(path).read_bytes()
+        return bytes(fs.cat_file(path))
+    except FileNotFoundError:
+        return None
+
+
+def read_json(fs: fsspec.AbstractFileSystem, path: str) -> Any | None:
+    """The parsed file, or None where there is none. Raises ValueError on anything but JSON."""
+    data = read_bytes(fs, path)
+    return None if data is None else json.loads(data)
+
+
+def to_json(value: Any) -> bytes:
+    """Readable JSON with a fixed key order; NaN and objects JSON cannot hold raise ValueError or TypeError."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _synced_sibling(path: str, data: bytes) -> Path:
+    """``data``, durable, in a new file in the folder of ``path``."""
+    place = Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    sibling = place.parent / f".{place.name}.{uuid.uuid4().hex[:12]}.tmp"
+    with sibling.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return sibling
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in ``folder`` survive a power cut, where the system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network filesystems refuse to sync a folder; the name is then as durable as they make it
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    """Replace ``path``: a reader sees the old or the new content, never a part."""
+    if not is_local(fs):
+        fs.pipe_file(path, data)
+        return
+    sibling = _synced_sibling(path, data)
+    try:
+        os.replace(sibling, path)
+    except OSError:
+        sibling.unlink(missing_ok=True)
+        raise
+    _sync_folder(Path(path).parent)
+
+
+def create_exclusive(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
+    """Create ``path`` with ``data`` unless it exists; True for the one caller whose data it now holds.
+
+    ``data`` must differ between callers (an owner id inside): stores that take a conditional put and do not honour
+    it are caught by reading the winner back.
+    """
+    if is_local(fs):
+        return _create_exclusive_local(path, data)
+    if fs.exists(path):
+        return read_bytes(fs, path) == data
+    try:
+        with _MEMORY_LOCK:
+            fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        pass  # another won, or an earlier try of ours whose answer got lost
+    return read_bytes(fs, path) == data
+
+
+def _create_exclusive_local(path: str, data: bytes) -> bool:
+    sibling = _synced_sibling(path, data)
+    try:
+        os.link(sibling, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
+            raise
+        # No hard links here (FAT, some FUSE mounts): exclusive, though a crash in the write would leave a part.
+        try:
+            with Path(path).open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            return False
+    finally:
+        sibling.unlink(missing_ok=True)
+    _sync_folder(Path(path).parent)
+    return True
+
+
+def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every file below a local folder as (posix path relative to it, path), sorted by that path."""
+    found = ((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
+    yield from sorted(found)
+
+
+def put_tree(fs: fsspec.AbstractFileSystem, path: str, folder: Path) -> None:
+    """Copy every file below the local ``folder`` to the same names below ``path``, retrying each."""
+    for name, file in files_below(folder):
+        target = f"{path}/{name}"
+        for attempt in retrying():
+            with attempt:
+                fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+                fs.put_file(str(file), target)
+
+
+def get_file(fs: fsspec.AbstractFileSystem, path: str, target: Path) -> None:
+    """Fetch one file to ``target``; it appears there whole or not at all. Raises FileNotFoundError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}.tmp"
+    try:
+        for attempt in retrying():
+            with attempt:
+                fs.get_file(path, str(part))
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def get_tree(fs: fsspec.AbstractFileSystem, path: str, folder: Path) -> None:
+    """Fetch every file below ``path`` to the same names below the local ``folder``."""
+    base = path.rstrip("/") + "/"
+    for found in sorted(fs.find(path)):
+        get_file(fs, found, folder / found[found.index(base) + len(base) :])
+
+
+def remove_tree(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Delete ``path`` and what is below it; nothing there is fine."""
+    try:
+        fs.rm(path, recursive=True)
+    except FileNotFoundError:
+        return
+
+
+def check_writable(url: str | Path) -> None:
+    """Write, read back and delete a small file below ``url``, creating the folder.
+
+    Raises StorageError naming the URL, the reason and the fix.
+    """
+    fs, path = filesystem(url)
+    probe = f"{path}/.writable-{uuid.uuid4().hex[:12]}"
+    try:
+        fs.makedirs(path, exist_ok=True)
+        fs.pipe_file(probe, b"probe")
+        if fs.cat_file(probe) != b"probe":
+            raise OSError("a file written there reads back differently")
+        fs.rm_file(probe)
+    except Exception as error:  # every filesystem raises its own kinds; all mean: cannot be used
+        raise StorageError(
+            f"root = {str(url)!r}: storage cannot be written: {type(error).__name__}: {error} "
+            "(allowed: a folder or bucket this user may write to). Fix: choose another with --root, or its permissions"
+        ) from error

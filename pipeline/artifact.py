@@ -1,0 +1,154 @@
+"""A committed artifact seen from a step: its manifest, and its files on local disk whatever the store's URL.
+
+Reached through ``Store.artifact``; picklable, so that any worker on any node can open it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster import storage
+from pipeline.errors import IntegrityError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a manifest: posix path below the artifact, size in bytes, sha256 in hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a local file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def build_manifest(folder: Path) -> tuple[bytes, list[Entry]]:
+    """The manifest of every file below ``folder``, after making each durable. Depends on names and bytes only."""
+    entries = []
+    for name, path in storage.files_below(folder):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        entries.append(Entry(name, path.stat().st_size, digest))
+    body = {"files": [{"path": e.path, "size": e.size, "sha256": e.sha256} for e in entries]}
+    return storage.to_json(body), entries
+
+
+def parse_manifest(data: bytes | None, where: str, sha256: str, fix: str) -> dict[str, Entry]:
+    """The entries by path. Raises IntegrityError if the file is missing or not the committed one."""
+    if data is None:
+        raise IntegrityError(f"{where}: the manifest of a committed artifact is missing. Fix: {fix}")
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise IntegrityError(f"{where}: the manifest is not the one that was committed. Fix: {fix}")
+    return {entry["path"]: Entry(**entry) for entry in json.loads(data)["files"]}
+
+
+@dataclass
+class StoredArtifact:
+    """Implements ``stages.stage.Artifact``.
+
+    ``base`` is the URL of the committed attempt's folder. Of a local store the files are used in place; from
+    another they are fetched one by one into ``cache`` and their sha256 checked then. Sizes are always checked.
+    """
+
+    stage: str
+    key: str
+    base: str
+    manifest_sha256: str
+    cache: str
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    _manifest: dict[str, Entry] | None = field(default=None, repr=False)
+    _checked: set[str] = field(default_factory=set, repr=False)
+
+    @property
+    def fix(self) -> str:
+        """What repairs a damaged artifact."""
+        return f"make it again with --force {self.stage}"
+
+    @property
+    def manifest(self) -> dict[str, Entry]:
+        """Entries by path, sorted. Raises IntegrityError."""
+        if self._manifest is None:
+            fs, path = storage.filesystem(f"{self.base}.manifest.json")
+            self._manifest = parse_manifest(storage.read_bytes(fs, path), path, self.manifest_sha256, self.fix)
+        return self._manifest
+
+    def path(self, name: str = "") -> Path:
+        """Local path of the file or folder ``name``; see ``stages.stage.Artifact``.
+
+        Raises FileNotFoundError for a name the artifact never had, IntegrityError for a file that is gone or damaged.
+        """
+        wanted = list(self._entries(name.strip("/")))
+        folder = storage.local_path(self.base)
+        if folder is None:
+            folder = Path(self.cache) / self.stage / self.key / self.base.rsplit("/", 1)[-1]
+            self._fetch(folder, wanted)
+        for entry in wanted:
+            if entry.path not in self._checked:
+                self._check_size(folder / entry.path, entry)
+                self._checked.add(entry.path)
+        return folder / name if name else folder
+
+    def json(self, name: str) -> Any:
+        """The parsed JSON file ``name``."""
+        return json.loads(self.path(name).read_text(encoding="utf-8"))
+
+    def damages(self, deep: bool) -> Iterator[str]:
+        """One line per file that is missing, has another size or (``deep``) another sha256, in the store itself."""
+        fs, base = storage.filesystem(self.base)
+        for entry in self.manifest.values():
+            where = f"{base}/{entry.path}"
+            try:
+                size = fs.size(where)
+            except FileNotFoundError:
+                yield f"{where}: missing"
+                continue
+            if size != entry.size:
+                yield f"{where}: {size} bytes instead of {entry.size}"
+            elif deep:
+                with fs.open(where, "rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+                        yield f"{where}: sha256 differs from the manifest"
+
+    def _entries(self, name: str) -> Iterator[Entry]:
+        found = [e for p, e in self.manifest.items() if not name or p == name or p.startswith(name + "/")]
+        if not found:
+            names = ", ".join(sorted({p.split("/")[0] for p in self.manifest})[:12])
+            raise FileNotFoundError(f"artifact {self.stage} {self.key[:12]}: no file {name!r} (there are: {names})")
+        yield from found
+
+    def _fetch(self, folder: Path, entries: list[Entry]) -> None:
+        fs, base = storage.filesystem(self.base)
+        for entry in entries:
+            target = folder / entry.path
+            if target.is_file() and target.stat().st_size == entry.size:
+                continue  # whole: files appear in the cache only after their digest was checked
+            part = target.with_name(f".{target.name}.{os.getpid()}.fetched")
+            try:
+                try:
+                    storage.get_file(fs, f"{base}/{entry.path}", part)
+                except FileNotFoundError:
+                    raise IntegrityError(f"{base}/{entry.path}: missing from the store. Fix: {self.fix}") from None
+                if sha256_file(part) != entry.sha256:
+                    raise IntegrityError(f"{base}/{entry.path}: sha256 differs from the manifest. Fix: {self.fix}")
+                os.replace(part, target)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def _check_size(self, path: Path, entry: Entry) -> None:
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise IntegrityError(f"{path}: missing from the store. Fix: {self.fix}") from None
+        if size != entry.size:
+            raise IntegrityError(f"{path}: {size} bytes instead of {entry.size}. Fix: {self.fix}")
