@@ -46,4 +46,4 @@ class RetrievalConfig(Config):
 
 
 MOST_RIVALS = 64
-"""Largest k of the bindings task (claim C5 asks 1..64); the compact format has 90 numbers, and there are 143 cue words."""
+"""Largest k of the bindings task (claim C5 asks 1..64); there are 90 compact numbers and 143 cue words."""

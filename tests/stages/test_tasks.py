@@ -1,0 +1,200 @@
+"""Retrieval prompts: exact lengths, needles where they should be, nothing shared between training and evaluation."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from stages.stage import StageError
+from stages.tasks import training_rows
+from stages.tasks.config import RetrievalConfig
+from stages.tasks.prompts import PromptMaker, evaluation_items, first_integer, haystack_of
+from stages.tasks.words import CUES
+
+
+class ByteCodec:
+    """One token a byte."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids) -> str:
+        return bytes(ids).decode(errors="replace")
+
+
+CODEC = ByteCodec()
+WORDS = [
+    "river",
+    "wall",
+    "bridge",
+    "town",
+    "asked",
+    "went",
+    "along",
+    "where",
+    "nobody",
+    "after",
+    "last",
+    "old",
+    "ran",
+    "it",
+    "of",
+    "the",
+    "and",
+]
+TEXT = " ".join(random.Random(0).choice(WORDS) for _ in range(2000))
+HAYSTACK = np.frombuffer(TEXT.encode(), np.uint8).astype(np.int32)
+CONFIG = RetrievalConfig(
+    format="compact",
+    lengths=(128, 512),
+    trials=6,
+    rivals=(1, 4, 8),
+    binding_lengths=(512,),
+    binding_trials=10,
+    control_trials=5,
+)
+
+
+@pytest.fixture(scope="module")
+def items():
+    return list(evaluation_items(CONFIG, CODEC, HAYSTACK, seed=0))
+
+
+def test_prompts_fill_their_length_exactly_and_ids_are_unique(items):
+    budget = PromptMaker(CODEC, HAYSTACK, "compact", 0, "evaluation").budget
+    assert all(len(i.prompt) + budget == i.length for i in items)
+    assert all(len(i.answer_ids) + 1 <= budget for i in items)
+    assert len({i.item for i in items}) == len(items)
+    assert Counter(i.task for i in items) == {
+        "passkey": 2 * 5 * 6,
+        "passkey_absent": 2 * 5,
+        "bindings": 3 * 10,
+        "bindings_absent": 3 * 5,
+    }
+
+
+def test_landmark_prompt_has_the_published_lines():
+    config = RetrievalConfig(lengths=(1024,), trials=1, depths=(0.5,), binding_trials=0, control_trials=0)
+    (item,) = evaluation_items(config, CODEC, HAYSTACK, seed=3)
+    text = CODEC.decode(item.prompt)
+    k = item.expected
+    assert text.startswith("There is an important info hidden inside a lot of irrelevant text.")
+    assert f"The pass key is {k}. Remember it. {k} is the pass key." in text
+    assert text.endswith("What is the pass key? The pass key is")
+    assert 1 <= int(k) <= 50000
+    assert CODEC.decode(item.answer_ids) == f" {k}"
+
+
+def test_the_asked_needle_is_at_its_depth_and_ends_where_the_row_says(items):
+    for item in items:
+        if item.task == "passkey":
+            text = CODEC.decode(item.prompt)
+            end = text.index(f"{item.expected}.\n") + len(item.expected) + 2
+            assert item.needle_end == end and item.distance == len(item.prompt) - end
+    deep = [i.needle_end for i in items if i.task == "passkey" and i.length == 512 and i.depth == 0.5]
+    assert all(230 < end < 290 for end in deep)
+
+
+def test_beyond_local_says_whether_the_answers_segment_holds_the_needle(items):
+    near = next(i for i in items if i.task == "passkey" and i.length == 512 and i.depth == 1.0)
+    far = next(i for i in items if i.task == "passkey" and i.length == 512 and i.depth == 0.0)
+    assert far.beyond_local(64) and not far.beyond_local(512)
+    last_segment_start = (len(near.prompt) - 1) // 64 * 64
+    assert near.beyond_local(64) == (near.needle_end <= last_segment_start)
+
+
+def test_bindings_have_k_rivals_with_answers_that_do_not_contain_each_other(items):
+    for item in (i for i in items if i.task.startswith("bindings")):
+        text = CODEC.decode(item.prompt)
+        asked = text.rsplit("The key of ", 1)[1].removesuffix(" is")
+        if item.task == "bindings":
+            assert f"The key of {asked} is {item.expected}." in text
+        else:
+            assert f"The key of {asked} is" not in text.removesuffix(f"The key of {asked} is")
+            assert item.expected in item.values
+        assert text.count("The key of ") == item.rivals + 1 == len(item.values) + 1
+        assert not any(a in b for a in item.values for b in item.values if a is not b)
+    assert not any(a in b for a in CUES for b in CUES if a is not b)
+
+
+def test_absent_needle_prompt_has_no_number_to_find(items):
+    for item in items:
+        if item.task == "passkey_absent":
+            assert first_integer(CODEC.decode(item.prompt)) == "" and item.values == ()
+
+
+def test_layouts_differ_between_trials_and_are_the_same_for_every_arm(items):
+    cell = [i for i in items if i.task == "bindings" and i.rivals == 8 and i.depth == 0.5]
+    orders = {tuple(CODEC.decode(i.prompt).find(f"is {v}.") for v in i.values) for i in cell}
+    assert len(orders) == len(cell)
+    assert items == list(evaluation_items(CONFIG, CODEC, HAYSTACK, seed=0))
+    other = list(evaluation_items(CONFIG, CODEC, HAYSTACK, seed=1))
+    assert {i.prompt for i in items}.isdisjoint(i.prompt for i in other)
+
+
+def test_training_rows_are_disjoint_from_evaluation_even_with_the_same_seed_and_haystack(items):
+    tokens, mask = training_rows(CODEC, HAYSTACK, 512, 40, seed=0, format="compact")
+    assert tokens.shape == mask.shape == (40, 512) and tokens.dtype == np.int32
+    prompts = {i.prompt for i in items}
+    for row, marks in zip(tokens, mask, strict=True):
+        assert tuple(row[: np.flatnonzero(marks)[0]]) not in prompts
+
+
+def test_training_loss_is_on_the_answer_of_the_question_in_the_row():
+    tokens, mask = training_rows(CODEC, HAYSTACK, 256, 24, seed=5, format="compact", rivals=(1, 4))
+    for row, marks in zip(tokens, mask, strict=True):
+        where = np.flatnonzero(marks)
+        assert (np.diff(where) == 1).all()
+        answer = CODEC.decode(row[where].tolist())
+        question = CODEC.decode(row[: where[0]].tolist()).rsplit("\n", 1)[1]
+        assert answer.startswith(" ") and answer.endswith(".")
+        assert f"{question}{answer}" in CODEC.decode(row[: where[0]].tolist())
+    every, all_mask = training_rows(CODEC, HAYSTACK, 256, 3, seed=5, format="compact", rivals=(1, 4), loss="all")
+    assert all_mask.all() and (every == tokens[:3]).all()
+
+
+def test_rows_depend_on_seed_and_index_alone():
+    whole, _ = training_rows(CODEC, HAYSTACK, 256, 10, seed=2, format="compact")
+    part, _ = training_rows(CODEC, HAYSTACK, 256, 4, seed=2, format="compact", first=6)
+    assert (whole[6:] == part).all()
+    assert not (whole == training_rows(CODEC, HAYSTACK, 256, 10, seed=3, format="compact")[0]).all(1).any()
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (RetrievalConfig(lengths=(128,), trials=1), "lengths = 128.*landmark.*>= .*format: compact"),
+        (
+            RetrievalConfig(format="compact", lengths=(512,), trials=1, rivals=(64,)),
+            "binding_lengths = 512.*64 binding",
+        ),
+        (RetrievalConfig(format="compact", lengths=(20000,), trials=1, rivals=(1,)), "haystack has only"),
+    ],
+)
+def test_impossible_length_is_one_error_at_once(config, message):
+    with pytest.raises(StageError, match=message):
+        next(evaluation_items(config, CODEC, HAYSTACK, seed=0))
+
+
+@pytest.mark.parametrize(
+    "field, value", [("depths", (0.5, 1.5)), ("rivals", (0,)), ("lengths", (64, 64)), ("rivals", (65,))]
+)
+def test_config_names_the_bad_field(field, value):
+    with pytest.raises(ValidationError, match=f"{field} = "):
+        RetrievalConfig(**{"lengths": (128,), "trials": 1, field: value})
+
+
+@pytest.mark.parametrize(
+    "text, number", [(" 37.\nThe", "37"), (" 371", "371"), ("is 007", "7"), ("none", ""), ("-12", "12"), ("a1b2", "1")]
+)
+def test_first_integer_is_the_answer(text, number):
+    assert first_integer(text) == number
+
+
+def test_haystack_has_no_end_of_text_marks():
+    documents = iter([("a", np.array([1, 2, 9], np.int32)), ("b", np.array([3, 9], np.int32))])
+    assert haystack_of(documents, eos_id=9).tolist() == [1, 2, 3]
