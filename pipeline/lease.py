@@ -176,7 +176,7 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def start(self, on_lost: Callable[[str], None]) -> None:
-        """Beat every ``ttl / 6`` seconds; if the lease is lost, call ``on_lost(reason)`` once, from the beating thread."""
+        """Beat every ``ttl / 6`` seconds; call ``on_lost(reason)`` once, from that thread, if it is lost."""
 
         def keep() -> None:
             while not self._end.wait(self.ttl / 6):
