@@ -1,0 +1,242 @@
+"""A Llama-style decoder whose attention is any of the mixers.
+
+    x = embed(tokens);  x += mixer(norm(x));  x += swiglu(norm(x));  logits = head(norm(x))
+
+What is unusual: the whole context is an explicit value (``DecoderState``), so one pass over a document, any chunking
+of it, and token-by-token decoding give the same numbers; and the vocabulary projection of long sequences is chunked,
+so that its memory does not grow with T. Parameter names are Hugging Face Llama's without the ``model.`` prefix.
+
+Shapes: B batch, T tokens, C model size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.config import ModelConfig, TrunkConfig
+from model.mixers import Knockout, LayerState, build
+from model.mixers.infini import InfiniMixer
+from model.rope import Rope
+
+__all__ = ["Decoder", "DecoderState", "Knockout"]
+
+LOGITS_AT_ONCE = 2**25
+"""Logits held at a time by nll and loss (128 MiB in float32); more than that is projected chunk by chunk."""
+
+
+@dataclass(frozen=True)
+class DecoderState:
+    """All a model carries of the tokens read so far. Never modified in place: one prefill can be continued many times.
+
+    position: tokens read, the same for every document of the batch.
+    """
+
+    layers: tuple[LayerState, ...]
+    position: int
+
+    def detach(self) -> DecoderState:
+        """Cut from the graph: for streaming without gradients into the past."""
+        return DecoderState(tuple(layer.detach() for layer in self.layers), self.position)
+
+    def elements(self) -> int:
+        """Numbers held of the context, over the batch: memory and normaliser (infini), the previous segment's keys and
+        values (xl), everybody's (full). The live segment is not in it: see ``live_kv_elements``."""
+        return sum(part.elements for layer in self.layers for part in (layer.memory, layer.cached) if part)
+
+    def bytes(self) -> int:
+        """The same in bytes."""
+        return sum(part.bytes for layer in self.layers for part in (layer.memory, layer.cached) if part)
+
+    def live_kv_elements(self) -> int:
+        """Numbers held of the unfinished segment (or sliding window): what segment-wise attention needs anyway."""
+        return sum(layer.live.elements for layer in self.layers if layer.live)
+
+    def live_kv_bytes(self) -> int:
+        """The same in bytes."""
+        return sum(layer.live.bytes for layer in self.layers if layer.live)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x)."""
+
+    def __init__(self, trunk: TrunkConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(trunk.dim, trunk.d_ffn, bias=False)
+        self.up_proj = nn.Linear(trunk.dim, trunk.d_ffn, bias=False)
+        self.down_proj = nn.Linear(trunk.d_ffn, trunk.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
+
+
+class Layer(nn.Module):
+    """Pre-norm residual block."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        trunk = config.trunk
+        self.input_layernorm = nn.RMSNorm(trunk.dim, eps=trunk.norm_eps)
+        self.self_attn = build(trunk, config.mixer)
+        self.post_attention_layernorm = nn.RMSNorm(trunk.dim, eps=trunk.norm_eps)
+        self.mlp = SwiGLU(trunk)
+
+    def forward(self, x: Tensor, state: LayerState | None, options: dict[str, Any]) -> tuple[Tensor, LayerState | None]:
+        y, state = self.self_attn(self.input_layernorm(x), state, **options)
+        x = x + y
+        return x + self.mlp(self.post_attention_layernorm(x)), state
+
+
+class Decoder(nn.Module):
+    """A language model of ``config``; ``seed`` fixes its initial weights (None: torch's global generator)."""
+
+    def __init__(self, config: ModelConfig, *, seed: int | None = None) -> None:
+        super().__init__()
+        trunk = config.trunk
+        self.config = config
+        self.activation_checkpointing = False
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        self.embed_tokens = nn.Embedding(config.vocab_size, trunk.dim)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(trunk.layers))
+        self.norm = nn.RMSNorm(trunk.dim, eps=trunk.norm_eps)
+        self.lm_head = None if trunk.tie_embeddings else nn.Linear(trunk.dim, config.vocab_size, bias=False)
+        self.rope = Rope(trunk.d_head, trunk.rope_theta)
+        self.initialise(None if seed is None else torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weights: std fan_in^-1/2 (0.02 at width 2,500, and alive at width 64), residual outputs divided by
+        sqrt(2 layers), norms 1, gates ``gate_init``."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                continue
+            std = parameter.shape[1] ** -0.5
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std /= math.sqrt(2 * len(self.layers))
+            nn.init.normal_(parameter, std=std, generator=generator)
+
+    def forward(
+        self, tokens: Tensor, state: DecoderState | None = None, knockout: Knockout | str | None = None
+    ) -> tuple[Tensor, DecoderState]:
+        """Logits [B, T, V] for tokens [B, T] that follow ``state`` (None: they start their documents), and the state
+        after them."""
+        hidden, state = self.hidden(tokens, state, knockout)
+        return self.project(hidden), state
+
+    def hidden(
+        self, tokens: Tensor, state: DecoderState | None = None, knockout: Knockout | str | None = None
+    ) -> tuple[Tensor, DecoderState]:
+        """Normed last-layer outputs [B, T, C] (``project`` makes logits of them) and the state after tokens [B, T]."""
+        hidden, layers = self._run(tokens, state, knockout, keep_state=True)
+        position = tokens.shape[1] + (state.position if state else 0)
+        return hidden, DecoderState(tuple(cast(list[LayerState], layers)), position)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of ``hidden`` [..., C]."""
+        return F.linear(hidden, self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def nll(
+        self, tokens: Tensor, state: DecoderState | None = None, knockout: Knockout | str | None = None
+    ) -> Tensor:
+        """Negative log-likelihood in nats of tokens[:, 1:] given what precedes each: [B, T - 1], float32."""
+        hidden, _ = self._run(tokens, state, knockout, keep_state=False)
+        return self.token_nll(hidden[:, :-1], tokens[:, 1:])
+
+    def token_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """-log p(targets [B, n]) of ``hidden`` [B, n, C]: [B, n] float32, without ever holding all logits."""
+        rows = max(1, LOGITS_AT_ONCE // (self.config.vocab_size * targets.shape[0]))
+        if targets.shape[1] <= rows:
+            return _cross_entropy(hidden, self.head_weight, targets)
+        pieces = []
+        for h, t in zip(hidden.split(rows, dim=1), targets.split(rows, dim=1), strict=True):
+            if torch.is_grad_enabled():  # the logits of a chunk are made again in its backward, not kept
+                pieces.append(checkpoint(_cross_entropy, h, self.head_weight, t, use_reentrant=False))
+            else:
+                pieces.append(_cross_entropy(h, self.head_weight, t))
+        return torch.cat(pieces, dim=1)
+
+    def loss(self, tokens: Tensor, loss_mask: Tensor | None = None) -> Tensor:
+        """Mean nll of the targets whose ``loss_mask`` [B, T] is set (None: all); the mask is read at the target's own
+        position. Nothing set: 0, with zero gradients."""
+        nll = self.nll(tokens)
+        if loss_mask is None:
+            return nll.mean()
+        mask = loss_mask[:, 1:].to(nll.dtype)
+        return (nll * mask).sum() / mask.sum().clamp(min=1)
+
+    def _run(
+        self, tokens: Tensor, state: DecoderState | None, knockout: Knockout | str | None, *, keep_state: bool
+    ) -> tuple[Tensor, list[LayerState | None]]:
+        options = {
+            "position": state.position if state else 0,
+            "rope": self.rope,
+            "knockout": Knockout(knockout or "none"),
+            "keep_state": keep_state,
+        }
+        x, after = self.embed_tokens(tokens), []
+        for index, layer in enumerate(self.layers):
+            before = state.layers[index] if state else None
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x, new = checkpoint(layer, x, before, options, use_reentrant=False)
+            else:
+                x, new = layer(x, before, options)
+            after.append(new)
+        return self.norm(x), after
+
+    def mixers(self) -> list[nn.Module]:
+        """The layers' mixers, first layer first."""
+        return [cast(Layer, layer).self_attn for layer in self.layers]
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """Every beta [heads]: no weight decay, and a learning rate that lets it move by 4 within the run. Empty for
+        arms without a memory."""
+        return [mixer.beta for mixer in self.mixers() if isinstance(mixer, InfiniMixer)]
+
+    def gates(self) -> Tensor | None:
+        """g = sigmoid(beta) [layers, heads], float32 on the CPU; None for arms without a memory."""
+        betas = self.gate_parameters()
+        return torch.stack([torch.sigmoid(beta.detach().float()).cpu() for beta in betas]) if betas else None
+
+    @torch.no_grad()
+    def monitor(self, tokens: Tensor) -> dict[str, float]:
+        """Health of the memory on tokens [B, T]; {} for arms without one.
+
+        gate_mean, gate_min, gate_max; memory_norm: largest Frobenius norm of any M_s; z_min: smallest sigma(q) z
+        any query divides by; erase_lambda_max: largest eigenvalue of Phi^T D^-1 Phi over the first batch row's
+        segments (the delta rule amplifies what it holds where this exceeds 2). The last three need a second segment
+        and are left out without one.
+        """
+        gates = self.gates()
+        if gates is None:
+            return {}
+        numbers = {
+            "gate_mean": gates.mean().item(),
+            "gate_min": gates.min().item(),
+            "gate_max": gates.max().item(),
+        }
+        x = self.embed_tokens(tokens)
+        options = {"position": 0, "rope": self.rope, "keep_state": False}
+        for module in self.layers:
+            layer = cast(Layer, module)
+            mixer = cast(InfiniMixer, layer.self_attn)
+            for name, value in mixer.health(layer.input_layernorm(x)).items():
+                worst = min if name == "z_min" else max
+                numbers[name] = worst(numbers.get(name, value), value)
+            x, _ = layer(x, None, options)
+        return numbers
+
+
+def _cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    logits = F.linear(hidden, weight)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), reduction="none").view_as(targets)

@@ -1,0 +1,175 @@
+"""What all mixers share: projections, the attention call, the state of a layer, the knock-outs.
+
+Shapes: B batch, T tokens, S segments of N tokens, H query heads, K key/value heads, d head size, C model size. Keys,
+values and queries keep the token axis before the head axis (``_BTHD``), as the projections deliver them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import MixerConfig, TrunkConfig
+from model.memory import MemoryState
+from model.rope import Rope
+
+
+class Knockout(StrEnum):
+    """What is done to the memory branch of a trained model (claim C1). Only infini has one.
+
+    none. gate_closed: g = 0, the output is local attention alone. reset: the memory is emptied after each segment,
+    so segment s reads what s - 1 wrote and nothing older. swap: reads see the memory of the neighbour in the batch.
+    zero_read: A_mem = 0 at the trained g, so the local part stays scaled by 1 - g.
+    """
+
+    none = "none"
+    gate_closed = "gate_closed"
+    reset = "reset"
+    swap = "swap"
+    zero_read = "zero_read"
+
+
+@dataclass(frozen=True)
+class KeyValue:
+    """Keys and values of n tokens, each [B, n, K, d]."""
+
+    k: Tensor
+    v: Tensor
+
+    def __len__(self) -> int:
+        return self.k.shape[1]
+
+    def detach(self) -> KeyValue:
+        return KeyValue(self.k.detach(), self.v.detach())
+
+    def last(self, n: int) -> KeyValue:
+        start = max(len(self) - n, 0)
+        return KeyValue(self.k[:, start:], self.v[:, start:])
+
+    @property
+    def elements(self) -> int:
+        return self.k.numel() + self.v.numel()
+
+    @property
+    def bytes(self) -> int:
+        return self.k.numel() * self.k.element_size() + self.v.numel() * self.v.element_size()
+
+
+def join(before: KeyValue | None, k: Tensor, v: Tensor) -> KeyValue:
+    """The tokens of ``before`` followed by k, v [B, n, K, d]."""
+    if before is None or len(before) == 0:
+        return KeyValue(k, v)
+    return KeyValue(torch.cat([before.k, k], dim=1), torch.cat([before.v, v], dim=1))
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """What one layer carries from one chunk of a document to the next. Never modified in place: a prefilled state can
+    be continued many times.
+
+    live: the unfinished segment (infini, local, xl) or the sliding window. cached: the previous segment (xl), or the
+    whole past (full). memory: the compressive memory, None until the first segment is complete.
+    """
+
+    live: KeyValue | None = None
+    cached: KeyValue | None = None
+    memory: MemoryState | None = None
+
+    def detach(self) -> LayerState:
+        return LayerState(*(part and part.detach() for part in (self.live, self.cached, self.memory)))
+
+
+class Mixer(nn.Module, ABC):
+    """The sequence-mixing half of a layer: [B, T, C] -> [B, T, C], causal."""
+
+    def __init__(self, trunk: TrunkConfig, config: MixerConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.d_head = trunk.heads, trunk.n_kv_heads, trunk.d_head
+        self.config, self.segment_length = config, config.segment_length
+        self.q_proj = nn.Linear(trunk.dim, self.heads * self.d_head, bias=False)
+        self.k_proj = nn.Linear(trunk.dim, self.kv_heads * self.d_head, bias=False)
+        self.v_proj = nn.Linear(trunk.dim, self.kv_heads * self.d_head, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.d_head, trunk.dim, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: LayerState | None,
+        *,
+        position: int,
+        rope: Rope,
+        knockout: Knockout = Knockout.none,
+        keep_state: bool = True,
+    ) -> tuple[Tensor, LayerState | None]:
+        """Mix x [B, T, C], the tokens at ``position`` .. ``position + T - 1`` of their documents.
+
+        state: what the call for the tokens before returned, None at the start of documents. With ``keep_state``
+        false the returned state is None and the last segment's write is saved.
+        """
+        if knockout is not Knockout.none and not self.has_memory:
+            raise ValueError(
+                f"knockout = {str(knockout)!r}: mixer {self.config.kind!r} has no memory to knock out "
+                "(allowed: none; the other knock-outs need kind = infini)"
+            )
+        y, state = self.mix(
+            x, state or LayerState(), position=position, rope=rope, knockout=knockout, keep_state=keep_state
+        )
+        return self.o_proj(y.flatten(-2)), state if keep_state else None
+
+    has_memory = False
+
+    @abstractmethod
+    def mix(
+        self, x: Tensor, state: LayerState, *, position: int, rope: Rope, knockout: Knockout, keep_state: bool
+    ) -> tuple[Tensor, LayerState]:
+        """x [B, T, C] -> heads' outputs [B, T, H, d] and the state after them."""
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, T, H, d]; k and v [B, T, K, d]; without positions."""
+        return self.heads_of(self.q_proj(x)), self.heads_of(self.k_proj(x)), self.heads_of(self.v_proj(x))
+
+    def heads_of(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.d_head))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """Softmax attention of q [..., n, H, d] over k, v [..., m, K, d] -> [..., n, H, d]; mask [n, m] is True to see.
+
+    All leading axes are batch. Query head h reads key/value head h // (H / K), as in Llama.
+    """
+    batch = q.shape[:-3]
+    q, k, v = (t.flatten(0, len(batch) - 1).transpose(1, 2) for t in (q, k, v))
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+    return y.transpose(1, 2).unflatten(0, batch)
+
+
+def lower_right(queries: int, keys: int, device: torch.device, *, window: int | None = None) -> Tensor:
+    """Boolean mask [queries, keys], True to see: the last query is aligned with the last key; with ``window`` a query
+    sees only that many tokens, itself included."""
+    ahead = torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device).unsqueeze(1)
+    return ahead <= 0 if window is None else (ahead <= 0) & (ahead > -window)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a chunk: ``length`` tokens from ``start``, ``whole`` if made of complete segments only."""
+
+    start: int
+    length: int
+    whole: bool
+
+
+def spans(position: int, length: int, segment: int) -> list[Span]:
+    """Cut a chunk at the document's segment borders: the rest of an open segment, all whole ones as one, a new open one.
+
+    Never more than three, however long the chunk: the whole segments are processed together.
+    """
+    head = min(-position % segment, length)
+    body = (length - head) // segment * segment
+    cuts = [Span(0, head, False), Span(head, body, True), Span(head + body, length - head - body, False)]
+    return [span for span in cuts if span.length]

@@ -1,0 +1,63 @@
+"""Attention inside each segment and nothing else: infini with g = 0 throughout, and trained so.
+
+Also the frame that infini fills: a chunk is cut at segment borders, whole segments are attended to all at once, and
+an unfinished one is held as live keys and values until its last token arrives. Positions restart in each segment
+(RoPE is relative, so this equals absolute positions) and rotation is applied here, after the memory's view of Q, K.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.memory import MemoryState
+from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right, spans
+from model.rope import Rope, rotate
+
+
+class LocalMixer(Mixer):
+    def mix(
+        self, x: Tensor, state: LayerState, *, position: int, rope: Rope, knockout: Knockout, keep_state: bool
+    ) -> tuple[Tensor, LayerState]:
+        n = self.segment_length
+        q_all, k_all, v_all = self.project(x)
+        live, memory, outputs = state.live, state.memory, []
+        for span in spans(position, x.shape[1], n):
+            q, k, v = (t.narrow(1, span.start, span.length) for t in (q_all, k_all, v_all))
+            if span.whole:
+                q, k, v = (t.unflatten(1, (-1, n)) for t in (q, k, v))
+                cos, sin = rope.table(0, n, x.device, x.dtype)
+                local = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, causal=True)
+                more = keep_state or span.start + span.length < x.shape[1]
+                y, memory = self.combine(local, q, KeyValue(k, v), memory, knockout, write_last=more)
+                outputs.append(y.flatten(1, 2))
+                continue
+            live = join(live, k, v)
+            cos, sin = rope.table(0, len(live), x.device, x.dtype)
+            mask = lower_right(span.length, len(live), x.device)
+            local = attend(rotate(q, cos[-span.length :], sin[-span.length :]), rotate(live.k, cos, sin), live.v, mask=mask)
+            complete = len(live) == n
+            segment = KeyValue(live.k.unsqueeze(1), live.v.unsqueeze(1)) if complete else None
+            y, memory = self.combine(local.unsqueeze(1), q.unsqueeze(1), segment, memory, knockout, write_last=True)
+            outputs.append(y.squeeze(1))
+            live = None if complete else live
+        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        return y, LayerState(live=live, memory=memory)
+
+    def combine(
+        self,
+        local: Tensor,
+        q: Tensor,
+        segments: KeyValue | None,
+        memory: MemoryState | None,
+        knockout: Knockout,
+        *,
+        write_last: bool,
+    ) -> tuple[Tensor, MemoryState | None]:
+        """What becomes of the local output [B, S, n, H, d]: here, nothing.
+
+        q [B, S, n, H, d] without positions. segments: keys and values [B, S, N, K, d] of completed segments, None
+        while the segment is open. memory: before the first of them. ``write_last`` false: the memory after the last
+        segment is not needed.
+        """
+        return local, None

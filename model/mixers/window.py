@@ -1,0 +1,38 @@
+"""Sliding-window attention: each token sees the last ``segment_length`` tokens, itself included.
+
+Blocks of one window attend to themselves and the block before under a band mask, so the cost is linear in T and no
+loop runs over blocks. Blocks start where the chunk starts: the band is the same wherever they lie.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right
+from model.mixers.twoblock import two_blocks
+from model.rope import Rope, rotate
+
+
+class WindowMixer(Mixer):
+    def mix(
+        self, x: Tensor, state: LayerState, *, position: int, rope: Rope, knockout: Knockout, keep_state: bool
+    ) -> tuple[Tensor, LayerState]:
+        n, length = self.segment_length, x.shape[1]
+        q, k, v = self.project(x)
+        cos, sin = rope.table(position, length, x.device, x.dtype)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        body = length // n * n
+        outputs, past = [], state.live
+        if body:
+            blocks = KeyValue(*(t[:, :body].unflatten(1, (-1, n)) for t in (k, v)))
+            y = two_blocks(q[:, :body].unflatten(1, (-1, n)), blocks, blocks, past, window=n)
+            outputs.append(y.flatten(1, 2))
+            past = KeyValue(k[:, body - n : body], v[:, body - n : body])
+        if body < length:
+            seen = join(past, k[:, body:], v[:, body:])
+            mask = lower_right(length - body, len(seen), x.device, window=n)
+            outputs.append(attend(q[:, body:], seen.k, seen.v, mask=mask))
+            past = seen
+        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        return y, LayerState(live=past and past.last(n - 1))
