@@ -1,0 +1,71 @@
+# make study   set up and run the quickstart study      make test   set up and pass the tests
+# make help    the other targets
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# The environment is made anew whenever the pinned versions or the package's requirements change.
+STAMP  := $(VENV)/.made-$(shell cat constraints.txt pyproject.toml | cksum | cut -d' ' -f1)
+STUDY  ?= runs/quickstart.yaml
+ARGS   ?=
+
+export OMP_NUM_THREADS ?= 1
+export MLFLOW_DISABLE_TELEMETRY ?= true
+
+.PHONY: help setup study books test test-all bench lint format ui report clean
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+## setup      create the environment in .venv from constraints.txt
+setup: $(STAMP)
+
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python %d.%d is too old: infini-study needs 3.11 or newer. Fix: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
+	@echo "setting up $(VENV) (about 2.5 GB; a few minutes)"
+	@rm -f $(VENV)/.made-*
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+## study      run STUDY (default runs/quickstart.yaml) end to end; again: only what changed
+study: $(STAMP)
+	@$(BIN)/infini-study run $(STUDY) $(ARGS)
+
+## books      run runs/books.yaml on your own folder: make books BOOKS=/path/to/folder
+books: $(STAMP)
+	@test -n "$(BOOKS)" || { echo "usage: make books BOOKS=/folder/with/train,validation,test"; exit 2; }
+	@$(BIN)/infini-study run runs/books.yaml --set corpus.sources.0.url=$(BOOKS) $(ARGS)
+
+## test       the tests that every commit passes (under 20 minutes on 2 cores)
+test: $(STAMP)
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+## test-all   those and the long ones
+test-all: $(STAMP)
+	@$(BIN)/python -m pytest $(ARGS)
+
+## bench      speed, side by side in one run: the arms, the corpus kernels
+bench: $(STAMP)
+	@$(BIN)/python -m model.bench
+	@$(BIN)/python -m stages.decontaminate.bench
+
+## lint       ruff and mypy
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+## ui         MLflow for everything run so far
+ui: $(STAMP)
+	@$(BIN)/infini-study ui $(ARGS)
+
+## report     print the verdicts of STUDY and where its report lies
+report: $(STAMP)
+	@$(BIN)/infini-study report $(STUDY) $(ARGS)
+
+## clean      remove the environment (artifacts in runs/store stay)
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,47 @@
+"""``infini-study``: one Typer app; every error a user can mend is one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from pipeline.cli import inspect, run, view
+from pipeline.errors import UserError
+
+app = typer.Typer(
+    name="infini-study",
+    help="Run the whole Infini-attention study, from raw corpus to a computed verdict for each claim.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
+)
+for command in (
+    run.validate, run.plan, run.run, inspect.status, inspect.explain, inspect.ls, inspect.show, inspect.lineage,
+    inspect.verify, inspect.logs, inspect.gc, view.audit, view.report, view.ui,
+):  # fmt: skip
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 a step failed, 2 usage or study file, 3 lock held, 4 integrity,
+    5 cluster unreachable, 130 interrupted."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(0) from None
+
+
+def _fail(message: str, code: int) -> None:
+    from pipeline.cli.render import print_json
+
+    if "--json" in sys.argv:
+        print_json("error", {"message": message, "exit_code": code})
+    else:
+        sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
+    raise SystemExit(code)

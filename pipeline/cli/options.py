@@ -1,0 +1,80 @@
+"""Options that several commands share, and how their defaults are found (command line, environment, default)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.plan import Plan
+    from pipeline.store import Store
+    from pipeline.study import LoadedStudy
+
+DEFAULT_ROOT = "runs/store"
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="Study file, for example runs/quickstart.yaml.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=V", help="Override a value of the study file; repeatable.")
+]
+Root = Annotated[
+    str | None,
+    typer.Option(
+        "--root", metavar="URL", envvar="INFINI_STUDY_ROOT", help=f"Where artifacts live: a folder or fsspec URL [default: {DEFAULT_ROOT}]."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Only = Annotated[list[str] | None, typer.Option("--only", metavar="STEP", help="Only this stage or step; repeatable.")]
+Since = Annotated[list[str] | None, typer.Option("--from", metavar="STEP", help="This stage or step and all that needs it.")]
+Until = Annotated[list[str] | None, typer.Option("--until", metavar="STEP", help="This stage or step and all it needs.")]
+Arm = Annotated[list[str] | None, typer.Option("--arm", help="Only this arm; repeatable.")]
+Seed = Annotated[list[int] | None, typer.Option("--seed", help="Only this seed; repeatable.")]
+Force = Annotated[list[str] | None, typer.Option("--force", metavar="STEP", help="Make this step again, and what needs it.")]
+Tracking = Annotated[
+    str | None,
+    typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow server [default: SQLite below the root]."),
+]
+
+
+def root_url(root: str | None) -> str:
+    """The root as given, or the default folder below the working directory."""
+    return root or DEFAULT_ROOT
+
+
+def tracking_uri(given: str | None, store: Store) -> str:
+    """The MLflow URI as given, or the SQLite file below a local root.
+
+    Raises StudyError for a remote root without one: SQLite cannot live in object storage.
+    """
+    from pipeline.track import default_tracking_uri
+
+    return given or default_tracking_uri(store.root)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A study with its plan and its store."""
+
+    loaded: LoadedStudy
+    plan: Plan
+    store: Store
+
+
+def open_study(study: Path, overrides: list[str] | None, root: str | None) -> Loaded:
+    """Read the study, open the store, pin the inputs and make the plan."""
+    from pipeline.graph import expand
+    from pipeline.store import Store
+    from pipeline.study import load
+
+    loaded = load(study, overrides or ())
+    store = Store(root_url(root))
+    return Loaded(loaded, expand(loaded, pin_cache()), store)
+
+
+def pin_cache() -> Path:
+    """Where digests of unchanged external files are kept between commands."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "infini-study" / "digests.json"

@@ -1,0 +1,67 @@
+"""What the terminal shows: tables on stdout, rich only where stdout is a terminal, plain text elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+VERDICT_STYLE = {"supported": "green", "refuted": "red", "inconclusive": "yellow", "not measured": "dim"}
+ACTION_STYLE = {"run": "yellow", "reuse": "green", "skip": "dim", "blocked": "red"}
+
+
+def print_json(command: str, body: Mapping[str, Any]) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, "command": command, **body}, indent=2) + "\n")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> None:
+    """A table; cells found in ``styles`` are coloured on a terminal, and text wraps to its width there."""
+    if sys.stdout.isatty():
+        _rich_table(columns, rows, styles or {})
+        return
+    widths = [max(len(str(row[i])) for row in [columns, *rows]) for i in range(len(columns))]
+    for row in [columns, *rows]:
+        sys.stdout.write("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+
+
+def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        shown.add_row(*(Text(str(cell), style=styles.get(str(cell), "")) for cell in row))
+    Console().print(shown)
+
+
+def line(text: str = "") -> None:
+    """One line on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def note(text: str) -> None:
+    """One line on stderr: for the person, not for the pipe."""
+    sys.stderr.write(text + "\n")
+
+
+def seconds(value: float) -> str:
+    """12.3 s, 4 min 05 s, 2 h 10 min."""
+    if value < 60:
+        return f"{value:.1f} s"
+    if value < 3600:
+        return f"{int(value // 60)} min {int(value % 60):02d} s"
+    return f"{int(value // 3600)} h {int(value % 3600 // 60):02d} min"
+
+
+def size(value: float) -> str:
+    """Bytes with a binary unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable")

@@ -1,0 +1,111 @@
+"""From a study to its plan: which stages there are, and how arms and seeds multiply them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from pipeline.errors import StudyError
+from pipeline.plan import Plan, PlanBuilder
+from pipeline.study import LoadedStudy, Study
+from stages.ablate.stage import STAGE as ABLATE
+from stages.capacity.stage import STAGE as CAPACITY
+from stages.control.stage import STAGE as CONTROL
+from stages.control.stage import ControlConfig
+from stages.corpus.pin import pin
+from stages.corpus.stage import STAGE as INGEST
+from stages.decontaminate.stage import STAGE as DECONTAMINATE
+from stages.evaluate.stage import STAGE as EVALUATE
+from stages.pretrain.stage import BASE, PRETRAIN, BaseConfig, PretrainConfig
+from stages.report.stage import STAGE as REPORT
+from stages.report.stage import ReportConfig
+from stages.stage import StageError
+from stages.summarize.stage import STAGE as SUMMARIZE
+from stages.tokens.stage import TOKENIZE, TOKENIZER
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        INGEST, DECONTAMINATE, TOKENIZER, TOKENIZE, BASE, CAPACITY, CONTROL, PRETRAIN, EVALUATE, ABLATE, SUMMARIZE, REPORT,
+    )
+}  # fmt: skip
+
+
+def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
+    """All steps of the study with their keys. External inputs are pinned here: a missing or changed file shows
+    in the plan, before anything runs. ``cache`` keeps digests of unchanged files (by path, size and mtime).
+
+    Raises StudyError where an external input is missing or is not what the study file pins.
+    """
+    study = loaded.study
+    try:
+        corpus = pin(study.corpus, loaded.path.resolve().parent, cache)
+    except StageError as error:
+        raise StudyError(str(error)) from error
+    graph = PlanBuilder()
+    ingest = graph.add(INGEST, corpus, {})
+    documents = graph.add(DECONTAMINATE, study.decontaminate, {"documents": ingest})
+    tokenizer = graph.add(TOKENIZER, study.tokenizer, {"documents": documents})
+    tokens = graph.add(TOKENIZE, study.tokenize, {"documents": documents, "tokenizer": tokenizer})
+    data = {"tokens": tokens, "tokenizer": tokenizer}
+    base = graph.add(BASE, BaseConfig(**_fields(study.base), trunk=study.trunk), data)
+    made = [ingest, documents, tokenizer, tokens, base]
+    if study.capacity is not None:
+        made.append(graph.add(CAPACITY, study.capacity, {}))
+    made += _control(graph, study)
+    trained = {
+        (arm, seed): graph.add(
+            PRETRAIN,
+            PretrainConfig(**_fields(study.pretrain), mixer=mixer, seed=seed),
+            {**data, "base": base},
+            arm=arm,
+            seed=seed,
+        )
+        for seed in study.seeds  # seeds outside, so that a first whole set of arms is there early
+        for arm, mixer in study.arms.items()
+    }
+    made += trained.values()
+    for stage, config in ((EVALUATE, study.evaluate), (ABLATE, study.ablate), (SUMMARIZE, study.summarize)):
+        for (arm, seed), model in trained.items():
+            if config is not None and (stage is not ABLATE or study.arms[arm].kind == "infini"):
+                made.append(graph.add(stage, config, {"model": model, "documents": documents, **data}, arm=arm, seed=seed))
+    graph.add(
+        REPORT,
+        ReportConfig(
+            study=study.name,
+            description=study.description,
+            arms=study.arms,
+            trunk=study.trunk,
+            seeds=study.seeds,
+            claims=study.claims,
+        ),
+        {step: step for step in made},
+    )
+    return graph.plan(study.name)
+
+
+def _fields(config: object) -> dict[str, object]:
+    """A config's fields by name, nested configs left as they are."""
+    return dict(config)  # type: ignore[call-overload,no-any-return]
+
+
+def _control(graph: PlanBuilder, study: Study) -> list[str]:
+    """The positive control: the arms with a memory, and the one without, on a task only memory can solve."""
+    if study.control is None:
+        return []
+    return [
+        graph.add(
+            CONTROL,
+            ControlConfig(
+                **_fields(study.control),
+                mixer=dataclasses.replace(mixer, segment_length=study.control.segment_length),
+                seed=seed,
+            ),
+            {},
+            arm=arm,
+            seed=seed,
+        )
+        for seed in study.seeds
+        for arm, mixer in study.arms.items()
+        if mixer.kind in ("infini", "local")
+    ]
