@@ -204,9 +204,8 @@ def test_effective_length_needs_the_lower_bound_not_the_mean():
     assert curves.effective_length(lengths, np.zeros(60), threshold=0.8).length is None
 
 
-@pytest.mark.parametrize(
-    "bad", [lambda: curves.accuracy_curve([1, 1], [0, 1]), lambda: curves.crossing([1, 2], [0, 1], 1)]
-)
-def test_bad_input_is_named(bad):
-    with pytest.raises(ValueError, match="x: 1 distinct|p = 1"):
-        bad()
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="x: 1 distinct"):
+        curves.accuracy_curve([1, 1], [0, 1])
+    with pytest.raises(ValueError, match="p = 1"):
+        curves.crossing([1, 2], [0, 1], 1)

@@ -27,26 +27,9 @@ class ByteCodec:
 
 
 CODEC = ByteCodec()
-WORDS = [
-    "river",
-    "wall",
-    "bridge",
-    "town",
-    "asked",
-    "went",
-    "along",
-    "where",
-    "nobody",
-    "after",
-    "last",
-    "old",
-    "ran",
-    "it",
-    "of",
-    "the",
-    "and",
-]
-TEXT = " ".join(random.Random(0).choice(WORDS) for _ in range(2000))
+WORDS = "river wall bridge town asked went along where nobody after last old ran it of the and so we left"
+RNG = random.Random(0)
+TEXT = " ".join(RNG.choice(WORDS.split()) for _ in range(2000))
 HAYSTACK = np.frombuffer(TEXT.encode(), np.uint8).astype(np.int32)
 CONFIG = RetrievalConfig(
     format="compact",
