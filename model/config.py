@@ -7,7 +7,7 @@ rate) is a field here, with the reason for its default.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 Kind = Literal["infini", "local", "window", "xl", "full"]
 Rule = Literal["linear", "delta"]
@@ -23,7 +23,7 @@ class MixerConfig:
     of the previous ``segment_length`` tokens, RoPE-relative), full (causal over everything).
     """
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     kind: Kind
     segment_length: int  # N, tokens; full attention ignores it, the window is as long
@@ -46,7 +46,7 @@ class MixerConfig:
 class TrunkConfig:
     """A Llama-style decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     dim: int
     layers: int
@@ -91,7 +91,7 @@ class ModelConfig:
         return asdict(self)
 
     @staticmethod
-    def from_dict(value: dict[str, Any]) -> "ModelConfig":
+    def from_dict(value: dict[str, Any]) -> ModelConfig:
         """Inverse of ``to_dict``. Raises ValueError naming an unknown field."""
         for part, cls in ((value.get("trunk", {}), TrunkConfig), (value.get("mixer", {}), MixerConfig)):
             unknown = set(part) - {f.name for f in fields(cls)}

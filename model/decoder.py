@@ -145,9 +145,7 @@ class Decoder(nn.Module):
     def head_weight(self) -> Tensor:
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    def nll(
-        self, tokens: Tensor, state: DecoderState | None = None, knockout: Knockout | str | None = None
-    ) -> Tensor:
+    def nll(self, tokens: Tensor, state: DecoderState | None = None, knockout: Knockout | str | None = None) -> Tensor:
         """Negative log-likelihood in nats of tokens[:, 1:] given what precedes each: [B, T - 1], float32."""
         hidden, _ = self._run(tokens, state, knockout, keep_state=False)
         return self.token_nll(hidden[:, :-1], tokens[:, 1:])
@@ -158,7 +156,7 @@ class Decoder(nn.Module):
         if targets.shape[1] <= rows:
             return _cross_entropy(hidden, self.head_weight, targets)
         pieces = []
-        for h, t in zip(hidden.split(rows, dim=1), targets.split(rows, dim=1), strict=True):
+        for h, t in zip(torch.split(hidden, rows, 1), torch.split(targets, rows, 1), strict=True):
             if torch.is_grad_enabled():  # the logits of a chunk are made again in its backward, not kept
                 pieces.append(checkpoint(_cross_entropy, h, self.head_weight, t, use_reentrant=False))
             else:

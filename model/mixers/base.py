@@ -81,7 +81,11 @@ class LayerState:
     memory: MemoryState | None = None
 
     def detach(self) -> LayerState:
-        return LayerState(*(part and part.detach() for part in (self.live, self.cached, self.memory)))
+        return LayerState(
+            live=self.live and self.live.detach(),
+            cached=self.cached and self.cached.detach(),
+            memory=self.memory and self.memory.detach(),
+        )
 
 
 class Mixer(nn.Module, ABC):
@@ -134,7 +138,13 @@ class Mixer(nn.Module, ABC):
         return self.heads_of(self.q_proj(x)), self.heads_of(self.k_proj(x)), self.heads_of(self.v_proj(x))
 
     def heads_of(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.d_head))
+        return split_axis(x, -1, -1, self.d_head)
+
+
+def split_axis(x: Tensor, axis: int, *sizes: int) -> Tensor:
+    """One axis into several of the given sizes (one may be -1)."""
+    axis %= x.ndim
+    return x.reshape(*x.shape[:axis], *sizes, *x.shape[axis + 1 :])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -145,7 +155,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causa
     batch = q.shape[:-3]
     q, k, v = (t.flatten(0, len(batch) - 1).transpose(1, 2) for t in (q, k, v))
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
-    return y.transpose(1, 2).unflatten(0, batch)
+    return split_axis(y.transpose(1, 2), 0, *batch)
 
 
 def lower_right(queries: int, keys: int, device: torch.device, *, window: int | None = None) -> Tensor:
@@ -165,7 +175,7 @@ class Span:
 
 
 def spans(position: int, length: int, segment: int) -> list[Span]:
-    """Cut a chunk at the document's segment borders: the rest of an open segment, all whole ones as one, a new open one.
+    """Cut a chunk at segment borders: the rest of an open segment, all whole ones as one, and a new open one.
 
     Never more than three, however long the chunk: the whole segments are processed together.
     """

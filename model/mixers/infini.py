@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from model.config import MixerConfig, TrunkConfig
 from model.memory import MemoryState, feature_map, read
-from model.mixers.base import KeyValue, Knockout
+from model.mixers.base import KeyValue, Knockout, split_axis
 from model.mixers.local import LocalMixer
 from model.scan import scan
 
@@ -60,9 +60,9 @@ class InfiniMixer(LocalMixer):
     def recall(self, states: MemoryState, q: Tensor) -> Tensor:
         """A_mem [B, S, n, H, d] of queries q [B, S, n, H, d] on M [B, S, K, F, d]; heads of a group share a memory."""
         n, group = q.shape[2], self.heads // self.kv_heads
-        phi = feature_map(self.config.feature_map, q).unflatten(3, (self.kv_heads, group))  # [B, S, n, K, G, F]
+        phi = split_axis(feature_map(self.config.feature_map, q), 3, self.kv_heads, group)  # [B, S, n, K, G, F]
         phi = phi.permute(0, 1, 3, 4, 2, 5).flatten(3, 4)  # [B, S, K, G n, F]
-        found = read(states, phi, self.config.eps).unflatten(3, (group, n))
+        found = split_axis(read(states, phi, self.config.eps), 3, group, n)
         return found.permute(0, 1, 4, 2, 3, 5).flatten(3, 4)
 
     def states(
@@ -99,11 +99,11 @@ class InfiniMixer(LocalMixer):
         whole = x.shape[1] // n
         if whole < 2:
             return {}
-        q, k, v = (t[:, : whole * n].unflatten(1, (whole, n)) for t in self.project(x))
+        q, k, v = (split_axis(t[:, : whole * n], 1, whole, n) for t in self.project(x))
         with torch.autocast(x.device.type, enabled=False):
             phi_k = feature_map(name, k).transpose(2, 3)
             states = scan(None, phi_k, v.transpose(2, 3), self.config.rule, self.config.eps)
-            phi_q = feature_map(name, q[:, 1:]).unflatten(3, (self.kv_heads, -1))
+            phi_q = split_axis(feature_map(name, q[:, 1:]), 3, self.kv_heads, -1)
             den = torch.einsum("bsnkgf,bskf->bsnkg", phi_q, states.z[:, :-1])
             # a spread of segments, the first written one among them: there z is smallest and the erase strongest
             picked = sorted({1, 2, whole // 2, whole - 1} & set(range(1, whole)))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.memory import MemoryState
-from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right, spans
+from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right, spans, split_axis
 from model.rope import Rope, rotate
 
 
@@ -25,7 +25,7 @@ class LocalMixer(Mixer):
         for span in spans(position, x.shape[1], n):
             q, k, v = (t.narrow(1, span.start, span.length) for t in (q_all, k_all, v_all))
             if span.whole:
-                q, k, v = (t.unflatten(1, (-1, n)) for t in (q, k, v))
+                q, k, v = (split_axis(t, 1, -1, n) for t in (q, k, v))
                 cos, sin = rope.table(0, n, x.device, x.dtype)
                 local = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, causal=True)
                 more = keep_state or span.start + span.length < x.shape[1]
@@ -35,7 +35,8 @@ class LocalMixer(Mixer):
             live = join(live, k, v)
             cos, sin = rope.table(0, len(live), x.device, x.dtype)
             mask = lower_right(span.length, len(live), x.device)
-            local = attend(rotate(q, cos[-span.length :], sin[-span.length :]), rotate(live.k, cos, sin), live.v, mask=mask)
+            q_local = rotate(q, cos[-span.length :], sin[-span.length :])
+            local = attend(q_local, rotate(live.k, cos, sin), live.v, mask=mask)
             complete = len(live) == n
             segment = KeyValue(live.k.unsqueeze(1), live.v.unsqueeze(1)) if complete else None
             y, memory = self.combine(local.unsqueeze(1), q.unsqueeze(1), segment, memory, knockout, write_last=True)

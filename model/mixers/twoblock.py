@@ -1,4 +1,4 @@
-"""Attention over a segment and the one before it, all segments at once: the frame of sliding window and Transformer-XL."""
+"""Attention to a segment and the one before it, all segments at once: for sliding window and Transformer-XL."""
 
 from __future__ import annotations
 

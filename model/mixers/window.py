@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right
+from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right, split_axis
 from model.mixers.twoblock import two_blocks
 from model.rope import Rope, rotate
 
@@ -25,8 +25,8 @@ class WindowMixer(Mixer):
         body = length // n * n
         outputs, past = [], state.live
         if body:
-            blocks = KeyValue(*(t[:, :body].unflatten(1, (-1, n)) for t in (k, v)))
-            y = two_blocks(q[:, :body].unflatten(1, (-1, n)), blocks, blocks, past, window=n)
+            blocks = KeyValue(*(split_axis(t[:, :body], 1, -1, n) for t in (k, v)))
+            y = two_blocks(split_axis(q[:, :body], 1, -1, n), blocks, blocks, past, window=n)
             outputs.append(y.flatten(1, 2))
             past = KeyValue(k[:, body - n : body], v[:, body - n : body])
         if body < length:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right, spans
+from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right, spans, split_axis
 from model.mixers.twoblock import two_blocks
 from model.rope import Rope, rotate
 
@@ -38,16 +38,18 @@ class XLMixer(Mixer):
             )
             if span.whole:
                 own, shown_kv = (
-                    KeyValue(*(t.unflatten(1, (-1, n)) for t in pair)) for pair in ((k, v), (k_shown, v_shown))
+                    KeyValue(*(split_axis(t, 1, -1, n) for t in pair)) for pair in ((k, v), (k_shown, v_shown))
                 )
-                y = two_blocks(q.unflatten(1, (-1, n)), own, shown_kv, cached, window=None)
+                y = two_blocks(split_axis(q, 1, -1, n), own, shown_kv, cached, window=None)
                 outputs.append(y.flatten(1, 2))
                 cached = KeyValue(k_shown[:, -n:], v_shown[:, -n:])
                 continue
-            live = join(live, k, v)
-            seen = join(cached, live.k, live.v)
+            open_segment = join(live, k, v)
+            seen = join(cached, open_segment.k, open_segment.v)
             outputs.append(attend(q, seen.k, seen.v, mask=lower_right(span.length, len(seen), x.device)))
-            if len(live) == n:
-                live, cached = None, live.detach()
+            if len(open_segment) == n:
+                live, cached = None, open_segment.detach()
+            else:
+                live = open_segment
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         return y, LayerState(live=live, cached=cached and cached.detach())

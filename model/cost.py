@@ -1,0 +1,157 @@
+"""What an arm costs, by formula: parameters, FLOPs, and the state it carries, in elements and bytes.
+
+The tests hold the formulas equal to torch's FLOP counter and to the sizes of real state tensors. Conventions:
+a multiply-add is 2 FLOPs, matrix products only; attention counts the pairs a query may see (causal: half the square),
+not what a masked kernel happens to execute; the memory is counted by the paper's equations, however it is computed;
+training is three times forward.
+
+The state of the context excludes the live segment's keys and values, which every segment-wise method holds besides;
+they are given separately, at their peak. A sliding window's cache is its live segment; full attention's is all state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.config import ModelConfig
+from model.memory import feature_dim
+
+MEMORY_BYTES = 4  # memory and normaliser are float32 whatever the model's dtype
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one sequence (batch 1). FLOPs are means over the sequence's tokens; states are those at its end."""
+
+    parameters: int
+    flops_per_token_forward: float
+    flops_per_token_training: float
+    state_elements: int
+    state_bytes: int
+    live_kv_elements: int
+    live_kv_bytes: int
+
+
+def cost(config: ModelConfig, sequence_length: int, *, kv_bytes: int = 4) -> Cost:
+    """Cost of ``config`` on sequences of ``sequence_length`` tokens; keys and values take ``kv_bytes`` bytes each."""
+    trunk, mixer = config.trunk, config.mixer
+    n, d, kv = mixer.segment_length, trunk.d_head, trunk.n_kv_heads
+    memories = trunk.layers * kv * memory_elements(feature_dim(mixer.feature_map, d), d)
+    has_memory = mixer.kind == "infini"
+
+    weights = trunk.layers * (2 * trunk.dim * d * (trunk.heads + kv) + 3 * trunk.dim * trunk.d_ffn)
+    head = config.vocab_size * trunk.dim
+    norms = (2 * trunk.layers + 1) * trunk.dim
+    gates = trunk.layers * trunk.heads if has_memory else 0
+    parameters = weights + norms + gates + head * (1 if trunk.tie_embeddings else 2)
+
+    attention = 4 * trunk.layers * trunk.heads * d * attended_pairs(config, sequence_length) / sequence_length
+    forward = 2 * (weights + head) + attention
+    if has_memory:
+        forward += _memory_flops(config, sequence_length) / sequence_length
+
+    kv_per_token = 2 * kv * d * trunk.layers
+    cached = {"xl": min(n, sequence_length), "full": sequence_length}.get(mixer.kind, 0)
+    live = 0 if mixer.kind == "full" else min(n, sequence_length)
+    return Cost(
+        parameters=parameters,
+        flops_per_token_forward=forward,
+        flops_per_token_training=3 * forward,
+        state_elements=cached * kv_per_token + (memories if has_memory else 0),
+        state_bytes=cached * kv_per_token * kv_bytes + (memories * MEMORY_BYTES if has_memory else 0),
+        live_kv_elements=live * kv_per_token,
+        live_kv_bytes=live * kv_per_token * kv_bytes,
+    )
+
+
+def memory_elements(features: int, values: int) -> int:
+    """One head's M and z."""
+    return features * (values + 1)
+
+
+def attended_pairs(config: ModelConfig, length: int) -> int:
+    """Query-key pairs that causal attention scores in a sequence, per head."""
+    n, kind = config.mixer.segment_length, config.mixer.kind
+    whole, rest = divmod(length, n)
+    segments = whole * (n * (n + 1) // 2) + rest * (rest + 1) // 2
+    if kind == "full":
+        return length * (length + 1) // 2
+    if kind == "window":
+        first = min(length, n)
+        return first * (first + 1) // 2 + max(length - n, 0) * n
+    if kind == "xl":
+        return segments + max(length - n, 0) * n
+    return segments
+
+
+def _memory_flops(config: ModelConfig, length: int) -> int:
+    """Reads by every query after the first segment, and writes of every complete segment (the delta rule reads its
+    keys first, from the second segment on)."""
+    trunk, n = config.trunk, config.mixer.segment_length
+    d = trunk.d_head
+    features = feature_dim(config.mixer.feature_map, d)
+    written = length // n * n
+    reads = trunk.heads * max(length - n, 0)
+    if config.mixer.rule == "delta":
+        reads += trunk.n_kv_heads * max(written - n, 0)
+    return 2 * trunk.layers * (reads * features * (d + 1) + trunk.n_kv_heads * written * features * d)
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One line of the paper's memory comparison, and of what becomes of it when counted another way.
+
+    compression: how many times smaller than Memorizing Transformers under the same count. bytes: keys and values
+    bfloat16, the compressive memory float32. paper_*: as printed, None where the paper has no such line.
+    """
+
+    method: str
+    counts: str  # "state", or "state + live segment": with the current segment's keys and values, on both sides
+    elements: int
+    bytes: int
+    compression: float
+    paper_elements: str | None
+    paper_compression: float | None
+
+
+def paper_table() -> list[PaperRow]:
+    """The paper's "114x" (its table 1: 12 layers, 8 heads of 128, N = 2048; Memorizing Transformers with 65K cached tokens
+    in one layer; RMT with 100 memory tokens) from its own formulas, then with what it leaves out.
+
+    114 is 183M / 1.6M after rounding; unrounded it is 115.7.
+    """
+    d, heads, layers, n, model = 128, 8, 12, 2048, 1024
+    infini = heads * layers * memory_elements(d, d)
+    segment = 2 * d * heads * n * layers
+    rmt = model * 100 * layers * 2
+    memorizing = segment + 2 * d * heads * 65_000
+    full = 2 * d * heads * layers * 65_536
+
+    def row(method: str, elements: int, *, live: int = 0, printed: str | None = None) -> PaperRow:
+        fp32 = infini if method == "infini" else 0
+        return PaperRow(
+            method=method,
+            counts="state + live segment" if live else "state",
+            elements=elements + live,
+            bytes=2 * (elements + live) + 2 * fp32,
+            compression=(memorizing + live) / (elements + live),
+            paper_elements=printed,
+            paper_compression=None if printed is None else _printed_ratio(printed),
+        )
+
+    return [
+        row("memorizing", memorizing, printed="183M"),
+        row("transformer-xl", segment, printed="50M"),
+        row("rmt", rmt, printed="2.5M"),
+        row("infini", infini, printed="1.6M"),
+        row("full attention, 65,536 tokens", full),
+        row("memorizing", memorizing, live=segment),
+        row("transformer-xl", segment, live=segment),
+        row("infini", infini, live=segment),
+    ]
+
+
+def _printed_ratio(elements: str) -> float:
+    """The paper's compression column: 183M over the printed size, to the digits it prints (3.7, 73, 114)."""
+    ratio = 183 / float(elements.removesuffix("M"))
+    return round(ratio, 1) if ratio < 10 else float(round(ratio))
