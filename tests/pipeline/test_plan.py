@@ -1,0 +1,145 @@
+"""Plans: ids, keys that follow what a step depends on, selection, and decisions with their reasons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UnknownName
+from pipeline.plan import Plan, PlanBuilder, Selection, decide, differences, source_digest
+from pipeline.store import Store
+from stages.stage import Config, Stage, Summary
+
+
+class Amount(Config):
+    amount: int = 1
+
+
+def stage(name: str, version: int = 1) -> Stage[Amount]:
+    class Toy(Stage[Amount]):
+        def run(self, config, inputs, output, context):
+            (output / "value").write_text(str(config.amount))
+            return Summary(f"amount {config.amount}")
+
+    Toy.name, Toy.code_version = name, version
+    return Toy()
+
+
+def plan(corpus: int = 1, lr: int = 1, version: int = 1) -> Plan:
+    graph = PlanBuilder()
+    data = graph.add(stage("ingest"), Amount(amount=corpus), {})
+    runs = [
+        graph.add(stage("pretrain", version), Amount(amount=lr), {"tokens": data}, arm=arm, seed=seed)
+        for arm in ("local", "delta")
+        for seed in (0, 1)
+    ]
+    graph.add(stage("report"), Amount(), {run: run for run in runs})
+    return graph.plan("toy")
+
+
+def make(store: Store, whole: Plan, *ids: str) -> None:
+    for step in whole.steps:
+        if not ids or step.id in ids:
+            attempt = store.attempt(step.stage.name, step.key)
+            summary = step.stage.run(step.config, {}, attempt.directory, None)
+            store.commit(step.stage.name, step.key, store.seal(attempt), summary, step.record())
+    store.record_study(whole)
+
+
+def actions(decisions) -> dict[str, str]:
+    return {step: decision.action for step, decision in decisions.items()}
+
+
+def test_a_change_reaches_the_keys_of_everything_downstream_and_nothing_else():
+    before, after = plan(), plan(lr=2)
+    changed = {a.id for a, b in zip(before.steps, after.steps, strict=True) if a.key != b.key}
+    assert changed == {"pretrain/local/0", "pretrain/local/1", "pretrain/delta/0", "pretrain/delta/1", "report"}
+    assert all(a.key != b.key for a, b in zip(before.steps, plan(corpus=2).steps, strict=True))
+    assert before.study_key == plan().study_key != after.study_key
+
+
+def test_a_step_cannot_be_planned_before_its_input_or_twice():
+    graph = PlanBuilder()
+    with pytest.raises(KeyError):
+        graph.add(stage("tokenize"), Amount(), {"documents": "ingest"})
+    graph.add(stage("ingest"), Amount(), {})
+    with pytest.raises(ValueError, match="twice"):
+        graph.add(stage("ingest"), Amount(), {})
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        (Selection(only=("pretrain",)), 4),
+        (Selection(only=("pretrain/local",)), 2),
+        (Selection(since=("pretrain/local/0",)), 2),
+        (Selection(until=("pretrain/local/0",)), 2),
+        (Selection(arms=("local",)), 3),
+        (Selection(arms=("local",), seeds=(1,)), 2),
+        (Selection(), 6),
+    ],
+)
+def test_selection(selection, expected):
+    assert len(selection.targets(plan())) == expected
+
+
+def test_unknown_steps_are_answered_with_near_ones():
+    with pytest.raises(UnknownName, match="did you mean 'pretrain'"):
+        Selection(only=("pretrian",)).targets(plan())
+
+
+def test_what_is_made_is_reused_and_what_changed_says_why(tmp_path: Path):
+    store = Store(tmp_path)
+    assert {d.reason for d in decide(plan(), store).values()} == {"never made"}
+    make(store, plan())
+    assert set(actions(decide(plan(), store)).values()) == {"reuse"}
+    decisions = decide(plan(lr=2), store)
+    assert actions(decisions)["ingest"] == "reuse"
+    assert decisions["pretrain/local/0"].reason == "amount: 1 -> 2"
+    assert "input pretrain/delta/0" in decisions["report"].reason and "and 1 more" in decisions["report"].reason
+    assert decide(plan(version=2), store)["pretrain/local/0"].reason == "code_version: 1 -> 2"
+
+
+def test_force_makes_a_step_and_what_needs_it_again(tmp_path: Path):
+    store = Store(tmp_path)
+    make(store, plan())
+    decisions = decide(plan(), store, Selection(force=("pretrain/local/0",)))
+    assert [s for s, a in actions(decisions).items() if a == "run"] == ["pretrain/local/0", "report"]
+    assert decisions["report"].reason == "pretrain/local/0 is made again"
+
+
+def test_a_selected_step_whose_input_is_missing_is_blocked_with_the_reason(tmp_path: Path):
+    store = Store(tmp_path)
+    assert decide(plan(), store, Selection(only=("report",)))["report"].action == "blocked"
+    make(store, plan(), "ingest")
+    decisions = decide(plan(), store, Selection(only=("pretrain/local",)))
+    assert actions(decisions)["pretrain/local/0"] == "run"
+    assert actions(decisions)["pretrain/delta/0"] == "skip"
+
+
+def test_changed_source_without_a_new_code_version_is_warned_of(tmp_path: Path, monkeypatch):
+    store = Store(tmp_path)
+    make(store, plan())
+    assert not any(d.warning for d in decide(plan(), store).values())
+    monkeypatch.setattr("pipeline.plan.source_digest", lambda module: "other")
+    assert "code_version (1) did not" in (decide(plan(), store)["ingest"].warning or "")
+
+
+def test_differences_name_nested_fields():
+    before = {"code_version": 1, "config": {"optim": {"lr": 0.1}, "rivals": [1, 2]}, "inputs": {"a": "1" * 64}}
+    now = {"code_version": 1, "config": {"optim": {"lr": 0.2}, "rivals": [1, 4]}, "inputs": {"a": "2" * 64}}
+    assert differences(before, now) == ["optim.lr: 0.1 -> 0.2", "rivals.1: 2 -> 4", f"input a: {'1' * 12} -> {'2' * 12}"]
+
+
+def test_source_digest_follows_the_file(tmp_path: Path, monkeypatch):
+    package = tmp_path / "toystage"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    import toystage  # noqa: F401
+
+    before = source_digest("toystage")
+    (package / "work.py").write_text("x = 1")
+    source_digest.cache_clear()
+    assert source_digest("toystage") != before
