@@ -1,0 +1,65 @@
+"""C8 data-are-clean: the audit as evidence, with its own planted canaries as positive control."""
+
+from __future__ import annotations
+
+from stages.claims.effects import percent
+from stages.claims.evidence import Evidence
+from stages.claims.verdict import Finding, Number, not_measured
+
+STEP = "decontaminate"
+
+
+def clean_data(evidence: Evidence) -> Finding:
+    """C8: coverage of every evaluation document by training documents, before and after the audit."""
+    rule = evidence.rules.clean_data
+    books = evidence.table(STEP, "books.parquet")
+    if not len(books):
+        return not_measured("the contamination audit is not part of this study")
+    before, after = books["coverage"].astype(float), books["coverage_after"].astype(float)
+    over_before, over_after = int((before > rule.coverage_limit).sum()), int((after > rule.coverage_limit).sum())
+    source = evidence.source(STEP, "books.parquet", f"coverage_after > {rule.coverage_limit}")
+    worst = Number(
+        "contamination.after", "largest coverage after the audit", float(after.max()), None, None, len(books),
+        "share of words", "largest over evaluation documents", (source,),
+    )  # fmt: skip
+    found = Number(
+        "contamination.before",
+        "largest coverage before the audit",
+        float(before.max()),
+        n=len(books),
+        unit="share of words",
+        method="largest over evaluation documents",
+        sources=(evidence.source(STEP, "books.parquet", f"coverage > {rule.coverage_limit}"),),
+    )
+    numbers = [worst, found]
+    canaries = evidence.table(STEP, "canaries.parquet")
+    recall = None
+    planted = int(canaries["planted"].sum()) if len(canaries) else 0
+    if planted:
+        recall = float(canaries["acted"].sum()) / planted
+        numbers.append(
+            Number(
+                "contamination.canaries",
+                "planted canaries acted on",
+                recall,
+                n=planted,
+                unit="share",
+                method="count",
+                sources=(evidence.source(STEP, "canaries.parquet"),),
+            )
+        )
+    text = (
+        f"{over_before} of {len(books)} evaluation documents were covered above {percent(rule.coverage_limit, 0)} by "
+        f"training documents (at most {percent(float(before.max()))}); after the audit {over_after} "
+        f"(at most {percent(float(after.max()))})"
+    )
+    if over_after:
+        reason = f"{text}; these are left out of every score"
+        return Finding("refuted", reason, headline=worst, numbers=tuple(numbers))
+    if recall is None:
+        reason = f"{text}; no canaries were planted, so the audit is not shown to find what it should"
+        return Finding("inconclusive", reason, "no canaries", worst, tuple(numbers))
+    text += f"; canaries acted on: {percent(recall)}"
+    if recall < rule.canary_recall:
+        return Finding("inconclusive", f"{text}, below {rule.canary_recall:.0%}", "audit misses", worst, tuple(numbers))
+    return Finding("supported", text, headline=worst, numbers=tuple(numbers))

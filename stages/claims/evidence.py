@@ -1,0 +1,243 @@
+"""The tables of a study, opened by arm and seed, with the artifact each row came from.
+
+Every input may be absent: its table is then empty and the rules say ``not measured``. Nothing here computes a
+statistic; it only opens, joins and selects.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from model.config import MixerConfig, TrunkConfig
+from stages.claims.config import ClaimsConfig
+from stages.claims.verdict import Source
+from stages.stage import Artifact, StageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+KINDS_WITH_MEMORY = ("infini",)
+BEYOND = "beyond_local == True"
+WITHIN = "beyond_local == False"
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two arms (or two conditions of one arm) on the same items: values [seeds, items], weights [items]."""
+
+    a: np.ndarray
+    b: np.ndarray
+    weights: np.ndarray
+    seeds: tuple[int, ...]
+    items: tuple[str, ...]
+
+    @property
+    def differences(self) -> np.ndarray:
+        """a - b, [seeds, items]."""
+        return self.a - self.b
+
+    @property
+    def by_seed(self) -> np.ndarray:
+        """[seeds] of sum(a - b) / sum(weights)."""
+        return self.differences.sum(1) / self.weights.sum()
+
+
+class Evidence:
+    """Everything the rules and figures may read."""
+
+    def __init__(
+        self,
+        inputs: Mapping[str, Artifact],
+        *,
+        arms: Mapping[str, MixerConfig],
+        seeds: tuple[int, ...],
+        trunk: TrunkConfig,
+        rules: ClaimsConfig,
+    ) -> None:
+        self.inputs, self.arms, self.seeds, self.trunk, self.rules = dict(inputs), dict(arms), seeds, trunk, rules
+
+    # --- which arms -----------------------------------------------------------------------------------------------
+    @property
+    def memory_arms(self) -> list[str]:
+        """Arms with a compressive memory, in the order of the study file."""
+        return [name for name, mixer in self.arms.items() if mixer.kind in KINDS_WITH_MEMORY]
+
+    def arms_of_kind(self, *kinds: str) -> list[str]:
+        """Arms whose mixer is one of ``kinds``, in the order of the study file."""
+        return [name for name, mixer in self.arms.items() if mixer.kind in kinds]
+
+    def segment_length(self) -> int:
+        """N of the memory arms (of any arm where there is none), tokens."""
+        names = self.memory_arms or list(self.arms)
+        return self.arms[names[0]].segment_length
+
+    # --- opening tables -------------------------------------------------------------------------------------------
+    def has(self, step: str) -> bool:
+        """Whether the step's artifact is among the inputs."""
+        return step in self.inputs
+
+    def runs(self, stage: str) -> list[tuple[str, int]]:
+        """(arm, seed) of every input of ``stage``, in the order of the study file."""
+        found = {
+            (arm, int(seed)) for arm, seed in (step.split("/")[1:] for step in self.inputs if step.count("/") == 2
+                                               and step.startswith(f"{stage}/"))
+        }  # fmt: skip
+        return [(arm, seed) for arm in self.arms for seed in self.seeds if (arm, seed) in found]
+
+    def source(self, step: str, table: str, row_filter: str = "") -> Source:
+        """Provenance of rows of ``table`` in the artifact of ``step``."""
+        return Source(step, self.inputs[step].key, table, row_filter)
+
+    def sources(self, stage: str, table: str, row_filter: str = "", *arms: str) -> tuple[Source, ...]:
+        """Provenance over all seeds of ``arms`` (all arms where none is named)."""
+        return tuple(
+            self.source(f"{stage}/{arm}/{seed}", table, row_filter)
+            for arm, seed in self.runs(stage)
+            if not arms or arm in arms
+        )
+
+    def table(self, step: str, name: str) -> pd.DataFrame:
+        """One Parquet table of one step; empty where step or file is absent."""
+        import pandas as pd
+        import pyarrow.parquet as pq
+
+        if step not in self.inputs:
+            return pd.DataFrame()
+        try:
+            path = self.inputs[step].path(name)
+        except FileNotFoundError:
+            return pd.DataFrame()
+        try:
+            return pq.read_table(path).to_pandas()
+        except OSError as problem:
+            raise StageError(
+                f"{name} of step {step} is not a readable Parquet file ({problem})",
+                field="inputs",
+                value=step,
+                fix=f"infini-study verify, then infini-study run --force {step}",
+            ) from problem
+
+    def document(self, step: str, name: str) -> dict[str, Any]:
+        """One JSON file of one step; empty where step or file is absent."""
+        if step not in self.inputs:
+            return {}
+        try:
+            path = self.inputs[step].path(name)
+        except FileNotFoundError:
+            return {}
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else {}
+
+    def stacked(self, stage: str, name: str) -> pd.DataFrame:
+        """The same table of all arms and seeds, with columns ``arm`` and ``seed`` in front."""
+        import pandas as pd
+
+        parts = []
+        for arm, seed in self.runs(stage):
+            part = self.table(f"{stage}/{arm}/{seed}", name)
+            if len(part):
+                part.insert(0, "arm", arm)
+                part.insert(1, "seed", seed)
+                parts.append(part)
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arm", "seed"])
+
+    # --- the tables, opened once ----------------------------------------------------------------------------------
+    @cached_property
+    def contaminated(self) -> frozenset[str]:
+        """Evaluation documents still covered above the limit after the audit: left out of every score."""
+        books = self.table("decontaminate", "books.parquet")
+        if not len(books):
+            return frozenset()
+        over = books["coverage_after"] > self.rules.clean_data.coverage_limit
+        return frozenset(books.loc[over, "book_id"])
+
+    @cached_property
+    def perplexity(self) -> pd.DataFrame:
+        """arm, seed + ``perplexity.parquet`` of evaluate, scored documents only."""
+        return self._scored(self.stacked("evaluate", "perplexity.parquet"))
+
+    @cached_property
+    def retrieval(self) -> pd.DataFrame:
+        """arm, seed + ``retrieval.parquet`` of evaluate."""
+        return self.stacked("evaluate", "retrieval.parquet")
+
+    @cached_property
+    def knocked_perplexity(self) -> pd.DataFrame:
+        """arm, seed + ``perplexity.parquet`` of ablate (column ``knockout``), scored documents only."""
+        return self._scored(self.stacked("ablate", "perplexity.parquet"))
+
+    @cached_property
+    def knocked_retrieval(self) -> pd.DataFrame:
+        """arm, seed + ``retrieval.parquet`` of ablate (column ``knockout``)."""
+        return self.stacked("ablate", "retrieval.parquet")
+
+    @cached_property
+    def gates(self) -> pd.DataFrame:
+        """arm, seed, layer, head, gate."""
+        return self.stacked("ablate", "gates.parquet")
+
+    @cached_property
+    def training(self) -> pd.DataFrame:
+        """arm, seed + ``train_log.parquet`` of pretrain."""
+        return self.stacked("pretrain", "train_log.parquet")
+
+    @cached_property
+    def control(self) -> pd.DataFrame:
+        """arm, seed + ``control.parquet``, all recorded steps."""
+        return self.stacked("control", "control.parquet")
+
+    @cached_property
+    def summaries(self) -> pd.DataFrame:
+        """arm, seed + ``summaries.parquet``, scored documents only."""
+        return self._scored(self.stacked("summarize", "summaries.parquet"))
+
+    def control_end(self) -> pd.DataFrame:
+        """Last recorded step of every control run: one row per arm, seed and k."""
+        table = self.control
+        if not len(table):
+            return table
+        last = table.groupby(["arm", "seed"])["step"].transform("max")
+        return table[table["step"] == last].reset_index(drop=True)
+
+    def _scored(self, table: pd.DataFrame) -> pd.DataFrame:
+        if not len(table) or not self.contaminated:
+            return table
+        return table[~table["doc_id"].isin(self.contaminated)].reset_index(drop=True)
+
+
+def paired(a: pd.DataFrame, b: pd.DataFrame, item: str, value: str, weight: str | None = None) -> Paired | None:
+    """Rows of ``a`` and ``b`` (columns ``seed``, ``item``, ``value`` and, for ratios, ``weight``) on what both have.
+
+    Values of several rows of one item (position buckets of a document) are summed. None where nothing is shared.
+    An item that any seed of either side lacks is left out: every seed must be scored on the same items.
+    """
+    import numpy as np
+
+    sides = []
+    for table in (a, b):
+        if not len(table):
+            return None
+        sides.append(table.pivot_table(index="seed", columns=item, values=value, aggfunc="sum"))
+    seeds = sides[0].index.intersection(sides[1].index)
+    if not len(seeds):
+        return None
+    left, right = (side.loc[seeds].dropna(axis=1) for side in sides)
+    items = left.columns.intersection(right.columns).sort_values()
+    if not len(items):
+        return None
+    weights = np.ones(len(items))
+    if weight is not None:
+        first = a[a["seed"] == seeds[0]]
+        weights = first.groupby(item)[weight].sum().loc[items].to_numpy(dtype=float)
+    return Paired(
+        left[items].to_numpy(dtype=float),
+        right[items].to_numpy(dtype=float),
+        weights,
+        tuple(int(seed) for seed in seeds),
+        tuple(str(name) for name in items),
+    )

@@ -1,0 +1,21 @@
+"""What the report needs to know beside the artifacts."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from model.config import MixerConfig, TrunkConfig
+from stages.claims.config import ClaimsConfig
+from stages.stage import Config
+
+
+class ReportConfig(Config):
+    """One report. ``title`` heads the page (default: the study's name)."""
+
+    study: str
+    description: str = ""
+    title: str = ""
+    arms: dict[str, MixerConfig] = Field(min_length=1)
+    trunk: TrunkConfig
+    seeds: tuple[int, ...] = Field(min_length=1)
+    claims: ClaimsConfig = ClaimsConfig()

@@ -1,0 +1,28 @@
+"""The last step: artifacts in, verdicts and a page out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from stages.report.config import ReportConfig
+from stages.stage import Artifact, Context, Stage, Summary
+
+__all__ = ["STAGE", "Report", "ReportConfig"]
+
+
+class Report(Stage[ReportConfig]):
+    """Inputs are named by their step ids ("ingest", "pretrain/<arm>/<seed>", ...); any may be absent, and the claims
+    that need them are then ``not measured``."""
+
+    name = "report"
+    code_version = 1
+    deterministic = False  # prints measured tokens per second
+
+    def run(self, config: ReportConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
+        from stages.report.build import build
+
+        return build(config, inputs, output, context)
+
+
+STAGE = Report()
