@@ -1,0 +1,111 @@
+"""Makes the study's tokenizer.json: trained byte-level BPE, plain bytes, or a given file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.stage import Artifact, Context, StageError, Summary
+from stages.tokens.documents import texts
+from stages.tokens.stage import TokenizerConfig
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Library
+
+PAD, EOS = "<pad>", "<eos>"
+_CHUNK = 1 << 16  # characters handed to the trainer at once, so that progress moves inside long books
+
+
+def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, context: Context) -> Summary:
+    """Write tokenizer.json and meta.json {kind, vocab_size, eos_id, pad_id}.
+
+    Raises StageError for a file without the named tokens or that does not round-trip text.
+    """
+    if config.kind == "file":
+        assert config.path is not None and config.eos_token is not None
+        tokenizer = _from_file(config.path)
+        eos = _token_id(tokenizer, "eos_token", config.eos_token)
+        pad = eos if config.pad_token is None else _token_id(tokenizer, "pad_token", config.pad_token)
+    else:
+        tokenizer = _byte_level()
+        if config.kind == "bpe":
+            _train(tokenizer, config, documents, context)
+        eos, pad = tokenizer.token_to_id(EOS), tokenizer.token_to_id(PAD)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.save(str(output / "tokenizer.json"))
+    meta = {"kind": config.kind, "vocab_size": tokenizer.get_vocab_size(), "eos_id": eos, "pad_id": pad}
+    (output / "meta.json").write_text(json.dumps(meta, indent=1))
+    return Summary(f"{config.kind} tokenizer, {meta['vocab_size']} tokens", {"vocab_size": float(meta["vocab_size"])})
+
+
+def _byte_level() -> Library:
+    """A tokenizer whose only tokens are the specials (ids 0, 1) and the 256 bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([PAD, EOS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    # Digits one by one, as Llama's: a passkey is then as long as its digits, whatever the training text.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([PAD, EOS])
+    return tokenizer
+
+
+def _train(tokenizer: Library, config: TokenizerConfig, documents: Artifact, context: Context) -> None:
+    from tokenizers import pre_tokenizers, trainers
+
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_training_text(config, documents, context), trainer)
+    found = tokenizer.get_vocab_size()
+    if found != config.vocab_size:
+        context.warn(f"tokenizer: the training text gives {found} tokens only, not vocab_size = {config.vocab_size}")
+
+
+def _training_text(config: TokenizerConfig, documents: Artifact, context: Context) -> Iterator[str]:
+    """The beginning of every training document, as much of each as brings all to ``train_bytes`` together."""
+    sizes = [len(row.text) for row in texts(documents, "train")]
+    total = sum(sizes)
+    share = min(1.0, config.train_bytes / max(1, total))
+    done = 0
+    for row in texts(documents, "train"):
+        text = row.text[: max(1, int(len(row.text) * share))]
+        for start in range(0, len(text), _CHUNK):
+            yield text[start : start + _CHUNK]
+        done += len(text)
+        context.progress(done, total * share, "characters")
+
+
+def _from_file(path: str) -> Library:
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(path)
+    except Exception as error:  # the library raises bare Exception for every fault of the file
+        raise StageError(f"not a tokenizer.json: {error}", field="tokenizer.path", value=path) from error
+    probe = "The pass key is 4071.\n  x_1 = {y}\n"
+    decoded = tokenizer.decode(tokenizer.encode(probe, add_special_tokens=False).ids)
+    if decoded.split() != probe.split():
+        raise StageError(
+            f"the tokenizer does not give text back: {probe!r} becomes {decoded!r}",
+            field="tokenizer.path", value=path, fix="use one that keeps case and digits",
+        )  # fmt: skip
+    return tokenizer
+
+
+def _token_id(tokenizer: Library, field: str, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        special = [t.content for t in tokenizer.get_added_tokens_decoder().values()][:20]
+        raise StageError("no such token", field=f"tokenizer.{field}", value=token, allowed=", ".join(special))
+    return int(found)
