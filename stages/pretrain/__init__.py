@@ -1,0 +1,1 @@
+"""Short-context base training and continual pretraining of the arms."""

@@ -1,0 +1,157 @@
+"""Resume points of a training run: sharded (torch.distributed.checkpoint), complete or not there.
+
+``<work_url>/checkpoints/step-00000100/`` holds one file per rank, DCP's ``.metadata`` and, written last by rank 0,
+``state.json``: a folder without it never existed. The newest sound one is used; a damaged one is passed over, loudly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import xxhash
+from torch import nn
+
+from cluster.storage import filesystem, is_local, remove_tree, write_atomic
+from stages.stage import StageError
+
+KEEP = 2  # the newest, and the one to fall back to
+STATE = "state.json"
+
+
+@dataclass
+class RunState:
+    """What a resumed run needs besides tensors. step: optimiser steps done; wall_s: seconds of training so far."""
+
+    step: int = 0
+    world_size: int = 1
+    wall_s: float = 0.0
+    rows: list[dict[str, float | int | None]] = field(default_factory=list)
+    samples: list[str] = field(default_factory=list)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """The resume points of one run below ``work_url``; every rank calls every method."""
+
+    def __init__(self, work_url: str, rank: int, world_size: int, warn: Callable[[str], None]) -> None:
+        self.url = f"{work_url.rstrip('/')}/checkpoints"
+        self.fs, self.root = filesystem(self.url)
+        self.local = is_local(self.fs)
+        self.rank, self.world_size, self.warn = rank, world_size, warn
+
+    def save(self, state: RunState, decoder: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Write a resume point after ``state.step`` steps; it counts once ``state.json`` is there."""
+        import torch.distributed.checkpoint as dcp
+
+        folder = f"{self.root}/step-{state.step:08d}"
+        if self.rank == 0:
+            self.fs.makedirs(folder, exist_ok=True)
+        dcp.save(self._tensors(decoder, optimizer), storage_writer=self._writer(folder), no_dist=self.world_size == 1)
+        if self.rank == 0:
+            state.world_size = self.world_size
+            state.files = {name: self._fingerprint(f"{folder}/{name}") for name in self._files(folder)}
+            write_atomic(self.fs, f"{folder}/{STATE}", json.dumps(asdict(state)).encode())
+            for old in self._steps()[:-KEEP]:
+                remove_tree(self.fs, f"{self.root}/{old}")
+
+    def load(self, decoder: nn.Module, optimizer: torch.optim.Optimizer, *, any_world_size: bool) -> RunState:
+        """Restore the newest sound resume point in place; a fresh ``RunState`` where there is none.
+
+        Raises StageError if it was written by another world size and ``any_world_size`` is False: sums of gradients
+        would be rounded otherwise, and the loss sequence would not be that of an uninterrupted run.
+        """
+        import torch.distributed.checkpoint as dcp
+
+        choice: list[RunState | None] = [self._newest_sound() if self.rank == 0 else None]
+        if self.world_size > 1:
+            dist.broadcast_object_list(choice, src=0)
+        state = choice[0]
+        if state is None:
+            return RunState(world_size=self.world_size)
+        if state.world_size != self.world_size and not any_world_size:
+            raise StageError(
+                f"this run began with {state.world_size} workers and stands at step {state.step}",
+                field="execution.train_workers",
+                value=self.world_size,
+                allowed=str(state.world_size),
+                fix="set it back, or set execution.allow_world_size_change",
+            )
+        tensors = self._tensors(decoder, optimizer, resized=state.world_size != self.world_size)
+        dcp.load(
+            tensors, storage_reader=self._reader(f"{self.root}/step-{state.step:08d}"), no_dist=self.world_size == 1
+        )
+        from torch.distributed.checkpoint.state_dict import set_state_dict
+
+        set_state_dict(decoder, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
+        if f"rng{self.rank}" in tensors:
+            torch.set_rng_state(tensors[f"rng{self.rank}"])
+        return state
+
+    def _tensors(self, decoder: nn.Module, optimizer: torch.optim.Optimizer, resized: bool = False) -> dict[str, Any]:
+        from torch.distributed.checkpoint.state_dict import get_state_dict
+
+        model, optim = get_state_dict(decoder, optimizer)
+        tensors = {"model": model, "optimizer": optim}
+        return tensors if resized else {**tensors, f"rng{self.rank}": torch.get_rng_state()}
+
+    def _newest_sound(self) -> RunState | None:
+        for name in reversed(self._steps()):
+            folder = f"{self.root}/{name}"
+            try:
+                state = RunState(**json.loads(self.fs.cat_file(f"{folder}/{STATE}")))
+                for file, expected in state.files.items():
+                    if self._fingerprint(f"{folder}/{file}") != expected:
+                        raise ValueError(f"{file} is not what was written")
+            except FileNotFoundError as error:
+                if str(error).rstrip("'").endswith(STATE):
+                    continue  # was being written when the run was killed
+                self.warn(f"checkpoint {name} is damaged ({error}); falling back to the one before")
+            except (ValueError, TypeError) as error:
+                self.warn(f"checkpoint {name} is damaged ({error}); falling back to the one before")
+            else:
+                return state
+        return None
+
+    def _steps(self) -> list[str]:
+        if not self.fs.exists(self.root):
+            return []
+        names = (str(path).rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.root, detail=False))
+        return sorted(name for name in names if name.startswith("step-"))
+
+    def _files(self, folder: str) -> list[str]:
+        names = (str(path).rpartition("/")[2] for path in self.fs.ls(folder, detail=False))
+        return sorted(name for name in names if name == ".metadata" or name.endswith(".distcp"))
+
+    def _fingerprint(self, path: str) -> dict[str, Any]:
+        """Size, and for local files a hash (reading remote files back would double the traffic)."""
+        size = int(self.fs.size(path))
+        if not self.local:
+            return {"size": size}
+        hasher = xxhash.xxh3_64()
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 22):
+                hasher.update(chunk)
+        return {"size": size, "xxh3": hasher.hexdigest()}
+
+    def _writer(self, folder: str) -> Any:
+        if self.local:
+            from torch.distributed.checkpoint import FileSystemWriter
+
+            return FileSystemWriter(folder)
+        from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
+
+        return FsspecWriter(self.fs.unstrip_protocol(folder))
+
+    def _reader(self, folder: str) -> Any:
+        if self.local:
+            from torch.distributed.checkpoint import FileSystemReader
+
+            return FileSystemReader(folder)
+        from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+
+        return FsspecReader(self.fs.unstrip_protocol(folder))

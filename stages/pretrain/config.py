@@ -1,0 +1,124 @@
+"""The study file's ``base`` and ``pretrain`` sections, and the configs of their steps."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from model.config import MixerConfig, TrunkConfig
+from stages.stage import Config
+
+
+class OptimSettings(Config):
+    """AdamW (betas 0.9, 0.95) with linear warm-up; shared by base and pretrain."""
+
+    lr: float = Field(gt=0, description="peak learning rate of the weights")
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    min_lr_share: float = Field(default=0.1, ge=0, le=1, description="cosine ends at this share of lr")
+    weight_decay: float = Field(default=0.1, ge=0, description="on matrices only: not on norms, biases or gates")
+    clip: float = Field(default=1.0, gt=0, description="limit of the gradient's global norm")
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every: int = Field(default=100, ge=1, description="steps between resume points")
+
+
+class BaseSettings(OptimSettings):
+    """The shared starting point: trained here on short sequences, or imported from a Llama-family folder.
+
+    ``init: scratch`` needs lr, steps, batch_tokens and sequence_length. ``init: hf`` needs path and revision: for a
+    Hub id the commit; for a local folder ``sha256:<digest>`` of its config.json and safetensors files (a wrong one is
+    refused with the right one named).
+    """
+
+    init: Literal["scratch", "hf"] = "scratch"
+    seed: int = Field(default=0, ge=0)
+    lr: float | None = Field(default=None, gt=0, description="peak learning rate")  # type: ignore[assignment]
+    steps: int | None = Field(default=None, ge=1)
+    batch_tokens: int | None = Field(default=None, ge=1, description="global batch in tokens")
+    sequence_length: int | None = Field(default=None, ge=2, description="the base's short context, tokens")
+    path: str | None = Field(default=None, description="Hub id or local folder (init: hf)")
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _fields_of_init(self) -> BaseSettings:
+        needed = ("lr", "steps", "batch_tokens", "sequence_length") if self.init == "scratch" else ("path", "revision")
+        foreign = {"path", "revision"} if self.init == "scratch" else {*BaseSettings.model_fields} - {"init", *needed}
+        for name in needed:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is missing: init = {self.init!r} needs {', '.join(needed)}")
+        for name in sorted(foreign):
+            if getattr(self, name) != BaseSettings.model_fields[name].default:
+                raise ValueError(f"{name} has no effect with init = {self.init!r}; remove it")
+        if self.batch_tokens is not None and self.sequence_length and self.batch_tokens % self.sequence_length:
+            raise ValueError(
+                f"batch_tokens = {self.batch_tokens}: must be a multiple of sequence_length = {self.sequence_length}"
+            )
+        return self
+
+
+class BaseConfig(BaseSettings):
+    """``BaseSettings`` and the trunk; with ``init: hf`` the trunk must be the checkpoint's own."""
+
+    trunk: TrunkConfig
+
+    def key_fields(self) -> dict[str, Any]:
+        """A digest names a local folder's content, so where it lies is no part of the key."""
+        fields = super().key_fields()
+        if self.revision is not None and self.revision.startswith("sha256:"):
+            fields.pop("path")
+        return fields
+
+
+class MixtureConfig(Config):
+    """What a batch is made of."""
+
+    sources: dict[str, float] = Field(
+        default={}, description="share of each source by its name (normalised); empty: in proportion to its size"
+    )
+    retrieval_share: float = Field(
+        default=0.0, ge=0, lt=1, description="share of a batch's sequences that are passkey or bindings prompts"
+    )
+    retrieval_format: Literal["landmark", "compact"] = Field(
+        default="landmark", description="wording of the prompts; compact fits short contexts"
+    )
+    retrieval_tasks: tuple[Literal["passkey", "bindings"], ...] = Field(default=("passkey", "bindings"), min_length=1)
+    retrieval_rivals: tuple[int, ...] = Field(default=(1, 2, 4), min_length=1, description="k of the bindings prompts")
+
+    @model_validator(mode="after")
+    def _shares_are_positive(self) -> MixtureConfig:
+        for name, share in self.sources.items():
+            if not share > 0:
+                raise ValueError(f"sources.{name} = {share}: allowed are numbers > 0 (leave a source out to skip it)")
+        return self
+
+
+class PretrainSettings(OptimSettings):
+    """The study file's ``pretrain`` section: the same for every arm and seed.
+
+    Loss: mean nll (nats) over target tokens of the text sequences; with ``mixture.retrieval_share`` = r it is
+    (1 - r) x that + r x the mean nll of the prompts' answer tokens, so that a few answer tokens weigh as their share.
+    """
+
+    steps: int = Field(ge=1)
+    batch_sequences: int = Field(ge=1, description="global batch, whatever the number of workers")
+    sequence_length: int = Field(ge=2, description="tokens; that of the tokenize section")
+    gate_lr: float = Field(default=0.01, gt=0, description="peak learning rate of the gates beta: they must move by ~4")
+    mixture: MixtureConfig = MixtureConfig()
+    monitor_every: int = Field(default=25, ge=1, description="steps between readings of gates and memory health")
+
+
+class PretrainConfig(PretrainSettings):
+    """One arm, one seed. The seed sets the data order (the same for every arm) and the new parameters' start."""
+
+    mixer: MixerConfig
+    seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _whole_segments(self) -> PretrainConfig:
+        segment = self.mixer.segment_length
+        if self.mixer.kind in ("infini", "local", "xl") and self.sequence_length % segment:
+            raise ValueError(
+                f"sequence_length = {self.sequence_length}: must be a multiple of mixer.segment_length = {segment}"
+            )
+        return self

@@ -1,0 +1,151 @@
+"""The training loop: plain torch, one process or many, with or without Ray.
+
+Every rank computes its slice of the global batch; losses are normalised by the *global* batch's target tokens, so the
+gradient does not depend on the number of ranks or of micro-batches (beyond rounding).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from stages.pretrain import monitor, optim
+from stages.pretrain.checkpoint import Checkpoints, RunState
+from stages.pretrain.data import digest
+from stages.pretrain.mixture import Batch, Batches, loss_weights
+from stages.pretrain.recipe import Recipe
+from stages.stage import StageError
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Runtime:
+    """Where this rank runs. micro_batch: sequences per forward pass (None: the rank's whole slice)."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    micro_batch: int | None = None
+    any_world_size: bool = False
+    checkpoints: Checkpoints | None = None
+    on_row: Callable[[Row], None] = field(default=lambda row: None)
+
+
+def train(recipe: Recipe, decoder: nn.Module, batches: Batches, runtime: Runtime) -> RunState:
+    """Train ``decoder`` in place to ``recipe.steps``; resumes from ``runtime.checkpoints``. Returns log and samples.
+
+    Raises StageError naming step, loss and learning rate if the loss stops being finite, and where the global batch
+    does not divide by the world size.
+    """
+    if recipe.batch_sequences % runtime.world_size:
+        raise StageError(
+            "each worker takes the same number of the global batch's sequences",
+            field="execution.train_workers",
+            value=runtime.world_size,
+            allowed=f"divisors of the global batch of {recipe.batch_sequences} sequences",
+        )
+    decoder.to(runtime.device).train()
+    if runtime.world_size > 1:
+        shard(decoder)
+    optimizer = optim.build(decoder, recipe)
+    state = RunState(world_size=runtime.world_size)
+    if runtime.checkpoints is not None:
+        state = runtime.checkpoints.load(decoder, optimizer, any_world_size=runtime.any_world_size)
+    for row in state.rows:  # what an earlier attempt already did
+        runtime.on_row(row)
+    began = time.perf_counter() - state.wall_s
+    for step in range(state.step, recipe.steps):
+        batch = batches[step]
+        factor = optim.schedule(step, recipe)
+        optim.set_lr(optimizer, factor)
+        started = time.perf_counter()
+        losses, grad_norm = _step(recipe, decoder, optimizer, batch, runtime)
+        if not all(math.isfinite(value) for value in losses if value is not None) or not math.isfinite(grad_norm):
+            raise StageError(
+                f"training diverged at step {step + 1}: loss {losses[0]}, gradient norm {grad_norm:.3g}, "
+                f"learning rate {recipe.lr * factor:.3g}",
+                fix="lower lr or gate_lr, lengthen warmup_steps, or tighten clip",
+            )
+        seconds = time.perf_counter() - started
+        row: Row = {
+            "step": step + 1,
+            "tokens": (step + 1) * batch.tokens.size,
+            "loss": losses[0],
+            "answer_loss": losses[1],
+            "lr": recipe.lr * factor,
+            "grad_norm": grad_norm,
+            "tokens_per_s": batch.tokens.size / seconds,
+            **dict.fromkeys(monitor.COLUMNS),
+        }
+        if (step + 1) % recipe.monitor_every == 0 or step + 1 == recipe.steps:
+            row |= monitor.read(decoder, torch.from_numpy(batch.tokens[:1]).to(runtime.device))
+        state.rows.append(row)
+        state.samples.append(digest(batch.ids))
+        state.step, state.wall_s = step + 1, time.perf_counter() - began
+        runtime.on_row(row)
+        # no resume point after the last step: what follows is the export, which is then as quick to redo
+        if runtime.checkpoints is not None and state.step % recipe.checkpoint_every == 0 and state.step < recipe.steps:
+            runtime.checkpoints.save(state, decoder, optimizer)
+    return state
+
+
+def _step(
+    recipe: Recipe, decoder: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, runtime: Runtime
+) -> tuple[tuple[float | None, float | None], float]:
+    """One optimiser step. Returns ((text loss, answer loss), gradient norm before clipping); None: no such tokens."""
+    share = len(batch.tokens) // runtime.world_size
+    mine = slice(runtime.rank * share, (runtime.rank + 1) * share)
+    text, answer = loss_weights(batch, recipe.mixture.retrieval_share)
+    has_text, has_answer = bool(text.any()), bool(answer.any())
+    r = recipe.mixture.retrieval_share if has_text and has_answer else float(has_answer)
+    tokens, text_w, answer_w = (torch.from_numpy(a[mine]).to(runtime.device) for a in (batch.tokens, text, answer))
+    micro = runtime.micro_batch or share
+    cast: contextlib.AbstractContextManager[object] = (
+        torch.autocast(runtime.device.type, torch.bfloat16) if recipe.dtype == "bf16" else contextlib.nullcontext()
+    )
+    sums = torch.zeros(2, dtype=torch.float64, device=runtime.device)
+    optimizer.zero_grad(set_to_none=True)
+    for start in range(0, share, micro):
+        part = slice(start, start + micro)
+        with cast:
+            nll = decoder.nll(tokens[part]).float()  # type: ignore[operator]
+        text_loss, answer_loss = (nll * text_w[part]).sum(), (nll * answer_w[part]).sum()
+        # FSDP averages gradients over ranks; the weights already normalise over the global batch
+        (((1 - r) * text_loss + r * answer_loss) * runtime.world_size).backward()
+        sums += torch.stack([text_loss.detach(), answer_loss.detach()]).double()
+    if runtime.world_size > 1:
+        dist.all_reduce(sums)
+    norm = nn.utils.clip_grad_norm_(decoder.parameters(), recipe.clip)
+    optimizer.step()
+    if hasattr(norm, "full_tensor"):
+        norm = norm.full_tensor()
+    text_sum, answer_sum = sums.tolist()
+    return (text_sum if has_text else None, answer_sum if has_answer else None), float(norm)
+
+
+def shard(decoder: nn.Module) -> None:
+    """FSDP2: every block's and the rest's parameters sharded over all ranks of the default process group."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    for block in decoder.layers:  # type: ignore[union-attr]
+        fully_shard(block)
+    fully_shard(decoder)
+    register_fsdp_forward_method(decoder, "nll")  # runs the same all-gathers as ``forward``
+
+
+def full_state_dict(decoder: nn.Module, world_size: int) -> dict[str, torch.Tensor]:
+    """All parameters on the CPU of rank 0 (an empty dict on the others)."""
+    if world_size == 1:
+        return {name: tensor.detach().cpu() for name, tensor in decoder.state_dict().items()}
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(decoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))  # type: ignore[return-value]

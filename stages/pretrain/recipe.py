@@ -1,0 +1,68 @@
+"""What the training loop needs to know, whichever stage asks: plain, picklable, free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from model.config import MixerConfig
+from stages.pretrain.config import BaseConfig, MixtureConfig, OptimSettings, PretrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run. Learning rates are peaks; steps and warm-up in optimiser steps; lengths in tokens."""
+
+    seed: int
+    steps: int
+    batch_sequences: int
+    sequence_length: int
+    lr: float
+    gate_lr: float
+    warmup_steps: int
+    schedule: Literal["cosine", "constant"]
+    min_lr_share: float
+    weight_decay: float
+    clip: float
+    dtype: Literal["fp32", "bf16"]
+    checkpoint_every: int
+    monitor_every: int
+    mixture: MixtureConfig
+
+
+def _optim(optim: OptimSettings) -> dict[str, object]:
+    return {name: getattr(optim, name) for name in OptimSettings.model_fields}
+
+
+def base_mixer(config: BaseConfig) -> MixerConfig:
+    """The base attends fully within its short context."""
+    return MixerConfig(kind="full", segment_length=config.sequence_length or 1)
+
+
+def of_base(config: BaseConfig) -> Recipe:
+    """The recipe of a base trained from scratch."""
+    assert config.lr and config.steps and config.batch_tokens and config.sequence_length  # checked by the config
+    return Recipe(
+        seed=config.seed,
+        steps=config.steps,
+        batch_sequences=config.batch_tokens // config.sequence_length,
+        sequence_length=config.sequence_length,
+        gate_lr=config.lr,
+        monitor_every=config.steps + 1,
+        mixture=MixtureConfig(),
+        **_optim(config),  # type: ignore[arg-type]
+    )
+
+
+def of_pretrain(config: PretrainConfig) -> Recipe:
+    """The recipe of one arm and seed."""
+    return Recipe(
+        seed=config.seed,
+        steps=config.steps,
+        batch_sequences=config.batch_sequences,
+        sequence_length=config.sequence_length,
+        gate_lr=config.gate_lr,
+        monitor_every=config.monitor_every,
+        mixture=config.mixture,
+        **_optim(config),  # type: ignore[arg-type]
+    )
