@@ -5,22 +5,23 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from pipeline.errors import StudyError
-from pipeline.plan import Plan, PlanBuilder
-from pipeline.study import LoadedStudy, Study
 from stages.ablate.stage import STAGE as ABLATE
 from stages.capacity.stage import STAGE as CAPACITY
 from stages.control.stage import STAGE as CONTROL
 from stages.control.stage import ControlConfig
+from stages.decontaminate.stage import STAGE as DECONTAMINATE
+from stages.summarize.stage import STAGE as SUMMARIZE
+
+from pipeline.errors import StudyError
+from pipeline.plan import Plan, PlanBuilder
+from pipeline.study import LoadedStudy, Study
 from stages.corpus.pin import pin
 from stages.corpus.stage import STAGE as INGEST
-from stages.decontaminate.stage import STAGE as DECONTAMINATE
 from stages.evaluate.stage import STAGE as EVALUATE
 from stages.pretrain.stage import BASE, PRETRAIN, BaseConfig, PretrainConfig
 from stages.report.stage import STAGE as REPORT
 from stages.report.stage import ReportConfig
 from stages.stage import StageError
-from stages.summarize.stage import STAGE as SUMMARIZE
 from stages.tokens.stage import TOKENIZE, TOKENIZER
 
 STAGES = {
@@ -68,7 +69,9 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     for stage, config in ((EVALUATE, study.evaluate), (ABLATE, study.ablate), (SUMMARIZE, study.summarize)):
         for (arm, seed), model in trained.items():
             if config is not None and (stage is not ABLATE or study.arms[arm].kind == "infini"):
-                made.append(graph.add(stage, config, {"model": model, "documents": documents, **data}, arm=arm, seed=seed))
+                made.append(
+                    graph.add(stage, config, {"model": model, "documents": documents, **data}, arm=arm, seed=seed)
+                )
     graph.add(
         REPORT,
         ReportConfig(

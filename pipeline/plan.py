@@ -95,7 +95,9 @@ class PlanBuilder:
         seed: int | None = None,
     ) -> str:
         """Add a step and return its id: the stage's name, then arm and seed where it has them."""
-        step_id = "/".join([stage.name, *([arm] if arm is not None else []), *([str(seed)] if seed is not None else [])])
+        step_id = "/".join(
+            [stage.name, *([arm] if arm is not None else []), *([str(seed)] if seed is not None else [])]
+        )
         if step_id in self.steps:
             raise ValueError(f"step {step_id!r} is planned twice")
         input_keys = {name: self.steps[source].key for name, source in inputs.items()}

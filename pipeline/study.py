@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from stages.ablate.stage import AblateConfig
+from stages.capacity.stage import CapacityConfig
+from stages.control.stage import ControlSettings
+from stages.decontaminate.stage import DecontaminateConfig
+from stages.summarize.stage import SummarizeConfig
 
 from model.config import MixerConfig, TrunkConfig
 from pipeline.errors import StudyError, suggestion
 from pipeline.yamlfile import parse
-from stages.ablate.stage import AblateConfig
-from stages.capacity.stage import CapacityConfig
 from stages.claims.config import ClaimsConfig
-from stages.control.stage import ControlSettings
 from stages.corpus.stage import IngestConfig
-from stages.decontaminate.stage import DecontaminateConfig
 from stages.evaluate.stage import EvaluateConfig
 from stages.pretrain.stage import BaseSettings, PretrainSettings
 from stages.stage import Config, Execution
-from stages.summarize.stage import SummarizeConfig
 from stages.tokens.stage import TokenizeConfig, TokenizerConfig
 
 ENVIRONMENT_PREFIX = "INFINI_STUDY__"
@@ -87,7 +87,7 @@ class Study(Config):
         return seeds
 
     @model_validator(mode="after")
-    def _lengths_agree(self) -> "Study":
+    def _lengths_agree(self) -> Study:
         for name, arm in self.arms.items():
             if self.tokenize.sequence_length % arm.segment_length:
                 raise ValueError(
@@ -181,7 +181,9 @@ def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _index(place: list[Any], part: str, dotted: str) -> int:
     if not part.isdigit() or int(part) >= len(place):
-        raise StudyError(f"--set {dotted}: {part!r} is not an index of a list of {len(place)} (allowed: 0 to {len(place) - 1})")
+        raise StudyError(
+            f"--set {dotted}: {part!r} is not an index of a list of {len(place)} (allowed: 0 to {len(place) - 1})"
+        )
     return int(part)
 
 

@@ -14,7 +14,9 @@ from pipeline.errors import IntegrityError, UnknownName
 if TYPE_CHECKING:
     from pipeline.store import Commit, Store
 
-KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="Key of an artifact (its first digits do) or a step id.")]
+KeyArgument = Annotated[
+    str, typer.Argument(metavar="KEY", help="Key of an artifact (its first digits do) or a step id.")
+]
 
 
 def status(study: StudyFile, set_: Set = None, root: Root = None, json: Json = False) -> None:
@@ -139,7 +141,9 @@ def find(store: Store, name: str) -> Commit:
 def show(
     key: KeyArgument,
     file: Annotated[str | None, typer.Option("--table", help="Print this Parquet file's rows.")] = None,
-    where: Annotated[list[str] | None, typer.Option("--where", metavar="COLUMN=VALUE", help="Only these rows; repeatable.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", metavar="COLUMN=VALUE", help="Only these rows; repeatable.")
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many rows.")] = 20,
     root: Root = None,
     json: Json = False,
@@ -151,7 +155,9 @@ def show(
     commit = find(store, key)
     artifact = store.artifact(commit)
     if file is not None:
-        _show_table(str(artifact.path(file if file.endswith(".parquet") else file + ".parquet")), where or [], limit, json)
+        _show_table(
+            str(artifact.path(file if file.endswith(".parquet") else file + ".parquet")), where or [], limit, json
+        )
         return
     files = {entry.path: entry.size for entry in artifact.manifest.values()}
     tracked = store.mlflow(commit.stage, commit.key) or {}
@@ -206,7 +212,9 @@ def lineage(key: KeyArgument, root: Root = None, json: Json = False) -> None:
     lines: list[dict[str, object]] = []
 
     def walk(commit: Commit, depth: int, name: str) -> None:
-        lines.append({"depth": depth, "input": name, "key": commit.key, "step": commit.step, "headline": commit.headline})
+        lines.append(
+            {"depth": depth, "input": name, "key": commit.key, "step": commit.step, "headline": commit.headline}
+        )
         if any(entry["key"] == commit.key for entry in lines[:-1]):
             return  # its own inputs are listed already
         for input_name, input_key in commit.meta.get("inputs", {}).items():
@@ -242,7 +250,9 @@ def verify(
         for problem in found:
             line(problem)
     if problems:
-        raise IntegrityError(f"{len(problems)} of {len(commits)} artifacts are damaged. Fix: run --force STEP makes one again")
+        raise IntegrityError(
+            f"{len(problems)} of {len(commits)} artifacts are damaged. Fix: run --force STEP makes one again"
+        )
     line(f"{len(commits)} artifacts, all files as committed")
 
 

@@ -23,19 +23,30 @@ Set = Annotated[
 Root = Annotated[
     str | None,
     typer.Option(
-        "--root", metavar="URL", envvar="INFINI_STUDY_ROOT", help=f"Where artifacts live: a folder or fsspec URL [default: {DEFAULT_ROOT}]."
+        "--root",
+        metavar="URL",
+        envvar="INFINI_STUDY_ROOT",
+        help=f"Where artifacts live: a folder or fsspec URL [default: {DEFAULT_ROOT}].",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Only = Annotated[list[str] | None, typer.Option("--only", metavar="STEP", help="Only this stage or step; repeatable.")]
-Since = Annotated[list[str] | None, typer.Option("--from", metavar="STEP", help="This stage or step and all that needs it.")]
-Until = Annotated[list[str] | None, typer.Option("--until", metavar="STEP", help="This stage or step and all it needs.")]
+Since = Annotated[
+    list[str] | None, typer.Option("--from", metavar="STEP", help="This stage or step and all that needs it.")
+]
+Until = Annotated[
+    list[str] | None, typer.Option("--until", metavar="STEP", help="This stage or step and all it needs.")
+]
 Arm = Annotated[list[str] | None, typer.Option("--arm", help="Only this arm; repeatable.")]
 Seed = Annotated[list[int] | None, typer.Option("--seed", help="Only this seed; repeatable.")]
-Force = Annotated[list[str] | None, typer.Option("--force", metavar="STEP", help="Make this step again, and what needs it.")]
+Force = Annotated[
+    list[str] | None, typer.Option("--force", metavar="STEP", help="Make this step again, and what needs it.")
+]
 Tracking = Annotated[
     str | None,
-    typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow server [default: SQLite below the root]."),
+    typer.Option(
+        "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow server [default: SQLite below the root]."
+    ),
 ]
 
 

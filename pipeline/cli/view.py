@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 def audit(
     study: StudyFile,
-    book: Annotated[str | None, typer.Option("--book", metavar="ID", help="One evaluation document, with its spans.")] = None,
-    document: Annotated[str | None, typer.Option("--document", metavar="ID", help="One training document, with its spans.")] = None,
+    book: Annotated[
+        str | None, typer.Option("--book", metavar="ID", help="One evaluation document, with its spans.")
+    ] = None,
+    document: Annotated[
+        str | None, typer.Option("--document", metavar="ID", help="One training document, with its spans.")
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many rows.")] = 30,
     set_: Set = None,
     root: Root = None,
@@ -63,8 +67,12 @@ def audit(
         ],
     )  # fmt: skip
     for span in spans[:limit]:
-        line(f"\n{span['doc_id']} bytes {span['doc_start']}-{span['doc_end']}: {' '.join(str(span['doc_text']).split())[:400]}")
-        line(f"{span['book_id']} bytes {span['book_start']}-{span['book_end']}: {' '.join(str(span['book_text']).split())[:400]}")
+        line(
+            f"\n{span['doc_id']} bytes {span['doc_start']}-{span['doc_end']}: {' '.join(str(span['doc_text']).split())[:400]}"
+        )
+        line(
+            f"{span['book_id']} bytes {span['book_start']}-{span['book_end']}: {' '.join(str(span['book_text']).split())[:400]}"
+        )
     if len(pairs) > limit:
         line(f"{limit} of {len(pairs)} pairs; --limit shows more")
 
@@ -115,7 +123,9 @@ def print_verdicts(folder: Path) -> None:
 def ui(
     root: Root = None,
     tracking: Tracking = None,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on this machine; 0 takes a free one.")] = 5000,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port on this machine; 0 takes a free one.")
+    ] = 5000,
 ) -> None:
     """MLflow in the browser, on this machine only: runs, lineage, the contamination audit, the verdicts."""
     import os
@@ -134,11 +144,24 @@ def ui(
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise StudyError(f"--port = {port}: {error.strerror}. Fix: give another port, or 0 for a free one") from error
+            raise StudyError(
+                f"--port = {port}: {error.strerror}. Fix: give another port, or 0 for a free one"
+            ) from error
         port = probe.getsockname()[1]
     line(f"MLflow: http://127.0.0.1:{port}/?workflowType=machine_learning   (Ctrl-C ends it)")
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     with subprocess.Popen([*command, "--workers", "1"], env=environment) as server:
         try:
             raise typer.Exit(server.wait())

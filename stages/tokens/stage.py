@@ -21,7 +21,9 @@ class TokenizerConfig(Config):
 
     kind: Literal["bpe", "bytes", "file"]
     vocab_size: int | None = Field(default=None, ge=258, description="bpe: size with the 256 bytes and two specials")
-    train_bytes: int = Field(default=20_000_000, ge=1, description="bpe: training text read at most, evenly over documents")
+    train_bytes: int = Field(
+        default=20_000_000, ge=1, description="bpe: training text read at most, evenly over documents"
+    )
     path: str | None = Field(default=None, description="file: path of a tokenizer.json; relative to the study file")
     pin: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$", description="file: digest of the file")
     eos_token: str | None = Field(default=None, description="file: token that ends a document")
@@ -33,7 +35,9 @@ class TokenizerConfig(Config):
             raise ValueError(f"vocab_size = {self.vocab_size}: kind bpe needs it, the other kinds have their own")
         for name in ("path", "eos_token"):
             if (self.kind == "file") != (getattr(self, name) is not None):
-                raise ValueError(f"{name} = {getattr(self, name)!r}: kind file needs it, the other kinds have no use for it")
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r}: kind file needs it, the other kinds have no use for it"
+                )
         if self.kind != "file" and (self.pin or self.pad_token):
             raise ValueError("pin and pad_token have an effect with kind file only; remove them")
         return self
@@ -49,10 +53,17 @@ def pin_tokenizer(config: TokenizerConfig, base_dir: Path) -> TokenizerConfig:
         return config
     path = base_dir / config.path
     if not path.is_file():
-        raise StageError("no such file", field="tokenizer.path", value=config.path, fix=f"put a tokenizer.json at {path}")
+        raise StageError(
+            "no such file", field="tokenizer.path", value=config.path, fix=f"put a tokenizer.json at {path}"
+        )
     digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
     if config.pin not in (None, digest):
-        raise StageError(f"the file now has the digest {digest}", field="tokenizer.pin", value=config.pin, fix="write the new digest, or restore the file")
+        raise StageError(
+            f"the file now has the digest {digest}",
+            field="tokenizer.pin",
+            value=config.pin,
+            fix="write the new digest, or restore the file",
+        )
     return config.model_copy(update={"path": str(path), "pin": digest})
 
 

@@ -1,0 +1,77 @@
+"""What other stages read of the tokenizer and of the token shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stages.stage import Artifact
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class StudyTokenizer:
+    """The study's tokenizer: text to ids and back, no specials added unless asked for."""
+
+    library: Any
+    vocab_size: int
+    eos_id: int
+    pad_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``."""
+        return list(self.library.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text."""
+        return [list(e.ids) for e in self.library.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``; specials are left out."""
+        return str(self.library.decode(list(ids), skip_special_tokens=True))
+
+
+def load_tokenizer(artifact: Artifact) -> StudyTokenizer:
+    """Open a tokenizer artifact."""
+    from tokenizers import Tokenizer
+
+    meta = json.loads(artifact.path("meta.json").read_text())
+    library = Tokenizer.from_file(str(artifact.path("tokenizer.json")))
+    return StudyTokenizer(library, meta["vocab_size"], meta["eos_id"], meta["pad_id"])
+
+
+def token_meta(artifact: Artifact) -> dict[str, Any]:
+    """meta.json of a tokenize artifact (docs/formats.md)."""
+    value: dict[str, Any] = json.loads(artifact.path("meta.json").read_text())
+    return value
+
+
+def document_tokens(artifact: Artifact, split: str) -> Iterator[tuple[str, np.ndarray]]:
+    """(doc_id, tokens [n] int32) of each document of a split, without padding, in the order of the shards.
+
+    Training documents lack the tail that was dropped; a split without documents gives nothing.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    if not any(path.name == split for path in artifact.path().iterdir()):
+        return
+    current, parts = "", []
+    for shard in sorted(artifact.path(split).glob("data-*.arrow")):
+        with pa.memory_map(str(shard)) as file:
+            for batch in pa.ipc.open_stream(file):
+                width = batch.schema.field("tokens").type.list_size
+                tokens = batch.column("tokens").flatten().to_numpy().reshape(-1, width)
+                real = batch.column("loss_mask").flatten().to_numpy().reshape(-1, width).astype(bool)
+                for row, doc_id in enumerate(batch.column("doc_id").to_pylist()):
+                    if doc_id != current and parts:
+                        yield current, np.concatenate(parts)
+                        parts = []
+                    current = doc_id
+                    parts.append(tokens[row][real[row]])
+    if parts:
+        yield current, np.concatenate(parts)

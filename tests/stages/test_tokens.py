@@ -1,0 +1,163 @@
+"""Tokenizers give text back; shards open with ``datasets`` and keep to the policy on tails and documents."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stages.stage import StageError
+from stages.tokens.load import document_tokens, load_tokenizer, token_meta
+from stages.tokens.stage import TOKENIZE, TOKENIZER, TokenizeConfig, TokenizerConfig, pin_tokenizer
+from tests.support import LocalArtifact, LocalContext
+
+TEXT = "The pass key is 40713. Ünïcödé — “quotes”, tabs\t and\n\n  spaces; 日本語 🙂.\n"
+
+
+def corpus(folder: Path, sizes: dict[str, tuple[str, int]]) -> LocalArtifact:
+    """A document table: id -> (split, characters)."""
+    rows = []
+    for doc_id, (split, size) in sorted(sizes.items()):
+        text = (f"{doc_id}: {TEXT}" * (size // 20 + 1))[:size]
+        rows.append({"doc_id": doc_id, "source": doc_id[0], "split": split, "text": text})
+    (folder / "documents").mkdir(parents=True)
+    schema = pa.schema([(n, pa.string()) for n in ("doc_id", "source", "split")] + [("text", pa.large_string())])
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "documents" / "part-0.parquet")
+    return LocalArtifact(folder)
+
+
+def make(tmp_path: Path, documents: LocalArtifact, tokenizer: TokenizerConfig, tokens: TokenizeConfig, name: str = "a"):
+    context = LocalContext(str(tmp_path / "work"))
+    folders = [tmp_path / f"{name}-tokenizer", tmp_path / f"{name}-tokens"]
+    for folder in folders:
+        folder.mkdir()
+    TOKENIZER.run(tokenizer, {"documents": documents}, folders[0], context)
+    made = LocalArtifact(folders[0])
+    TOKENIZE.run(tokens, {"documents": documents, "tokenizer": made}, folders[1], context)
+    return made, LocalArtifact(folders[1])
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> LocalArtifact:
+    sizes = {"a/long": ("train", 5000), "a/short": ("train", 15), "b/eval": ("test", 700), "b/val": ("validation", 90)}
+    return corpus(tmp_path / "corpus", sizes)
+
+
+@pytest.mark.parametrize("config", [TokenizerConfig(kind="bytes"), TokenizerConfig(kind="bpe", vocab_size=300)])
+def test_every_text_comes_back(tmp_path, documents, config):
+    artifact, _ = make(tmp_path, documents, config, TokenizeConfig(sequence_length=64, segment_length=16))
+    tokenizer = load_tokenizer(artifact)
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert tokenizer.vocab_size == (258 if config.kind == "bytes" else 300)
+    assert len({len(tokenizer.encode(f"{n:05d}")) for n in range(0, 99999, 997)}) == 1  # digits one by one
+    assert max(tokenizer.encode(TEXT)) < tokenizer.vocab_size
+
+
+def test_shards_open_with_datasets_and_hold_every_evaluation_token(tmp_path, documents):
+    import datasets
+
+    tokenizer, tokens = make(
+        tmp_path, documents, TokenizerConfig(kind="bytes"), TokenizeConfig(sequence_length=64, segment_length=16)
+    )
+    opened = datasets.load_from_disk(str(tokens.path("train")))
+    meta = token_meta(tokens)
+    assert len(opened) == meta["splits"]["train"]["sequences"]
+    assert set(map(len, opened["tokens"])) == {64}
+    assert set(opened["doc_id"]) == {"a/long"}  # the short one fills less than half a sequence
+    assert list(opened["offset"]) == list(range(0, 64 * len(opened), 64))
+    texts = {r["doc_id"]: r["text"] for r in pq.read_table(documents.path("documents")).to_pylist()}
+    for split, doc_id in (("test", "b/eval"), ("validation", "b/val")):
+        ((found, ids),) = list(document_tokens(tokens, split))
+        assert found == doc_id
+        assert ids[-1] == meta["eos_id"] and load_tokenizer(tokenizer).decode(ids.tolist()) == texts[doc_id]
+    assert meta["splits"]["train"]["dropped_tail_tokens"] > 0
+    assert list(document_tokens(tokens, "nowhere")) == []
+
+
+def test_a_long_enough_tail_is_padded_and_masked(tmp_path):
+    documents = corpus(tmp_path / "c", {"t": ("train", 99), "v": ("test", 10)})
+    config = TokenizeConfig(sequence_length=64, segment_length=64)
+    n = len(pq.read_table(documents.path("documents"))["text"][0].as_py().encode()) + 1
+    _, tokens = make(tmp_path, documents, TokenizerConfig(kind="bytes"), config)
+    with pa.memory_map(str(tokens.path("train") / "data-00000.arrow")) as file:
+        table = pa.ipc.open_stream(file).read_all()
+    mask = np.array(table["loss_mask"].to_pylist())
+    assert mask.shape[0] == -(-n // 64) and mask.sum() == n
+    ids = np.array(table["tokens"].to_pylist())
+    assert set(ids[mask == 0]) == {token_meta(tokens)["pad_id"]}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_same_bytes_with_and_without_ray(tmp_path, ray_session, monkeypatch):
+    sizes = {f"d/{i:02d}": ("train" if i % 5 else "test", 500 + 37 * i) for i in range(20)}
+    documents = corpus(tmp_path / "c", sizes)
+    config = TokenizeConfig(sequence_length=64, segment_length=16, shard_bytes=2000)
+    bpe = TokenizerConfig(kind="bpe", vocab_size=290)
+    with_ray = make(tmp_path, documents, bpe, config, "ray")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    without = make(tmp_path, documents, bpe, config, "plain")
+    assert [digests(a.directory) for a in with_ray] == [digests(a.directory) for a in without]
+    assert len(list(with_ray[1].path("train").glob("*.arrow"))) > 2
+
+
+def test_a_given_tokenizer_is_pinned_by_its_digest_and_checked(tmp_path, documents):
+    made, _ = make(
+        tmp_path,
+        documents,
+        TokenizerConfig(kind="bpe", vocab_size=300),
+        TokenizeConfig(sequence_length=64, segment_length=16),
+    )
+    config = TokenizerConfig(kind="file", path="a-tokenizer/tokenizer.json", eos_token="<eos>", pad_token="<pad>")
+    pinned = pin_tokenizer(config, tmp_path)
+    assert pinned.pin is not None and "path" not in pinned.key_fields()
+    again, _ = make(tmp_path, documents, pinned, TokenizeConfig(sequence_length=64, segment_length=16), "b")
+    assert (
+        json.loads(again.path("meta.json").read_text())["eos_id"]
+        == json.loads(made.path("meta.json").read_text())["eos_id"]
+    )
+    with pytest.raises(StageError, match=r"tokenizer.pin = 'sha256:0000.*now has the digest"):
+        pin_tokenizer(config.model_copy(update={"pin": "sha256:" + "0" * 64}), tmp_path)
+    with pytest.raises(StageError, match="tokenizer.path"):
+        pin_tokenizer(config.model_copy(update={"path": "nowhere.json"}), tmp_path)
+    with pytest.raises(StageError, match=r"tokenizer.eos_token = '</s>': no such token \(allowed: <pad>, <eos>"):
+        make(
+            tmp_path,
+            documents,
+            pinned.model_copy(update={"eos_token": "</s>"}),
+            TokenizeConfig(sequence_length=64, segment_length=16),
+            "c",
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"sequence_length": 100, "segment_length": 16},
+            r"sequence_length = 100: must be a multiple of segment_length = 16 \(nearest: 96 or 112\)",
+        ),
+        ({"sequence_length": 64, "segment_length": 0}, "segment_length"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TokenizeConfig(**fields)
+
+
+def test_a_corpus_too_short_for_one_sequence_says_so(tmp_path, documents):
+    with pytest.raises(StageError, match="sequence_length = 100000"):
+        make(
+            tmp_path,
+            documents,
+            TokenizerConfig(kind="bytes"),
+            TokenizeConfig(sequence_length=100000, segment_length=100),
+        )
