@@ -1,0 +1,1 @@
+"""Held-out perplexity and retrieval of one trained model."""

@@ -1,0 +1,1 @@
+"""Continuing and condensing held-out documents, scored by ROUGE (claim C10, its automatic part)."""
