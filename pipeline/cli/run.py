@@ -1,0 +1,274 @@
+"""Commands that check, plan and run a study."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.options import (
+    Arm,
+    Force,
+    Json,
+    Only,
+    Root,
+    Seed,
+    Set,
+    Since,
+    StudyFile,
+    Tracking,
+    Until,
+    open_study,
+    tracking_uri,
+)
+from pipeline.cli.render import ACTION_STYLE, line, note, print_json, seconds, table
+from pipeline.errors import StudyError
+
+if TYPE_CHECKING:
+    from pipeline.cli.options import Loaded
+    from pipeline.execute import Outcome
+    from pipeline.plan import Decision, Plan, Selection
+
+Resolved = Annotated[bool, typer.Option("--resolved", help="Print every value and where it came from.")]
+
+
+def validate(study: StudyFile, resolved: Resolved = False, set_: Set = None, json: Json = False) -> None:
+    """Check a study file, its overrides and its external inputs; nothing is run."""
+    from pipeline.cli.options import pin_cache
+    from pipeline.graph import expand
+    from pipeline.study import leaves, load
+
+    loaded = load(study, set_ or ())
+    plan = expand(loaded, pin_cache())
+    values: dict[str, Any] = loaded.study.model_dump(mode="json")
+    rows = [(path, _at(values, path), _origin(loaded.origins, path)) for path in leaves(values)]
+    if json:
+        body = {"study": loaded.study.name, "steps": len(plan.steps), "study_key": plan.study_key}
+        resolved_rows = [{"field": f, "value": v, "origin": o} for f, v, o in rows] if resolved else []
+        print_json("validate", body | ({"values": resolved_rows} if resolved else {}))
+        return
+    if resolved:
+        table(["field", "value", "from"], [[field, str(value), origin] for field, value, origin in rows])
+    line(f"{study}: valid; {len(plan.steps)} steps, study key {plan.study_key[:12]}")
+
+
+def _at(value: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        value = value[int(part)] if isinstance(value, list) else value[part]
+    return value
+
+
+def _origin(origins: Any, path: str) -> str:
+    while path:
+        if path in origins:
+            return str(origins[path])
+        path = path.rpartition(".")[0]
+    return "default"
+
+
+def _selection(  # the selecting options, as every command spells them
+    only: Only, since: Since, until: Until, arm: Arm, seed: Seed, force: Force, study_arms: Any, study_seeds: Any
+) -> Selection:
+    from pipeline.errors import UnknownName
+    from pipeline.plan import Selection
+
+    for name in arm or ():
+        if name not in study_arms:
+            raise UnknownName("arm", name, study_arms)
+    for value in seed or ():
+        if value not in study_seeds:
+            raise UnknownName("seed", str(value), [str(s) for s in study_seeds])
+    return Selection(
+        only=tuple(only or ()),
+        since=tuple(since or ()),
+        until=tuple(until or ()),
+        arms=tuple(arm or ()),
+        seeds=tuple(seed or ()),
+        force=tuple(force or ()),
+    )
+
+
+def plan(
+    study: StudyFile,
+    set_: Set = None,
+    root: Root = None,
+    only: Only = None,
+    since: Since = None,
+    until: Until = None,
+    arm: Arm = None,
+    seed: Seed = None,
+    force: Force = None,
+    json: Json = False,
+) -> None:
+    """What a run would do, step by step, and why. Starts nothing."""
+    from pipeline.plan import decide
+
+    opened = open_study(study, set_, root)
+    chosen = opened.loaded.study
+    decisions = decide(
+        opened.plan, opened.store, _selection(only, since, until, arm, seed, force, chosen.arms, chosen.seeds)
+    )
+    _print_plan(opened.plan, decisions, json)
+
+
+def _print_plan(plan: Plan, decisions: dict[str, Decision], json: bool) -> None:
+    counts = Counter(decision.action for decision in decisions.values())
+    if json:
+        steps = [
+            {"step": s.id, "key": s.key, "action": decisions[s.id].action, "reason": decisions[s.id].reason}
+            for s in plan.steps
+        ]
+        print_json("plan", {"study": plan.study, "study_key": plan.study_key, "counts": counts, "steps": steps})
+        return
+    rows = [[s.id, s.key[:12], decisions[s.id].action, decisions[s.id].reason] for s in plan.steps]
+    table(["step", "key", "action", "why"], rows, ACTION_STYLE)
+    for warning in sorted({d.warning for d in decisions.values() if d.warning}):
+        note(f"warning: {warning}")
+    line(f"{plan.study}: " + ", ".join(f"{n} to {action}" for action, n in sorted(counts.items())))
+
+
+def run(
+    study: StudyFile,
+    set_: Set = None,
+    root: Root = None,
+    only: Only = None,
+    since: Since = None,
+    until: Until = None,
+    arm: Arm = None,
+    seed: Seed = None,
+    force: Force = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be done.")] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", "-k", help="After a failure go on with what does not need it.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Steps at the same time [default: execution.jobs].")
+    ] = None,
+    address: Annotated[
+        str, typer.Option("--address", envvar="INFINI_STUDY_ADDRESS", help="Ray: local, auto or host:port.")
+    ] = "local",
+    tracking: Tracking = None,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors and the result.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also the steps' own log lines.")] = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="Plain lines even on a terminal.")] = False,
+) -> None:
+    """Run a study: make what is missing, reuse what is there. Running again is resuming."""
+    from pipeline.plan import decide
+
+    opened = open_study(study, set_, root)
+    chosen = opened.loaded.study
+    selection = _selection(only, since, until, arm, seed, force, chosen.arms, chosen.seeds)
+    decisions = decide(opened.plan, opened.store, selection)
+    if dry_run:
+        _print_plan(opened.plan, decisions, json)
+        return
+    blocked = [(step, d.reason) for step, d in decisions.items() if d.action == "blocked"]
+    if blocked:
+        raise StudyError(f"{blocked[0][0]} {blocked[0][1]}. Fix: select it too, or run without the selection")
+    for warning in sorted({d.warning for d in decisions.values() if d.warning}):
+        note(f"warning: {warning}")
+    outcome = _execute(
+        opened, decisions, selection, address, tracking, jobs, keep_going, _display(quiet, verbose, no_progress)
+    )
+    _print_outcome(opened, outcome, tracking, json)
+    if outcome.exit_code:
+        raise typer.Exit(outcome.exit_code)
+
+
+def _display(quiet: bool, verbose: bool, no_progress: bool) -> Any:
+    from pipeline.progress import Display
+
+    return Display(quiet=quiet, verbose=verbose, live=False if no_progress else None)
+
+
+def _execute(
+    opened: Loaded,
+    decisions: dict[str, Decision],
+    selection: Selection,
+    address: str,
+    tracking: str | None,
+    jobs: int | None,
+    keep_going: bool,
+    display: Any,
+) -> Outcome:
+    from pipeline.execute import execute
+    from pipeline.plan import matching
+    from pipeline.track import MlflowTracker
+
+    execution = opened.loaded.study.execution
+    if jobs is not None:
+        execution = execution.model_copy(update={"jobs": jobs})
+    anything = any(decision.action == "run" for decision in decisions.values())
+    return execute(
+        opened.plan,
+        decisions,
+        opened.store,
+        execution=execution,
+        force=matching(opened.plan, selection.force),
+        tracker=MlflowTracker(tracking_uri(tracking, opened.store), opened.store) if anything else None,
+        display=display,
+        keep_going=keep_going,
+        address=address,
+    )
+
+
+def _print_outcome(opened: Loaded, outcome: Outcome, tracking: str | None, json: bool) -> None:
+    counts = {
+        "run": len(outcome.ids("done")),
+        "reused": len(outcome.ids("reused")),
+        "failed": len(outcome.ids("failed")),
+        "left": len(outcome.steps) - len(outcome.ids("done") + outcome.ids("reused") + outcome.ids("failed")),
+    }
+    folder = _publish_report(opened)
+    if json:
+        steps = {s.id: {"state": s.state, "seconds": s.seconds, "message": s.message} for s in outcome.steps.values()}
+        body: dict[str, Any] = {"study": opened.plan.study, "exit_code": outcome.exit_code, "seconds": outcome.seconds}
+        body |= {"steps": counts, "results": steps, "warnings": outcome.warnings}
+        print_json("run", body | {"report": str(folder / "report.html") if folder else None})
+        return
+    for step, text in outcome.warnings:
+        note(f"warning: {step}: {text}")
+    for failed in (outcome.steps[name] for name in outcome.ids("failed")):
+        note(f"failed: {failed.id}: {failed.message}" + (f"\n        log: {failed.log}" if failed.log else ""))
+    if folder is not None:
+        from pipeline.cli.view import print_verdicts
+
+        line()
+        print_verdicts(folder)
+        line()
+        line(f"report   {folder / 'report.html'}")
+        line(f"MLflow   infini-study ui{_ui_options(opened, tracking)}   (or: make ui)")
+    if counts["run"] == counts["failed"] == counts["left"] == 0:
+        line(f"{opened.plan.study}: nothing to do, all {counts['reused']} steps reused")
+    else:
+        summary = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
+        line(f"{opened.plan.study}: {summary}; {seconds(outcome.seconds)}")
+
+
+def _ui_options(opened: Loaded, tracking: str | None) -> str:
+    from pipeline.cli.options import DEFAULT_ROOT
+
+    parts = "" if Path(opened.store.root) == Path(DEFAULT_ROOT).resolve() else f" --root {opened.store.root}"
+    return parts + (f" --tracking-uri {tracking}" if tracking else "")
+
+
+def _publish_report(opened: Loaded) -> Path | None:
+    """The study's newest report at a stable place: ``<root>/../reports/<study>/`` beside a local store."""
+    step = opened.plan["report"]
+    commit = opened.store.lookup(step.stage.name, step.key)
+    if commit is None:
+        return None
+    source = opened.store.artifact(commit).path()
+    if not opened.store.local:
+        return source
+    target = Path(opened.store.root).parent / "reports" / opened.plan.study
+    mark = target / ".key"
+    if not mark.is_file() or mark.read_text() != commit.attempt:
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+        mark.write_text(commit.attempt)
+    return target.relative_to(Path.cwd()) if target.is_relative_to(Path.cwd()) else target
