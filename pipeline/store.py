@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -210,7 +211,7 @@ class Store:
 
         In a local store the folder is its final place; otherwise ``seal`` uploads it.
         """
-        name = f"{token:06d}-{uuid.uuid4().hex[:16]}"
+        name = f"{token:06d}-{time.time_ns() // 10**6:012x}-{uuid.uuid4().hex[:12]}"  # sorts by age
         if self.local:
             directory = Path(self.folder(stage, key)) / "attempts" / name
         else:
@@ -280,13 +281,15 @@ class Store:
         """Delete what an earlier try of the step left for the next."""
         storage.remove_tree(self.fs, f"{self.folder(stage, key)}/work")
 
-    def note_mlflow(self, stage: str, key: str, tracking_uri: str, experiment_id: str, run_id: str) -> None:
-        """Remember the MLflow run that makes this artifact."""
-        value = {"tracking_uri": tracking_uri, "experiment_id": experiment_id, "run_id": run_id}
+    def note_mlflow(
+        self, stage: str, key: str, *, tracking_uri: str, experiment_id: str, run_id: str, model_id: str = ""
+    ) -> None:
+        """Remember the MLflow run that makes this artifact, and the logged model if it is one."""
+        value = {"tracking_uri": tracking_uri, "experiment_id": experiment_id, "run_id": run_id, "model_id": model_id}
         storage.write_atomic(self.fs, f"{self.folder(stage, key)}/mlflow.json", storage.to_json(value))
 
     def mlflow(self, stage: str, key: str) -> dict[str, str] | None:
-        """``tracking_uri``, ``experiment_id`` and ``run_id`` of the run that made the artifact, if it was tracked."""
+        """What ``note_mlflow`` was told of the run that made the artifact, or None if it was not tracked."""
         return storage.read_json(self.fs, f"{self.folder(stage, key)}/mlflow.json")
 
     # Named studies
