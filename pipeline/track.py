@@ -113,7 +113,7 @@ def system_info() -> dict[str, str]:
 class MlflowTracker(Tracker):
     """Writes to an MLflow tracking server or SQLite file, from one thread of its own."""
 
-    def __init__(self, store: Store, tracking_uri: str) -> None:
+    def __init__(self, tracking_uri: str, store: Store) -> None:
         self.store, self.tracking_uri = store, tracking_uri
         self.problems: list[str] = []
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
