@@ -40,7 +40,11 @@ def test_keys_are_equal_under_another_hash_seed():
     code = "from pipeline.keys import artifact_key as k; print(k('s', 1, {c: c for c in 'zyxab'}, {'i': '0'}))"
     keys = {
         subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed in ("1", "2")
     }

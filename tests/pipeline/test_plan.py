@@ -129,7 +129,11 @@ def test_changed_source_without_a_new_code_version_is_warned_of(tmp_path: Path, 
 def test_differences_name_nested_fields():
     before = {"code_version": 1, "config": {"optim": {"lr": 0.1}, "rivals": [1, 2]}, "inputs": {"a": "1" * 64}}
     now = {"code_version": 1, "config": {"optim": {"lr": 0.2}, "rivals": [1, 4]}, "inputs": {"a": "2" * 64}}
-    assert differences(before, now) == ["optim.lr: 0.1 -> 0.2", "rivals.1: 2 -> 4", f"input a: {'1' * 12} -> {'2' * 12}"]
+    assert differences(before, now) == [
+        "optim.lr: 0.1 -> 0.2",
+        "rivals.1: 2 -> 4",
+        f"input a: {'1' * 12} -> {'2' * 12}",
+    ]
 
 
 def test_source_digest_follows_the_file(tmp_path: Path, monkeypatch):
