@@ -38,20 +38,20 @@ def compression(evidence: Evidence) -> Finding:
     numbers = [
         Number(
             f"compression.{row.method.split(',')[0].replace(' ', '-')}.{'live' if 'live' in row.counts else 'state'}",
-            f"{row.method}, {row.counts}, against Infini counted alike",
-            row.ratio_to_infini,
+            f"{row.method}, {row.counts}: smaller than Memorizing Transformers",
+            row.compression,
             unit="times, elements",
             method="formula",
             sources=(FORMULA,),
-            note=f"{row.elements:,} elements" + (f" (paper: {row.paper_elements})" if row.paper_elements else ""),
+            note=f"{row.elements:,} elements, {row.bytes:,} bytes"
+            + (f" (published: {row.paper_elements}, {row.paper_compression:g}x)" if row.paper_elements else ""),
         )
         for row in table
     ]
     by_name = {(row.method, "live" in row.counts): row for row in table}
-    ratio = next(number for number in numbers if number.name == "compression.memorizing.state")
+    ratio = next(number for number in numbers if number.name == "compression.infini.state")
     own, other = by_name["infini", False], by_name["memorizing", False]
-    in_bytes = other.bytes_bf16 / own.bytes_bf16
-    live = by_name["memorizing", True].ratio_to_infini
+    in_bytes, live = other.bytes / own.bytes, by_name["infini", True].compression
     paper_state = measured_state(PAPER_TRUNK, MixerConfig(kind="infini", segment_length=8))
     wrong = []
     if paper_state != own.elements:

@@ -60,8 +60,8 @@ CLAIMS: tuple[Claim, ...] = (
         ("evaluate", "control"),
         lambda r: (
             f"supported: some memory arm is better than every arm of kind "
-            f"{', '.join(r.perplexity_from_memory.baselines)} (same base, data order and steps; Holm); refuted: none is "
-            f"better by {r.perplexity_from_memory.margin:.0%} (TOST), behind the positive control; " + _level(r)
+            f"{', '.join(r.perplexity_from_memory.baselines)} (same base, data order and steps; Holm); refuted: none "
+            f"is better by {r.perplexity_from_memory.margin:.0%} (TOST), behind the positive control; " + _level(r)
         ),
         perplexity.perplexity_from_memory,
     ),
@@ -111,7 +111,7 @@ CLAIMS: tuple[Claim, ...] = (
         ("capacity",),
         lambda r: (
             f"mechanism alone, {r.capacity.feature_map}: supported: the point of {r.capacity.accuracy:.0%} recall lies "
-            f"at or above the feature dimension; refuted: its upper bound lies below; {1 - r.alpha:.0%} interval over seeds"
+            f"at or above the feature dimension; refuted: its upper bound lies below; {1 - r.alpha:.0%} over seeds"
         ),
         mechanism.capacity,
     ),

@@ -1,0 +1,91 @@
+"""Contamination of the evaluation documents; what each arm costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stages.claims.evidence import Evidence
+from stages.claims.verdict import Number
+from stages.report.figures.style import INK, MUTED, PALETTE, Figure, arm_styles, canvas, finish
+from stages.report.numbers import costs
+
+Numbers = Mapping[str, Sequence[Number]]
+SHOWN = 14  # most covered evaluation documents with a name of their own
+
+
+def contamination(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
+    """Coverage of the most covered evaluation documents before and after the audit, and what it did."""
+    books = evidence.table("decontaminate", "books.parquet")
+    if not len(books):
+        return None
+    decisions = evidence.table("decontaminate", "decisions.parquet")
+    top = books.sort_values(["coverage", "book_id"], ascending=[False, True]).head(SHOWN)
+    figure, axes = canvas(2, height=1.2 + 0.2 * len(top), gridspec_kw={"width_ratios": [2.2, 1]})
+    y = range(len(top))
+    limit = evidence.rules.clean_data.coverage_limit
+    axes[0].hlines(y, 100 * top["coverage_after"], 100 * top["coverage"], color=MUTED, lw=1)
+    axes[0].scatter(100 * top["coverage"], y, color=PALETTE[1], s=22, label="before the audit", zorder=3)
+    axes[0].scatter(100 * top["coverage_after"], y, color=PALETTE[0], marker="s", s=18, label="after", zorder=3)
+    axes[0].axvline(100 * limit, color=INK, lw=0.8, ls=":")
+    axes[0].set_yticks(
+        list(y), [_short(title or book) for title, book in zip(top["title"], top["book_id"], strict=True)]
+    )
+    axes[0].invert_yaxis()
+    axes[0].set(title="Covered by training documents", xlabel="share of its words (%)", xlim=(-2, 102))
+    axes[0].grid(axis="y", visible=False)
+    axes[0].tick_params(axis="y", length=0, labelsize=7)
+    axes[0].legend(loc="lower right")
+    actions = [action for action in ("keep", "note", "excise", "drop") if len(decisions)]
+    counts = [int((decisions["action"] == action).sum()) for action in actions]
+    bars = axes[1].bar(actions, counts, color=[MUTED, PALETTE[4], PALETTE[5], PALETTE[1]][: len(actions)], width=0.65)
+    axes[1].bar_label(bars, fontsize=7.5, color=INK)
+    axes[1].set(title="Training documents", ylabel="documents")
+    axes[1].grid(axis="x", visible=False)
+    if counts and max(counts) > 50 * max(1, min(counts)):
+        axes[1].set_yscale("symlog", linthresh=10)
+    caption = (
+        f"Evaluation documents, most covered first ({len(top)} of {len(books)}); dotted: the limit of {limit:.0%}. "
+        "Right: what the audit did with the training documents."
+    )
+    sources = [evidence.source("decontaminate", "books.parquet"), evidence.source("decontaminate", "decisions.parquet")]
+    return finish(
+        figure, folder, name="contamination", title="Contamination of the evaluation documents", caption=caption,
+        sources=sources,
+    )  # fmt: skip
+
+
+def _short(title: str, length: int = 34) -> str:
+    """A title that fits beside the axis; '$' would start a formula."""
+    text = " ".join(str(title).split()).replace("$", r"\$")
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def cost(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
+    """Perplexity against the bytes of state an arm carries, live segment included."""
+    levels = {n.name.split(".", 1)[1]: n for n in numbers.get("perplexity", ()) if n.name.startswith("perplexity.")}
+    rows = [row for row in costs(evidence) if row.arm in levels]
+    if len(rows) < 2:
+        return None
+    figure, (axis,) = canvas(height=3.0)
+    for row in rows:
+        level, style = levels[row.arm], arm_styles(evidence)[row.arm]
+        size = (row.state_bytes + row.live_kv_bytes) / 1024
+        error = [[level.estimate - (level.low or level.estimate)], [(level.high or level.estimate) - level.estimate]]
+        axis.errorbar(size, level.estimate, yerr=error, color=style.colour, marker=style.marker, ms=7, elinewidth=1)
+        axis.annotate(row.arm, (size, level.estimate), xytext=(8, 4), textcoords="offset points", color=style.colour)
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+    axis.minorticks_off()
+    axis.margins(x=0.25, y=0.15)
+    axis.set(
+        xlabel="state carried per sequence, with the live segment's keys and values (KiB)",
+        ylabel="perplexity per token",
+    )
+    caption = (
+        "Perplexity with its interval against what the arm keeps in memory while it reads on; down and left is better."
+    )
+    return finish(
+        figure, folder, name="cost", title="Perplexity against state size", caption=caption,
+        sources=[s for row in rows for s in row.sources],
+    )  # fmt: skip
