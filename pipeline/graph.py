@@ -18,11 +18,11 @@ from pipeline.study import LoadedStudy, Study
 from stages.corpus.pin import pin
 from stages.corpus.stage import STAGE as INGEST
 from stages.evaluate.stage import STAGE as EVALUATE
-from stages.pretrain.stage import BASE, PRETRAIN, BaseConfig, PretrainConfig
+from stages.pretrain.stage import BASE, PRETRAIN, BaseConfig, BaseSettings, PretrainConfig
 from stages.report.stage import STAGE as REPORT
 from stages.report.stage import ReportConfig
 from stages.stage import StageError
-from stages.tokens.stage import TOKENIZE, TOKENIZER
+from stages.tokens.stage import TOKENIZE, TOKENIZER, pin_tokenizer
 
 STAGES = {
     stage.name: stage
@@ -39,17 +39,19 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     Raises StudyError where an external input is missing or is not what the study file pins.
     """
     study = loaded.study
+    folder = loaded.path.resolve().parent  # relative paths start at the study file
     try:
-        corpus = pin(study.corpus, loaded.path.resolve().parent, cache)
+        corpus = pin(study.corpus, folder, cache)
+        tokenizer_config = pin_tokenizer(study.tokenizer, folder)
     except StageError as error:
-        raise StudyError(str(error)) from error
+        raise StudyError(f"{loaded.path}: {error}") from error
     graph = PlanBuilder()
     ingest = graph.add(INGEST, corpus, {})
     documents = graph.add(DECONTAMINATE, study.decontaminate, {"documents": ingest})
-    tokenizer = graph.add(TOKENIZER, study.tokenizer, {"documents": documents})
+    tokenizer = graph.add(TOKENIZER, tokenizer_config, {"documents": documents})
     tokens = graph.add(TOKENIZE, study.tokenize, {"documents": documents, "tokenizer": tokenizer})
     data = {"tokens": tokens, "tokenizer": tokenizer}
-    base = graph.add(BASE, BaseConfig(**_fields(study.base), trunk=study.trunk), data)
+    base = graph.add(BASE, BaseConfig(**_fields(_base_from(study.base, folder)), trunk=study.trunk), data)
     made = [ingest, documents, tokenizer, tokens, base]
     if study.capacity is not None:
         made.append(graph.add(CAPACITY, study.capacity, {}))
@@ -85,6 +87,13 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
         {step: step for step in made},
     )
     return graph.plan(study.name)
+
+
+def _base_from(base: BaseSettings, folder: Path) -> BaseSettings:
+    """A local checkpoint (its revision is a digest) named by a relative path lies beside the study file."""
+    if base.path is None or base.revision is None or not base.revision.startswith("sha256:"):
+        return base
+    return base.model_copy(update={"path": str(folder / base.path)})
 
 
 def _fields(config: object) -> dict[str, object]:

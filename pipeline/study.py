@@ -59,17 +59,19 @@ class Study(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _arms_share_the_segment(cls, value: Any) -> Any:
-        """An arm that names no segment length has the tokens' own."""
-        if not isinstance(value, dict) or not isinstance(value.get("arms"), dict):
+    def _lengths_are_said_once(cls, value: Any) -> Any:
+        """An arm that names no segment length has the tokens' own, and training the tokens' sequence length."""
+        if not isinstance(value, dict) or not isinstance(value.get("tokenize"), dict):
             return value
-        tokenize = value.get("tokenize")
-        segment = tokenize.get("segment_length") if isinstance(tokenize, dict) else None
-        arms = {
-            name: {"segment_length": segment, **arm} if isinstance(arm, dict) and segment is not None else arm
-            for name, arm in value["arms"].items()
-        }
-        return {**value, "arms": arms}
+        tokenize, filled = value["tokenize"], dict(value)
+        if "segment_length" in tokenize and isinstance(value.get("arms"), dict):
+            filled["arms"] = {
+                name: {"segment_length": tokenize["segment_length"], **arm} if isinstance(arm, dict) else arm
+                for name, arm in value["arms"].items()
+            }
+        if "sequence_length" in tokenize and isinstance(value.get("pretrain"), dict):
+            filled["pretrain"] = {"sequence_length": tokenize["sequence_length"], **value["pretrain"]}
+        return filled
 
     @field_validator("arms")
     @classmethod

@@ -1,0 +1,113 @@
+"""Study files: what is wrong is named with field, value, what is allowed; every value knows where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import StudyError
+from pipeline.graph import expand
+from pipeline.study import load
+from tests.tiny import write_study
+
+RUNS = Path(__file__).parents[2] / "runs"
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return write_study(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["quickstart.yaml", "books.yaml", "pg19.yaml"])
+def test_the_shipped_studies_are_valid(name):
+    assert load(RUNS / name, environment={}).study.name + ".yaml" == name
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pretrain.step=1", r"pretrain\.step: unknown key; did you mean 'steps'\?"),
+        ("pretrain.steps=ten", r"pretrain\.steps = 'ten': .*integer"),
+        ("pretrain.steps=0", r"pretrain\.steps = 0: .*greater than or equal to 1"),
+        (
+            "tokenize.sequence_length=100",
+            r"sequence_length = 100: must be a multiple of segment_length = 32 \(nearest: 96 or 128\)",
+        ),
+        ("arms.local.segment_length=48", r"arms\.local\.segment_length = 48: tokenize\.sequence_length = 128"),
+        ("arms.local.kind=infinite", r"arms\.local\.kind = 'infinite'"),
+        ("arms.local.rle=delta", r"arms\.local\.rle: unknown key; did you mean 'rule'"),
+        ("arms.Local={kind: local}", r"arm name 'Local'"),
+        ("trunk.heads=3", r"dim = 32: must be a multiple of heads = 3"),
+        ("seeds=[0, 0]", r"seeds \[0, 0\] repeat"),
+        ("seeds=[]", r"seeds: .*at least 1"),
+        ("corpus.sources.3.url=x", r"'3' is not an index of a list of 1"),
+        ("corpus.sources.0.kind=pg20", r"corpus\.sources\.0.*pg20.*'pg19'"),
+        ("nonsense", r"--set 'nonsense': allowed is a\.b=value"),
+        ("execution.jobs=null", r"execution\.jobs"),
+        ("pretrain=null", r"pretrain"),
+        ("pretrain.sequence_length=64", r"pretrain\.sequence_length = 64: must be tokenize\.sequence_length = 128"),
+    ],
+)
+def test_what_is_wrong_is_named(study, override, message):
+    with pytest.raises(StudyError, match=message):
+        load(study, [override], environment={})
+
+
+def test_several_faults_are_told_together(study):
+    with pytest.raises(StudyError) as caught:
+        load(study, ["pretrain.steps=0", "base.lr=1"], environment={})
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_missing_study_names_its_neighbours():
+    with pytest.raises(StudyError, match=r"did you mean 'quickstart\.yaml'"):
+        load(RUNS / "quickstrat.yaml")
+
+
+def test_command_line_beats_environment_beats_file(study):
+    environment = {"INFINI_STUDY__PRETRAIN__STEPS": "7", "INFINI_STUDY__PRETRAIN__LR": "5e-4"}
+    loaded = load(study, ["pretrain.steps=9"], environment)
+    assert (loaded.study.pretrain.steps, loaded.study.pretrain.lr, loaded.study.pretrain.batch_sequences) == (
+        9,
+        5e-4,
+        4,
+    )
+    origins = [loaded.origins.get(f"pretrain.{name}") for name in ("steps", "lr", "batch_sequences", "clip")]
+    assert origins == ["command line", "environment", "file", None]
+
+
+def test_arms_share_the_tokens_segment_and_may_have_their_own(study):
+    arms = load(study, ["arms.wide={kind: window, segment_length: 64}"], environment={}).study.arms
+    assert (arms["local"].segment_length, arms["wide"].segment_length) == (32, 64)
+
+
+def test_steps_are_arms_times_seeds_and_only_memory_arms_are_ablated(study):
+    plan = expand(load(study, ["seeds=[0, 1]"], environment={}), None)
+    ids = [step.id for step in plan.steps]
+    assert sum(i.startswith("pretrain/") for i in ids) == sum(i.startswith("evaluate/") for i in ids) == 10
+    assert {i for i in ids if i.startswith("ablate/")} == {
+        f"ablate/infini-{r}/{s}" for r in ("linear", "delta") for s in (0, 1)
+    }
+    assert ids[-1] == "report" and not any(i.startswith(("control", "capacity")) for i in ids)
+    assert set(plan["report"].inputs) == set(ids) - {"report"}
+
+
+def test_keys_do_not_depend_on_where_things_lie_or_how_they_are_run(study, tmp_path):
+    elsewhere = write_study(tmp_path / "elsewhere" / "deep")
+    here = expand(load(study, environment={}), None)
+    there = expand(load(elsewhere, ["execution.jobs=1", "execution.micro_batch=2"], environment={}), None)
+    assert [s.key for s in here.steps] == [s.key for s in there.steps]
+
+
+def test_a_changed_book_changes_every_key_that_depends_on_it(study, tmp_path):
+    before = expand(load(study, environment={}), None)
+    book = tmp_path / "books" / "train" / "100.txt"
+    book.write_text(book.read_text() + "one more word\n")
+    after = expand(load(study, environment={}), None)
+    assert not {s.key for s in before.steps} & {s.key for s in after.steps}
+
+
+def test_missing_books_are_told_before_any_work(study):
+    with pytest.raises(StudyError, match=r"url = .*nowhere"):
+        expand(load(study, ["corpus.sources.0.url=nowhere"], environment={}), None)
