@@ -17,7 +17,7 @@ __all__ = ["STAGE", "Ablate", "AblateConfig"]
 
 
 class Ablate(Stage[AblateConfig]):
-    """Inputs: ``model`` (pretrain, kind infini), ``tokens``, ``tokenizer``. Outputs: both tables by knock-out, gates."""
+    """Inputs: ``model`` (pretrain, kind infini), ``tokens``, ``tokenizer``. Outputs: both tables, gates."""
 
     name = "ablate"
     code_version = 1

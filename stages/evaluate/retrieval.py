@@ -44,8 +44,7 @@ def score(
             chosen = [members[i] for i in batch]
             prompts = torch.tensor([items[i].prompt for i in chosen], device=device)
             hidden, state = prefill(decoder, prompts, knockout)
-            answers = [items[i].answer_ids for i in chosen]
-            nll = answer_nll(decoder, hidden, state, answers, knockout)
+            nll = answer_nll(decoder, hidden, state, [items[i] for i in chosen], knockout)
             said = greedy(decoder, hidden, state, items[chosen[0]].length - length, knockout)
             for row, index in enumerate(chosen):
                 rows[index] = _row(items[index], first_integer(tokenizer.decode(said[row])), nll[row], decoder)
@@ -55,17 +54,18 @@ def score(
 
 @torch.inference_mode()
 def answer_nll(
-    decoder: Decoder, hidden: Tensor, state: DecoderState, answers: Sequence[Sequence[int]], knockout: str | None = None
+    decoder: Decoder, hidden: Tensor, state: DecoderState, items: Sequence[Item], knockout: str | None = None
 ) -> list[float]:
-    """Mean nats per token of each answer after its prompt; ``hidden`` [B, 1, C] and ``state`` are the prompt's end."""
-    longest = max(len(a) for a in answers)
+    """Mean nats of each answer's digit tokens; ``hidden`` [B, 1, C] and ``state`` are where its prompt ends."""
+    longest = max(len(item.answer_ids) for item in items)
     # shorter answers are padded behind their end, where causality hides the pads from them
-    targets = torch.tensor([list(a) + [0] * (longest - len(a)) for a in answers], device=hidden.device)
+    padded = [[*item.answer_ids, *[0] * (longest - len(item.answer_ids))] for item in items]
+    targets = torch.tensor(padded, device=hidden.device)
     if longest > 1:
         more, _ = decoder.hidden(targets[:, :-1], state, knockout)
         hidden = torch.cat([hidden, more], dim=1)
-    nll = decoder.token_nll(hidden, targets).double().cpu()
-    return [float(nll[row, : len(a)].mean()) for row, a in enumerate(answers)]
+    nll = decoder.token_nll(hidden, targets).double().cpu().numpy()
+    return [float(nll[row, : len(item.digits)][list(item.digits)].mean()) for row, item in enumerate(items)]
 
 
 @torch.inference_mode()

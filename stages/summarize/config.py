@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.stage import Config
+from stages.stage import Config, StageError
 
 
 class Pairs(Config):
-    """Reference summaries: a JSONL file (any fsspec URL) of {"text": ..., "summary": ..., "id": optional}.
+    """Reference summaries: a JSONL file, one {"text": ..., "summary": ..., "id": optional} a line.
 
-    ``sha256`` pins its bytes and stands in the key; where the file lies does not.
+    The file counts by its digest ``pin``; where it lies does not stand in the key.
     """
 
-    url: str
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    path: str = Field(description="JSONL file, relative to the study file")
+    pin: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$", description="digest of the file")
 
 
 class SummarizeConfig(Config):
@@ -35,7 +37,24 @@ class SummarizeConfig(Config):
     seed: int = Field(default=0, ge=0)
 
     def key_fields(self) -> dict[str, Any]:
-        fields = self.model_dump(mode="json")
-        if fields["pairs"] is not None:
-            del fields["pairs"]["url"]
-        return fields
+        return self.model_dump(mode="json", exclude={"pairs": {"path"}})
+
+
+def pin_pairs(config: SummarizeConfig, base_dir: Path) -> SummarizeConfig:
+    """The config with the digest of its pairs file. Raises StageError where that is missing or not the pinned one."""
+    if config.pairs is None:
+        return config
+    path = base_dir / config.pairs.path
+    if not path.is_file():
+        raise StageError(
+            "no such file", field="summarize.pairs.path", value=config.pairs.path, fix=f"put a JSONL file at {path}"
+        )
+    digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    if config.pairs.pin not in (None, digest):
+        raise StageError(
+            f"the file now has the digest {digest}",
+            field="summarize.pairs.pin",
+            value=config.pairs.pin,
+            fix="write the new digest, or restore the file",
+        )
+    return config.model_copy(update={"pairs": Pairs(path=str(path), pin=digest)})

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.stage import Artifact, StageError
@@ -81,20 +82,16 @@ def condensations(
 def from_pairs(pairs: Pairs, tokenizer: StudyTokenizer, config: SummarizeConfig) -> list[Example]:
     """The texts of a pairs file, cut to fit the prompt, in the file's order. Raises StageError for other bytes than the
     pinned ones or for a row without text and summary."""
-    import fsspec
-
-    try:
-        with fsspec.open(pairs.url, "rb") as stream:
-            data = stream.read()
-    except OSError as error:
-        raise StageError(f"cannot be read ({error})", field="summarize.pairs.url", value=pairs.url) from error
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != pairs.sha256:
+    path = Path(pairs.path)
+    data = path.read_bytes() if path.is_file() else b""
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    if digest != pairs.pin:
         raise StageError(
-            f"the file at {pairs.url} has sha256 {digest}",
-            field="summarize.pairs.sha256",
-            value=pairs.sha256,
-            fix="restore the file or pin its new digest",
+            f"the file has the digest {digest}" if data else "the file is not on this node",
+            field="summarize.pairs.path",
+            value=pairs.path,
+            allowed=f"the file planned with: {pairs.pin}",
+            fix="put it back, or plan again",
         )
     cue = tokenizer.encode(config.cue)
     room = _room(config, len(cue))
@@ -103,7 +100,7 @@ def from_pairs(pairs: Pairs, tokenizer: StudyTokenizer, config: SummarizeConfig)
         row = json.loads(line)
         if not isinstance(row, dict) or not row.get("text") or not row.get("summary"):
             raise StageError(
-                f"line {number} lacks text or summary", field="summarize.pairs.url", value=pairs.url,
+                f"line {number} lacks text or summary", field="summarize.pairs.path", value=pairs.path,
                 allowed='{"text": ..., "summary": ..., "id": optional} a line',
             )  # fmt: skip
         ids = tokenizer.encode(row["text"][: _characters(config)])[:room]

@@ -81,6 +81,7 @@ class Item:
     ``expected``: the number as text. For ``bindings_absent`` the asked word is in no needle and ``expected`` is the
     number of one rival drawn at random: a model that knows the set but no binding is right 1/k of the time.
     For ``passkey_absent`` there is no needle at all. ``values``: every number that stands in the prompt's needles.
+    ``digits``: which answer tokens hold a digit; a space of its own would water the likelihood down.
     """
 
     task: Task
@@ -91,6 +92,7 @@ class Item:
     prompt: tuple[int, ...]
     expected: str
     answer_ids: tuple[int, ...]
+    digits: tuple[bool, ...]
     needle_end: int
     values: tuple[str, ...]
 
@@ -212,6 +214,7 @@ class PromptMaker:
                 needle_end = len(prompt)
         prompt += text[done:]
         prompt += asked
+        answer = self._encode(f" {values[0]}")
         return Item(
             task=task,
             item=name,
@@ -220,7 +223,8 @@ class PromptMaker:
             rivals=k,
             prompt=tuple(prompt),
             expected=values[0],
-            answer_ids=self._encode(f" {values[0]}"),
+            answer_ids=answer,
+            digits=tuple(any(c.isdigit() for c in self.codec.decode([i])) for i in answer),
             needle_end=needle_end,
             values=tuple(values[:k]),
         )
