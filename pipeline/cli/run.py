@@ -257,7 +257,7 @@ def _ui_options(opened: Loaded, tracking: str | None) -> str:
 
 
 def _publish_report(opened: Loaded) -> Path | None:
-    """The study's newest report at a stable place: ``<root>/../reports/<study>/`` beside a local store."""
+    """The study's newest report at a stable place, ``<root>/reports/<study>/``, where the store is local."""
     step = opened.plan["report"]
     commit = opened.store.lookup(step.stage.name, step.key)
     if commit is None:
@@ -265,7 +265,7 @@ def _publish_report(opened: Loaded) -> Path | None:
     source = opened.store.artifact(commit).path()
     if not opened.store.local:
         return source
-    target = Path(opened.store.root).parent / "reports" / opened.plan.study
+    target = Path(opened.store.root) / "reports" / opened.plan.study
     mark = target / ".key"
     if not mark.is_file() or mark.read_text() != commit.attempt:
         shutil.rmtree(target, ignore_errors=True)

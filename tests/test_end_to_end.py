@@ -1,0 +1,154 @@
+"""The whole study through the command line: it runs, a second run finds nothing to do, a killed one completes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.store import Store
+from tests.tiny import write_study
+
+COMMAND = [sys.executable, "-m", "pipeline.cli"]
+ENVIRONMENT = {
+    k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "INFINI_STUDY", "MLFLOW_TRACKING"))
+}
+
+
+def study(folder: Path, *arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def digests(root: Path) -> dict[str, str]:
+    """Step -> digest of its files, for the steps that promise the same bytes."""
+    return {c.step: c.digest for c in Store(root).commits() if c.meta["deterministic"]}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """An uninterrupted run of the tiny study with everything in it."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_study(folder)
+    return folder, study(folder, "run", "tiny.yaml")
+
+
+def test_a_study_ends_with_its_verdicts_and_the_way_to_them(whole):
+    folder, done = whole
+    assert done.returncode == 0, done.stderr[-4000:]
+    for claim in (f"C{n}" for n in range(1, 14)):
+        assert f"\n{claim} " in done.stdout
+    assert "not measured" in done.stdout and "report.html" in done.stdout and "infini-study ui" in done.stdout
+    assert (folder / "runs/store/reports/tiny/report.html").stat().st_size > 50_000
+    assert "/s" in done.stderr  # progress with a rate
+
+
+def test_the_planted_passage_was_cut_from_training(whole):
+    folder, _ = whole
+    done = study(folder, "audit", "tiny.yaml", "--json")
+    (pair,) = json.loads(done.stdout)["pairs"]
+    assert (pair["doc_id"].endswith("107"), pair["book_id"].endswith("1")) == (True, True)
+    assert 200 <= pair["matched_words"] <= 240
+
+
+def test_a_second_run_does_nothing_and_imports_nothing_heavy(whole):
+    folder, _ = whole
+    code = (
+        "import sys, runpy\nsys.argv = ['infini-study', 'run', 'tiny.yaml']\n"
+        "try: runpy.run_module('pipeline.cli', run_name='__main__')\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "print('HEAVY', sorted({'ray', 'torch', 'mlflow', 'datasets', 'pandas', 'numba'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+    assert "nothing to do" in done.stdout and "C13" in done.stdout
+
+
+def test_a_change_runs_only_what_depends_on_it(whole):
+    folder, _ = whole
+    done = study(folder, "plan", "tiny.yaml", "--set", "ablate.seed=1", "--json")
+    plan = json.loads(done.stdout)
+    run = {step["step"]: step["reason"] for step in plan["steps"] if step["action"] == "run"}
+    assert set(run) == {"ablate/infini-linear/0", "ablate/infini-delta/0", "report"}
+    assert run["ablate/infini-linear/0"] == "seed: 0 -> 1"
+    explained = study(folder, "explain", "tiny.yaml", "ablate/infini-delta/0", "--set", "ablate.seed=1")
+    assert "  seed: 0 -> 1" in explained.stdout.splitlines()
+
+
+def test_every_number_has_its_rows(whole):
+    folder, _ = whole
+    report = json.loads((folder / "runs/store/reports/tiny/report.json").read_text())
+    sources = [source for verdict in report["verdicts"] for source in verdict["sources"]]
+    assert sources
+    store = Store(folder / "runs" / "store")
+    known = {commit.key for commit in store.commits()}
+    assert {source["key"] for source in sources} <= known
+
+
+def test_the_commands_that_look_at_things_agree_with_the_store(whole):
+    folder, _ = whole
+    listed = json.loads(study(folder, "ls", "--json").stdout)["artifacts"]
+    assert len(listed) == len(list(Store(folder / "runs" / "store").commits()))
+    rows = json.loads(study(folder, "show", "evaluate/local/0", "--table", "perplexity", "--json").stdout)
+    assert rows["total_rows"] == len(rows["rows"]) > 0
+    assert "all files as committed" in study(folder, "verify").stdout
+    assert study(folder, "lineage", "report").stdout.count("ingest") >= 1
+    assert "0 B would go" in study(folder, "gc").stdout
+    assert "did you mean" in study(folder, "show", "evaluate/locl/0").stderr
+    status = json.loads(study(folder, "status", "tiny.yaml", "--json").stdout)["stages"]
+    assert all(stage["made"] == stage["total"] for stage in status.values())
+
+
+def test_mlflow_has_a_run_per_step_under_the_study(whole):
+    import mlflow
+
+    folder, _ = whole
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder}/runs/store/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    runs = client.search_runs([experiment.experiment_id], max_results=500)
+    steps = {run.data.tags.get("step"): run for run in runs if "mlflow.parentRunId" in run.data.tags}
+    commits = {c.step: c for c in Store(folder / "runs" / "store").commits()}
+    assert set(steps) == set(commits)
+    trained = steps["pretrain/infini-delta/0"]
+    assert trained.info.status == "FINISHED" and trained.data.tags["arm"] == "infini-delta"
+    assert {d.dataset.digest for d in trained.inputs.dataset_inputs} == {
+        commits[name].key[:36] for name in ("tokenize", "tokenizer", "base")
+    }
+    assert len(client.get_metric_history(trained.info.run_id, "loss")) >= 2
+    paths = {f.path for f in client.list_artifacts(steps["decontaminate"].info.run_id)}
+    assert any(path.endswith("audit.html") for path in paths) or paths
+
+
+def test_killed_at_any_moment_it_completes_to_the_same_artifacts(whole, tmp_path):
+    """SIGKILL of the driver while the corpus, then while a model is made; the next run finishes to the same bytes."""
+    folder, _ = whole
+    write_study(tmp_path)
+    root = tmp_path / "runs" / "store"
+    for moment in ("ingest/*/attempts", "pretrain/*/work"):
+        driver = subprocess.Popen(
+            [*COMMAND, "run", "tiny.yaml", "-q"], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 200
+        while driver.poll() is None and not list(root.glob(moment)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert driver.poll() is None, driver.stderr.read() if driver.stderr else ""
+        driver.send_signal(signal.SIGKILL)
+        driver.communicate()
+    done = study(tmp_path, "run", "tiny.yaml", "-q")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert digests(root) == digests(folder / "runs" / "store")
