@@ -56,16 +56,22 @@ def train(recipe: Recipe, decoder: nn.Module, batches: Batches, runtime: Runtime
     decoder.to(runtime.device).train()
     if runtime.world_size > 1:
         shard(decoder)
-    optimizer = optim.build(decoder, recipe)
+    optimizer = optim.build(decoder, lr=recipe.lr, gate_lr=recipe.gate_lr, weight_decay=recipe.weight_decay)
     state = RunState(world_size=runtime.world_size)
     if runtime.checkpoints is not None:
         state = runtime.checkpoints.load(decoder, optimizer, any_world_size=runtime.any_world_size)
-    for row in state.rows:  # what an earlier attempt already did
-        runtime.on_row(row)
+    for done in state.rows:  # what an earlier attempt already did
+        runtime.on_row(done)
     began = time.perf_counter() - state.wall_s
     for step in range(state.step, recipe.steps):
         batch = batches[step]
-        factor = optim.schedule(step, recipe)
+        factor = optim.schedule(
+            step,
+            steps=recipe.steps,
+            warmup_steps=recipe.warmup_steps,
+            kind=recipe.schedule,
+            least=recipe.min_lr_share,
+        )
         optim.set_lr(optimizer, factor)
         started = time.perf_counter()
         losses, grad_norm = _step(recipe, decoder, optimizer, batch, runtime)

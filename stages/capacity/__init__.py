@@ -1,0 +1,1 @@
+"""C6: how many associations the memory mechanism alone can hold."""

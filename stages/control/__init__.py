@@ -1,0 +1,1 @@
+"""Positive control: a task that only a memory across segments can solve."""
