@@ -85,7 +85,7 @@ def empty(
 
 def read(state: MemoryState, phi_q: Tensor, eps: float) -> Tensor:
     """A_mem = sigma(Q) M / (sigma(Q) z + eps): [..., N, F] -> [..., N, E]. An empty memory reads as 0."""
-    return (phi_q @ state.M) / (phi_q @ state.z.unsqueeze(-1) + eps)
+    return (phi_q @ state.M) * (phi_q @ state.z.unsqueeze(-1) + eps).reciprocal()
 
 
 def write(state: MemoryState, phi_k: Tensor, v: Tensor, rule: Rule, eps: float) -> MemoryState:

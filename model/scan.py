@@ -52,7 +52,7 @@ def scan(initial: MemoryState | None, phi_k: Tensor, v: Tensor, rule: Rule, eps:
         first = initial.M
     if phi_k.shape[1] == 0:
         return MemoryState(first.unsqueeze(1), z)
-    scaled = phi_k / (phi_k @ z[:, :-1].unsqueeze(-1) + eps)
+    scaled = phi_k * (phi_k @ z[:, :-1].unsqueeze(-1) + eps).reciprocal()
     M = _DeltaRecurrence.apply(  # type: ignore[no-untyped-call]
         *(_segments_first(t) for t in (phi_k, scaled, writes)), first.flatten(0, 1)
     )

@@ -173,6 +173,10 @@ class Span:
     length: int
     whole: bool
 
+    def of(self, x: Tensor) -> Tensor:
+        """x[:, start : start + length]; x itself where that is all of it (a slice's gradient is a copy)."""
+        return x if self.length == x.shape[1] else x.narrow(1, self.start, self.length)
+
 
 def spans(position: int, length: int, segment: int) -> list[Span]:
     """Cut a chunk at segment borders: the rest of an open segment, all whole ones as one, and a new open one.

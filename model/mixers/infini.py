@@ -41,19 +41,20 @@ class InfiniMixer(LocalMixer):
             if knockout is Knockout.gate_closed:
                 return local, after
             g = torch.sigmoid(self.beta.to(torch.promote_types(local.dtype, torch.float32))).unsqueeze(-1)
-            unread = local.shape[1] - (0 if states is None else states.M.shape[1])  # 1 at a document's start, else 0
+            # 1 at the start of documents, where the first segment has nothing to read; else 0
+            unread = local.shape[1] - (0 if states is None else states.M.shape[1])
             parts = []
             if unread:
-                first = local[:, :unread]
+                first, local = torch.split(local, [unread, local.shape[1] - unread], 1)
+                q = q[:, unread:]
                 parts.append(first if self.config.empty_memory == "bypass" else (first * (1 - g)).to(local.dtype))
             if states is not None:
-                rest = local[:, unread:]
                 if knockout is Knockout.zero_read:
-                    mixed = rest * (1 - g)
+                    mixed = local * (1 - g)
                 else:
                     if knockout is Knockout.swap:
                         states = _swapped(states)
-                    mixed = torch.lerp(rest.to(g.dtype), self.recall(states, q[:, unread:]), g)
+                    mixed = torch.lerp(local.to(g.dtype), self.recall(states, q), g)
                 parts.append(mixed.to(local.dtype))
             return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), after
 

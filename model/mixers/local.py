@@ -23,7 +23,7 @@ class LocalMixer(Mixer):
         q_all, k_all, v_all = self.project(x)
         live, memory, outputs = state.live, state.memory, []
         for span in spans(position, x.shape[1], n):
-            q, k, v = (t.narrow(1, span.start, span.length) for t in (q_all, k_all, v_all))
+            q, k, v = (span.of(t) for t in (q_all, k_all, v_all))
             if span.whole:
                 q, k, v = (split_axis(t, 1, -1, n) for t in (q, k, v))
                 cos, sin = rope.table(0, n, x.device, x.dtype)

@@ -33,9 +33,7 @@ class XLMixer(Mixer):
             cached_k, cached_v = k_all, v_all
         live, cached, outputs = state.live, state.cached, []
         for span in spans(position, x.shape[1], n):
-            q, k, v, k_shown, v_shown = (
-                t.narrow(1, span.start, span.length) for t in (q_all, k_all, v_all, cached_k, cached_v)
-            )
+            q, k, v, k_shown, v_shown = (span.of(t) for t in (q_all, k_all, v_all, cached_k, cached_v))
             if span.whole:
                 own, shown_kv = (
                     KeyValue(*(split_axis(t, 1, -1, n) for t in pair)) for pair in ((k, v), (k_shown, v_shown))

@@ -1,0 +1,40 @@
+"""Small models for the tests of this folder: three segments and a bit of eight tokens, grouped queries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.config import MixerConfig, ModelConfig, TrunkConfig
+from model.decoder import Decoder
+
+N, VOCAB = 8, 31
+ARMS: dict[str, dict[str, Any]] = {
+    "infini-linear": {"kind": "infini", "rule": "linear"},
+    "infini-delta": {"kind": "infini", "rule": "delta"},
+    "local": {"kind": "local"},
+    "window": {"kind": "window"},
+    "xl": {"kind": "xl"},
+    "full": {"kind": "full"},
+}
+
+
+def config(arm: str = "infini-linear", *, trunk: dict[str, Any] | None = None, **mixer: Any) -> ModelConfig:
+    shape = {"dim": 16, "layers": 2, "heads": 4, "kv_heads": 2} | (trunk or {})
+    fields = {"segment_length": N} | ARMS[arm] | mixer
+    return ModelConfig(trunk=TrunkConfig(**shape), mixer=MixerConfig(**fields), vocab_size=VOCAB)
+
+
+def decoder(arm: str = "infini-linear", *, trunk: dict[str, Any] | None = None, **mixer: Any) -> Decoder:
+    """float64, with gates spread over (0, 1) so that no test passes by symmetry."""
+    model = Decoder(config(arm, trunk=trunk, **mixer), seed=1).double()
+    with torch.no_grad():
+        for layer, beta in enumerate(model.gate_parameters()):
+            beta.copy_(torch.linspace(-1.5, 1.5, len(beta)).roll(layer))
+    return model
+
+
+def tokens(batch: int = 3, length: int = 29, seed: int = 0) -> Tensor:
+    return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
