@@ -1,0 +1,1 @@
+"""From external text to one table of documents."""

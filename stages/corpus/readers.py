@@ -1,0 +1,224 @@
+"""From one external file to raw documents: (id, text, title, author, year, split) or a problem, nothing decided yet.
+
+Text is UTF-8; a byte-order mark is dropped and CRLF becomes LF, everything else stays as it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+from stages.corpus.config import (
+    SPLITS,
+    Columns,
+    Hub,
+    JsonLines,
+    Parquet,
+    Pg19,
+    PythonDocs,
+    Source,
+    SplitName,
+    SplitShares,
+    Text,
+)
+from stages.corpus.manuals import manual_pages
+from stages.corpus.pin import ExternalFile, book_id, is_remote, stable_share
+from stages.stage import StageError
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One document as read. ``problem`` names what is wrong with it (then ``text`` is empty), ``detail`` where."""
+
+    id: str
+    text: str = ""
+    split: str = ""
+    title: str | None = None
+    author: str | None = None
+    year: int | None = None
+    problem: str = ""
+    detail: str = ""
+
+
+def read(source: Source, file: ExternalFile) -> Iterator[Raw]:
+    """The documents in one of the source's files, in file order. Raises StageError for a missing column or split."""
+    if isinstance(source, PythonDocs):
+        yield from _python_docs(source, file)
+    elif isinstance(source, Pg19):
+        if file.name != "metadata.csv":
+            yield _decoded(book_id(file.name), _content(file), file.name.split("/")[0])
+    elif isinstance(source, Text):
+        name = str(PurePosixPath(file.name).with_suffix("")) if "." in file.name else file.name
+        yield _decoded(name, _content(file), split_of(name, source.split))
+    elif isinstance(source, Parquet):
+        yield from _parquet(source, file)
+    elif isinstance(source, JsonLines):
+        yield from _json_lines(source, file)
+
+
+def read_hub(source: Hub, split: SplitName) -> Iterator[Raw]:
+    """The documents of one split of a ``datasets`` data set. Raises StageError where it cannot be loaded."""
+    import datasets
+
+    wanted = source.splits[split]
+    try:
+        rows = datasets.load_dataset(source.path, source.config, revision=source.revision, split=wanted)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise StageError(
+            f"the data set cannot be loaded: {type(error).__name__}: {error}",
+            field=f"source {source.name!r}: splits.{split}",
+            value=wanted,
+            fix="check path, revision, config and the names of its splits, and the network",
+        ) from error
+    _check_columns(source.name, source.columns, rows.column_names)
+    for index, row in enumerate(rows):
+        yield _row(row, source.columns, f"{split}:{index:07d}", split)
+
+
+def pg19_metadata(file: ExternalFile) -> dict[str, dict[str, str]]:
+    """Book id -> title, author, year. With a header row, or PG-19's own four columns (id, title, year, url) without."""
+    rows = list(csv.reader(io.StringIO(_content(file).decode("utf-8-sig"))))
+    if not rows:
+        return {}
+    header = ["id", "title", "year", "url"]
+    if "id" in [cell.strip().lower() for cell in rows[0]]:
+        header, rows = [cell.strip().lower() for cell in rows[0]], rows[1:]
+    return {cells["id"].strip(): cells for row in rows if (cells := dict(zip(header, row, strict=False))).get("id")}
+
+
+def split_of(name: str, split: SplitName | SplitShares | None) -> str:
+    """The split of a document: the named one, or by the stable hash of its id."""
+    if not isinstance(split, SplitShares):
+        return split or ""
+    share = stable_share(name)
+    if share < split.test:
+        return "test"
+    return "validation" if share < split.test + split.validation else "train"
+
+
+def year_of(value: object) -> int | None:
+    """The year in a table cell (``1865``, ``"1865"``, ``"1865-11-01"``), None where there is none."""
+    match = re.match(r"\s*(-?\d{1,4})(?!\d)", str(value)) if value is not None else None
+    return int(match.group(1)) if match else None
+
+
+def _content(file: ExternalFile) -> bytes:
+    if is_remote(file.location) or file.location.endswith((".gz", ".bz2", ".xz", ".zst")):
+        import fsspec
+
+        with fsspec.open(file.location, "rb", compression="infer") as stream:
+            return bytes(stream.read())
+    with open(file.location, "rb") as stream:
+        return stream.read()
+
+
+def _decoded(name: str, content: bytes, split: str) -> Raw:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return Raw(name, problem="undecodable", detail=f"byte {error.start} is not UTF-8: {content[error.start]:#04x}")
+    return checked(Raw(name, text.replace("\r\n", "\n"), split))
+
+
+def checked(raw: Raw) -> Raw:
+    """The document, or in its place the problem of its text."""
+    if not raw.text.strip():
+        return Raw(raw.id, problem="empty", detail="no text but white space")
+    if (at := raw.text.find("\0")) >= 0:
+        return Raw(raw.id, problem="nul_byte", detail=f"NUL at character {at}: a binary file?")
+    try:
+        raw.text.encode()
+    except UnicodeEncodeError as error:
+        return Raw(raw.id, problem="undecodable", detail=f"lone surrogate at character {error.start}")
+    return raw
+
+
+def _python_docs(source: PythonDocs, file: ExternalFile) -> Iterator[Raw]:
+    try:
+        pages = list(manual_pages(file.name, _content(file).decode("utf-8-sig")))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        yield Raw(file.name, problem="undecodable", detail=f"not Python source: {error}")
+        return
+    for name, text in pages:
+        if len(text.encode(errors="surrogatepass")) >= source.min_bytes:
+            yield checked(Raw(name, text, split_of(name, source.split), title=name.removeprefix("stdlib.")))
+
+
+def _parquet(source: Parquet, file: ExternalFile) -> Iterator[Raw]:
+    import fsspec
+    import pyarrow.parquet as pq
+
+    with fsspec.open(file.location, "rb") as stream:
+        try:
+            table = pq.ParquetFile(stream)
+        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            yield Raw(file.name, problem="undecodable", detail=f"not a Parquet file: {error}")
+            return
+        _check_columns(source.name, source.columns, table.schema_arrow.names)
+        wanted = [name for name in _column_names(source.columns) if name is not None]
+        index = 0
+        for batch in table.iter_batches(256, columns=sorted(set(wanted))):
+            for row in batch.to_pylist():
+                yield _row(row, source.columns, f"{file.name}:{index:07d}", source.split)
+                index += 1
+
+
+def _json_lines(source: JsonLines, file: ExternalFile) -> Iterator[Raw]:
+    for index, line in enumerate(_content(file).split(b"\n")):
+        if not line.strip():
+            continue
+        name = f"{file.name}:{index:07d}"
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+            yield Raw(name, problem="undecodable", detail=f"line {index + 1} is not JSON: {error}")
+            continue
+        if not isinstance(row, dict) or source.columns.text not in row:
+            yield Raw(name, problem="undecodable", detail=f"line {index + 1} has no field {source.columns.text!r}")
+            continue
+        yield _row(row, source.columns, name, source.split)
+
+
+def _column_names(columns: Columns) -> list[str | None]:
+    return [columns.text, columns.id, columns.title, columns.author, columns.year, columns.split]
+
+
+def _check_columns(source: str, columns: Columns, present: list[str]) -> None:
+    for name in _column_names(columns):
+        if name is not None and name not in present:
+            raise StageError(
+                "no such column",
+                field=f"source {source!r}: columns",
+                value=name,
+                allowed=", ".join(sorted(present)),
+                fix="name the column that holds it",
+            )
+
+
+def _row(row: dict[str, Any], columns: Columns, default_id: str, split: SplitName | SplitShares | None) -> Raw:
+    """One table row as a document. ``default_id`` is its name where no id column is given or its cell is empty."""
+    cell = partial(_cell, row)
+    name = cell(columns.id) or default_id
+    if columns.id_pattern is not None and (match := re.search(columns.id_pattern, name)) and match.group(1):
+        name = match.group(1)
+    text = row.get(columns.text)
+    if not isinstance(text, str):
+        problem = "empty" if text is None else "undecodable"
+        return Raw(name, problem=problem, detail=f"{columns.text} holds {type(text).__name__}, not text")
+    where = cell(columns.split) if columns.split else split_of(name, split)
+    if where not in SPLITS:
+        return Raw(name, problem="unknown_split", detail=f"{columns.split} = {where!r}: not train, validation or test")
+    title, author = cell(columns.title), cell(columns.author)
+    return checked(Raw(name, text.replace("\r\n", "\n"), where, title, author, year_of(cell(columns.year))))
+
+
+def _cell(row: dict[str, Any], name: str | None) -> str | None:
+    value = row.get(name) if name is not None else None
+    return None if value is None or value == "" else str(value)

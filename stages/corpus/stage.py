@@ -1,0 +1,27 @@
+"""The declaration of ``ingest``: external text in, one table of documents out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from stages.corpus.config import IngestConfig
+from stages.stage import Artifact, Context, Stage, Summary
+
+
+class Ingest(Stage[IngestConfig]):
+    """Reads every source into ``documents/*.parquet``; what cannot be read is listed in ``problems.parquet``."""
+
+    name: ClassVar[str] = "ingest"
+    code_version: ClassVar[int] = 1
+    inputs: ClassVar[tuple[str, ...]] = ()
+
+    def run(self, config: IngestConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
+        """See ``stages.corpus.ingest.ingest``."""
+        from stages.corpus.ingest import ingest
+
+        return ingest(config, output, context)
+
+
+STAGE = Ingest()
