@@ -75,7 +75,7 @@ def summarization(evidence: Evidence) -> Finding:
                     found.low,
                     found.high,
                     found.items,
-                    f"{rule.metric} F1",
+                    f"{rule.metric} F1 difference",
                     found.method,
                     evidence.sources("summarize", "summaries.parquet", f"task == '{task}'", arm, baseline),
                 )

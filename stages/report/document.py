@@ -70,6 +70,7 @@ def _finite(value: Any) -> Any:
     return number if math.isfinite(number) else None
 
 
+SIGNED = ("relative", "accuracy lost", "accuracy above")
 PERCENT_UNITS = ("accuracy", "share", "relative perplexity", "F1")
 
 
@@ -78,9 +79,9 @@ def shown(value: float | None, unit: str) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     if any(word in unit for word in PERCENT_UNITS):
-        signed = unit.startswith(("relative", "accuracy lost", "accuracy above")) or value < 0
+        signed = unit.startswith(SIGNED) or unit.endswith("difference") or value < 0
         text = f"{100 * value:+.1f}%" if signed else f"{100 * value:.1f}%"
-    elif abs(value) >= 1000:
+    elif abs(value) >= 1000 or (unit == "associations" and abs(value) >= 10):
         text = f"{value:,.0f}"
     elif value == int(value) and abs(value) < 1000:
         text = f"{value:.0f}"

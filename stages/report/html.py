@@ -25,6 +25,7 @@ def page(report: dict[str, Any], figures: Sequence[tuple[str, Figure]]) -> str:
     environment.filters["shown"] = shown
     environment.filters["bytes"] = size
     environment.globals["interval"] = interval
+    environment.globals["grouped"] = grouped
     sections = []
     for name, title, groups in SECTIONS:
         drawn = [
@@ -39,6 +40,16 @@ def page(report: dict[str, Any], figures: Sequence[tuple[str, Figure]]) -> str:
     return environment.get_template(TEMPLATE.name).render(
         report=report, sections=sections, light=PALETTE, dark=DARK, slug=lambda text: text.replace(" ", "-")
     )
+
+
+def grouped(sources: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per artifact and table, with all filters that select rows of it."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for source in sources:
+        found.setdefault((source["step"], source["key"], source["table"]), []).append(source["filter"])
+    return [
+        {"step": step, "key": key, "table": table, "filters": filters} for (step, key, table), filters in found.items()
+    ]
 
 
 def size(value: float | None) -> str:

@@ -118,9 +118,11 @@ def _exponential(number: Number) -> Number:
 
 
 def differences(evidence: Evidence) -> list[Number]:
-    """Every memory arm against every other arm, on all positions and beyond the first segment."""
+    """Every memory arm against every other arm, the others against local; all positions and after the first segment."""
+    local = evidence.arms_of_kind("local")
     others = [arm for arm in evidence.arms if arm not in evidence.memory_arms]
     pairs = [(arm, other) for arm in evidence.memory_arms for other in others]
+    pairs += [(arm, local[0]) for arm in others if local and arm not in local]
     pairs += [(a, b) for i, a in enumerate(evidence.memory_arms) for b in evidence.memory_arms[i + 1 :]]
     found = [perplexity.difference(evidence, a, b, beyond=beyond) for beyond in (False, True) for a, b in pairs]
     return [number for number in found if number is not None]

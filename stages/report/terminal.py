@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class VerdictRow:
-    """One line of the verdict table. ``decision`` is the bare verdict (for the colour), ``verdict`` with its qualifier."""
+    """One line of the verdict table. ``decision``: the bare verdict, for its colour; ``verdict``: with qualifier."""
 
     claim: str
     name: str

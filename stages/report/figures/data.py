@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stages.claims.evidence import Evidence
 from stages.claims.verdict import Number
-from stages.report.figures.style import INK, MUTED, PALETTE, Figure, arm_styles, canvas, finish
+from stages.report.figures.style import BASELINE, INK, MUTED, PALETTE, Figure, arm_styles, canvas, finish, legend_below
 from stages.report.numbers import costs
 
 Numbers = Mapping[str, Sequence[Number]]
@@ -20,8 +20,9 @@ def contamination(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure 
     if not len(books):
         return None
     decisions = evidence.table("decontaminate", "decisions.parquet")
-    top = books.sort_values(["coverage", "book_id"], ascending=[False, True]).head(SHOWN)
-    figure, axes = canvas(2, height=1.2 + 0.2 * len(top), gridspec_kw={"width_ratios": [2.2, 1]})
+    top = books.sort_values(["coverage", "book_id"], ascending=[False, True])
+    top = top.head(min(SHOWN, max(3, int((top["coverage"] > 0).sum()))))
+    figure, axes = canvas(2, height=1.6 + 0.17 * len(top), gridspec_kw={"width_ratios": [2.2, 1]})
     y = range(len(top))
     limit = evidence.rules.clean_data.coverage_limit
     axes[0].hlines(y, 100 * top["coverage_after"], 100 * top["coverage"], color=MUTED, lw=1)
@@ -62,28 +63,37 @@ def _short(title: str, length: int = 34) -> str:
 
 
 def cost(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
-    """Perplexity against the bytes of state an arm carries, live segment included."""
-    levels = {n.name.split(".", 1)[1]: n for n in numbers.get("perplexity", ()) if n.name.startswith("perplexity.")}
-    rows = [row for row in costs(evidence) if row.arm in levels]
-    if len(rows) < 2:
+    """Perplexity against the local arm over the bytes of state an arm carries, live segment included."""
+    found = {n.name: n for section in numbers.values() for n in section if n.name.startswith("perplexity.")}
+    baseline = next(iter(evidence.arms_of_kind("local")), None)
+    rows = [row for row in costs(evidence) if row.arm == baseline or f"perplexity.{row.arm}.{baseline}" in found]
+    if baseline is None or len(rows) < 2:
         return None
-    figure, (axis,) = canvas(height=3.0)
+    styles, sizes = arm_styles(evidence), []
+    figure, (axis,) = canvas(height=2.9)
     for row in rows:
-        level, style = levels[row.arm], arm_styles(evidence)[row.arm]
-        size = (row.state_bytes + row.live_kv_bytes) / 1024
-        error = [[level.estimate - (level.low or level.estimate)], [(level.high or level.estimate) - level.estimate]]
-        axis.errorbar(size, level.estimate, yerr=error, color=style.colour, marker=style.marker, ms=7, elinewidth=1)
-        axis.annotate(row.arm, (size, level.estimate), xytext=(8, 4), textcoords="offset points", color=style.colour)
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
-    axis.minorticks_off()
-    axis.margins(x=0.25, y=0.15)
+        gap, style = found.get(f"perplexity.{row.arm}.{baseline}"), styles[row.arm]
+        sizes.append((row.state_bytes + row.live_kv_bytes) / 1024)
+        y = 100 * gap.estimate if gap else 0.0
+        error = [[y - 100 * (gap.low or 0)], [100 * (gap.high or 0) - y]] if gap else None
+        axis.errorbar(sizes[-1], y, yerr=error, color=style.colour, marker=style.marker, ms=7, ls="none",
+                      label=row.arm)  # fmt: skip
+    if max(sizes) > 8 * max(min(sizes), 1e-9):
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+        axis.minorticks_off()
+    else:
+        axis.set_xlim(0, 1.15 * max(sizes))
+    axis.axhline(0, color=BASELINE, lw=1, ls=(0, (2, 1.5)))
     axis.set(
         xlabel="state carried per sequence, with the live segment's keys and values (KiB)",
-        ylabel="perplexity per token",
+        ylabel=f"perplexity against {baseline} (%)",
     )
+    legend_below(figure, axis)
     caption = (
-        "Perplexity with its interval against what the arm keeps in memory while it reads on; down and left is better."
+        "Paired perplexity difference to the arm without memory, with its interval, over what an arm keeps "
+        "while it reads "
+        "on: down and left is better."
     )
     return finish(
         figure, folder, name="cost", title="Perplexity against state size", caption=caption,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Numbers = Mapping[str, Sequence[Number]]
+BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "fontsize": 7, "columnspacing": 1.2}
 
 
 def gates(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
@@ -63,10 +64,11 @@ def gates(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
 def knockouts(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
     """What each knock-out costs: retrieval accuracy beyond the window, and perplexity after the first segment."""
     found = {n.name: n for section in numbers.values() for n in section if n.name.startswith("knockout.")}
+    rule = evidence.rules.memory_is_used
     panels = [
-        ("retrieval", "Retrieval beyond the local window", "accuracy lost (points)", evidence.rules.memory_is_used.margin),
+        ("retrieval", "Retrieval beyond the local window", "accuracy lost (points)", rule.margin),
         ("perplexity", "Perplexity after the first segment", "perplexity added (%)",
-         evidence.rules.memory_is_used.perplexity_margin),
+         rule.perplexity_margin),
     ]  # fmt: skip
     panels = [panel for panel in panels if any(name.startswith(f"knockout.{panel[0]}.") for name in found)]
     if not panels:
@@ -115,11 +117,14 @@ def capacity(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | Non
     _recall(axes[0], table, evidence.table("capacity", "reference.parquet"))
     if len(overwrite):
         _overwrite(axes[1], overwrite)
-    axes[0].legend(loc="lower left", fontsize=7)
+    axes[0].legend(**BELOW, ncols=3)
     caption = (
-        "Random associations written into the real memory module, no model around it: share of keys whose nearest value is "
-        "the right one, mean and range over seeds. Ticks on top: rank bound of each feature map. Triangles: published points "
-        "of Schlag et al. (2021), up where it still holds, down where it fails. Right: the same keys written again with new "
+        "Random associations written into the real memory module, no model around it: share of keys whose "
+        "nearest value is "
+        "the right one, mean and range over seeds. Ticks on top: rank bound of each feature map. Triangles: "
+        "published points "
+        "of Schlag et al. (2021), up where it still holds, down where it fails. Right: the same keys written "
+        "again with new "
         "values."
     )
     sources = [
@@ -166,4 +171,4 @@ def _overwrite(axis: Axes, overwrite: pd.DataFrame) -> None:
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
     axis.set(title="Same key, new value", xlabel="associations", ylabel="share read back", ylim=(-0.03, 1.05))
-    axis.legend(fontsize=6.5, loc="center left")
+    axis.legend(**BELOW, ncols=2)

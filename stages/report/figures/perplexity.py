@@ -72,8 +72,10 @@ def by_position(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | 
         lengths_axis(axes[1], edges)
     legend_below(figure, axes[0])
     caption = (
-        "Each point is one position bucket, drawn at its end; bands are hierarchical bootstrap intervals over seeds and "
-        f"documents. Dotted: the end of the first segment ({evidence.segment_length()} tokens), where the memory is empty. "
+        "Each point is one position bucket, drawn at its end; bands are hierarchical bootstrap intervals "
+        "over seeds and "
+        f"documents. Dotted: the end of the first segment ({evidence.segment_length()} tokens), where the "
+        "memory is empty. "
         "Right: paired on the same documents; below zero is better than the arm without memory."
     )
     return finish(
@@ -139,7 +141,8 @@ def differences(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | 
     margin = 100 * evidence.rules.perplexity_from_memory.margin
     axis.axvspan(-margin, margin, color=BASELINE, alpha=0.13, lw=0)
     caption = (
-        "Paired over the same documents and seeds; filled: all positions, open: beyond the first segment. Bars: hierarchical "
+        "Paired over the same documents and seeds; filled: all positions, open: beyond the first segment. "
+        "Bars: hierarchical "
         f"bootstrap with t degrees of freedom of the seeds. Grey: the equivalence margin of ±{margin:g}%."
     )
     return finish(

@@ -57,8 +57,10 @@ def heatmap(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None
         bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.01, aspect=30, ticks=[0, 0.5, 1], format="{x:.0%}")
         bar.outline.set_visible(False)
     least, most = table.groupby(["arm", "depth", "length"])["correct"].count().agg(["min", "max"])
+    each = f"{least}" if least == most else f"{least} to {most}"
     caption = (
-        f"Share of prompts whose passkey is generated exactly, percent and number of prompts per cell ({least} to {most}, all "
+        "Share of prompts whose passkey is generated exactly, percent, with the number of prompts per cell "
+        f"({each}, all "
         "seeds). Depth 0% is the start of the prompt; at 100% the needle stands just before the question."
     )
     return finish(
@@ -102,8 +104,10 @@ def curve(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
         lengths_axis(axis, lengths)
     legend_below(figure, axes[0])
     caption = (
-        "Needle beyond the last segment only. Left: points with intervals (wider of Wilson's and the hierarchical one), "
-        "logistic curve over log length with bootstrap band; dotted: the threshold of C3. Right: teacher-forced, the finer "
+        "Needle beyond the last segment only. Left: points with intervals (wider of Wilson's and the "
+        "hierarchical one), "
+        "logistic curve over log length with bootstrap band; dotted: the threshold of C3. Right: "
+        "teacher-forced, the finer "
         "measure where accuracy is still zero; lower is better."
     )
     return finish(
@@ -126,8 +130,10 @@ def bindings(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | Non
         axis.set_title(title)
     legend_below(figure, axes[0], columns=6)
     caption = (
-        "Share of prompts answered with the right number (left) or with one rival's drawn at random (right), needle beyond "
-        "the last segment. Dashed line: 1/k, which a model reaches that knows the set of numbers but not which word each "
+        "Share of prompts answered with the right number (left) or with one rival's drawn at random (right), "
+        "needle beyond "
+        "the last segment. Dashed line: 1/k, which a model reaches that knows the set of numbers but not "
+        "which word each "
         "belongs to."
     )
     return finish(
@@ -153,7 +159,8 @@ def control(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None
     axis.set(title="", xlabel="key-value pairs k in the first segment", ylabel="accuracy of recall")
     legend_below(figure, axis, columns=6)
     caption = (
-        "Cross-segment associative recall, where the memory is the only path to the answer: the arm without memory stays at "
+        "Cross-segment associative recall, where the memory is the only path to the answer: the arm without "
+        "memory stays at "
         "chance over the values. Filled: all seeds with the pooled Wilson interval; open: every seed. Dashed: 1/k."
     )
     return finish(
@@ -178,8 +185,8 @@ def _against_chance(axis: Axes, evidence: Evidence, found: Mapping[str, Number],
                 ks.add(k)
                 points.append((k * 2 ** arm_shift(evidence, arm, found, prefix), number))
         _error_bars(axis, sorted(points, key=lambda point: point[0]), style.colour, style.marker, arm)
-    grid = np.geomspace(min(ks), max(ks), 60)
-    axis.plot(grid, 1 / grid, color=INK, lw=1.1, ls=(0, (5, 2)), label="1/k")
+    grid = np.geomspace(min(ks) * 0.85, max(ks) * 1.18, 60)
+    axis.plot(grid, np.minimum(1, 1 / grid), color=INK, lw=1.1, ls=(0, (5, 2)), label="1/k")
     axis.set(ylim=(-0.03, 1.05), xlabel="rivals k", ylabel="share of prompts")
     axis.set_xscale("log", base=2)
     axis.set_xticks(sorted(ks), [str(k) for k in sorted(ks)])
