@@ -266,8 +266,10 @@ class _Run:
             else:
                 active.relinquished = active.relinquished or active.lease.lost or "lost"
         active.lease.release()
-        if active.relinquished and self._again(active):
-            return
+        if active.relinquished and not self.stopping:
+            if self._again(active):
+                return
+            result = Failed(f"lost its lease {_TAKEOVERS} times, the last time: {active.relinquished}")
         if isinstance(result, Failed):
             self._fail(step, result)
         else:
@@ -305,7 +307,7 @@ class _Run:
         self.takeovers[step.id] = self.takeovers.get(step.id, 0) + 1
         self._warn(step.id, f"lost its lease ({active.relinquished})")
         self.tracker.step_failed(step.id, f"lost its lease: {active.relinquished}", "KILLED")
-        if self.stopping or self.takeovers[step.id] >= _TAKEOVERS:
+        if self.takeovers[step.id] >= _TAKEOVERS:
             return False
         self.replace.discard(step.id)  # the other driver's artifact is as good as ours would have been
         self.pending.insert(0, step)
