@@ -134,6 +134,10 @@ def _llama_fields(config: ModelConfig) -> dict[str, Any]:
 def _fill(config: ModelConfig, tensors: dict[str, Tensor], source: Path, *, seed: int) -> Decoder:
     """A decoder with ``tensors`` in place; own parameters that are not among them keep their initial values."""
     decoder = Decoder(config, seed=seed)
+    for name, own in decoder.state_dict().items():
+        if name in tensors and tensors[name].shape != own.shape:
+            found, wanted = (" x ".join(map(str, t.shape)) for t in (tensors[name], own))
+            raise ValueError(f"{source}: {name} is {found}, its config.json says {wanted}")
     result = decoder.load_state_dict(tensors, strict=False)
     missing = [name for name in result.missing_keys if not _is_own(name)]
     if missing or result.unexpected_keys:

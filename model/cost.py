@@ -115,8 +115,8 @@ class PaperRow:
 
 
 def paper_table() -> list[PaperRow]:
-    """The paper's "114x" (its table 1: 12 layers, 8 heads of 128, N = 2048; Memorizing Transformers with 65K cached tokens
-    in one layer; RMT with 100 memory tokens) from its own formulas, then with what it leaves out.
+    """The paper's "114x" (its table 1: 12 layers, 8 heads of 128, N = 2048; Memorizing Transformers with 65K cached
+    tokens in one layer; RMT with 100 memory tokens) from its own formulas, then with what it leaves out.
 
     114 is 183M / 1.6M after rounding; unrounded it is 115.7.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,7 @@ def test_streaming_in_any_chunks_equals_one_pass(arm: str, cuts: set[int]) -> No
     model, ids = decoder(arm), tokens()
     with torch.no_grad():
         expected, at_once = model(ids)
-        found, in_pieces = stream(model, ids, [b - a for a, b in zip(edges, edges[1:], strict=False)])
+        found, in_pieces = stream(model, ids, [b - a for a, b in itertools.pairwise(edges)])
     torch.testing.assert_close(found, expected, **CLOSE)
     for a, b in zip(at_once.layers, in_pieces.layers, strict=True):
         if a.memory is not None and b.memory is not None:
@@ -262,7 +264,7 @@ def test_memory_stays_float32_under_bfloat16_autocast(rule: str) -> None:
     model, ids = Decoder(config(rule), seed=0), tokens()
     expected = model.nll(ids)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden, state = model.hidden(ids)
+        _, state = model.hidden(ids)
         loss = model.loss(ids)
     loss.backward()
     memory = state.layers[0].memory

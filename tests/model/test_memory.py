@@ -16,7 +16,13 @@ RULES = ("linear", "delta")
 
 
 def draw(
-    segments: int = 5, tokens: int = 7, features: int = 4, values: int = 3, seed: int = 0, batch: int = 2, heads: int = 2
+    segments: int = 5,
+    tokens: int = 7,
+    features: int = 4,
+    values: int = 3,
+    seed: int = 0,
+    batch: int = 2,
+    heads: int = 2,
 ) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
     shape = (batch, segments, heads, tokens)
@@ -61,7 +67,8 @@ def test_parallel_form_equals_the_equations_with_gradients(rule: str, shape: dic
     leaves = (phi_k, v, start.M, start.z) if started else (phi_k, v)
     weight = torch.randn(expected.M.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     gradients = [
-        torch.autograd.grad((s.M * weight).sum() + s.z.square().sum(), leaves, allow_unused=True) for s in (found, expected)
+        torch.autograd.grad((s.M * weight).sum() + s.z.square().sum(), leaves, allow_unused=True)
+        for s in (found, expected)
     ]
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)

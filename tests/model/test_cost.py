@@ -1,0 +1,108 @@
+"""The cost formulas against real parameters, real states and torch's own FLOP counter; the paper's memory table."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.cost import attended_pairs, cost, paper_table
+from model.decoder import Decoder
+from model.memory import empty, feature_dim, read, write
+from tests.model.tiny import ARMS, N, config, tokens
+
+SHAPES = [{}, {"kv_heads": 4, "tie_embeddings": False}, {"head_dim": 6, "ffn_dim": 20, "layers": 1}]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_parameters_and_state_sizes_are_the_real_ones(arm: str, shape: dict[str, int]) -> None:
+    model = Decoder(config(arm, trunk=shape, feature_map="dpfp2"), seed=0)
+    length = 3 * N + N - 1
+    expected = cost(model.config, length)
+    assert expected.parameters == sum(p.numel() for p in model.parameters())
+    with torch.no_grad():
+        _, state = model(tokens(1, length))
+    assert (state.elements(), state.bytes()) == (expected.state_elements, expected.state_bytes)
+    # the formula's live segment is at its peak of N tokens; here N - 1 of them are held
+    assert state.live_kv_elements() == expected.live_kv_elements * (N - 1) // N
+    assert state.live_kv_bytes() == expected.live_kv_bytes * (N - 1) // N
+    assert cost(model.config, length, kv_bytes=2).live_kv_bytes == expected.live_kv_bytes // 2
+
+
+@pytest.mark.parametrize("kind", ["local", "window", "xl", "full"])
+@pytest.mark.parametrize("length", [1, 5, N, N + 1, 3 * N + 2])
+def test_attended_pairs_are_those_the_masks_allow(kind: str, length: int) -> None:
+    allowed = 0
+    for i in range(length):
+        for j in range(i + 1):
+            segments = i // N - j // N
+            allowed += {"local": segments == 0, "window": i - j < N, "xl": segments <= 1, "full": True}[kind]
+    assert attended_pairs(config(kind), length) == allowed
+
+
+@pytest.mark.parametrize("arm", ["local", "full"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_flops_equal_the_counted_ones(arm: str, shape: dict[str, int]) -> None:
+    """Outside attention to the last FLOP. Inside, the plain kernel (the counter does not know the fused CPU one)
+    computes full squares; the formula counts the pairs a query sees."""
+    model, length = Decoder(config(arm, trunk=shape), seed=0), 3 * N
+    trunk = model.config.trunk
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(tokens(1, length))
+    square = length * (length if arm == "full" else N)
+    unseen = 4 * trunk.layers * trunk.heads * trunk.d_head * (square - attended_pairs(model.config, length))
+    assert cost(model.config, length).flops_per_token_forward * length == counter.get_total_flops() - unseen
+    assert cost(model.config, length).flops_per_token_training * length == 3 * (counter.get_total_flops() - unseen)
+
+
+@pytest.mark.parametrize("rule", ["linear", "delta"])
+@pytest.mark.parametrize("feature_map", ["elu1", "dpfp1"])
+def test_memory_flops_equal_those_of_the_equations(rule: str, feature_map: str) -> None:
+    """Counted on the sequential reference: every later segment is read by every query head, every segment written."""
+    model_config, segments = config(f"infini-{rule}", feature_map=feature_map), 4
+    d, features = model_config.trunk.d_head, feature_dim(model_config.mixer.feature_map, model_config.trunk.d_head)
+    with FlopCounterMode(display=False) as counter:
+        for s in range(segments):
+            state = empty(1, 2, features, d)
+            if s:
+                read(state, torch.rand(1, 2, 2 * N, features), 1e-6)
+            write(state, torch.rand(1, 2, N, features), torch.rand(1, 2, N, d), rule if s else "linear", 1e-6)
+    counted = counter.get_total_flops() * model_config.trunk.layers
+    length = segments * N
+    ours = cost(model_config, length).flops_per_token_forward - cost(config("local"), length).flops_per_token_forward
+    assert ours * length == counted
+
+
+def test_the_papers_114_and_what_it_leaves_out() -> None:
+    rows = {(row.method, row.counts): row for row in paper_table()}
+    infini, memorizing = rows["infini", "state"], rows["memorizing", "state"]
+    assert infini.elements == 128 * 129 * 8 * 12 == 1_585_152
+    assert rows["transformer-xl", "state"].elements == 50_331_648
+    assert memorizing.elements == 183_451_648
+    for name, printed in (("infini", 114), ("transformer-xl", 3.7), ("rmt", 73), ("memorizing", 1)):
+        assert rows[name, "state"].paper_compression == printed
+        assert rows[name, "state"].compression == pytest.approx(printed, rel=0.03)
+    assert infini.compression == pytest.approx(115.7, abs=0.05)
+    with_live = rows["infini", "state + live segment"]
+    assert with_live.compression == pytest.approx(4.5, abs=0.05)
+    assert rows["full attention, 65,536 tokens", "state"].elements / infini.elements == pytest.approx(1016, abs=1)
+    assert infini.bytes == 4 * infini.elements and memorizing.bytes == 2 * memorizing.elements
+
+
+def test_the_papers_infini_configuration_costs_what_its_table_says() -> None:
+    from model.config import MixerConfig, ModelConfig, TrunkConfig
+
+    paper = ModelConfig(
+        trunk=TrunkConfig(dim=1024, layers=12, heads=8, ffn_dim=4096),
+        mixer=MixerConfig(kind="infini", segment_length=2048),
+        vocab_size=32_000,
+    )
+    assert cost(paper, 32_768).state_elements == 1_585_152
+    assert cost(paper, 32_768).live_kv_elements == 50_331_648
+    # extra over local attention: linear 2 d / N, less the unread first segment
+    local = ModelConfig(trunk=paper.trunk, mixer=MixerConfig(kind="local", segment_length=2048), vocab_size=32_000)
+    attention = 4 * 12 * 1024 * attended_pairs(local, 32_768) / 32_768
+    extra = cost(paper, 32_768).flops_per_token_forward - cost(local, 32_768).flops_per_token_forward
+    assert extra / attention == pytest.approx(2 * 128 / 2048, rel=0.05)
