@@ -24,6 +24,7 @@ from functools import cache
 from typing import Any
 
 from cluster import storage
+from pipeline.errors import IntegrityError
 
 TTL = 30.0  # seconds; a heartbeat every sixth of it rides out a few failed writes
 
@@ -101,17 +102,16 @@ def _numbers(fs: Any, folder: str) -> list[int]:
 
 
 def current(fs: Any, folder: str) -> Holder | None:
-    """The holder named by the highest lease file, or None where there is none."""
-    for number in reversed(_numbers(fs, folder)):
+    """The holder named by the highest lease file, or None where there is none. Raises IntegrityError."""
+    while numbers := _numbers(fs, folder):
+        path = f"{folder}/{numbers[-1]}.json"
         try:
-            value = storage.read_json(fs, f"{folder}/{number}.json")
+            value = storage.read_json(fs, path)
             if value is not None:
                 return Holder.from_json(value)
         except (ValueError, TypeError, KeyError) as error:
-            from pipeline.errors import IntegrityError
-
-            path = f"{folder}/{number}.json"
             raise IntegrityError(f"{path}: not a lease ({error}). Fix: delete it if no run is active") from error
+        # Superseded and cleaned up between the two looks, so there is a higher one now.
     return None
 
 
@@ -143,11 +143,12 @@ class Claim:
             return holder
         number = 1 if holder is None else holder.number + 1
         mine = Holder(self.owner, number, 0, time.time(), False)
-        if storage.create_exclusive(self.fs, f"{self.folder}/{number}.json", storage.to_json(asdict(mine))):
-            for older in _numbers(self.fs, self.folder):
-                if older < number:
-                    with contextlib.suppress(OSError):  # two takers in a row may clean up the same file
-                        self.fs.rm_file(f"{self.folder}/{older}.json")
+        created = storage.create_exclusive(self.fs, f"{self.folder}/{number}.json", storage.to_json(asdict(mine)))
+        numbers = _numbers(self.fs, self.folder)
+        if created and numbers[-1] == number:
+            for older in numbers[:-1]:
+                with contextlib.suppress(OSError):  # two takers in a row may clean up the same file
+                    self.fs.rm_file(f"{self.folder}/{older}.json")
             return Lease(self.fs, self.folder, mine, ttl=self.ttl, clock=self.clock)
         winner = current(self.fs, self.folder)
         assert winner is not None  # files are only ever superseded by a higher number
