@@ -86,6 +86,9 @@ class Capacity(Config):
     upper bound of that point lies below it."""
 
     feature_map: Literal["elu1", "relu", "dpfp1", "dpfp2", "dpfp3"] = "elu1"
+    rules: tuple[Literal["linear", "delta", "delta-token"], ...] = Field(
+        default=("linear", "delta"), min_length=1, description="update rules that decide: the paper's two"
+    )
     accuracy: float = Field(default=0.95, gt=0, lt=1, description="recall that counts as holding the associations")
 
 

@@ -110,8 +110,9 @@ CLAIMS: tuple[Claim, ...] = (
         "The memory holds as many associations as its rank bound.",
         ("capacity",),
         lambda r: (
-            f"mechanism alone, {r.capacity.feature_map}: supported: the point of {r.capacity.accuracy:.0%} recall lies "
-            f"at or above the feature dimension; refuted: its upper bound lies below; {1 - r.alpha:.0%} over seeds"
+            f"mechanism alone, {r.capacity.feature_map}, rules {' and '.join(r.capacity.rules)}: supported: the point "
+            f"of {r.capacity.accuracy:.0%} recall lies at or above the feature dimension under every rule; refuted: "
+            f"its upper bound lies below it under every rule; {1 - r.alpha:.0%} intervals over seeds"
         ),
         mechanism.capacity,
     ),

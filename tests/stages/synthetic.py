@@ -215,7 +215,7 @@ class Synthetic:
             (rule, n, seed, 0.9 if rule == "delta" else 0.5, 0.1 if rule == "delta" else 0.5)
             for rule in ("linear", "delta") for n in (8, 16, 32) for seed in range(3)
         ]  # fmt: skip
-        reference = [("elu1", 64, 40, "holds"), ("elu1", 64, 60, "fails"), ("dpfp1", 128, 100, "holds")]
+        reference = [("elu1", 64, "linear", 40, 60), ("dpfp1", 128, "linear", 100, None)]
         self.add(
             "capacity",
             {
@@ -224,7 +224,7 @@ class Synthetic:
                     overwrite, columns=["rule", "associations", "seed", "new_value_accuracy", "old_value_accuracy"]
                 ),
                 "reference.parquet": pd.DataFrame(
-                    reference, columns=["feature_map", "feature_dim", "associations", "outcome"]
+                    reference, columns=["feature_map", "feature_dim", "rule", "holds", "fails"]
                 ),
             },
         )

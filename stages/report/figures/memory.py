@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stages.claims.evidence import Evidence
 from stages.claims.memory import KNOCKOUTS
 from stages.claims.verdict import Number
-from stages.report.figures.style import INK, MUTED, PALETTE, Figure, arm_styles, canvas, finish, legend_below
+from stages.report.figures.style import INK, MARKERS, MUTED, PALETTE, Figure, arm_styles, canvas, finish, legend_below
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
 Numbers = Mapping[str, Sequence[Number]]
-BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "fontsize": 7, "columnspacing": 1.2}
 
 
 def gates(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
@@ -106,69 +105,73 @@ def knockouts(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | No
 
 
 def capacity(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
-    """Recall over the number of stored associations, rank bound and published points; overwriting beside it."""
+    """Recall over the number of stored associations, one panel per rule, rank bounds and published points; the last
+    panel is overwriting."""
     table = evidence.table("capacity", "capacity.parquet")
     if not len(table):
         return None
     overwrite = evidence.table("capacity", "overwrite.parquet")
-    figure, axes = canvas(2, height=3.1, gridspec_kw={"width_ratios": [1.75, 1]} if len(overwrite) else None)
-    if not len(overwrite):
-        axes[1].set_visible(False)
-    _recall(axes[0], table, evidence.table("capacity", "reference.parquet"))
+    reference = evidence.table("capacity", "reference.parquet")
+    rules = list(dict.fromkeys(table["rule"]))
+    panels = len(rules) + bool(len(overwrite))
+    columns = 2 if panels in {2, 4} else min(3, panels)
+    figure, axes = canvas(columns, -(-panels // columns), height=2.5)
+    for axis in axes[panels:]:
+        axis.set_visible(False)
+    for axis, rule in zip(axes, rules, strict=False):
+        _recall(
+            axis, table[table["rule"] == rule], reference[reference["rule"] == rule] if len(reference) else reference
+        )
+        axis.set_title(f"Recall, {rule} rule")
+    legend_below(figure, axes[0], columns=6)
     if len(overwrite):
-        _overwrite(axes[1], overwrite)
-    axes[0].legend(**BELOW, ncols=3)
+        _overwrite(axes[len(rules)], overwrite)
     caption = (
-        "Random associations written into the real memory module, no model around it: share of keys whose "
-        "nearest value is "
-        "the right one, mean and range over seeds. Ticks on top: rank bound of each feature map. Triangles: "
-        "published points "
-        "of Schlag et al. (2021), up where it still holds, down where it fails. Right: the same keys written "
-        "again with new "
-        "values."
+        "Random associations written into the real memory module, no model around it: share of keys whose nearest "
+        "value is the right one, mean and range over seeds. Ticks on top: rank bound (feature dimension) of each map. "
+        "Triangles at the foot: published points with learned keys (Schlag et al., 2021), up where it still holds, down "
+        "where it fails. Last panel: the same keys written again with new values."
     )
-    sources = [
-        evidence.source("capacity", name) for name in ("capacity.parquet", "reference.parquet", "overwrite.parquet")
-    ]
+    names = ("capacity.parquet", "reference.parquet", "overwrite.parquet")
     return finish(
-        figure, folder, name="capacity", title="Capacity of the mechanism alone", caption=caption, sources=sources
-    )
+        figure, folder, name="capacity", title="Capacity of the mechanism alone", caption=caption,
+        sources=[evidence.source("capacity", name) for name in names],
+    )  # fmt: skip
 
 
 def _recall(axis: Axes, table: pd.DataFrame, reference: pd.DataFrame) -> None:
     maps = list(dict.fromkeys(table["feature_map"]))
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(maps)}
-    for (name, rule), rows in table.groupby(["feature_map", "rule"], sort=False):
+    for i, (name, rows) in enumerate(table.groupby("feature_map", sort=False)):
         curve = rows.groupby("associations")["accuracy"].agg(["mean", "min", "max"])
-        dash = "-" if rule == "linear" else (0, (4, 1.5))
-        axis.plot(curve.index, curve["mean"], color=colours[name], ls=dash, label=f"{name}, {rule}")
-        axis.fill_between(curve.index, curve["min"], curve["max"], color=colours[name], alpha=0.1, lw=0)
-    for name, dim in table.groupby("feature_map", sort=False)["feature_dim"].first().items():
-        axis.plot([dim, dim], [1.02, 1.07], color=colours[name], lw=2.2, clip_on=False, solid_capstyle="butt")
-    holds = {"holds": "^", "fails": "v"}
-    column = next((c for c in ("outcome", "holds", "result", "status") if c in reference), None)
-    for row in reference.itertuples(index=False) if column else ():
-        value = getattr(row, column)
-        marker = holds.get(str(value), "^" if value in (True, 1) else "v")
-        axis.plot(row.associations, 0.04, marker=marker, color=colours.get(row.feature_map, MUTED), ms=6, ls="none")
+        axis.plot(curve.index, curve["mean"], color=colours[name], label=name)
+        axis.fill_between(curve.index, curve["min"], curve["max"], color=colours[name], alpha=0.12, lw=0)
+        dim, wide = rows["feature_dim"].iloc[0], 5.5 - 0.8 * i  # maps of equal dimension stay visible behind each other
+        axis.plot([dim, dim], [1.02, 1.08], color=colours[name], lw=wide, clip_on=False, solid_capstyle="butt")
+    for row in reference.itertuples(index=False):
+        for place, marker in ((float(row.holds), "^"), (float("nan" if row.fails is None else row.fails), "v")):
+            if not np.isnan(place):  # the paper names no such number
+                axis.plot(place, 0.05, marker=marker, color=colours.get(row.feature_map, MUTED), ms=5.5, ls="none")
+    _associations(axis, table)
+    axis.set(ylabel="share recalled", ylim=(0, 1.08))
+
+
+def _associations(axis: Axes, table: pd.DataFrame) -> None:
+    """A log2 axis with whole powers as ticks."""
     axis.set_xscale("log", base=2)
-    ticks = [
-        2**i for i in range(int(np.log2(table["associations"].min())), int(np.log2(table["associations"].max())) + 1)
-    ]
+    least, most = (int(np.log2(table["associations"].agg(end))) for end in ("min", "max"))
+    ticks = [2**i for i in range(least, most + 1)]
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
-    axis.set(title="Recall", xlabel="associations stored", ylabel="share recalled", ylim=(0, 1.07))
+    axis.set_xlabel("associations stored")
 
 
 def _overwrite(axis: Axes, overwrite: pd.DataFrame) -> None:
     for i, (rule, rows) in enumerate(overwrite.groupby("rule", sort=False)):
         means = rows.groupby("associations")[["new_value_accuracy", "old_value_accuracy"]].mean()
-        axis.plot(means.index, means["new_value_accuracy"], color=PALETTE[i], marker="o", label=f"{rule}: new value")
-        axis.plot(means.index, means["old_value_accuracy"], color=PALETTE[i], marker="o", mfc="none", ls=(0, (1, 1.5)),
-                  label=f"{rule}: old value")  # fmt: skip
-    axis.set_xscale("log", base=2)
-    ticks = sorted(overwrite["associations"].unique())[:: max(1, overwrite["associations"].nunique() // 5)]
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
-    axis.minorticks_off()
-    axis.set(title="Same key, new value", xlabel="associations", ylabel="share read back", ylim=(-0.03, 1.05))
-    axis.legend(**BELOW, ncols=2)
+        look = {"color": PALETTE[(i + 5) % len(PALETTE)], "marker": MARKERS[i], "ms": 3.5}
+        axis.plot(means.index, means["new_value_accuracy"], label=f"{rule}: new", **look)
+        axis.plot(means.index, means["old_value_accuracy"], mfc="none", ls=(0, (1, 1.5)), label=f"{rule}: old", **look)
+    _associations(axis, overwrite)
+    axis.set(title="Same key, new value", ylabel="share read back", ylim=(-0.03, 1.08))
+    axis.legend(fontsize=6.5, loc="upper right", ncols=1)
