@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from stages.ablate.stage import STAGE as ABLATE
 from stages.capacity.stage import STAGE as CAPACITY
@@ -21,7 +22,7 @@ from stages.evaluate.stage import STAGE as EVALUATE
 from stages.pretrain.stage import BASE, PRETRAIN, BaseConfig, BaseSettings, PretrainConfig
 from stages.report.stage import STAGE as REPORT
 from stages.report.stage import ReportConfig
-from stages.stage import StageError
+from stages.stage import Config, StageError
 from stages.tokens.stage import TOKENIZE, TOKENIZER, pin_tokenizer
 
 STAGES = {
@@ -96,9 +97,9 @@ def _base_from(base: BaseSettings, folder: Path) -> BaseSettings:
     return base.model_copy(update={"path": str(folder / base.path)})
 
 
-def _fields(config: object) -> dict[str, object]:
+def _fields(config: Config) -> dict[str, Any]:
     """A config's fields by name, nested configs left as they are."""
-    return dict(config)  # type: ignore[call-overload,no-any-return]
+    return {name: getattr(config, name) for name in type(config).model_fields}
 
 
 def _control(graph: PlanBuilder, study: Study) -> list[str]:

@@ -90,6 +90,11 @@ class Study(Config):
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Study:
+        if self.pretrain.sequence_length != self.tokenize.sequence_length:
+            raise ValueError(
+                f"pretrain.sequence_length = {self.pretrain.sequence_length}: must be tokenize.sequence_length = "
+                f"{self.tokenize.sequence_length} (leave it out)"
+            )
         for name, arm in self.arms.items():
             if self.tokenize.sequence_length % arm.segment_length:
                 raise ValueError(

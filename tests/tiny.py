@@ -12,7 +12,7 @@ corpus: {sources: [{kind: pg19, name: books, url: books}]}
 tokenizer: {kind: bytes}
 tokenize: {sequence_length: 128, segment_length: 32}
 trunk: {dim: 32, layers: 1, heads: 2}
-base: {steps: 4, batch_tokens: 256, sequence_length: 32, optim: {lr: 3e-3, checkpoint_every: 2}}
+base: {steps: 4, batch_tokens: 256, sequence_length: 32, lr: 3e-3, checkpoint_every: 2}
 arms:
   infini-linear: {kind: infini, rule: linear}
   infini-delta: {kind: infini, rule: delta}
