@@ -67,7 +67,11 @@ class InlineRunner:
     def wait(self, seconds: float) -> list[tuple[str, Result]]:
         if self._jobs:
             job = self._jobs.pop(0)
-            self._results.append((job.step, run_step(job, self, redirect=False)))
+            try:
+                self._results.append((job.step, run_step(job, self, redirect=False)))
+            except KeyboardInterrupt:
+                self._results.append((job.step, Cancelled()))
+                raise
         elif not self._results:
             _pause(seconds)
         finished, self._results = self._results, []

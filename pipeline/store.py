@@ -167,13 +167,20 @@ class Store:
         return commit
 
     def lookup_many(self, wanted: Iterable[tuple[str, str]]) -> dict[str, Commit]:
-        """The commits there are, by key; remote stores are asked in parallel."""
+        """The commits there are, by key; remote stores are asked in parallel. Raises StudyError for a store that
+        cannot be read."""
         pairs = list(dict.fromkeys(wanted))
-        if self.local:
-            found: Iterable[Commit | None] = [self.lookup(*pair) for pair in pairs]
-        else:
-            with ThreadPoolExecutor(max_workers=16) as pool:
-                found = list(pool.map(lambda pair: self.lookup(*pair), pairs))
+        try:
+            if self.local:
+                found = [self.lookup(*pair) for pair in pairs]
+            else:
+                with ThreadPoolExecutor(max_workers=16) as pool:
+                    found = list(pool.map(lambda pair: self.lookup(*pair), pairs))
+        except OSError as error:
+            raise StudyError(
+                f"root = {self.root!r}: storage cannot be read: {type(error).__name__}: {error} "
+                "(allowed: a folder or bucket this user may read). Fix: choose another with --root, or its permissions"
+            ) from error
         return {commit.key: commit for commit in found if commit is not None}
 
     def artifact(self, commit: Commit) -> StoredArtifact:

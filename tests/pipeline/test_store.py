@@ -1,0 +1,184 @@
+"""The store: one winner per key, damage found by name, equal digests everywhere, garbage that is really garbage."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from cluster import storage
+from pipeline.errors import IntegrityError, StudyError
+from pipeline.lease import Claim, this_process
+from pipeline.store import Commit, Store
+from stages.stage import Summary
+from tests.faults.toys import toy_plan
+
+KEY, OTHER = "a" * 64, "b" * 64
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    root = tmp_path / "root" if request.param == "local" else f"memory://{tmp_path.name}"
+    return Store(root, tmp_path / "cache")
+
+
+def make(store: Store, key: str = KEY, text: str = "hello", token: int = 1, replace: bool = False) -> Commit:
+    attempt = store.attempt("ingest", key, token)
+    (attempt.directory / "docs").mkdir()
+    (attempt.directory / "docs" / "a.txt").write_text(text)
+    (attempt.directory / "b.bin").write_bytes(b"\0" * 1000)
+    summary = Summary(f"said {text}", {"documents": 1.0})
+    return store.commit("ingest", key, store.seal(attempt), summary, {"step": "ingest"}, replace=replace)
+
+
+def stored_file(store: Store, commit: Commit, name: str) -> str:
+    return f"{store.folder(commit.stage, commit.key)}/attempts/{commit.attempt}/{name}"
+
+
+def test_a_commit_is_found_again_and_its_files_read(store: Store):
+    assert store.lookup("ingest", KEY) is None
+    made = make(store)
+    found = store.lookup("ingest", KEY)
+    assert found == made and found.headline == "said hello" and found.files == 2
+    artifact = store.artifact(found)
+    assert artifact.path("docs/a.txt").read_text() == "hello"
+    assert sorted(p.name for p in artifact.path().rglob("*") if p.is_file()) == ["a.txt", "b.bin"]
+    assert artifact.summary == {"documents": 1.0}
+    assert store.lookup_many([("ingest", KEY), ("ingest", OTHER)]) == {KEY: made}
+
+
+def test_the_second_to_finish_adopts_the_first_and_leaves_nothing(store: Store):
+    slow = store.attempt("ingest", KEY, 1)
+    (slow.directory / "x").write_text("zombie")
+    winner = make(store, token=2)
+    adopted = store.commit("ingest", KEY, store.seal(slow), Summary("zombie"), {})
+    assert adopted == winner == store.lookup("ingest", KEY)
+    assert store.gc({KEY}) == []
+
+
+def test_a_half_written_attempt_is_never_read(store: Store):
+    attempt = store.attempt("ingest", KEY, 1)
+    (attempt.directory / "half").write_text("...")
+    assert store.lookup("ingest", KEY) is None and list(store.commits()) == []
+
+
+def test_digests_do_not_depend_on_where_the_store_is(tmp_path: Path):
+    roots = [tmp_path / "a", tmp_path / "elsewhere" / "b", f"memory://{tmp_path.name}-digest"]
+    assert len({make(Store(root, tmp_path / "cache")).digest for root in roots}) == 1
+
+
+def test_an_artifact_travels_to_another_process_by_pickle(store: Store):
+    artifact = pickle.loads(pickle.dumps(store.artifact(make(store))))
+    assert artifact.path("docs/a.txt").read_text() == "hello"
+
+
+def test_a_name_the_artifact_never_had_is_named_with_what_there_is(store: Store):
+    with pytest.raises(FileNotFoundError, match=r"ingest aaaaaaaaaaaa: no file 'nope' \(there are: b.bin, docs\)"):
+        store.artifact(make(store)).path("nope")
+
+
+def test_verify_names_every_damaged_file(store: Store):
+    commit = make(store)
+    assert store.verify(commit) == []
+    storage.write_atomic(store.fs, stored_file(store, commit, "b.bin"), b"\1" * 1000)
+    assert store.verify(commit, deep=False) == []
+    assert store.verify(commit) == [f"{stored_file(store, commit, 'b.bin')}: sha256 differs from the manifest"]
+    store.fs.rm_file(stored_file(store, commit, "docs/a.txt"))
+    assert f"{stored_file(store, commit, 'docs/a.txt')}: missing" in store.verify(commit, deep=False)
+
+
+def test_reading_a_damaged_input_fails_with_its_name_and_the_fix(store: Store):
+    commit = make(store)
+    storage.write_atomic(store.fs, stored_file(store, commit, "docs/a.txt"), b"hello, and more")
+    with pytest.raises(IntegrityError, match=r"docs/a\.txt: .*Fix: make it again with --force") as caught:
+        store.artifact(commit).path("docs")
+    assert caught.value.exit_code == 4
+
+
+def test_a_remote_file_that_changed_but_kept_its_size_is_not_taken(tmp_path: Path):
+    store = Store(f"memory://{tmp_path.name}-same-size", tmp_path / "cache")
+    commit = make(store)
+    storage.write_atomic(store.fs, stored_file(store, commit, "docs/a.txt"), b"HELLO")
+    with pytest.raises(IntegrityError, match="sha256 differs"):
+        store.artifact(commit).path("docs/a.txt")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": 99}'])
+def test_a_damaged_commit_is_an_integrity_error_with_its_path(store: Store, content: bytes):
+    make(store)
+    path = f"{store.folder('ingest', KEY)}/COMMIT.json"
+    storage.write_atomic(store.fs, path, content)
+    with pytest.raises(IntegrityError, match="Fix: delete this file") as caught:
+        store.lookup("ingest", KEY)
+    assert path in str(caught.value)
+
+
+def test_a_damaged_manifest_is_noticed(store: Store):
+    commit = make(store)
+    storage.write_atomic(store.fs, stored_file(store, commit, "")[:-1] + ".manifest.json", b"{}")
+    assert "the manifest is not the one that was committed" in store.verify(commit)[0]
+
+
+def test_a_forced_commit_replaces_and_spares_the_old_files_until_gc(store: Store):
+    old = make(store, text="old")
+    new = make(store, text="new", token=2, replace=True)
+    store.tidy(new, replaced=old)
+    assert store.lookup("ingest", KEY) == new
+    assert store.artifact(old).path("docs/a.txt").read_text() == "old"
+    assert [garbage.reason for garbage in store.gc({KEY}, delete=True)] == ["an attempt that was not committed"] * 1
+    assert store.verify(new) == [] and store.gc({KEY}) == []
+
+
+def test_gc_keeps_what_named_studies_need_and_is_dry_by_default(store: Store):
+    plan = toy_plan()
+    kept = [step for step in plan.steps if step.stage.name != "total"]
+    for step in kept:
+        make_for = store.attempt(step.stage.name, step.key, 1)
+        (make_for.directory / "x").write_text("x")
+        store.commit(step.stage.name, step.key, store.seal(make_for), Summary("x"), step.record())
+    store.record_study(plan)
+    unfinished = plan["total"]
+    storage.write_atomic(store.fs, f"{store.folder('total', unfinished.key)}/work/checkpoint", b"resume me")
+    make(store)  # needed by nobody
+    assert store.kept() == {step.key for step in plan.steps} and store.studies() == ["toy"]
+    found = store.gc(store.kept())
+    assert [garbage.path for garbage in found] == [store.folder("ingest", KEY)] and found[0].bytes > 1000
+    assert store.lookup("ingest", KEY) is not None
+    store.gc(store.kept(), delete=True)
+    assert store.lookup("ingest", KEY) is None
+    assert store.fs.exists(f"{store.folder('total', unfinished.key)}/work/checkpoint")
+    assert {commit.key for commit in store.commits()} == {step.key for step in kept}
+
+
+def test_gc_leaves_a_key_with_a_live_lease_alone(store: Store):
+    attempt = store.attempt("ingest", KEY, 1)
+    (attempt.directory / "x").write_text("being written")
+    storage.write_atomic(store.fs, f"{store.folder('ingest', KEY)}/work/checkpoint", b"")
+    lease = Claim(store.fs, store.lease_folder("ingest", KEY), this_process()).take()
+    assert store.gc(set()) == []
+    lease.release()
+    assert [garbage.path for garbage in store.gc(set())] == [store.folder("ingest", KEY)]
+
+
+def test_the_record_of_a_study_holds_its_last_plan(store: Store):
+    assert store.study_record("toy") == {}
+    store.record_study(toy_plan())
+    store.record_study(toy_plan(n=5))
+    steps = store.study_record("toy")["steps"]
+    assert steps["make"]["config"] == {"n": 5} and steps["make"]["key"] == toy_plan(n=5)["make"].key
+    with pytest.raises(StudyError, match="not usable as a name"):
+        store.study_record("../../etc/passwd")
+
+
+def test_an_attempt_without_files_cannot_be_sealed(store: Store):
+    with pytest.raises(ValueError, match="wrote no file"):
+        store.seal(store.attempt("ingest", KEY))
+
+
+def test_commit_files_are_readable_json_with_what_a_person_looks_for(tmp_path: Path):
+    store = Store(tmp_path)
+    make(store)
+    value = json.loads((tmp_path / "ingest" / KEY / "COMMIT.json").read_text())
+    assert {"attempt", "created", "digest", "headline", "key", "meta", "metrics"} <= set(value)
