@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stages.stage import Artifact, Context, Execution, Resources, Stage, StageError, Summary
-from stages.summarize.config import SummarizeConfig
+from stages.summarize.config import SummarizeConfig, pin_pairs
 
-__all__ = ["STAGE", "Summarize", "SummarizeConfig"]
+__all__ = ["STAGE", "Summarize", "SummarizeConfig", "pin_pairs"]
 
 
 class Summarize(Stage[SummarizeConfig]):

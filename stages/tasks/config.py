@@ -24,7 +24,9 @@ class RetrievalConfig(Config):
     lengths: tuple[int, ...] = Field(min_length=1, description="prompt lengths of the passkey grid, tokens")
     depths: tuple[float, ...] = Field(default=(0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, description="needle positions")
     trials: int = Field(ge=1, description="passkey prompts per (length, depth) cell")
-    rivals: tuple[int, ...] = Field(default=(1, 2, 4, 8), description="cue-number pairs k of the bindings task")
+    rivals: tuple[int, ...] = Field(
+        default=(1, 2, 4, 8), min_length=1, description="cue-number pairs k of the bindings task"
+    )
     binding_lengths: tuple[int, ...] | None = Field(default=None, description="lengths of bindings (default: longest)")
     binding_trials: int = Field(default=20, ge=0, description="bindings prompts per (length, k)")
     control_trials: int = Field(default=20, ge=0, description="absent-needle prompts per length, absent-cue per k")

@@ -113,11 +113,12 @@ def evaluation_items(config: RetrievalConfig, codec: Codec, haystack: NDArray[np
     needles or the haystack is shorter than the longest prompt.
     """
     maker = PromptMaker(codec, haystack, config.format, seed, "evaluation")
-    longest = [(length, 1, "lengths") for length in config.lengths]
+    for length in config.lengths:
+        maker.check(length, 1, field="retrieval.lengths", bindings=False)
     if config.binding_trials or config.control_trials:
-        longest += [(n, k, "binding_lengths") for n in config.lengths_of_bindings for k in config.rivals]
-    for length, k, name in longest:
-        maker.check(length, k, field=f"retrieval.{name}", bindings=name == "binding_lengths")
+        field = "retrieval.lengths" if config.binding_lengths is None else "retrieval.binding_lengths"
+        for length in config.lengths_of_bindings:
+            maker.check(length, max(config.rivals), field=field, bindings=True)
     cells: list[tuple[Task, int, int, int]] = []
     for length in config.lengths:
         cells.append(("passkey", length, 1, config.trials * len(config.depths)))

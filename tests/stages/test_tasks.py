@@ -153,7 +153,7 @@ def test_rows_depend_on_seed_and_index_alone():
         (RetrievalConfig(lengths=(128,), trials=1), "lengths = 128.*landmark.*>= .*format: compact"),
         (
             RetrievalConfig(format="compact", lengths=(512,), trials=1, rivals=(64,)),
-            "binding_lengths = 512.*64 binding",
+            "retrieval.lengths = 512.*64 binding",
         ),
         (RetrievalConfig(format="compact", lengths=(20000,), trials=1, rivals=(1,)), "haystack has only"),
     ],

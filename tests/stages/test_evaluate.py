@@ -1,0 +1,192 @@
+"""Perplexity and retrieval against slow references, and the stage as the pipeline runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from model.generate import generate
+from stages.evaluate import forward, perplexity, retrieval
+from stages.evaluate.stage import STAGE, EvaluateConfig, PerplexityConfig
+from stages.stage import Execution, StageError
+from stages.tasks.config import RetrievalConfig
+from stages.tasks.prompts import evaluation_items, first_integer, haystack_of
+from stages.tokens.load import document_tokens, load_tokenizer
+from tests.stages.evaluation_inputs import SEGMENT, build, decoder, save
+from tests.support import LocalContext
+
+RETRIEVAL = RetrievalConfig(
+    format="compact", lengths=(96, 160), trials=2, rivals=(1, 2), binding_trials=3, control_trials=2
+)
+CONFIG = EvaluateConfig(perplexity=PerplexityConfig(buckets=(0, 16, 100)), retrieval=RETRIEVAL, seed=7)
+
+MEMORY = [("infini", {"rule": "linear"}), ("infini", {"rule": "delta"})]
+ARMS = [*MEMORY, ("local", {}), ("window", {}), ("xl", {}), ("full", {})]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(inputs):
+    return load_tokenizer(inputs["tokenizer"])
+
+
+@pytest.fixture(scope="module")
+def items(inputs, tokenizer):
+    haystack = haystack_of(document_tokens(inputs["tokens"], "test"), tokenizer.eos_id)
+    return list(evaluation_items(RETRIEVAL, tokenizer, haystack, seed=7))
+
+
+def chosen(inputs, tokenizer, config):
+    return perplexity.choose(document_tokens(inputs["tokens"], "test"), "test", config, tokenizer.eos_id)
+
+
+def nothing(_: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("kind, options", ARMS)
+def test_document_nll_is_that_of_reading_the_document_alone_token_by_token(inputs, tokenizer, kind, options):
+    model = decoder(kind, vocab_size=tokenizer.vocab_size, **options)
+    documents, _ = chosen(inputs, tokenizer, CONFIG.perplexity)
+    rows = perplexity.score(model, tokenizer, documents, CONFIG.perplexity, nothing)
+    for document in documents:
+        tokens = torch.from_numpy(document.tokens.astype(np.int64))[None]
+        with torch.no_grad():
+            logits, _ = model(tokens)
+        each = torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:], reduction="none").double()
+        mine = [r for r in rows if r["doc_id"] == document.doc_id]
+        assert sum(r["nll_sum"] for r in mine) == pytest.approx(each.sum().item(), rel=1e-5)
+        assert sum(r["tokens"] for r in mine) == len(document.tokens) - 1
+        for r in mine:
+            of_bucket = each[max(r["bucket_start"], 1) - 1 : r["bucket_end"] - 1]
+            assert r["nll_sum"] == pytest.approx(of_bucket.sum().item(), rel=1e-5)
+        text = tokenizer.decode(document.tokens[1:].tolist())
+        assert {(r["words"], r["bytes"]) for r in mine} == {(len(text.split()), len(text))}
+
+
+@pytest.mark.parametrize("kind, options", ARMS)
+def test_result_does_not_depend_on_how_documents_are_batched_and_cut(
+    inputs, tokenizer, items, kind, options, monkeypatch
+):
+    model = decoder(kind, vocab_size=tokenizer.vocab_size, **options)
+    documents, _ = chosen(inputs, tokenizer, CONFIG.perplexity)
+
+    def everything():
+        text = perplexity.score(model, tokenizer, documents, CONFIG.perplexity, nothing)
+        asked = retrieval.score(model, tokenizer, items, nothing)
+        return [r["nll_sum"] for r in text], [r["answer_nll"] for r in asked]
+
+    whole = everything()
+    monkeypatch.setitem(forward.PASS_TOKENS, "cpu", 3 * SEGMENT)  # every document and prompt is read in chunks
+    for a, b in zip(whole, everything(), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_documents_are_cut_and_sampled_stably(inputs, tokenizer):
+    documents, short = chosen(
+        inputs, tokenizer, PerplexityConfig(min_tokens_per_document=50, max_tokens_per_document=200)
+    )
+    assert short == 1 and [d.doc_id for d in documents] == ["test0", "test1", "test2"]
+    assert {len(d.tokens) for d in documents} == {200}
+    two, _ = chosen(inputs, tokenizer, PerplexityConfig(max_documents=2))
+    three, _ = chosen(inputs, tokenizer, PerplexityConfig(max_documents=3))
+    assert {d.doc_id for d in two} < {d.doc_id for d in three}
+
+
+@pytest.mark.parametrize("kind, options", ARMS[:3])
+def test_retrieval_equals_generation_and_full_forward(tokenizer, items, kind, options):
+    model = decoder(kind, vocab_size=tokenizer.vocab_size, **options)
+    rows = retrieval.score(model, tokenizer, items, nothing)
+    said = generate(model, [list(i.prompt) for i in items], items[0].length - len(items[0].prompt))
+    assert [r["answer"] for r in rows] == [first_integer(tokenizer.decode(ids)) for ids in said]
+    for item, row in zip(items, rows, strict=True):
+        tokens = torch.tensor([[*item.prompt, *item.answer_ids]])
+        with torch.no_grad():
+            nll = model.nll(tokens)[0, len(item.prompt) - 1 :]
+        digits = nll[torch.tensor(item.digits)]
+        assert row["answer_nll"] == pytest.approx(digits.mean().item(), rel=1e-4)
+        assert tokenizer.decode([t for t, d in zip(item.answer_ids, item.digits, strict=True) if d]) == item.expected
+
+
+def test_a_model_that_knows_some_answers_is_right_on_exactly_those(tokenizer, items):
+    known = [i for i in items if i.task == "passkey" and i.length == 96][:4]
+    other = [i for i in items if i.task == "passkey" and i.length == 96][4:]
+    model = decoder("full", vocab_size=tokenizer.vocab_size)
+    tokens = torch.tensor([[*i.prompt, *i.answer_ids, *tokenizer.encode(".")] for i in known])
+    mask = torch.zeros_like(tokens)
+    mask[:, len(known[0].prompt) :] = 1
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(80):
+        optimiser.zero_grad()
+        model.loss(tokens, mask).backward()
+        optimiser.step()
+    right = retrieval.score(model, tokenizer, known, nothing)
+    assert all(r["correct"] and r["in_set"] and r["answer_nll"] < 0.2 for r in right)
+    wrong = retrieval.score(model, tokenizer, other, nothing)
+    assert np.mean([r["answer_nll"] for r in wrong]) > 1
+    numbers = retrieval.summarise(right)
+    assert numbers["passkey.accuracy"] == 1 and numbers["passkey.shuffled_accuracy"] == 0
+
+
+def test_stage_writes_both_tables_the_same_bytes_twice_and_the_same_items_for_every_arm(inputs, tokenizer, tmp_path):
+    digests, asked = [], []
+    for run, (kind, seed) in enumerate([("infini", 0), ("infini", 0), ("xl", 3)]):
+        folder = tmp_path / str(run)
+        model = save(decoder(kind, vocab_size=tokenizer.vocab_size, seed=seed), folder)
+        output = folder / "out"
+        output.mkdir()
+        context = LocalContext(str(tmp_path / "work"))
+        summary = STAGE.run(CONFIG, {**inputs, "model": model}, output, context)
+        files = sorted(p.name for p in output.iterdir())
+        assert files == ["perplexity.parquet", "retrieval.parquet"] == sorted(summary.tables.values())
+        digests.append([hashlib.sha256((output / f).read_bytes()).hexdigest() for f in files])
+        table = pq.read_table(output / "retrieval.parquet").to_pydict()
+        asked.append([table[c] for c in ("item", "expected", "prompt_tokens", "depth", "distance")])
+        text = pq.read_table(output / "perplexity.parquet").to_pandas()
+        ppl = np.exp(text.nll_sum.sum() / text.tokens.sum())
+        assert summary.metrics["perplexity"] == pytest.approx(ppl)
+        assert f"{ppl:.2f}" in summary.headline and "beyond the local segment" in summary.headline
+        assert context.progressed[-1][0] == context.progressed[-1][1]
+    assert digests[0] == digests[1] != digests[2]
+    assert asked[0] == asked[2]
+
+
+def test_mistakes_are_named(inputs, tokenizer, tmp_path, monkeypatch):
+    context = LocalContext(str(tmp_path))
+    small = save(decoder(vocab_size=100), tmp_path / "small")
+    with pytest.raises(StageError, match="vocab_size = 100"):
+        STAGE.run(CONFIG, {**inputs, "model": small}, tmp_path, context)
+    model = save(decoder(vocab_size=tokenizer.vocab_size), tmp_path / "model")
+    long = CONFIG.model_copy(update={"perplexity": PerplexityConfig(min_tokens_per_document=10**6)})
+    with pytest.raises(StageError, match="min_tokens_per_document = 1000000"):
+        STAGE.run(long, {**inputs, "model": model}, tmp_path, context)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(StageError, match="no CUDA device"):
+        forward.torch_device(Execution(device="cuda"))
+    with pytest.raises(ValidationError, match="buckets"):
+        PerplexityConfig(buckets=(16, 32))
+
+
+@given(st.lists(st.integers(1, 300), min_size=2, max_size=40), st.integers(1, 600), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_batches_hold_every_sequence_once_within_the_budget(lengths, budget, pairs):
+    made = forward.batches(lengths, budget, pairs=pairs)
+    assert sorted(itertools.chain(*made)) == list(range(len(lengths)))
+    for batch in made:
+        padded = max(lengths[i] for i in batch) * len(batch)
+        if pairs:
+            assert len(batch) > 1
+        else:
+            assert padded <= budget or len(batch) == 1
