@@ -34,7 +34,7 @@ claims: {resamples: 200}
 
 
 def write_books(folder: Path, books: int = 8, words: int = 1200, seed: int = 0) -> None:
-    """``books`` training books and two evaluation books; the last training book holds a passage of test/1."""
+    """``books`` training books and three evaluation books; the last training book holds a passage of test/1."""
     rng = random.Random(seed)
     lexicon = [
         "".join(rng.choice("aeiou" if i % 2 else "bdfgklmnprstv") for i in range(rng.randint(2, 8))) for _ in range(900)
@@ -47,14 +47,15 @@ def write_books(folder: Path, books: int = 8, words: int = 1200, seed: int = 0) 
             text += [sentence[0].capitalize(), *sentence[1:-1], sentence[-1] + "."]
         return text
 
-    texts = {f"train/{100 + i}": book() for i in range(books)} | {"test/1": book(), "validation/2": book()}
+    texts = {f"train/{100 + i}": book() for i in range(books)} | {f"test/{i}": book() for i in (1, 3)}
+    texts["validation/2"] = book()
     last = f"train/{100 + books - 1}"
     texts[last] = texts[last][:600] + texts["test/1"][200:420] + texts[last][600:]
     for name, text in texts.items():
         path = folder / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [" ".join(text[i : i + 11]) for i in range(0, len(text), 11)]
-        path.write_text("\n".join(lines) + "\n")
+        path.write_text("\n\n".join("\n".join(lines[i : i + 5]) for i in range(0, len(lines), 5)) + "\n")
 
 
 def write_study(folder: Path) -> Path:
