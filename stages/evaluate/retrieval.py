@@ -80,7 +80,7 @@ def greedy(
         said.append(token)
         if step + 1 < steps:
             hidden, state = decoder.hidden(token, state, knockout)
-    return torch.cat(said, dim=1).tolist()  # type: ignore[no-any-return]
+    return torch.cat(said, dim=1).tolist()
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

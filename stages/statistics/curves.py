@@ -77,7 +77,7 @@ def accuracy_curve(
         raise ValueError(f"x: {len(cells)} distinct value; a curve needs at least two")
     shape = "linear" if len(cells) < 3 else shape
     trials = np.bincount(index).astype(float)
-    hits = np.bincount(index, score)
+    hits = np.bincount(index, score).astype(float)
     points = np.linspace(cells[0], cells[-1], 101) if at is None else _scale(np.asarray(at, float), log)
     design, design_at = _basis(cells, points, shape, min(knots, len(cells)))
     fitted = special.expit(design_at @ _fit(design, hits[:, None] / trials[:, None], trials)[:, 0])
@@ -112,7 +112,7 @@ def crossing(
     cells, index = np.unique(place, return_inverse=True)
     if len(cells) < 2:
         raise ValueError(f"x: {len(cells)} distinct value; a location needs at least two")
-    trials, hits = np.bincount(index).astype(float), np.bincount(index, score)
+    trials, hits = np.bincount(index).astype(float), np.bincount(index, score).astype(float)
     design = np.stack([np.ones_like(cells), cells], 1)
     shares = np.concatenate(
         [(hits / trials)[:, None], _resample(score, index, hits, trials, draws=draws, seed=seed)], 1

@@ -98,7 +98,7 @@ def clustered_mean(
         raise ValueError(f"clusters: {len(clusters)} labels for {len(score)} values")
     code = {label: i for i, label in enumerate(dict.fromkeys(clusters))}
     index = np.array([code[label] for label in clusters])
-    ratios = _resampled_ratios(np.bincount(index, score), np.bincount(index).astype(float), draws, seed)
+    ratios = _resampled_ratios(np.bincount(index, score).astype(float), np.bincount(index).astype(float), draws, seed)
     low, high = _percentiles(ratios, level)
     return Estimate(float(score.mean()), low, high, len(code), "bootstrap over clusters", level)
 

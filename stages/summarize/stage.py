@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from stages.stage import Artifact, Context, Execution, Resources, Stage, StageError, Summary
 from stages.summarize.config import SummarizeConfig, pin_pairs
@@ -59,7 +60,7 @@ class Summarize(Stage[SummarizeConfig]):
 
         generator = torch.Generator(device).manual_seed(config.seed)
         size = max(1, PASS_TOKENS[device.type] // config.prompt_tokens)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for start in range(0, len(examples), size):
             batch = examples[start : start + size]
             said = generate(
@@ -87,7 +88,7 @@ class Summarize(Stage[SummarizeConfig]):
             + [(kind, pa.float64()) for kind in KINDS]
         )
         pq.write_table(pa.Table.from_pylist(rows, schema), output / "summaries.parquet", compression="zstd")
-        metrics = {}
+        metrics: dict[str, float] = {}
         for task in config.tasks:
             of_task = [row for row in rows if row["task"] == task]
             metrics |= {f"{task}.{kind}": sum(r[kind] for r in of_task) / len(of_task) for kind in KINDS}
