@@ -104,6 +104,7 @@ class Evidence:
     def table(self, step: str, name: str) -> pd.DataFrame:
         """One Parquet table of one step; empty where step or file is absent."""
         import pandas as pd
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         if step not in self.inputs:
@@ -114,7 +115,7 @@ class Evidence:
             return pd.DataFrame()
         try:
             return pq.read_table(path).to_pandas()
-        except OSError as problem:
+        except (OSError, pa.ArrowInvalid) as problem:
             raise StageError(
                 f"{name} of step {step} is not a readable Parquet file ({problem})",
                 field="inputs",

@@ -129,8 +129,8 @@ def capacity(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | Non
     caption = (
         "Random associations written into the real memory module, no model around it: share of keys whose nearest "
         "value is the right one, mean and range over seeds. Ticks on top: rank bound (feature dimension) of each map. "
-        "Triangles at the foot: published points with learned keys (Schlag et al., 2021), up where it still holds, down "
-        "where it fails. Last panel: the same keys written again with new values."
+        "Triangles at the foot: published points with learned keys (Schlag et al., 2021), up where it still holds, "
+        "down where it fails. Last panel: the same keys written again with new values."
     )
     names = ("capacity.parquet", "reference.parquet", "overwrite.parquet")
     return finish(
