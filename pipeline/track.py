@@ -319,7 +319,9 @@ class MlflowTracker(Tracker):
             return
         self._write_metrics()
         now = int(time.time() * 1000)
-        numbers = {"seconds": seconds, "artifact_bytes": float(commit.bytes), **commit.metrics}
+        curves = {name for name, _ in self._seen.pop(run, ())}  # a summary must not add a point to a curve
+        summary = {f"final.{name}" if name in curves else name: value for name, value in commit.metrics.items()}
+        numbers = {"seconds": seconds, "artifact_bytes": float(commit.bytes), **summary}
         self._client.log_batch(run, metrics=[Metric(name, value, now, 0) for name, value in numbers.items()])
         tags = {"headline": commit.headline, "digest": commit.digest, "mlflow.note.content": commit.headline}
         tags |= {"git_commit": str(commit.meta.get("git_commit"))}

@@ -231,7 +231,7 @@ def test_ctrl_c_ends_cleanly_and_running_again_resumes(store: Store, faults: Fau
 
 def test_an_unwritable_store_and_an_absent_cluster_are_said_before_any_work(tmp_path: Path, faults: Faults):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudyError, match="root = .*storage cannot be read"):
+    with pytest.raises(StudyError, match=r"root = .*storage cannot be read"):
         run(Store(tmp_path / "file" / "root"), faults)
     with pytest.raises(ClusterUnreachable, match=r"127\.0\.0\.1:1") as caught:
         run(Store(tmp_path / "root"), faults, address="127.0.0.1:1")

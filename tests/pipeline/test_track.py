@@ -1,0 +1,131 @@
+"""MLflow: what a person finds in the UI after a run, a resumed run and a run whose tracking failed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from pipeline.errors import StudyError
+from pipeline.execute import Outcome, execute
+from pipeline.plan import Plan, decide
+from pipeline.store import Store
+from pipeline.track import MlflowTracker, default_tracking_uri, flatten
+from stages.stage import Execution
+from tests.faults import Faults
+from tests.faults.toys import toy_plan
+
+
+def run(plan: Plan, store: Store, uri: str) -> Outcome:
+    tracker = MlflowTracker(uri, store)
+    return execute(
+        plan,
+        decide(plan, store),
+        store,
+        execution=Execution(jobs=1),
+        tracker=tracker,
+        address="inline",
+        keep_going=True,
+    )
+
+
+class Tracked(NamedTuple):
+    client: Any
+    store: Store
+    plan: Plan
+    runs: list[Any]
+
+    def children(self, step: str) -> list[Any]:
+        return [run for run in self.runs if run.info.run_name == step]
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Tracked:
+    """A run in which one step fails, and the run that resumes it."""
+    folder = tmp_path_factory.mktemp("tracked")
+    faults, store = Faults(folder / "faults"), Store(folder / "root")
+    uri = default_tracking_uri(store.root)
+    faults.fail_at("count", "step 2", kind="stage_error")
+    plan = toy_plan(faults)
+    assert run(plan, store, uri).warnings == [("make", "one number is odd")]
+    assert run(plan, store, uri).exit_code == 0
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("toy")
+    return Tracked(client, store, plan, client.search_runs([experiment.experiment_id]))
+
+
+def test_there_is_one_run_of_the_study_with_a_child_for_each_try(tracked: Tracked):
+    parents = [run for run in tracked.runs if "mlflow.parentRunId" not in run.data.tags]
+    assert [run.info.status for run in parents] == ["FINISHED"], "the second driver went on with the first one's run"
+    children = [run for run in tracked.runs if run not in parents]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
+    tries = sorted((run.info.run_name, run.info.status) for run in children)
+    assert tries == [
+        ("count/a/0", "FAILED"), ("count/a/0", "FINISHED"), ("count/a/1", "FINISHED"), ("make", "FINISHED"),
+        ("total", "FINISHED"),
+    ]  # fmt: skip
+    assert parents[0].data.params["version.ray"] and int(parents[0].data.params["system.cpus"]) >= 1
+
+
+def test_a_reused_step_links_to_the_run_that_made_it(tracked: Tracked):
+    parent = next(run for run in tracked.runs if "mlflow.parentRunId" not in run.data.tags)
+    make = tracked.plan["make"]
+    noted = tracked.store.mlflow("make", make.key)
+    assert noted is not None
+    assert parent.data.tags["reused.make"] == noted["run_id"] == tracked.children("make")[0].info.run_id
+
+
+def test_a_child_has_config_tags_metrics_and_the_inputs_keys_as_digests(tracked: Tracked):
+    child = next(run for run in tracked.children("count/a/0") if run.info.status == "FINISHED")
+    step, make = tracked.plan["count/a/0"], tracked.plan["make"]
+    assert child.data.params["n"] == "4"
+    tags = child.data.tags
+    assert (tags["stage"], tags["arm"], tags["seed"], tags["key"]) == ("count", "a", "0", step.key)
+    assert tags["input.numbers"] == make.key and tags["study"] == "toy"
+    datasets = {i.tags[0].value: i.dataset for i in child.inputs.dataset_inputs}
+    assert datasets["numbers"].digest == make.key[:36] and datasets["numbers"].name == "make"
+    assert datasets["output"].digest == step.key[:36]
+    assert child.data.metrics["final.total"] == 14 and child.data.metrics["seconds"] > 0
+
+
+def test_metrics_stand_at_their_training_step_once(tracked: Tracked):
+    child = tracked.children("count/a/1")[0]
+    history = tracked.client.get_metric_history(child.info.run_id, "total")
+    assert [(m.step, m.value) for m in history] == [(0, 6.0), (1, 8.0), (2, 11.0), (3, 15.0)]
+
+
+def test_tables_and_figures_are_artifacts_the_ui_shows(tracked: Tracked, tmp_path: Path):
+    child = tracked.children("count/a/1")[0]
+    table = json.loads(Path(tracked.client.download_artifacts(child.info.run_id, "tables/Totals.json")).read_text())
+    assert table["columns"] == ["step", "total"] and table["data"][-1] == [3, 15]
+    page = tracked.client.download_artifacts(child.info.run_id, "figures/page.html", str(tmp_path))
+    assert Path(page).read_text() == "<p>15</p>"
+    assert child.data.tags["table.Totals"] == "4 rows"
+
+
+def test_a_failed_step_says_why(tracked: Tracked):
+    failed = next(run for run in tracked.children("count/a/0") if run.info.status == "FAILED")
+    assert "Fix: run again" in failed.data.tags["error"]
+
+
+def test_tracking_that_fails_is_a_warning_and_the_study_is_done(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    outcome = run(toy_plan(), Store(tmp_path / "root"), f"sqlite:///{tmp_path}/file/mlflow.db")
+    assert outcome.exit_code == 0 and len(outcome.computed) == 4
+    assert any(step == "tracking" and "not tracked" in text for step, text in outcome.warnings)
+
+
+def test_a_remote_root_needs_a_tracking_uri():
+    with pytest.raises(StudyError, match="tracking_uri: needed because root = 's3://bucket/x' is remote"):
+        default_tracking_uri("s3://bucket/x")
+
+
+def test_configs_become_flat_params_within_mlflows_limits():
+    config = {"trunk": {"dim": 64, "bias": None}, "lengths": [1, 2], "tasks": [{"k": 1}, {"k": 2}], "text": "x" * 9000}
+    flat = dict(flatten(config))
+    assert flat["trunk.dim"] == "64" and flat["lengths"] == "[1, 2]" and flat["tasks.1.k"] == "2"
+    assert flat["trunk.bias"] == "null" and len(flat["text"]) == 6000
