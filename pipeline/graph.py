@@ -6,16 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from stages.ablate.stage import STAGE as ABLATE
-from stages.capacity.stage import STAGE as CAPACITY
-from stages.control.stage import STAGE as CONTROL
-from stages.control.stage import ControlConfig
 from stages.decontaminate.stage import STAGE as DECONTAMINATE
-from stages.summarize.stage import STAGE as SUMMARIZE
 
 from pipeline.errors import StudyError
 from pipeline.plan import Plan, PlanBuilder
 from pipeline.study import LoadedStudy, Study
+from stages.ablate.stage import STAGE as ABLATE
+from stages.capacity.stage import STAGE as CAPACITY
+from stages.control.stage import STAGE as CONTROL
+from stages.control.stage import ControlConfig
 from stages.corpus.pin import pin
 from stages.corpus.stage import STAGE as INGEST
 from stages.evaluate.stage import STAGE as EVALUATE
@@ -23,14 +22,8 @@ from stages.pretrain.stage import BASE, PRETRAIN, BaseConfig, BaseSettings, Pret
 from stages.report.stage import STAGE as REPORT
 from stages.report.stage import ReportConfig
 from stages.stage import Config, StageError
+from stages.summarize.stage import STAGE as SUMMARIZE
 from stages.tokens.stage import TOKENIZE, TOKENIZER, pin_tokenizer
-
-STAGES = {
-    stage.name: stage
-    for stage in (
-        INGEST, DECONTAMINATE, TOKENIZER, TOKENIZE, BASE, CAPACITY, CONTROL, PRETRAIN, EVALUATE, ABLATE, SUMMARIZE, REPORT,
-    )
-}  # fmt: skip
 
 
 def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:

@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from stages.ablate.stage import AblateConfig
-from stages.capacity.stage import CapacityConfig
-from stages.control.stage import ControlSettings
 from stages.decontaminate.stage import DecontaminateConfig
-from stages.summarize.stage import SummarizeConfig
 
 from model.config import MixerConfig, TrunkConfig
 from pipeline.errors import StudyError, suggestion
 from pipeline.yamlfile import parse
+from stages.ablate.stage import AblateConfig
+from stages.capacity.stage import CapacityConfig
 from stages.claims.config import ClaimsConfig
-from stages.corpus.stage import IngestConfig
+from stages.control.stage import ControlSettings
+from stages.corpus.config import IngestConfig
 from stages.evaluate.stage import EvaluateConfig
 from stages.pretrain.stage import BaseSettings, PretrainSettings
 from stages.stage import Config, Execution
+from stages.summarize.stage import SummarizeConfig
 from stages.tokens.stage import TokenizeConfig, TokenizerConfig
 
 ENVIRONMENT_PREFIX = "INFINI_STUDY__"

@@ -25,19 +25,19 @@ for _tag, _pattern, _first in (
     ),
     ("tag:yaml.org,2002:null", r"^(?:~|null|)$", ["~", "n", ""]),
 ):
-    _StrictLoader.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))  # type: ignore[no-untyped-call]
+    _StrictLoader.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         if not isinstance(key, str):
             raise StudyError(f"line {line}: key {key!r} is not a word; fix: write it in quotes")
         if key in value:
             raise StudyError(f"line {line}: key {key!r} stands twice in the same block; fix: keep one")
-        value[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+        value[key] = loader.construct_object(value_node, deep=True)
     return value
 
 

@@ -36,11 +36,13 @@ class Execution(Config):
     """The ``execution:`` block: how a study is carried out. Nothing here may change a result or a key."""
 
     jobs: int = Field(default=2, ge=1, description="steps that may run at the same time")
-    train_workers: int = Field(default=1, ge=1, description="Ray Train workers of one training run (its world size)")
+    train_workers: int = Field(default=1, ge=1, description="Ray Train workers of a training run (its world size)")
     cpus_per_worker: float = Field(default=1.0, gt=0, description="CPU cores a Ray Train worker asks for")
-    gpus_per_worker: float = Field(default=0.0, ge=0, description="GPUs a Ray Train worker or an evaluation step asks for")
+    gpus_per_worker: float = Field(default=0.0, ge=0, description="GPUs a Ray Train worker or an evaluation asks for")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="device of the torch work")
-    micro_batch: int | None = Field(default=None, ge=1, description="sequences per forward pass; the global batch is split")
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="sequences per forward pass; the global batch is split"
+    )
     max_failures: int = Field(default=3, ge=0, description="worker or node losses a training run survives by itself")
     task_cpus: float = Field(default=1.0, gt=0, description="CPU cores of a non-training step")
     allow_world_size_change: bool = Field(default=False, description="resume a scored run on another world size")
@@ -85,7 +87,7 @@ class Context(Protocol):
         at the same key: checkpoints, per-shard results. Not part of the artifact; removed after the commit."""
 
     def progress(self, done: float, total: float, unit: str, **numbers: float) -> None:
-        """Report ``done`` of ``total`` units; ``numbers`` (loss, tokens_per_s, ...) are shown beside. Cheap: call often."""
+        """Report ``done`` of ``total`` units; ``numbers`` (loss, ...) are shown beside. Cheap: call often."""
 
     def metrics(self, step: int, **values: float) -> None:
         """Numbers by training step for the tracking server. May be repeated for the same step after a retry."""

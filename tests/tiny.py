@@ -23,7 +23,7 @@ pretrain: {steps: 4, batch_sequences: 4, lr: 1e-3, checkpoint_every: 2, monitor_
 evaluate:
   perplexity: {splits: [test], max_tokens_per_document: 256}
   retrieval:
-    {format: compact, lengths: [256], depths: [0.0, 1.0], trials: 2, rivals: [1, 2], binding_trials: 2, control_trials: 1}
+    {format: compact, lengths: [256], depths: [0, 1], trials: 2, rivals: [1, 2], binding_trials: 2, control_trials: 1}
 ablate:
   perplexity: {splits: [test], max_tokens_per_document: 128}
   retrieval:

@@ -127,7 +127,7 @@ def _summary(commit: Commit) -> dict[str, object]:
 
 
 def find(store: Store, name: str) -> Commit:
-    """The artifact with this key, key prefix or step id (the newest). Raises UnknownName, also for a prefix of several."""
+    """The artifact with this key, key prefix or step id (the newest). Raises UnknownName, also where several fit."""
     commits = sorted(store.commits(), key=lambda c: c.created)
     hits = [c for c in commits if c.key.startswith(name)] if len(name) >= 4 else []
     if len(hits) > 1:

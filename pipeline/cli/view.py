@@ -67,12 +67,10 @@ def audit(
         ],
     )  # fmt: skip
     for span in spans[:limit]:
-        line(
-            f"\n{span['doc_id']} bytes {span['doc_start']}-{span['doc_end']}: {' '.join(str(span['doc_text']).split())[:400]}"
-        )
-        line(
-            f"{span['book_id']} bytes {span['book_start']}-{span['book_end']}: {' '.join(str(span['book_text']).split())[:400]}"
-        )
+        line()
+        for side, name in (("doc", span["doc_id"]), ("book", span["book_id"])):
+            text = " ".join(str(span[f"{side}_text"]).split())[:400]
+            line(f"{name} bytes {span[f'{side}_start']}-{span[f'{side}_end']}: {text}")
     if len(pairs) > limit:
         line(f"{limit} of {len(pairs)} pairs; --limit shows more")
 
@@ -115,9 +113,15 @@ def _report_json(folder: Path) -> dict[str, object]:
 
 def print_verdicts(folder: Path) -> None:
     """The verdict table of a report folder."""
-    from stages.report.terminal import COLUMNS, verdict_rows
+    from stages.report.terminal import verdict_rows
 
-    table(COLUMNS, verdict_rows(_report_json(folder)), VERDICT_STYLE)
+    rows = verdict_rows(_report_json(folder))
+    styles = {row.verdict: VERDICT_STYLE[row.decision] for row in rows}
+    table(
+        ["claim", "", "verdict", "estimate", "n", "why"],
+        [[row.claim, row.name, row.verdict, row.estimate, row.n, row.reason] for row in rows],
+        styles,
+    )
 
 
 def ui(

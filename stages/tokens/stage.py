@@ -97,8 +97,8 @@ class TokenizeConfig(Config):
         if self.sequence_length % self.segment_length:
             lower = self.sequence_length // self.segment_length * self.segment_length
             raise ValueError(
-                f"sequence_length = {self.sequence_length}: must be a multiple of segment_length = {self.segment_length} "
-                f"(nearest: {lower or self.segment_length} or {lower + self.segment_length})"
+                f"sequence_length = {self.sequence_length}: must be a multiple of segment_length = "
+                f"{self.segment_length} (nearest: {lower or self.segment_length} or {lower + self.segment_length})"
             )
         return self
 

@@ -126,7 +126,7 @@ def test_a_given_tokenizer_is_pinned_by_its_digest_and_checked(tmp_path, documen
     )
     with pytest.raises(StageError, match=r"tokenizer.pin = 'sha256:0000.*now has the digest"):
         pin_tokenizer(config.model_copy(update={"pin": "sha256:" + "0" * 64}), tmp_path)
-    with pytest.raises(StageError, match="tokenizer.path"):
+    with pytest.raises(StageError, match=r"tokenizer\.path"):
         pin_tokenizer(config.model_copy(update={"path": "nowhere.json"}), tmp_path)
     with pytest.raises(StageError, match=r"tokenizer.eos_token = '</s>': no such token \(allowed: <pad>, <eos>"):
         make(
