@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from stages.claims.evidence import Evidence
-from stages.claims.verdict import Finding, Number, Source
+from stages.claims.verdict import Decision, Finding, Number, Source
 
 PAPER_TRUNK = TrunkConfig(dim=1024, layers=12, heads=8, head_dim=128, ffn_dim=4096)
 FORMULA = Source("model.cost", "", "paper_table()", "the paper's 12 layers x 8 heads x 128, N = 2048")
@@ -93,5 +93,5 @@ def compression(evidence: Evidence) -> Finding:
         return Finding(
             "refuted", f"{text}; real states differ: {'; '.join(wrong)}", headline=ratio, numbers=tuple(numbers)
         )
-    decision = "supported" if near else "refuted"
+    decision: Decision = "supported" if near else "refuted"
     return Finding(decision, f"{text}; real states equal the formula", headline=ratio, numbers=tuple(numbers))

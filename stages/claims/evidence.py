@@ -39,12 +39,14 @@ class Paired:
     @property
     def differences(self) -> np.ndarray:
         """a - b, [seeds, items]."""
-        return self.a - self.b
+        difference: np.ndarray = self.a - self.b
+        return difference
 
     @property
     def by_seed(self) -> np.ndarray:
         """[seeds] of sum(a - b) / sum(weights)."""
-        return self.differences.sum(1) / self.weights.sum()
+        ratio: np.ndarray = self.differences.sum(1) / self.weights.sum()
+        return ratio
 
 
 class Evidence:

@@ -158,7 +158,8 @@ def saturation(evidence: Evidence) -> Finding:
         text = (
             f"λ_max {row.high:.3g} of {rule.erase_lambda_max:g}, norm grew {grown.high:.3g}x of {rule.norm_growth:g}x"
         )
-        if not math.isfinite(row.estimate) or row.high > rule.erase_lambda_max or grown.high > rule.norm_growth:
+        worst, most = row.high or 0.0, grown.high or 0.0
+        if not math.isfinite(row.estimate) or worst > rule.erase_lambda_max or most > rule.norm_growth:
             rows.append(decided(row, "refuted", f"{text}: a limit is passed"))
         elif len(peaks) < rules.minimum_seeds:
             rows.append(

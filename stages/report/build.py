@@ -49,7 +49,9 @@ def build(config: ReportConfig, inputs: Mapping[str, Artifact], output: Path, co
         context.warn(
             f"{len(evidence.contaminated)} contaminated evaluation documents are left out of all scores: {names}"
         )
-    counts = {decision: sum(verdict.decision == decision for verdict in verdicts) for decision in DECISIONS}
+    counts: dict[str, int] = {
+        decision: sum(verdict.decision == decision for verdict in verdicts) for decision in DECISIONS
+    }
     return Summary(
         headline=", ".join(f"{count} {decision}" for decision, count in counts.items() if count),
         metrics=_metrics(counts, verdicts, numbers),

@@ -199,10 +199,19 @@ def _answer_nll(evidence: Evidence, arm: str, length: int, rows: pd.DataFrame, w
 
 
 def bindings(evidence: Evidence) -> list[Number]:
-    """Accuracy per k and arm, and how often a rival's number is given when the asked word is in no needle."""
+    """Accuracy per k and arm; how often the answer is any needle's number (the set is known); and how often a rival's
+    number drawn at random is given when the asked word is in no needle."""
     table = evidence.retrieval
     found = []
-    for task, label in (("bindings", "bindings"), ("bindings_absent", "absent cue")):
+    if len(table) and "in_set" in table:
+        known = table[table["task"] == "bindings"]
+        known = known.assign(task="bindings_set", correct=known["in_set"])
+        table = _concatenated(table, known)
+    for task, label in (
+        ("bindings", "bindings"),
+        ("bindings_set", "any needle's number"),
+        ("bindings_absent", "absent cue"),
+    ):
         for arm in evidence.arms if len(table) else ():
             rows = table[(table["arm"] == arm) & (table["task"] == task) & table["beyond_local"].astype(bool)]
             for k, cell in rows.groupby("rivals"):
@@ -213,10 +222,16 @@ def bindings(evidence: Evidence) -> list[Number]:
                         cell,
                         name=f"{task}.{arm}.k{k}",
                         label=f"{arm}, {label}, k = {k}",
-                        row_filter=f"task == '{task}' and rivals == {k} and {BEYOND}",
+                        row_filter=f"task == '{task.replace('_set', '')}' and rivals == {k} and {BEYOND}",
                     )
                 )
     return found
+
+
+def _concatenated(*tables: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.concat(tables, ignore_index=True)
 
 
 def capacity_points(evidence: Evidence) -> list[Number]:

@@ -139,7 +139,9 @@ class Synthetic:
                 ask("bindings_absent", 1024, 0.25, k, trial, p=1 / k if memory else 0.0, beyond=True)
         columns = ["task", "item", "length", "prompt_tokens", "depth", "rivals", "expected", "answer", "correct",
                    "answer_nll", "beyond_local"]  # fmt: skip
-        return pd.DataFrame(rows, columns=columns)
+        table = pd.DataFrame(rows, columns=columns)
+        known = (table["task"] == "bindings") & memory
+        return table.assign(in_set=table["correct"].where(~known, 1))
 
     def ablate(self) -> Synthetic:
         for arm, seed in self.runs():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -169,7 +169,7 @@ def _associations(axis: Axes, table: pd.DataFrame) -> None:
 def _overwrite(axis: Axes, overwrite: pd.DataFrame) -> None:
     for i, (rule, rows) in enumerate(overwrite.groupby("rule", sort=False)):
         means = rows.groupby("associations")[["new_value_accuracy", "old_value_accuracy"]].mean()
-        look = {"color": PALETTE[(i + 5) % len(PALETTE)], "marker": MARKERS[i], "ms": 3.5}
+        look: dict[str, Any] = {"color": PALETTE[(i + 5) % len(PALETTE)], "marker": MARKERS[i], "ms": 3.5}
         axis.plot(means.index, means["new_value_accuracy"], label=f"{rule}: new", **look)
         axis.plot(means.index, means["old_value_accuracy"], mfc="none", ls=(0, (1, 1.5)), label=f"{rule}: old", **look)
     _associations(axis, overwrite)

@@ -107,7 +107,8 @@ def _gaps(
         gap = hierarchical(
             pair.differences, pair.weights, level=1 - rules.alpha, draws=min(rules.resamples, 500), seed=rules.seed
         )
-        gaps.append((end, *(float(100 * np.expm1(v)) for v in (gap.estimate, gap.low, gap.high))))
+        middle, low, high = (float(100 * np.expm1(v)) for v in (gap.estimate, gap.low, gap.high))
+        gaps.append((end, middle, low, high))
     return gaps
 
 
@@ -158,7 +159,7 @@ def training(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | Non
         return None
     panels = [("loss", "Training loss", "nats per token")]
     for column, title, unit in (
-        ("gate_mean", "Gate: mean and range over heads", "g"),
+        ("gate_mean", "Gates: mean and range", "g"),
         ("memory_norm", "Largest memory norm", "|M|"),
     ):
         if column in log and log[column].notna().any():

@@ -127,14 +127,14 @@ def bindings(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | Non
     sources = [s for n in found.values() for s in n.sources]
     for axis, (task, title) in zip(axes, panels, strict=True):
         _against_chance(axis, evidence, found, task)
+        if task == "bindings":
+            _known_set(axis, evidence, found)
         axis.set_title(title)
     legend_below(figure, axes[0], columns=6)
     caption = (
-        "Share of prompts answered with the right number (left) or with one rival's drawn at random (right), "
-        "needle beyond "
-        "the last segment. Dashed line: 1/k, which a model reaches that knows the set of numbers but not "
-        "which word each "
-        "belongs to."
+        "Needle beyond the last segment. Filled: share of prompts answered with the right number (left) or with one "
+        "rival's drawn at random (right); small open squares: with the number of any needle of the prompt. Dashed: 1/k, "
+        "which a model reaches that knows the set of numbers but not which word each belongs to."
     )
     return finish(
         figure, folder, name="bindings", title="Bindings among k rivals against 1/k", caption=caption, sources=sources
@@ -191,6 +191,15 @@ def _against_chance(axis: Axes, evidence: Evidence, found: Mapping[str, Number],
     axis.set_xscale("log", base=2)
     axis.set_xticks(sorted(ks), [str(k) for k in sorted(ks)])
     axis.minorticks_off()
+
+
+def _known_set(axis: Axes, evidence: Evidence, found: Mapping[str, Number]) -> None:
+    """Open squares: the answer is some needle's number, right or wrong."""
+    for arm, style in arm_styles(evidence).items():
+        for name, number in found.items():
+            if name.startswith(f"bindings_set.{arm}.k"):
+                place = int(name.rsplit(".k", 1)[1]) * 2 ** arm_shift(evidence, arm, found, "bindings")
+                axis.plot(place, number.estimate, marker="s", ms=3, mfc="none", mec=style.colour, ls="none")
 
 
 def _error_bars(
