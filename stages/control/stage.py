@@ -1,6 +1,6 @@
 """Positive control: cross-segment associative recall, where the memory is the only path to the answer.
 
-k key-value pairs stand in the first segment, noise in the middle ones, queries (keys alone) in the last; the target at
+k key-value pairs stand in the first segment, filler in the middle ones, queries (keys alone) in the last; the target at
 a query is its key's value. Answers are never shown, so queries tell nothing of each other, and the local arm, which
 sees its own segment only, cannot do better than guess. One model per (arm, seed) is trained on a mixture of k.
 

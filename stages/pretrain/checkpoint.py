@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,6 +23,14 @@ from stages.stage import StageError
 
 KEEP = 2  # the newest, and the one to fall back to
 STATE = "state.json"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without DCP's warning that a run of one process has no process group: it is meant to have none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 @dataclass
@@ -50,8 +60,15 @@ class Checkpoints:
 
         folder = f"{self.root}/step-{state.step:08d}"
         if self.rank == 0:
+            if self.fs.exists(folder):  # half-written by an attempt that was killed, or damaged
+                remove_tree(self.fs, folder)
             self.fs.makedirs(folder, exist_ok=True)
-        dcp.save(self._tensors(decoder, optimizer), storage_writer=self._writer(folder), no_dist=self.world_size == 1)
+        if self.world_size > 1:
+            dist.barrier()
+        with quiet():
+            dcp.save(
+                self._tensors(decoder, optimizer), storage_writer=self._writer(folder), no_dist=self.world_size == 1
+            )
         if self.rank == 0:
             state.world_size = self.world_size
             state.files = {name: self._fingerprint(f"{folder}/{name}") for name in self._files(folder)}
@@ -65,8 +82,6 @@ class Checkpoints:
         Raises StageError if it was written by another world size and ``any_world_size`` is False: sums of gradients
         would be rounded otherwise, and the loss sequence would not be that of an uninterrupted run.
         """
-        import torch.distributed.checkpoint as dcp
-
         choice: list[RunState | None] = [self._newest_sound() if self.rank == 0 else None]
         if self.world_size > 1:
             dist.broadcast_object_list(choice, src=0)
@@ -81,12 +96,13 @@ class Checkpoints:
                 allowed=str(state.world_size),
                 fix="set it back, or set execution.allow_world_size_change",
             )
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.state_dict import set_state_dict
+
         tensors = self._tensors(decoder, optimizer, resized=state.world_size != self.world_size)
         dcp.load(
             tensors, storage_reader=self._reader(f"{self.root}/step-{state.step:08d}"), no_dist=self.world_size == 1
         )
-        from torch.distributed.checkpoint.state_dict import set_state_dict
-
         set_state_dict(decoder, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
         if f"rng{self.rank}" in tensors:
             torch.set_rng_state(tensors[f"rng{self.rank}"])

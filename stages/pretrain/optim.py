@@ -12,7 +12,7 @@ BETAS = (0.9, 0.95)
 
 
 def schedule(step: int, *, steps: int, warmup_steps: int, kind: Literal["cosine", "constant"], least: float) -> float:
-    """Factor of the peak learning rates at ``step`` (0-based): linear warm-up, then constant, or cosine to ``least``."""
+    """Factor of the peak learning rates at ``step`` (0-based): linear warm-up, constant or cosine to ``least``."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if kind == "constant":

@@ -22,7 +22,7 @@ def run_job(job: Job, output: Path, context: Context) -> Summary:
         if ray_is_running():
             _by_ray(job, context)
         else:
-            worker.run(job, 0, 1, on_row=lambda row: relay(context, row, job.recipe.steps))
+            worker.run(job, 0, 1, on_row=lambda row: relay(context, row, job.recipe.steps), on_warning=context.warn)
         if not worker.exported(job.work_url):
             raise RuntimeError(f"training ended without an export below {job.work_url}")
     worker.take_export(job.work_url, output)

@@ -72,9 +72,18 @@ def ray_worker(config: dict[str, Any]) -> None:
 
 
 def run(
-    job: Job, rank: int, world_size: int, local_rank: int = 0, on_row: Callable[[dict[str, Any]], None] | None = None
+    job: Job,
+    rank: int,
+    world_size: int,
+    local_rank: int = 0,
+    *,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> None:
-    """Train and, on rank 0, export to ``<work_url>/export``. ``on_row`` replaces the progress file (same process)."""
+    """Train and, on rank 0, export to ``<work_url>/export``.
+
+    ``on_row`` and ``on_warning`` replace the progress file where the step runs in this very process.
+    """
     import torch
 
     from stages.pretrain.checkpoint import Checkpoints
@@ -101,7 +110,7 @@ def run(
         world_size=world_size,
         micro_batch=job.execution.micro_batch,
         any_world_size=job.execution.allow_world_size_change,
-        checkpoints=Checkpoints(job.work_url, rank, world_size, channel.warn),
+        checkpoints=Checkpoints(job.work_url, rank, world_size, on_warning or channel.warn),
         on_row=tell,
     )
     state = train(job.recipe, decoder, open_batches(job), runtime)

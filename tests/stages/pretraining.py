@@ -1,0 +1,63 @@
+"""A tokens artifact, a tokenizer's meta and a tiny base, for the training tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from model.config import MixerConfig, TrunkConfig
+from stages.pretrain.stage import BASE, BaseConfig, PretrainConfig
+from tests.support import LocalArtifact, LocalContext
+
+LENGTH, SEGMENT, VOCABULARY = 64, 16, 97
+TRUNK = TrunkConfig(dim=32, layers=2, heads=2)
+
+
+def write_tokens(directory: Path, *, rows: int = 96, shards: int = 2, seed: int = 0) -> LocalArtifact:
+    """Rows of a noisy repeating pattern, so that a model can learn something; two sources, padded tails."""
+    rng = np.random.default_rng(seed)
+    start, stride = rng.integers(0, VOCABULARY, (rows, 1)), rng.integers(1, 4, (rows, 1))
+    tokens = ((start + stride * np.arange(LENGTH)) % VOCABULARY).astype(np.int32)
+    mask = np.ones((rows, LENGTH), np.uint8)
+    mask[::7, LENGTH // 2 :] = 0
+    source = np.array(["books" if i % 3 else "math" for i in range(rows)])
+    (directory / "train").mkdir(parents=True)
+    for shard, part in enumerate(np.array_split(np.arange(rows), shards)):
+        table = pa.table(
+            {
+                "tokens": pa.FixedSizeListArray.from_arrays(pa.array(tokens[part].ravel()), LENGTH),
+                "loss_mask": pa.FixedSizeListArray.from_arrays(pa.array(mask[part].ravel()), LENGTH),
+                "doc_id": [f"d{i}" for i in part],
+                "offset": pa.array(np.zeros(len(part), np.int64)),
+                "source": source[part].tolist(),
+            }
+        )
+        name = f"data-{shard:05d}-of-{shards:05d}.arrow"
+        with pa.ipc.new_stream(str(directory / "train" / name), table.schema) as stream:
+            stream.write_table(table)
+    meta = {"sequence_length": LENGTH, "segment_length": SEGMENT, "vocab_size": VOCABULARY}
+    (directory / "meta.json").write_text(json.dumps(meta))
+    return LocalArtifact(directory)
+
+
+def make_inputs(directory: Path) -> dict[str, LocalArtifact]:
+    """``tokens``, ``tokenizer`` and a ``base`` of five steps."""
+    tokens = write_tokens(directory / "tokens")
+    (directory / "tokenizer").mkdir()
+    (directory / "tokenizer" / "meta.json").write_text(json.dumps({"vocab_size": VOCABULARY}))
+    inputs = {"tokens": tokens, "tokenizer": LocalArtifact(directory / "tokenizer")}
+    (directory / "base").mkdir()
+    config = BaseConfig(trunk=TRUNK, steps=5, batch_tokens=128, sequence_length=SEGMENT, lr=3e-3)
+    BASE.run(config, inputs, directory / "base", LocalContext(str(directory / "base-work")))
+    return {**inputs, "base": LocalArtifact(directory / "base")}
+
+
+def pretrain_config(mixer: dict[str, Any] | None = None, **changes: Any) -> PretrainConfig:
+    """A dozen steps of infini-linear."""
+    arm = MixerConfig(**{"kind": "infini", "segment_length": SEGMENT, **(mixer or {})})
+    fields: dict[str, Any] = {"steps": 12, "batch_sequences": 4, "sequence_length": LENGTH, "lr": 3e-3, "seed": 0}
+    return PretrainConfig(mixer=arm, **{**fields, "checkpoint_every": 5, "monitor_every": 6, **changes})

@@ -1,0 +1,92 @@
+"""Which sequences are trained when."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stages.pretrain.config import MixtureConfig
+from stages.pretrain.data import BLOCK, SampleOrder, TokenRows, Windows, digest
+from stages.pretrain.mixture import Batches, loss_weights
+from stages.pretrain.recipe import Recipe, of_pretrain
+from stages.stage import StageError
+from tests.stages.pretraining import LENGTH, SEGMENT, pretrain_config, write_tokens
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> TokenRows:
+    return TokenRows(write_tokens(tmp_path_factory.mktemp("tokens"), rows=50, shards=3).path("train"))
+
+
+def recipe(**changes: object) -> Recipe:
+    return of_pretrain(pretrain_config(**changes))
+
+
+def test_rows_are_numbered_through_all_shards(rows: TokenRows) -> None:
+    assert (len(rows), rows.length) == (50, LENGTH)
+    whole = np.concatenate(rows.tokens)
+    assert all((rows.row(i)[0] == whole[i]).all() for i in range(50))
+
+
+def test_an_epoch_holds_every_sequence_once_and_the_next_another_order(rows: TokenRows) -> None:
+    order = SampleOrder([Windows(rows, LENGTH).ids], [1.0], seed=3)
+    first, second = order.ids(0, 50), order.ids(50, 50)
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert list(first) != list(second)
+
+
+def test_any_step_can_be_asked_for_first(rows: TokenRows) -> None:
+    through = Batches(recipe(), Windows(rows, LENGTH))
+    ids = [through[step].ids for step in range(40)]
+    for step in (31, 0, 17):
+        assert (Batches(recipe(), Windows(rows, LENGTH))[step].ids == ids[step]).all()
+
+
+def test_the_seed_changes_the_order(rows: TokenRows) -> None:
+    windows = Windows(rows, LENGTH)
+    assert digest(Batches(recipe(), windows)[0].ids) != digest(Batches(recipe(seed=1), windows)[0].ids)
+
+
+def test_stated_shares_are_met_and_small_sources_repeat(rows: TokenRows) -> None:
+    groups, shares = Windows(rows, LENGTH).groups({"math": 3.0, "books": 1.0})
+    ids = SampleOrder(groups, shares, seed=0).ids(0, 2 * BLOCK)
+    names = rows.sources[ids]
+    assert abs((names == "math").mean() - 0.75) < 2 / BLOCK
+    used = np.bincount(ids[names == "math"])[groups[1]]
+    assert used.max() - used.min() <= 1  # whole epochs of the source
+
+
+def test_an_unknown_source_is_refused(rows: TokenRows) -> None:
+    with pytest.raises(StageError, match=r"mixture\.sources\.novels.*books, math"):
+        Batches(recipe(mixture=MixtureConfig(sources={"novels": 1.0})), Windows(rows, LENGTH))
+
+
+def test_short_windows_leave_out_padding(rows: TokenRows) -> None:
+    windows = Windows(rows, SEGMENT)
+    padded = 8 * 2  # rows 0, 7, ... 49 are padded in their second half: two windows each
+    assert len(windows.ids) == 50 * (LENGTH // SEGMENT) - padded
+    tokens, mask = windows.batch(windows.ids[:5])
+    assert tokens.shape == mask.shape == (5, SEGMENT) and mask.all()
+    assert (windows.batch([5])[0][0] == rows.row(1)[0][SEGMENT : 2 * SEGMENT]).all()
+
+
+def test_windows_must_divide_the_rows(rows: TokenRows) -> None:
+    with pytest.raises(StageError, match="sequence_length = 24"):
+        Windows(rows, 24)
+
+
+def test_prompts_take_their_share_and_weigh_as_it(rows: TokenRows) -> None:
+    def prompts(count: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+        mask = np.zeros((count, LENGTH), np.uint8)
+        mask[:, -3:] = 1
+        return np.arange(first, first + count)[:, None] + np.zeros((1, LENGTH), np.int32), mask
+
+    batches = Batches(recipe(mixture=MixtureConfig(retrieval_share=0.3)), Windows(rows, LENGTH), prompts)
+    made = [batches[step] for step in range(10)]
+    assert sum(int(b.answers.sum()) for b in made) == 12  # of 40
+    numbers = [-1 - i for b in made for i in sorted(b.ids[b.answers], reverse=True)]
+    assert numbers == list(range(12))  # every prompt once, in order
+    text, answer = loss_weights(made[0], 0.3)
+    assert text.sum() == pytest.approx(1) and answer.sum() == pytest.approx(1)
+    assert (answer[made[0].answers] > 0).sum() == 3 * made[0].answers.sum()
+    assert not text[made[0].answers].any()

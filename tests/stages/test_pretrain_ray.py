@@ -1,0 +1,118 @@
+"""The same training on Ray Train: one worker, a killed worker, two workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.train import run_distributed
+from stages.pretrain import recipe, worker
+from stages.pretrain.stage import PRETRAIN
+from stages.pretrain.worker import Job
+from stages.stage import Execution, StageError
+from tests.stages.pretraining import make_inputs, pretrain_config
+from tests.support import LocalArtifact, LocalContext
+
+COLUMNS = ["step", "loss", "grad_norm", "gate_mean"]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalArtifact]:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return pq.read_table(folder / "train_log.parquet", columns=COLUMNS).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def whole(inputs: dict[str, LocalArtifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run in one process, without Ray."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "output").mkdir()
+    job = Job(
+        recipe=recipe.of_pretrain(pretrain_config()),
+        work_url=str(folder / "work"),
+        execution=Execution(),
+        mixer=pretrain_config().mixer,
+        **inputs,
+    )
+    worker.run(job, 0, 1, on_row=lambda row: None)
+    worker.take_export(job.work_url, folder / "output")
+    return folder / "output"
+
+
+def killed_while_saving(config: dict[str, Any]) -> None:
+    """A worker that dies by SIGKILL, once, between the second checkpoint's tensors and the file that completes it."""
+    from stages.pretrain import checkpoint
+
+    write, marker = checkpoint.write_atomic, Path(config["marker"])
+
+    def fatal(fs: Any, path: str, data: bytes) -> None:
+        if "step-00000010" in path and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(fs, path, data)
+
+    checkpoint.write_atomic = fatal
+    worker.ray_worker(config)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_worker_is_restarted_to_the_same_losses(
+    inputs: dict[str, LocalArtifact], whole: Path, tmp_path: Path
+) -> None:
+    job = Job(
+        recipe=recipe.of_pretrain(pretrain_config()),
+        work_url=str(tmp_path / "work"),
+        execution=Execution(),
+        mixer=pretrain_config().mixer,
+        **inputs,
+    )
+    (tmp_path / "work").mkdir()
+    run_distributed(
+        killed_while_saving,
+        {"job": job, "marker": str(tmp_path / "killed")},
+        workers=1,
+        resources={"CPU": 1},
+        storage_url=str(tmp_path / "ray"),
+        name="train",
+        max_failures=1,
+    )
+    assert (tmp_path / "killed").exists()
+    worker.take_export(job.work_url, tmp_path / "output")
+    assert log(tmp_path / "output") == log(whole)
+    model = "model/model.safetensors"
+    assert (tmp_path / "output" / model).read_bytes() == (whole / model).read_bytes()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_two_workers_train_as_one(inputs: dict[str, LocalArtifact], whole: Path, tmp_path: Path) -> None:
+    context = LocalContext(str(tmp_path / "work"), Execution(train_workers=2, micro_batch=1))
+    (tmp_path / "output").mkdir()
+    PRETRAIN.run(pretrain_config(), inputs, tmp_path / "output", context)
+    for mine, theirs in zip(log(tmp_path / "output"), log(whole), strict=True):
+        assert {name for name in mine if mine[name] is None} == {name for name in theirs if theirs[name] is None}
+        assert [v for v in mine.values() if v is not None] == pytest.approx(
+            [v for v in theirs.values() if v is not None], rel=1e-4
+        )
+    assert [done for done, *_ in context.progressed] == list(range(1, 13))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_fault_of_the_input_is_told_and_not_retried(inputs: dict[str, LocalArtifact], tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    with pytest.raises(StageError, match=r"diverged at step \d+"):
+        config = pretrain_config(lr=1e25, schedule="constant")
+        PRETRAIN.run(config, inputs, tmp_path / "output", LocalContext(str(tmp_path / "work")))
+
+
+def test_workers_must_share_the_batch_equally(inputs: dict[str, LocalArtifact], tmp_path: Path) -> None:
+    context = LocalContext(str(tmp_path / "work"), Execution(train_workers=3))
+    with pytest.raises(StageError, match=r"execution\.train_workers = 3: .*global batch of 4 sequences"):
+        PRETRAIN.run(pretrain_config(), inputs, tmp_path / "output", context)
