@@ -14,7 +14,7 @@ from model.decoder import Decoder
 from stages.tokens.stage import TOKENIZE, TOKENIZER, TokenizeConfig, TokenizerConfig
 from tests.support import LocalArtifact, LocalContext
 
-SEGMENT = 16
+SEGMENT = 32
 WORDS = "river wall bridge town asked went along where nobody after last old ran it of the and so we left"
 TRUNK = TrunkConfig(dim=32, layers=2, heads=2)
 

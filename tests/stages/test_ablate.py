@@ -66,6 +66,8 @@ def test_without_knockout_it_is_the_evaluation_of_the_same_items(ablated, inputs
     assert mine.nll_sum.tolist() == pytest.approx(text.nll_sum.tolist(), rel=1e-5)
     rows = ablated[0]["retrieval"].query("knockout == 'none'")
     assert rows.beyond_local.all() and set(rows.task) == {"passkey", "bindings"}
+    wanted = asked[asked.task.isin(["passkey", "bindings"])]
+    assert set(rows.item) == set(wanted[wanted.beyond_local].item) < set(wanted.item)
     both = rows.merge(asked, on="item")
     assert len(both) == len(rows) and both.answer_nll_x.tolist() == pytest.approx(both.answer_nll_y.tolist(), rel=1e-4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 
@@ -86,8 +87,10 @@ def test_beyond_local_says_whether_the_answers_segment_holds_the_needle(items):
     near = next(i for i in items if i.task == "passkey" and i.length == 512 and i.depth == 1.0)
     far = next(i for i in items if i.task == "passkey" and i.length == 512 and i.depth == 0.0)
     assert far.beyond_local(64) and not far.beyond_local(512)
-    last_segment_start = (len(near.prompt) - 1) // 64 * 64
-    assert near.beyond_local(64) == (near.needle_end <= last_segment_start)
+    # a prompt of 128 tokens ends in the segment 64..127: a needle ending at 64 (exclusive) is just outside
+    at = dataclasses.replace(near, prompt=tuple(range(128)), needle_end=64)
+    assert at.beyond_local(64) and not dataclasses.replace(at, needle_end=65).beyond_local(64)
+    assert dataclasses.replace(at, prompt=tuple(range(129)), needle_end=128).beyond_local(64)
 
 
 def test_bindings_have_k_rivals_with_answers_that_do_not_contain_each_other(items):
