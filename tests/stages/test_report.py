@@ -145,3 +145,15 @@ def test_contaminated_documents_are_warned_about(tmp_path):
     context = LocalContext(str(tmp_path))
     STAGE.run(config(), study.inputs, output, context)
     assert any("doc-001" in line for line in context.warned)
+
+
+def test_a_study_of_baselines_alone_is_reported(tmp_path):
+    study = Synthetic(tmp_path / "artifacts", seeds=(0,)).pretrain().evaluate()
+    output = tmp_path / "output"
+    output.mkdir()
+    arms = {arm: mixer for arm, mixer in ARMS.items() if mixer.kind == "window"}
+    inputs = {step: artifact for step, artifact in study.inputs.items() if "window" in step}
+    summary = STAGE.run(config(arms=arms, seeds=(0,)), inputs, output, LocalContext(str(tmp_path)))
+    report = json.loads((output / "report.json").read_text())
+    assert "no arm with a compressive memory" in report["verdicts"][1]["reason"]
+    assert summary.metrics["verdict.refuted"] == 0 and "figures/retrieval-heatmap.png" in summary.figures

@@ -133,8 +133,8 @@ def bindings(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | Non
     legend_below(figure, axes[0], columns=6)
     caption = (
         "Needle beyond the last segment. Filled: share of prompts answered with the right number (left) or with one "
-        "rival's drawn at random (right); small open squares: with the number of any needle of the prompt. Dashed: 1/k, "
-        "which a model reaches that knows the set of numbers but not which word each belongs to."
+        "rival's drawn at random (right); small open squares: with the number of any needle of the prompt. "
+        "Dashed: 1/k, which a model reaches that knows the set of numbers but not which word each belongs to."
     )
     return finish(
         figure, folder, name="bindings", title="Bindings among k rivals against 1/k", caption=caption, sources=sources
