@@ -110,8 +110,7 @@ def execute(
     display.begin(len(plan.steps), len(run.outcome.ids("reused")), len(run.pending))
     try:
         if run.pending:
-            with _terminable():
-                run.carry_out(address)
+            run.carry_out(address)
     finally:
         run.outcome.seconds = time.monotonic() - started
         display.end()
@@ -168,7 +167,8 @@ class _Run:
             self.meta = {"study": self.plan.study, "git_commit": git_commit()}
             self.tracker.begin(self.plan, self.commits)
             try:
-                self._loop()
+                with _terminable():  # only now: Ray installs a handler of its own when it starts
+                    self._loop()
             except KeyboardInterrupt:
                 self.outcome.interrupted = True
                 self.display.note("interrupted: ending running steps (again to end at once)")
