@@ -59,7 +59,7 @@ def capacity(evidence: Evidence) -> Finding:
         others += [half] if half is not None else []
         low, high = row.low or 0.0, row.high or 0.0
         shown = f"{row.estimate:.0f}" if row.estimate != float("inf") else f"more than {most}"
-        text = f"{rule.accuracy:.0%} recall up to {shown} associations, rank bound {bound}"
+        text = f"up to {shown} associations, rank bound {bound}"
         if row.n < rules.minimum_seeds:
             row = decided(row, "inconclusive", f"{text}; {row.n} of {rules.minimum_seeds} seeds", "too few seeds")
         elif low >= bound:
