@@ -52,8 +52,8 @@ class PerplexityFromMemory(Config):
 
 
 class Retrieval(Config):
-    """C3. Supported: at ``length`` the lower bound of passkey accuracy beyond the local window reaches ``threshold`` and
-    no depth's upper bound (Bonferroni) lies below it; refuted: the upper bound over all depths stays below it."""
+    """C3. Supported: at ``length`` the lower bound of passkey accuracy beyond the local window reaches ``threshold``
+    and no depth's upper bound (Bonferroni) lies below it; refuted: the upper bound over all depths stays below it."""
 
     threshold: float = Field(default=0.9, gt=0, lt=1, description="accuracy that counts as retrieving")
     length: int | None = Field(
