@@ -261,16 +261,15 @@ class MlflowTracker(Tracker):
     def _start_step(self, step: Step) -> None:
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-        tags = {MLFLOW_PARENT_RUN_ID: self._parent}
+        tags = {"study": self._plan.study, "step": step.id, "stage": step.stage.name, "key": step.key}
+        tags |= {MLFLOW_PARENT_RUN_ID: self._parent, "code_version": str(step.stage.code_version)}
+        tags |= {} if step.arm is None else {"arm": step.arm}
+        tags |= {} if step.seed is None else {"seed": str(step.seed)}
+        tags |= {f"input.{name}": key for name, key in step.input_keys.items()}
         run = self._client.create_run(self._experiment, run_name=step.id, tags=tags).info.run_id
         self._runs[step.id] = run
         self._note(step, run)
-        described = {"study": self._plan.study, "step": step.id, "stage": step.stage.name, "key": step.key}
-        described |= {"code_version": str(step.stage.code_version)}
-        described |= {} if step.arm is None else {"arm": step.arm}
-        described |= {} if step.seed is None else {"seed": str(step.seed)}
-        described |= {f"input.{name}": key for name, key in step.input_keys.items()}
-        self._log(run, dict(flatten(step.config.model_dump(mode="json"))), described)
+        self._log(run, dict(flatten(step.config.model_dump(mode="json"))), {})
         sources = [(name, self._plan[source]) for name, source in step.inputs.items()]
         self._log_datasets(run, sources)
 
