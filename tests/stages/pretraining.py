@@ -17,20 +17,22 @@ LENGTH, SEGMENT, VOCABULARY = 64, 16, 97
 TRUNK = TrunkConfig(dim=32, layers=2, heads=2)
 
 
-def write_tokens(directory: Path, *, rows: int = 96, shards: int = 2, seed: int = 0) -> LocalArtifact:
+def write_tokens(
+    directory: Path, *, rows: int = 96, shards: int = 2, seed: int = 0, length: int = LENGTH
+) -> LocalArtifact:
     """Rows of a noisy repeating pattern, so that a model can learn something; two sources, padded tails."""
     rng = np.random.default_rng(seed)
     start, stride = rng.integers(0, VOCABULARY, (rows, 1)), rng.integers(1, 4, (rows, 1))
-    tokens = ((start + stride * np.arange(LENGTH)) % VOCABULARY).astype(np.int32)
-    mask = np.ones((rows, LENGTH), np.uint8)
-    mask[::7, LENGTH // 2 :] = 0
+    tokens = ((start + stride * np.arange(length)) % VOCABULARY).astype(np.int32)
+    mask = np.ones((rows, length), np.uint8)
+    mask[::7, length // 2 :] = 0
     source = np.array(["books" if i % 3 else "math" for i in range(rows)])
     (directory / "train").mkdir(parents=True)
     for shard, part in enumerate(np.array_split(np.arange(rows), shards)):
         table = pa.table(
             {
-                "tokens": pa.FixedSizeListArray.from_arrays(pa.array(tokens[part].ravel()), LENGTH),
-                "loss_mask": pa.FixedSizeListArray.from_arrays(pa.array(mask[part].ravel()), LENGTH),
+                "tokens": pa.FixedSizeListArray.from_arrays(pa.array(tokens[part].ravel()), length),
+                "loss_mask": pa.FixedSizeListArray.from_arrays(pa.array(mask[part].ravel()), length),
                 "doc_id": [f"d{i}" for i in part],
                 "offset": pa.array(np.zeros(len(part), np.int64)),
                 "source": source[part].tolist(),
@@ -39,7 +41,7 @@ def write_tokens(directory: Path, *, rows: int = 96, shards: int = 2, seed: int 
         name = f"data-{shard:05d}-of-{shards:05d}.arrow"
         with pa.ipc.new_stream(str(directory / "train" / name), table.schema) as stream:
             stream.write_table(table)
-    meta = {"sequence_length": LENGTH, "segment_length": SEGMENT, "vocab_size": VOCABULARY}
+    meta = {"sequence_length": length, "segment_length": SEGMENT, "vocab_size": VOCABULARY}
     (directory / "meta.json").write_text(json.dumps(meta))
     return LocalArtifact(directory)
 

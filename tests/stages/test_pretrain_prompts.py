@@ -1,0 +1,51 @@
+"""Retrieval prompts in the training batches, with a real tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from stages.pretrain import recipe
+from stages.pretrain.config import MixtureConfig
+from stages.pretrain.stage import BASE, PRETRAIN, BaseConfig
+from stages.pretrain.worker import Job, open_batches
+from stages.stage import Execution
+from stages.tokens.load import load_tokenizer
+from stages.tokens.stage import TokenizerConfig
+from stages.tokens.tokenizer import make_tokenizer
+from tests.stages.pretraining import SEGMENT, TRUNK, pretrain_config, write_tokens
+from tests.support import LocalArtifact, LocalContext
+
+PROMPT_LENGTH = 192
+MIXTURE = MixtureConfig(retrieval_share=0.5, retrieval_format="compact", retrieval_rivals=(1, 2))
+
+
+def test_prompts_are_trained_on_their_answers(tmp_path: Path) -> None:
+    tokens = write_tokens(tmp_path / "tokens", rows=24, length=PROMPT_LENGTH)
+    for name in ("tokenizer", "base", "output"):
+        (tmp_path / name).mkdir()
+    context = LocalContext(str(tmp_path / "work"))
+    make_tokenizer(TokenizerConfig(kind="bytes"), tokens, tmp_path / "tokenizer", context)
+    inputs = {"tokens": tokens, "tokenizer": LocalArtifact(tmp_path / "tokenizer")}
+    config = pretrain_config(sequence_length=PROMPT_LENGTH, mixture=MIXTURE, steps=3, monitor_every=3)
+
+    job = Job(recipe=recipe.of_pretrain(config), work_url="", execution=Execution(), **inputs)
+    codec = load_tokenizer(inputs["tokenizer"])
+    seen = set()
+    for step in range(3):
+        batch = open_batches(job)[step]
+        assert batch.answers.sum() == 2
+        for row in np.flatnonzero(batch.answers):
+            answer = codec.decode(batch.tokens[row][batch.mask[row]].tolist()).strip(" .\n")
+            assert answer.isdigit()
+            assert codec.decode(batch.tokens[row].tolist()).count(f"is {answer}.") == 2  # in the needle and as answer
+            seen.add(int(batch.ids[row]))
+    assert seen == {-1, -2, -3, -4, -5, -6}
+
+    base = BaseConfig(trunk=TRUNK, steps=1, batch_tokens=SEGMENT, sequence_length=SEGMENT, lr=1e-3)
+    BASE.run(base, inputs, tmp_path / "base", LocalContext(str(tmp_path / "base-work")))
+    PRETRAIN.run(config, {**inputs, "base": LocalArtifact(tmp_path / "base")}, tmp_path / "output", context)
+    rows = pq.read_table(tmp_path / "output" / "train_log.parquet").to_pylist()
+    assert all(row["answer_loss"] > 0 and row["loss"] > 0 for row in rows)
