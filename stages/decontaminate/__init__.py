@@ -1,0 +1,1 @@
+"""Finds evaluation text in training documents, removes it, and shows the evidence."""

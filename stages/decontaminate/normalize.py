@@ -1,0 +1,189 @@
+"""Text to hashed words in one pass over its UTF-8 bytes, keeping where each word stood.
+
+Two copies of a passage must give the same words whatever their typography: case and diacritics are folded, apostrophes
+and soft hyphens dropped (don’t = dont), ``to-day`` and a hyphen at a line break joined, ``--`` and every other sign
+separates. Ideographs and kana are words of their own. ``words_reference`` says the same slowly, one character at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+SEPARATOR, LETTER, DROPPED, HYPHEN, IDEOGRAPH = range(5)
+_APOSTROPHES = frozenset("'’‘ʼ`´＇")
+_HYPHENS = frozenset("-‐‑")
+_UNDECOMPOSED = {"æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ł": "l", "þ": "th", "ð": "d", "ı": "i", "ħ": "h"}
+_BASIS, _PRIME = 0xCBF29CE484222325, 0x100000001B3  # FNV-1a, 64 bit
+_MASK = 2**64 - 1
+
+
+class Words(NamedTuple):
+    """The words of one text: 64-bit hashes and the byte ranges [start, end) they came from, all of shape [n]."""
+
+    hashes: NDArray[np.uint64]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+
+def fold(character: str) -> tuple[int, str]:
+    """(class, folded form) of one character; the form is empty for all but letters."""
+    if character in _APOSTROPHES:
+        return DROPPED, ""
+    if character in _HYPHENS:
+        return HYPHEN, ""
+    code = ord(character)
+    if 0x3040 <= code <= 0x30FF or 0x3400 <= code <= 0x9FFF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x3FFFF:
+        return IDEOGRAPH, ""
+    category = unicodedata.category(character)
+    if category in ("Mn", "Me", "Cf"):
+        return DROPPED, ""
+    if category[0] not in "LN" or code > 0xFFFF:
+        return SEPARATOR, ""
+    form = "".join(_UNDECOMPOSED.get(c, c) for c in unicodedata.normalize("NFKD", character.casefold()))
+    form = "".join(c for c in form if unicodedata.category(c)[0] in "LN")
+    return (LETTER, form) if form else (SEPARATOR, "")
+
+
+@functools.cache
+def _tables() -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int32]]:
+    """Class of each code point of the basic plane, and its folded code points as slices of one flat array."""
+    classes = np.zeros(0x10000, np.uint8)
+    offsets = np.zeros(0x10001, np.int32)
+    flat: list[int] = []
+    for code in range(0x10000):
+        classes[code], form = fold(chr(code)) if not 0xD800 <= code < 0xE000 else (SEPARATOR, "")
+        flat.extend(map(ord, form))
+        offsets[code + 1] = len(flat)
+    return classes, offsets, np.array(flat, np.int32)
+
+
+def words(text: bytes | NDArray[np.uint8]) -> Words:
+    """The words of UTF-8 ``text``."""
+    data = np.frombuffer(text, np.uint8) if isinstance(text, bytes) else text
+    hashes = np.empty(len(data) // 2 + 2, np.uint64)
+    starts, ends = np.empty(len(hashes), np.int64), np.empty(len(hashes), np.int64)
+    count = _words(data, *_tables(), hashes, starts, ends)
+    return Words(hashes[:count].copy(), starts[:count].copy(), ends[:count].copy())
+
+
+@njit(cache=True, inline="always")
+def _decode(data: Any, i: int) -> tuple[int, int]:
+    """(code point, length in bytes) at ``i`` of valid UTF-8."""
+    b = data[i]
+    if b < 0x80:
+        return np.int64(b), 1
+    if b < 0xE0:
+        return ((np.int64(b) & 0x1F) << 6) | (np.int64(data[i + 1]) & 0x3F), 2
+    low = (np.int64(data[i + 1]) & 0x3F) << 6 | (np.int64(data[i + 2]) & 0x3F)
+    if b < 0xF0:
+        return ((np.int64(b) & 0x0F) << 12) | low, 3
+    return ((np.int64(b) & 0x07) << 18) | (low << 6) | (np.int64(data[i + 3]) & 0x3F), 4
+
+
+@njit(cache=True, inline="always")
+def _class_of(code: int, classes: Any) -> int:
+    if code < 0x10000:
+        return np.int64(classes[code])
+    return IDEOGRAPH if 0x20000 <= code <= 0x3FFFF else SEPARATOR
+
+
+@njit(cache=True, inline="always")
+def _mixed(h: Any) -> Any:
+    h ^= h >> np.uint64(32)
+    h *= np.uint64(0x9E3779B97F4A7C15)
+    return h ^ (h >> np.uint64(29))
+
+
+@njit(cache=True)
+def _words(data: Any, classes: Any, offsets: Any, flat: Any, hashes: Any, starts: Any, ends: Any) -> int:
+    n, i, count = len(data), 0, 0
+    inside = False
+    h = np.uint64(_BASIS)
+    start = end = 0
+    while i < n:
+        code, length = _decode(data, i)
+        kind = _class_of(code, classes)
+        if kind == LETTER:
+            if not inside:
+                inside, start, h = True, i, np.uint64(_BASIS)
+            for k in range(offsets[code], offsets[code + 1]):
+                h = (h ^ np.uint64(flat[k])) * np.uint64(_PRIME)
+            i += length
+            end = i
+            continue
+        if kind == DROPPED:
+            i += length
+            continue
+        if kind == HYPHEN and inside:
+            j = i + length
+            if j < n and data[j] == 10:
+                j += 1
+                while j < n and (data[j] == 32 or data[j] == 9):
+                    j += 1
+            if j < n and _class_of(_decode(data, j)[0], classes) == LETTER:
+                i = j
+                continue
+        if inside:
+            hashes[count], starts[count], ends[count] = _mixed(h), start, end
+            count += 1
+            inside = False
+        if kind == IDEOGRAPH:
+            h = (np.uint64(_BASIS) ^ np.uint64(code)) * np.uint64(_PRIME)
+            hashes[count], starts[count], ends[count] = _mixed(h), i, i + length
+            count += 1
+        i += length
+    if inside:
+        hashes[count], starts[count], ends[count] = _mixed(h), start, end
+        count += 1
+    return count
+
+
+def words_reference(text: str) -> list[tuple[str, int, int, int]]:
+    """(folded word, hash, first byte, byte after it) of every word: ``words`` in plain Python, for its test."""
+    found: list[tuple[str, int, int]] = []
+    word, start, end, position, at = "", 0, 0, 0, 0
+
+    def close() -> None:
+        nonlocal word
+        if word:
+            found.append((word, start, end))
+        word = ""
+
+    while at < len(text):
+        character = text[at]
+        size = len(character.encode())
+        kind, form = fold(character)
+        if kind == LETTER:
+            start = start if word else position
+            word, end = word + form, position + size
+        elif kind == HYPHEN and word:
+            rest = text[at + 1 :]
+            if rest.startswith("\n"):
+                rest = rest[1:].lstrip(" \t")
+            if not rest or fold(rest[0])[0] != LETTER:
+                close()
+            else:
+                skipped = text[at + 1 : len(text) - len(rest)]
+                at, position = at + len(skipped), position + len(skipped)
+        elif kind != DROPPED:
+            close()
+            if kind == IDEOGRAPH:
+                found.append((character, position, position + size))
+        at, position = at + 1, position + size
+    close()
+    return [(word, _reference_hash(word), start, end) for word, start, end in found]
+
+
+def _reference_hash(word: str) -> int:
+    h = _BASIS
+    for character in word:
+        h = ((h ^ ord(character)) * _PRIME) & _MASK
+    h ^= h >> 32
+    h = (h * 0x9E3779B97F4A7C15) & _MASK
+    return h ^ (h >> 29)

@@ -1,0 +1,74 @@
+"""The ``decontaminate:`` section of a study file and the declaration of its stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from stages.stage import Artifact, Config, Context, Stage, Summary
+
+
+class Canaries(Config):
+    """Passages of evaluation documents planted in copies of clean training documents, to measure what is found."""
+
+    count: int = Field(default=20, ge=0, description="planted documents per kind; 0 plants none")
+    seed: int = Field(default=0, ge=0)
+
+
+class DecontaminateConfig(Config):
+    """Chained n-gram matching; the defaults separate copies from quotations on real and planted contamination.
+
+    Per (training document, evaluation document), with the sum and the longest of its verified spans: below
+    ``act_words`` in the longest span it is noted; above, the document is dropped from ``drop_words``, or
+    ``drop_document_share`` of the document, or ``drop_book_share`` of the evaluation document on, and otherwise the
+    spans are cut out. Noted spans are cut out too where together they cover more than ``coverage_limit`` of an
+    evaluation document: in a short one 40 words are much.
+    """
+
+    ngram: int = Field(default=5, ge=2, le=32, description="words of one seed")
+    max_gap: int = Field(default=25, ge=0, le=200, description="words between two seeds of a span, at most")
+    max_drift: int = Field(default=25, ge=0, le=200, description="words inserted or lost between two seeds, at most")
+    min_span_words: int = Field(default=30, ge=1, description="matched words a span needs to count")
+    act_words: int = Field(default=50, ge=1, description="matched words of the longest span to act on")
+    drop_words: int = Field(default=500, ge=1, description="matched words from which the document is dropped")
+    drop_document_share: float = Field(default=0.20, gt=0, le=1)
+    drop_book_share: float = Field(default=0.05, gt=0, le=1)
+    coverage_limit: float = Field(default=0.01, ge=0, le=1, description="of an evaluation document, by noted spans")
+    max_books_per_ngram: int = Field(
+        default=2, ge=1, description="n-grams in more evaluation works than this are common phrases, not evidence"
+    )
+    action: Literal["clean", "report_only"] = "clean"
+    remove_from: Literal["train", "evaluation"] = Field(
+        default="train", description="clean the training documents, or take the contaminated evaluation documents out"
+    )
+    canaries: Canaries = Canaries()
+
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> DecontaminateConfig:
+        if not self.ngram <= self.min_span_words <= self.act_words <= self.drop_words:
+            raise ValueError(
+                f"ngram = {self.ngram}, min_span_words = {self.min_span_words}, act_words = {self.act_words}, "
+                f"drop_words = {self.drop_words}: each must be at least the one before it"
+            )
+        return self
+
+
+class Decontaminate(Stage[DecontaminateConfig]):
+    """Documents in, documents without evaluation text out, and the audit that shows why."""
+
+    name: ClassVar[str] = "decontaminate"
+    code_version: ClassVar[int] = 1
+
+    def run(
+        self, config: DecontaminateConfig, inputs: Mapping[str, Artifact], output: Path, context: Context
+    ) -> Summary:
+        """See ``stages.decontaminate.run.decontaminate``."""
+        from stages.decontaminate.run import decontaminate
+
+        return decontaminate(config, inputs["documents"], output, context)
+
+
+STAGE = Decontaminate()
