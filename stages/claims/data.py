@@ -14,7 +14,8 @@ def clean_data(evidence: Evidence) -> Finding:
     rule = evidence.rules.clean_data
     books = evidence.table(STEP, "books.parquet")
     if not len(books):
-        return not_measured("the contamination audit is not part of this study")
+        absent = "lists no evaluation document" if evidence.has(STEP) else "is not part of this study"
+        return not_measured(f"the contamination audit {absent}")
     before, after = books["coverage"].astype(float), books["coverage_after"].astype(float)
     over_before, over_after = int((before > rule.coverage_limit).sum()), int((after > rule.coverage_limit).sum())
     source = evidence.source(STEP, "books.parquet", f"coverage_after > {rule.coverage_limit}")

@@ -134,7 +134,8 @@ def seeds(evidence: Evidence) -> Finding:
             test.method,
             evidence.sources("evaluate", TABLE, "", arm, baseline),
         )
-        size = f"gap {signed(row.estimate)}, run-to-run sd {100 * run_to_run:.2f}% (seeds {each})"
+        spread = f"{100 * run_to_run:.2f}%" if math.isfinite(run_to_run) else "unknown"
+        size = f"gap {signed(row.estimate)}, run-to-run sd {spread} (seeds {each})"
         if len(gaps) < rules.minimum_seeds:
             rows.append(
                 decided(row, "inconclusive", f"{size}; {len(gaps)} of {rules.minimum_seeds} seeds", "too few seeds")
