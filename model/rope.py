@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,12 +13,16 @@ class Rope:
 
     def __init__(self, head_dim: int, theta: float) -> None:
         self.frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-        # One table serves all layers of a pass; a handful covers training and a decode step.
-        self._table = lru_cache(maxsize=4)(self._compute)
+        self._tables: dict[tuple[int, int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def table(self, start: int, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos, sin [length, d/2] of positions start .. start + length - 1, in ``dtype`` but float32 at least."""
-        return self._table(start, length, device, torch.promote_types(dtype, torch.float32))
+        key = (start, length, device, torch.promote_types(dtype, torch.float32))
+        if key not in self._tables:
+            while len(self._tables) > 3:  # one table serves all layers of a pass; old ones go first
+                del self._tables[next(iter(self._tables))]
+            self._tables[key] = self._compute(*key)
+        return self._tables[key]
 
     def _compute(self, start: int, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         angles = torch.arange(start, start + length, dtype=torch.float64).outer(self.frequencies)
@@ -33,8 +36,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """A rotation's gradient is the rotation back. Left to autograd, each half costs a zero-filled tensor of full size in
-    the backward pass."""
+    """A rotation's gradient is the rotation back. Left to autograd, each half costs a zero-filled tensor of full size
+    in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -319,3 +321,11 @@ def test_monitor_reports_the_memory_it_saw() -> None:
     assert numbers["gate_max"] == pytest.approx(torch.sigmoid(torch.tensor(1.5)).item())
     assert decoder("xl").monitor(ids) == {}
     assert set(model.monitor(ids[:, :N])) == {"gate_mean", "gate_min", "gate_max"}
+
+
+def test_a_decoder_survives_copy_and_pickle() -> None:
+    model, ids = decoder("infini-delta"), tokens()
+    with torch.no_grad():
+        expected = model(ids)[0]
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(ids)[0], expected)
