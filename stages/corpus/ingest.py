@@ -38,7 +38,7 @@ def ingest(config: IngestConfig, output: Path, context: Context) -> Summary:
     problems: list[dict[str, str]] = []
     rows: list[tuple[str, str, int, int]] = []  # doc_id, split, table, row
     size = sum(file.size for listed in files.values() for file in listed)
-    for index, (table, found) in spread(_read_group, groups, worth_it=size > WORTH_TASKS):
+    for index, (table, found) in enumerate(spread(_read_group, groups, worth_it=size > WORTH_TASKS)):
         tables.append(table)
         problems += found
         names, splits = table["doc_id"].to_pylist(), table["split"].to_pylist()
@@ -115,12 +115,16 @@ def _read_group(group: Group) -> tuple[pa.Table, list[dict[str, str]]]:
     for raw in raws:
         if raw.problem:
             problems.append(_problem(f"{source.name}/{raw.id}", source.name, raw.problem, raw.detail))
-            continue
-        if about := metadata.get(raw.id):
-            year = year_of(about.get("year"))
-            raw = replace(raw, title=about.get("title") or None, author=about.get("author") or None, year=year)
-        rows.append(_row(source, raw))
+        else:
+            rows.append(_row(source, _described(raw, metadata.get(raw.id))))
     return pa.Table.from_pylist(rows, schema=SCHEMA), problems
+
+
+def _described(raw: Raw, about: dict[str, str] | None) -> Raw:
+    if about is None:
+        return raw
+    year = year_of(about.get("year"))
+    return replace(raw, title=about.get("title") or None, author=about.get("author") or None, year=year)
 
 
 def _row(source: Source, raw: Raw) -> dict[str, object]:

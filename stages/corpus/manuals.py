@@ -61,7 +61,7 @@ def _documented(node: ast.AST) -> Iterator[str]:
 
 
 def _definitions(node: ast.AST) -> Iterator[Definition]:
-    """Classes and functions in the body of ``node``, also those under ``if`` and ``try``, not those inside functions."""
+    """Classes and functions in the body of ``node``, also under ``if`` and ``try``; not those inside functions."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, Definition):
             yield child

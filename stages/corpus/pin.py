@@ -13,7 +13,7 @@ import json
 import os
 import sysconfig
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,25 +23,14 @@ from stages.stage import StageError
 
 # Not documentation: test suites, bundled copies of other projects, example scripts, other people's packages.
 SKIPPED_FOLDERS = frozenset(
-    [
-        "test",
-        "tests",
-        "testing",
-        "idle_test",
-        "idlelib",
-        "lib2to3",
-        "turtledemo",
-        "__pycache__",
-        "site-packages",
-        "dist-packages",
-        "ensurepip",
-        "_vendor",
-        "vendored",
-        "externals",
-        "extern",
-        "config-3",
-    ]
+    (
+        *("test", "tests", "testing", "idle_test", "idlelib", "lib2to3", "turtledemo", "ensurepip", "__pycache__"),
+        *("site-packages", "dist-packages", "_vendor", "vendored", "externals", "extern"),
+    )
 )
+Listing = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Source name -> its files, each with ``name``, ``size``, ``digest``: the content of listing.json."""
+
 RACY_NS = 2_000_000_000  # a file touched this recently may change again within one tick of its clock: not cached
 
 
@@ -119,7 +108,7 @@ def pin(config: IngestConfig, base_dir: Path, cache: Path | None = None) -> Inge
     return config.model_copy(update={"sources": tuple(sources)})
 
 
-def listing(config: IngestConfig, base_dir: Path, cache: Path | None = None) -> dict[str, list[dict[str, Any]]]:
+def listing(config: IngestConfig, base_dir: Path, cache: Path | None = None) -> Listing:
     """Source name -> its files (name, size, digest): what ``listing.json`` of the artifact holds."""
     digests = DigestCache(cache)
     found = {
@@ -130,9 +119,7 @@ def listing(config: IngestConfig, base_dir: Path, cache: Path | None = None) -> 
     return found
 
 
-def changes(
-    old: Mapping[str, Iterable[Mapping[str, Any]]], new: Mapping[str, Iterable[Mapping[str, Any]]]
-) -> list[str]:
+def changes(old: Listing, new: Listing) -> list[str]:
     """What differs between two listings, one line a file: ``changed: train/11.txt``.
 
     File names carry their source's name (``books: train/11.txt``) only where there is more than one source.
