@@ -2,7 +2,7 @@
 
 Two copies of a passage must give the same words whatever their typography: case and diacritics are folded, apostrophes
 and soft hyphens dropped (don’t = dont), ``to-day`` and a hyphen at a line break joined, ``--`` and every other sign
-separates. Ideographs and kana are words of their own. ``words_reference`` says the same slowly, one character at a time.
+separates. Ideographs and kana are words of their own. ``words_reference`` says the same slowly, character by character.
 """
 
 from __future__ import annotations

@@ -1,0 +1,200 @@
+"""From a training document to verified spans it shares with evaluation documents.
+
+Seeds (n-grams of the index) are chained per evaluation document along a diagonal: a chain goes on while the next seed
+is at most ``max_gap`` words away and shifted by at most ``max_drift``. Each chain is then aligned word by word, so that
+a span counts the words that really agree and has readable text on both sides as evidence.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from stages.decontaminate.index import Index, ngrams
+from stages.decontaminate.normalize import Words, words
+
+OPEN_CHAINS = 512  # at the same time; beyond it the stalest is closed
+OUTSIDE, CHAIN_FIELDS = -1, 5
+
+
+class Span(NamedTuple):
+    """Text that a training document shares with one evaluation document. Word and byte ranges are [start, end)."""
+
+    book: int
+    doc_first: int
+    doc_last: int
+    book_first: int
+    book_last: int
+    matched: int
+    doc_start: int
+    doc_end: int
+    book_start: int
+    book_end: int
+
+    @property
+    def identity(self) -> float:
+        """Agreeing words over the words of the longer side."""
+        return self.matched / max(self.doc_last - self.doc_first, self.book_last - self.book_first)
+
+
+class Scanned(NamedTuple):
+    """What was found in one training document: its words, and its spans in order of position."""
+
+    words: int
+    spans: list[Span]
+
+
+def scan(text: bytes, index: Index, max_gap: int, max_drift: int, min_span_words: int) -> Scanned:
+    """All verified spans of at least ``min_span_words`` agreeing words in UTF-8 ``text``."""
+    found = words(text)
+    chains = _chained(found, index, max_gap, max_drift)
+    spans = []
+    for book, *ranges in chains.tolist():
+        span = _verified(found, index, book, ranges, max_gap + index.ngram)
+        if span.matched >= min_span_words:
+            spans.append(span)
+    return Scanned(len(found.hashes), _without_nested(spans))
+
+
+def _chained(found: Words, index: Index, max_gap: int, max_drift: int) -> Any:
+    """Chains [c, 5] of int64: book, first and last+1 word in the document, first and last+1 word in the book."""
+    size = 1024
+    grams = ngrams(found.hashes, index.ngram)
+    while True:
+        out = np.empty((size, CHAIN_FIELDS), np.int64)
+        count = _chains(
+            grams, index.ngram, index.slots, index.grams, index.first_posting, index.posting_book, index.posting_word,
+            index.bitmap, max_gap, max_drift, np.empty((OPEN_CHAINS, CHAIN_FIELDS), np.int64), out,
+        )  # fmt: skip
+        if count <= size:
+            return out[:count]
+        size = count
+
+
+@njit(cache=True)
+def _chains(
+    grams: Any, n: int, slots: Any, known: Any, first_posting: Any, posting_book: Any, posting_word: Any,
+    bitmap: Any, max_gap: int, max_drift: int, live: Any, out: Any,
+) -> int:  # fmt: skip
+    mask = np.uint64(len(slots) - 1)
+    bits = np.uint64(len(bitmap) * 64 - 1)
+    alive, count = 0, 0
+    for i in range(len(grams)):
+        gram = grams[i]
+        bit = (gram >> np.uint64(20)) & bits
+        if (bitmap[bit >> np.uint64(6)] >> (bit & np.uint64(63))) & np.uint64(1) == np.uint64(0):
+            continue
+        slot = gram & mask
+        while slots[slot] >= 0 and known[slots[slot]] != gram:
+            slot = (slot + np.uint64(1)) & mask
+        if slots[slot] < 0:
+            continue
+        c = 0
+        while c < alive:  # close what can no longer go on
+            if i - live[c, 2] > max_gap:
+                count = _close(live, c, out, count, n)
+                alive -= 1
+                live[c] = live[alive]
+            else:
+                c += 1
+        g = slots[slot]
+        for p in range(first_posting[g], first_posting[g + 1]):
+            book, j = np.int64(posting_book[p]), np.int64(posting_word[p])
+            best, best_drift = OUTSIDE, max_drift + 1
+            for c in range(alive):
+                if (
+                    live[c, 0] == book
+                    and j + n > live[c, 4]
+                    and i + n > live[c, 2]
+                    and j - live[c, 4] <= max_gap + max_drift
+                ):
+                    drift = abs((i - live[c, 2]) - (j - live[c, 4]))
+                    if drift < best_drift:
+                        best, best_drift = c, drift
+            if best >= 0:
+                live[best, 2], live[best, 4] = i + n, j + n
+                continue
+            if alive == len(live):
+                stalest = 0
+                for c in range(1, alive):
+                    if live[c, 2] < live[stalest, 2]:
+                        stalest = c
+                count = _close(live, stalest, out, count, n)
+                best = stalest
+            else:
+                best = alive
+                alive += 1
+            live[best, 0], live[best, 1], live[best, 2], live[best, 3], live[best, 4] = book, i, i + n, j, j + n
+    for c in range(alive):
+        count = _close(live, c, out, count, n)
+    return count
+
+
+@njit(cache=True)
+def _close(live: Any, c: int, out: Any, count: int, n: int) -> int:
+    """Keep a finished chain unless it is a lone seed or two: quotations of phrases, far too many to verify."""
+    if live[c, 2] - live[c, 1] < 3 * n:
+        return count
+    if count < len(out):
+        out[count] = live[c]
+    return count + 1
+
+
+def _verified(found: Words, index: Index, book: int, ranges: list[int], reach: int) -> Span:
+    base = int(index.first_word[book])
+    own = index.hashes[base : int(index.first_word[book + 1])]
+    d0, d1, b0, b1, matched = (int(x) for x in _aligned(found.hashes, own, *ranges, reach))
+    return Span(
+        book, d0, d1, b0, b1, matched,
+        int(found.starts[d0]), int(found.ends[d1 - 1]),
+        int(index.starts[base + b0]), int(index.ends[base + b1 - 1]),
+    )  # fmt: skip
+
+
+@njit(cache=True)
+def _aligned(a: Any, b: Any, i0: int, i1: int, j0: int, j1: int, reach: int) -> tuple[int, int, int, int, int]:
+    """Extend the chain over equal words on both sides, then count agreeing words: at a disagreement go on at the
+    nearest pair of equal words within ``reach`` on either side, substitutions first."""
+    while i0 > 0 and j0 > 0 and a[i0 - 1] == b[j0 - 1]:
+        i0, j0 = i0 - 1, j0 - 1
+    while i1 < len(a) and j1 < len(b) and a[i1] == b[j1]:
+        i1, j1 = i1 + 1, j1 + 1
+    i, j, matched = i0, j0, 0
+    while i < i1 and j < j1:
+        if a[i] == b[j]:
+            i, j, matched = i + 1, j + 1, matched + 1
+            continue
+        di, dj = 1, 1
+        found = False
+        for r in range(1, reach + 1):
+            for k in range(r, -1, -1):
+                if _agree(a, b, i + r, j + k, i1, j1):
+                    di, dj, found = r, k, True
+                elif _agree(a, b, i + k, j + r, i1, j1):
+                    di, dj, found = k, r, True
+                if found:
+                    break
+            if found:
+                break
+        i, j = i + di, j + dj
+    return i0, i1, j0, j1, matched
+
+
+@njit(cache=True, inline="always")
+def _agree(a: Any, b: Any, i: int, j: int, i1: int, j1: int) -> bool:
+    """Two equal words in a row, or one at the end of either side."""
+    if i >= i1 or j >= j1 or a[i] != b[j]:
+        return False
+    return i + 1 >= i1 or j + 1 >= j1 or a[i + 1] == b[j + 1]
+
+
+def _without_nested(spans: list[Span]) -> list[Span]:
+    """In order of position, without spans that lie inside a better one of the same evaluation document."""
+    kept: list[Span] = []
+    for span in sorted(spans, key=lambda s: (-s.matched, s)):
+        inside = (o.book == span.book and o.doc_first <= span.doc_first and span.doc_last <= o.doc_last for o in kept)
+        if not any(inside):
+            kept.append(span)
+    return sorted(kept)

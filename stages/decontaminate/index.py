@@ -1,0 +1,172 @@
+"""Every n-gram of the evaluation documents: an open-addressing table with postings behind a bitmap prefilter.
+
+Built once, then read by all scanning tasks from shared memory. N-grams found in more than ``max_books_per_ngram``
+evaluation *works* are common phrases and left out; copies and editions of one another count as one work, else text
+that stands in three evaluation documents could never be found in training.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from stages.decontaminate.normalize import words
+
+MAX_POSTINGS = 16  # of one n-gram: a refrain needs no more to be chained
+SAME_WORK_SHARE = 0.5  # of the smaller document's n-grams: copies and editions lie above 0.8, retellings below 0.1
+SHARED_SHARE = 0.01  # evaluation documents that share more than this are named in the audit
+
+
+class Index(NamedTuple):
+    """Evaluation documents and their n-grams. B documents, W words, G n-grams kept, P postings, S slots, K bits.
+
+    A book's words are ``hashes[first_word[b] : first_word[b + 1]]``; positions count from the book's first word.
+    """
+
+    book_ids: list[str]
+    ngram: int
+    text: NDArray[np.uint8]  # all texts, one after the other
+    first_byte: NDArray[np.int64]  # [B + 1]
+    hashes: NDArray[np.uint64]  # [W]
+    starts: NDArray[np.int64]  # [W], bytes, within the book
+    ends: NDArray[np.int64]  # [W]
+    first_word: NDArray[np.int64]  # [B + 1]
+    slots: NDArray[np.int32]  # [S] number of an n-gram, -1 for none; S is a power of two
+    grams: NDArray[np.uint64]  # [G]
+    first_posting: NDArray[np.int64]  # [G + 1]
+    posting_book: NDArray[np.int32]  # [P]
+    posting_word: NDArray[np.int32]  # [P]
+    bitmap: NDArray[np.uint64]  # [K / 64]; K is a power of two
+    shared: list[tuple[int, int, float]]  # (book, book, shared share of the smaller one's n-grams), largest first
+
+    def words_in(self, book: int) -> int:
+        """Words of one evaluation document."""
+        return int(self.first_word[book + 1] - self.first_word[book])
+
+    def evidence(self, book: int, start: int, end: int) -> str:
+        """Bytes [start, end) of one evaluation document as text."""
+        base = int(self.first_byte[book])
+        return self.text[base + start : base + end].tobytes().decode(errors="replace")
+
+
+def build(books: list[tuple[str, bytes]], ngram: int, max_books_per_ngram: int) -> Index:
+    """Index of (id, UTF-8 text) of at least one evaluation document."""
+    found = [words(text) for _, text in books]
+    grams = np.concatenate([ngrams(each.hashes, ngram) for each in found])
+    counts = [max(0, len(each.hashes) - ngram + 1) for each in found]
+    book = np.repeat(np.arange(len(books), dtype=np.int32), counts)
+    word = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
+
+    order = np.argsort(grams, kind="stable")  # stable: postings stay in order of book and position
+    grams, book, word = grams[order], book[order], word[order]
+    new = _changes(grams)
+    first, group = np.flatnonzero(new), np.cumsum(new) - 1
+    shared = _shared(group, book, len(books))
+    keep = _works_per_group(group, _works(shared, len(books))[book], len(first)) <= max_books_per_ngram
+    chosen = keep[group] & (np.arange(len(grams)) - first[group] < MAX_POSTINGS)
+    kept_grams = grams[first[keep]]
+
+    slots = np.full(_power_of_two(2 * len(kept_grams), 1 << 10), -1, np.int32)
+    bitmap = np.zeros(_power_of_two(16 * len(kept_grams), 1 << 16) // 64, np.uint64)
+    _insert(kept_grams, slots, bitmap)
+    return Index(
+        book_ids=[name for name, _ in books],
+        ngram=ngram,
+        text=np.frombuffer(b"".join(text for _, text in books), np.uint8),
+        first_byte=_offsets([len(text) for _, text in books]),
+        hashes=np.concatenate([each.hashes for each in found]),
+        starts=np.concatenate([each.starts for each in found]),
+        ends=np.concatenate([each.ends for each in found]),
+        first_word=_offsets([len(each.hashes) for each in found]),
+        slots=slots,
+        grams=kept_grams,
+        first_posting=_offsets(np.bincount(group[chosen], minlength=len(first))[keep].tolist()),
+        posting_book=book[chosen],
+        posting_word=word[chosen],
+        bitmap=bitmap,
+        shared=sorted((pair for pair in shared if pair[2] >= SHARED_SHARE), key=lambda pair: (-pair[2], pair)),
+    )
+
+
+def ngrams(hashes: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
+    """Hash of every run of ``n`` words, shape [max(0, words - n + 1)]."""
+    out = np.empty(max(0, len(hashes) - n + 1), np.uint64)
+    _ngrams(hashes, n, out)
+    return out
+
+
+@njit(cache=True)
+def _ngrams(hashes: Any, n: int, out: Any) -> None:
+    for i in range(len(out)):
+        h = np.uint64(0)
+        for k in range(n):
+            h = (h ^ hashes[i + k]) * np.uint64(0x9E3779B97F4A7C15)
+            h ^= h >> np.uint64(32)
+        out[i] = h
+
+
+@njit(cache=True)
+def _insert(grams: Any, slots: Any, bitmap: Any) -> None:
+    mask = np.uint64(len(slots) - 1)
+    bits = np.uint64(len(bitmap) * 64 - 1)
+    for g in range(len(grams)):
+        bit = (grams[g] >> np.uint64(20)) & bits
+        bitmap[bit >> np.uint64(6)] |= np.uint64(1) << (bit & np.uint64(63))
+        slot = grams[g] & mask
+        while slots[slot] >= 0:
+            slot = (slot + np.uint64(1)) & mask
+        slots[slot] = g
+
+
+def _shared(group: NDArray[Any], book: NDArray[np.int32], books: int) -> list[tuple[int, int, float]]:
+    """(book a, book b, shared distinct n-grams over those of the one that has fewer), from n-grams in ≤ 9 books."""
+    owned = group.astype(np.int64) * books + book  # sorted: the sort by n-gram was stable
+    owned = owned[_changes(owned)]
+    gram, owner = owned // books, owned % books
+    own = np.bincount(owner, minlength=books)
+    keys = [np.empty(0, np.int64)]
+    for lag in range(1, min(9, len(gram))):
+        same = gram[:-lag] == gram[lag:]
+        keys.append(owner[:-lag][same] * books + owner[lag:][same])
+    key, count = np.unique(np.sort(np.concatenate(keys)), return_counts=True)
+    least = np.minimum(own[key // books], own[key % books])
+    return [(int(k // books), int(k % books), float(c / m)) for k, c, m in zip(key, count, least, strict=True)]
+
+
+def _works(shared: list[tuple[int, int, float]], books: int) -> NDArray[np.int64]:
+    """Number of the work each evaluation document belongs to: documents that are copies of one another share one."""
+    parent = list(range(books))
+
+    def root(b: int) -> int:
+        while parent[b] != b:
+            parent[b] = parent[parent[b]]
+            b = parent[b]
+        return b
+
+    for a, b, share in shared:
+        if share >= SAME_WORK_SHARE:
+            parent[max(root(a), root(b))] = min(root(a), root(b))
+    return np.array([root(b) for b in range(books)], np.int64)
+
+
+def _works_per_group(group: NDArray[Any], work: NDArray[Any], groups: int) -> NDArray[np.int64]:
+    """Distinct works per n-gram."""
+    width = int(work.max(initial=0)) + 1
+    owned = np.sort(group.astype(np.int64) * width + work)
+    return np.bincount(owned[_changes(owned)] // width, minlength=groups)
+
+
+def _changes(ordered: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a sorted array has a value for the first time. (np.unique hashes instead: 20 times slower here.)"""
+    return np.r_[True, ordered[1:] != ordered[:-1]] if len(ordered) else np.empty(0, bool)
+
+
+def _offsets(counts: list[int]) -> NDArray[np.int64]:
+    return np.r_[0, np.cumsum(np.array(counts, np.int64))].astype(np.int64)
+
+
+def _power_of_two(least: int, floor: int) -> int:
+    return max(floor, 1 << max(0, least - 1).bit_length())
