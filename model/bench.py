@@ -33,15 +33,22 @@ def main() -> None:
     torch.manual_seed(0)
     tokens = torch.randint(args.vocab, (args.batch, args.length), device=args.device)
     trunk = TrunkConfig(dim=args.dim, layers=args.layers, heads=args.heads)
-    rows: dict[str, tuple[float, float, float]] = {}
+    work: dict[str, tuple[Decoder, Callable[[Tensor], Tensor]]] = {}
     for name, fields in ARMS.items():
         mixer = MixerConfig(**fields, segment_length=args.segment)  # type: ignore[arg-type]
-        config = ModelConfig(trunk=trunk, mixer=mixer, vocab_size=args.vocab)
-        decoder = Decoder(config, seed=0).to(args.device)
-        flops = cost(config, args.length).flops_per_token_training
-        rows[name] = (*_measure(decoder, tokens, decoder.loss, args), flops)
+        decoder = Decoder(ModelConfig(trunk=trunk, mixer=mixer, vocab_size=args.vocab), seed=0).to(args.device)
+        work[name] = decoder, decoder.loss
         if mixer.kind == "infini":
-            rows[f"{name}, segment loop"] = (*_measure(decoder, tokens, _segment_loop(decoder), args), flops)
+            work[f"{name}, segment loop"] = decoder, _segment_loop(decoder)
+    # round after round over all arms, so that a busy moment of the machine hits all of them
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
+    for _ in range(args.repeats + 1):
+        for name, (decoder, loss) in work.items():
+            times[name].append(_measure(decoder, tokens, loss))
+    rows = {}
+    for name, (decoder, _) in work.items():
+        forward, training = (statistics.median(column) for column in zip(*times[name][1:], strict=True))
+        rows[name] = forward, training, cost(decoder.config, args.length).flops_per_token_training
     print(
         f"{args.device}, {torch.get_num_threads()} threads; dim {args.dim}, {args.layers} layers, {args.heads} heads, ",
         end="",
@@ -71,32 +78,22 @@ def _segment_loop(decoder: Decoder) -> Callable[[Tensor], Tensor]:
     return loss
 
 
-def _measure(
-    decoder: Decoder, tokens: Tensor, loss: Callable[[Tensor], Tensor], args: argparse.Namespace
-) -> tuple[float, float]:
+def _measure(decoder: Decoder, tokens: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     """Seconds of a forward pass without gradients, and of forward + backward."""
-
-    def forward() -> None:
-        with torch.no_grad():
-            loss(tokens)
-
-    def training() -> None:
-        loss(tokens).backward()  # type: ignore[no-untyped-call]
-        decoder.zero_grad(set_to_none=True)
-
-    return _seconds(forward, args), _seconds(training, args)
+    start = _now(tokens)
+    with torch.no_grad():
+        loss(tokens)
+    middle = _now(tokens)
+    loss(tokens).backward()  # type: ignore[no-untyped-call]
+    end = _now(tokens)
+    decoder.zero_grad(set_to_none=True)
+    return middle - start, end - middle
 
 
-def _seconds(work: Callable[[], None], args: argparse.Namespace) -> float:
-    taken = []
-    for repeat in range(args.repeats + 1):
-        start = time.perf_counter()
-        work()
-        if args.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        if repeat:  # the first one warms caches and allocator
-            taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+def _now(tokens: Tensor) -> float:
+    if tokens.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _arguments() -> argparse.Namespace:

@@ -9,8 +9,8 @@ so everything with a token axis is batched over segments. The linear rule is a c
 a recurrence over F x E matrices, run in order inside one autograd function: its backward is the mirrored recurrence
 G_(s-1) = A_s^T G_s + dM_(s-1), and the gradients of Phi, P and B are again batched over segments.
 
-Why a recurrence and not an associative scan: the scan multiplies F x F by F x F at every node. Measured forward + backward
-on one CPU core, in ms (this recurrence / work-efficient associative scan / the same loop left to autograd):
+Why a recurrence and not an associative scan: the scan multiplies F x F by F x F at every node. Measured forward +
+backward on one CPU core, in ms (this recurrence / work-efficient associative scan / the same loop left to autograd):
 S=16, N=64, 32 memories of 32 x 32: 16 / 43 / 55; S=64, N=128, 8 of 64 x 64: 139 / 247 / 949; S=512, N=64, 4 of
 32 x 32: 114 / 174 / 6,450 (autograd zero-fills a whole gradient for every slice it takes).
 """
