@@ -40,8 +40,9 @@ class Span(NamedTuple):
 
 
 class Scanned(NamedTuple):
-    """What was found in one training document: its words, and its spans in order of position."""
+    """What was found in one training document: its size, and its spans in order of position."""
 
+    bytes: int
     words: int
     spans: list[Span]
 
@@ -55,7 +56,7 @@ def scan(text: bytes, index: Index, max_gap: int, max_drift: int, min_span_words
         span = _verified(found, index, book, ranges, max_gap + index.ngram)
         if span.matched >= min_span_words:
             spans.append(span)
-    return Scanned(len(found.hashes), _without_nested(spans))
+    return Scanned(len(text), len(found.hashes), _without_nested(spans))
 
 
 def _chained(found: Words, index: Index, max_gap: int, max_drift: int) -> Any:

@@ -73,7 +73,7 @@ def words(text: bytes | NDArray[np.uint8]) -> Words:
 
 
 @njit(cache=True, inline="always")
-def _decode(data: Any, i: int) -> tuple[int, int]:
+def _decode(data: Any, i: Any) -> Any:
     """(code point, length in bytes) at ``i`` of valid UTF-8."""
     b = data[i]
     if b < 0x80:
@@ -87,7 +87,7 @@ def _decode(data: Any, i: int) -> tuple[int, int]:
 
 
 @njit(cache=True, inline="always")
-def _class_of(code: int, classes: Any) -> int:
+def _class_of(code: Any, classes: Any) -> Any:
     if code < 0x10000:
         return np.int64(classes[code])
     return IDEOGRAPH if 0x20000 <= code <= 0x3FFFF else SEPARATOR

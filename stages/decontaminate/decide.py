@@ -1,0 +1,143 @@
+"""The rule: from spans to one action per (training document, evaluation document), per document, and to cuts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from stages.decontaminate.chain import Scanned, Span
+from stages.decontaminate.stage import DecontaminateConfig
+
+Action = Literal["keep", "note", "excise", "drop"]
+SEVERITY: dict[Action, int] = {"keep": 0, "note": 1, "excise": 2, "drop": 3}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What one training document shares with one evaluation document, and what follows from it."""
+
+    book: int
+    spans: tuple[Span, ...]
+    matched: int
+    longest: int
+    document_share: float
+    book_share: float
+    action: Action
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one training document. ``pairs``: most severe first; ``cuts``: byte ranges [start, end)."""
+
+    action: Action = "keep"
+    reason: str = ""
+    pairs: tuple[Pair, ...] = ()
+    cuts: tuple[tuple[int, int], ...] = field(default=())
+
+
+def decide_pair(
+    book: int, spans: Sequence[Span], document_words: int, book_words: int, rule: DecontaminateConfig
+) -> Pair:
+    """The rule for one pair. Words covered by several spans count once; a span's words count only if they agree."""
+    spans = tuple(sorted(spans, key=lambda span: (span.doc_first, span)))
+    agreeing = sum(span.matched for span in spans)
+    in_document = min(agreeing, covered((span.doc_first, span.doc_last) for span in spans))
+    in_book = min(agreeing, covered((span.book_first, span.book_last) for span in spans))
+    longest = max(span.matched for span in spans)
+    document_share, book_share = in_document / document_words, in_book / book_words
+    action: Action = "excise"
+    reason = f"a span of {longest} words, {in_document} in all"
+    if longest < rule.act_words:
+        action, reason = "note", f"longest span {longest} words, acted on from {rule.act_words}"
+    elif in_document >= rule.drop_words:
+        action, reason = "drop", f"{in_document} shared words, dropped from {rule.drop_words}"
+    elif document_share >= rule.drop_document_share:
+        action, reason = "drop", f"{document_share:.0%} of the document, dropped from {rule.drop_document_share:.0%}"
+    elif book_share >= rule.drop_book_share:
+        action = "drop"
+        reason = f"{book_share:.1%} of the evaluation document, dropped from {rule.drop_book_share:.0%}"
+    return Pair(book, spans, in_document, longest, document_share, book_share, action, reason)
+
+
+def decide(scanned: Sequence[Scanned], book_words: Sequence[int], rule: DecontaminateConfig) -> list[Decision]:
+    """One decision per scanned document, in order.
+
+    First each pair by itself; then, for evaluation documents that the noted spans of all documents together still
+    cover above ``coverage_limit``, those spans are cut out as well.
+    """
+    decisions = []
+    for document in scanned:
+        by_book: dict[int, list[Span]] = defaultdict(list)
+        for span in document.spans:
+            by_book[span.book].append(span)
+        pairs = [decide_pair(b, spans, document.words, book_words[b], rule) for b, spans in by_book.items()]
+        decisions.append(_settled(pairs))
+    left = coverage(decisions, book_words, acted=False)
+    over = {book for book, share in left.items() if share > rule.coverage_limit}
+    return [_without_notes(decision, over, left) for decision in decisions]
+
+
+def _without_notes(decision: Decision, over: set[int], left: dict[int, float]) -> Decision:
+    if decision.action == "drop" or not any(p.action == "note" and p.book in over for p in decision.pairs):
+        return decision
+    pairs = []
+    for pair in decision.pairs:
+        if pair.action == "note" and pair.book in over:
+            reason = f"{pair.reason}; but such spans cover {left[pair.book]:.1%} of the evaluation document"
+            pairs.append(replace(pair, action="excise", reason=reason))
+        else:
+            pairs.append(pair)
+    return _settled(pairs)
+
+
+def _settled(pairs: Iterable[Pair]) -> Decision:
+    """The document's fate is that of its worst pair; all pairs to be excised give cuts."""
+    ordered = tuple(sorted(pairs, key=lambda pair: (-SEVERITY[pair.action], -pair.matched, pair.book)))
+    if not ordered:
+        return Decision()
+    worst = ordered[0]
+    cuts: list[tuple[int, int]] = []
+    if worst.action == "excise":
+        cuts = [(s.doc_start, s.doc_end) for pair in ordered if pair.action == "excise" for s in pair.spans]
+    return Decision(worst.action, worst.reason, ordered, tuple(merged(cuts)))
+
+
+def coverage(decisions: Iterable[Decision], book_words: Sequence[int], acted: bool) -> dict[int, float]:
+    """Evaluation document -> share of its words inside spans, united over the corpus; with or without the spans
+    that are removed by the decisions."""
+    ranges: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for decision in decisions:
+        for pair in decision.pairs:
+            if acted or (decision.action != "drop" and pair.action == "note"):
+                ranges[pair.book] += [(span.book_first, span.book_last) for span in pair.spans]
+    return {book: covered(found) / book_words[book] for book, found in ranges.items()}
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges [start, end) in order, overlapping and touching ones united."""
+    out: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if out and start <= out[-1][1]:
+            out[-1] = (out[-1][0], max(end, out[-1][1]))
+        else:
+            out.append((start, end))
+    return out
+
+
+def covered(ranges: Iterable[tuple[int, int]]) -> int:
+    """Length of the union of ranges."""
+    return sum(end - start for start, end in merged(ranges))
+
+
+def cut(text: bytes, cuts: Iterable[tuple[int, int]]) -> bytes:
+    """``text`` without the byte ranges; a blank line stands where something was, so that no new sentence arises."""
+    parts: list[bytes] = []
+    at = 0
+    for start, end in cuts:
+        parts.append(text[at:start].rstrip() if not parts else text[at:start].strip())
+        at = end
+    parts.append(text[at:].lstrip() if parts else text)
+    return b"\n\n".join(part for part in parts if part)
