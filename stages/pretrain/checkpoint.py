@@ -100,9 +100,10 @@ class Checkpoints:
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
         tensors = self._tensors(decoder, optimizer, resized=state.world_size != self.world_size)
-        dcp.load(
-            tensors, storage_reader=self._reader(f"{self.root}/step-{state.step:08d}"), no_dist=self.world_size == 1
-        )
+        with quiet():
+            dcp.load(
+                tensors, storage_reader=self._reader(f"{self.root}/step-{state.step:08d}"), no_dist=self.world_size == 1
+            )
         set_state_dict(decoder, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
         if f"rng{self.rank}" in tensors:
             torch.set_rng_state(tensors[f"rng{self.rank}"])

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from model.decoder import Decoder
 from stages.pretrain import monitor, optim
 from stages.pretrain.checkpoint import Checkpoints, RunState
 from stages.pretrain.data import digest
@@ -40,7 +41,7 @@ class Runtime:
     on_row: Callable[[Row], None] = field(default=lambda row: None)
 
 
-def train(recipe: Recipe, decoder: nn.Module, batches: Batches, runtime: Runtime) -> RunState:
+def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) -> RunState:
     """Train ``decoder`` in place to ``recipe.steps``; resumes from ``runtime.checkpoints``. Returns log and samples.
 
     Raises StageError naming step, loss and learning rate if the loss stops being finite, and where the global batch
@@ -105,7 +106,7 @@ def train(recipe: Recipe, decoder: nn.Module, batches: Batches, runtime: Runtime
 
 
 def _step(
-    recipe: Recipe, decoder: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, runtime: Runtime
+    recipe: Recipe, decoder: Decoder, optimizer: torch.optim.Optimizer, batch: Batch, runtime: Runtime
 ) -> tuple[tuple[float | None, float | None], float]:
     """One optimiser step. Returns ((text loss, answer loss), gradient norm before clipping); None: no such tokens."""
     share = len(batch.tokens) // runtime.world_size
@@ -123,7 +124,7 @@ def _step(
     for start in range(0, share, micro):
         part = slice(start, start + micro)
         with cast:
-            nll = decoder.nll(tokens[part]).float()  # type: ignore[operator]
+            nll = decoder.nll(tokens[part])
         text_loss, answer_loss = (nll * text_w[part]).sum(), (nll * answer_w[part]).sum()
         # FSDP averages gradients over ranks; the weights already normalise over the global batch
         (((1 - r) * text_loss + r * answer_loss) * runtime.world_size).backward()
@@ -138,17 +139,17 @@ def _step(
     return (text_sum if has_text else None, answer_sum if has_answer else None), float(norm)
 
 
-def shard(decoder: nn.Module) -> None:
+def shard(decoder: Decoder) -> None:
     """FSDP2: every block's and the rest's parameters sharded over all ranks of the default process group."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    for block in decoder.layers:  # type: ignore[union-attr]
+    for block in decoder.layers:
         fully_shard(block)
     fully_shard(decoder)
     register_fsdp_forward_method(decoder, "nll")  # runs the same all-gathers as ``forward``
 
 
-def full_state_dict(decoder: nn.Module, world_size: int) -> dict[str, torch.Tensor]:
+def full_state_dict(decoder: Decoder, world_size: int) -> dict[str, torch.Tensor]:
     """All parameters on the CPU of rank 0 (an empty dict on the others)."""
     if world_size == 1:
         return {name: tensor.detach().cpu() for name, tensor in decoder.state_dict().items()}

@@ -65,4 +65,4 @@ def loss_weights(batch: Batch, retrieval_share: float) -> tuple[NDArray[np.float
     split into ranks nor into micro-batches changes it."""
     text = batch.mask[:, 1:] & ~batch.answers[:, None]
     answer = batch.mask[:, 1:] & batch.answers[:, None]
-    return tuple((part / max(1, part.sum())).astype(np.float32) for part in (text, answer))  # type: ignore[return-value]
+    return tuple((part / max(1, part.sum())).astype(np.float32) for part in (text, answer))

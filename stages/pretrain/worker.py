@@ -226,7 +226,7 @@ def write_tables(folder: Path, config: ModelConfig, sequence_length: int, state:
         folder / "samples.parquet",
     )
     known = dataclasses.asdict(cost(config, sequence_length))
-    rates = [row["tokens_per_s"] for row in state.rows[1:] or state.rows]
+    rates = [float(row["tokens_per_s"] or 0) for row in state.rows[1:] or state.rows]
     known |= {
         "flops_per_token": known["flops_per_token_training"],
         "tokens_per_s": statistics.median(rates) if rates else 0.0,

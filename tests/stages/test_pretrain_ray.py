@@ -15,7 +15,7 @@ from stages.pretrain import recipe, worker
 from stages.pretrain.stage import PRETRAIN
 from stages.pretrain.worker import Job
 from stages.stage import Execution, StageError
-from tests.stages.pretraining import make_inputs, pretrain_config
+from tests.stages.pretraining import make_inputs, pretrain_config, without_ray
 from tests.support import LocalArtifact, LocalContext
 
 COLUMNS = ["step", "loss", "grad_norm", "gate_mean"]
@@ -23,7 +23,8 @@ COLUMNS = ["step", "loss", "grad_norm", "gate_mean"]
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalArtifact]:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
+    with without_ray():
+        return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
