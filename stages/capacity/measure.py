@@ -63,14 +63,18 @@ def write_all(
     associations at a time, ``delta-token`` one.
     """
     plain: Rule = "linear" if rule == "linear" else "delta"
+    step = 1 if rule == "delta-token" else segment
     written = 0
     for stop in stops:
-        while written < stop:
-            size = {"linear": stop - written, "delta": min(segment, stop - written), "delta-token": 1}[rule]
-            part = slice(written, written + size)
+        while written + step <= stop:
+            part = slice(written, written + step)
             state = memory.write(state, phi[:, :, part], values[:, :, part], plain, eps)
-            written += size
-        yield stop, state
+            written += step
+        if written < stop:  # a first segment that is not full: read here, but no part of what comes after
+            part = slice(written, stop)
+            yield stop, memory.write(state, phi[:, :, part], values[:, :, part], plain, eps)
+        else:
+            yield stop, state
 
 
 def nearest(read: Tensor, candidates: Tensor) -> Tensor:
@@ -115,8 +119,8 @@ def overwrite_rows(config: CapacityConfig, rule: CapacityRule) -> list[dict[str,
         phi = memory.feature_map(config.overwrite_feature_map, old.keys)
         twice, values = torch.cat([phi, phi], dim=2), torch.cat([old.values, new.values], dim=2)
         state = memory.empty(len(config.seeds), config.repeats, phi.shape[-1], config.d_value)
-        stops = [count, 2 * count]  # the first write of a key and the second are never in one segment
-        *_, (_, state) = write_all(state, twice, values, rule, config.segment_length, config.eps, stops)
+        segment = min(config.segment_length, count)  # the first write of a key and the second are never in one segment
+        *_, (_, state) = write_all(state, twice, values, rule, segment, config.eps, [2 * count])
         found = nearest(memory.read(state, phi, config.eps), values)
         is_new = (found == torch.arange(count, 2 * count)).double().mean((1, 2))
         is_old = (found == torch.arange(count)).double().mean((1, 2))

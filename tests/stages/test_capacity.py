@@ -59,7 +59,7 @@ def test_delta_writes_whole_segments_and_delta_token_single_associations() -> No
     phi = memory.feature_map("elu1", drawn.keys)
     empty = memory.empty(2, 4, 16, 16)
     states = {
-        rule: list(write_all(empty, phi, drawn.values, rule, 8, 1e-6, [8, 16]))[-1][1]
+        rule: list(write_all(empty, phi, drawn.values, rule, 8, 1e-6, [2, 8, 16]))[-1][1]
         for rule in ("linear", "delta", "delta-token")
     }
     by_hand = empty
