@@ -72,7 +72,7 @@ def build(books: list[tuple[str, bytes]], ngram: int, max_books_per_ngram: int) 
     slots = np.full(_power_of_two(2 * len(kept_grams), 1 << 10), -1, np.int32)
     bitmap = np.zeros(_power_of_two(16 * len(kept_grams), 1 << 16) // 64, np.uint64)
     _insert(kept_grams, slots, bitmap)
-    return Index(
+    index = Index(
         book_ids=[name for name, _ in books],
         ngram=ngram,
         text=np.frombuffer(b"".join(text for _, text in books), np.uint8),
@@ -89,6 +89,11 @@ def build(books: list[tuple[str, bytes]], ngram: int, max_books_per_ngram: int) 
         bitmap=bitmap,
         shared=sorted((pair for pair in shared if pair[2] >= SHARED_SHARE), key=lambda pair: (-pair[2], pair)),
     )
+    for array in index:
+        if isinstance(array, np.ndarray):
+            # As in Ray's object store: kernels are compiled per array type, and once must do for all processes.
+            array.flags.writeable = False
+    return index
 
 
 def ngrams(hashes: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
@@ -156,7 +161,8 @@ def _works_per_group(group: NDArray[Any], work: NDArray[Any], groups: int) -> ND
     """Distinct works per n-gram."""
     width = int(work.max(initial=0)) + 1
     owned = np.sort(group.astype(np.int64) * width + work)
-    return np.bincount(owned[_changes(owned)] // width, minlength=groups)
+    count: NDArray[np.int64] = np.bincount(owned[_changes(owned)] // width, minlength=groups)
+    return count
 
 
 def _changes(ordered: NDArray[Any]) -> NDArray[np.bool_]:

@@ -1,0 +1,246 @@
+"""Ingest: every kind of source gives the documents its files hold, and nothing bad passes in silence."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stages.corpus import ingest as ingesting
+from stages.corpus.config import IngestConfig
+from stages.corpus.documents import read_documents
+from stages.corpus.manuals import manual_pages
+from stages.corpus.pin import pin
+from stages.corpus.stage import STAGE
+from stages.stage import StageError
+from tests.support import LocalContext
+
+Ingested = tuple[dict[str, dict[str, Any]], list[dict[str, Any]], LocalContext, Path]
+
+
+@pytest.fixture
+def ingest(tmp_path: Path) -> Callable[..., Ingested]:
+    """Runs the stage on sources given as in a study file; (documents by id, problems, context, output folder)."""
+
+    def run(*sources: dict[str, Any], out: str = "out", **options: Any) -> Ingested:
+        config = pin(IngestConfig.model_validate({"sources": sources, **options}), tmp_path)
+        output, context = tmp_path / out, LocalContext(str(tmp_path / "work"))
+        output.mkdir()
+        STAGE.run(config, {}, output, context)
+        documents = {row["doc_id"]: row for row in read_documents(output / "documents")}
+        return documents, pq.read_table(output / "problems.parquet").to_pylist(), context, output
+
+    return run
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Path:
+    """Six short books in PG-19's layout."""
+    for split, ids in {"train": (11, 12, 13), "validation": (20,), "test": (30, 31)}.items():
+        (tmp_path / "books" / split).mkdir(parents=True)
+        for number in ids:
+            (tmp_path / "books" / split / f"{number}.txt").write_text(f"Book {number}.\nIt begins.\n")
+    return tmp_path / "books"
+
+
+BOOKS = {"kind": "pg19", "name": "books", "url": "books"}
+
+
+def test_pg19_layout_keeps_the_official_splits_and_reads_metadata(ingest: Any, books: Path) -> None:
+    (books / "metadata.csv").write_text('id,title,author,year\n11,"Alice, again",Carroll,1865\n30,Waves,,1931-01-02\n')
+    documents, problems, _, _ = ingest(BOOKS)
+    assert {name: row["split"] for name, row in documents.items()} == {
+        "books/11": "train", "books/12": "train", "books/13": "train",
+        "books/20": "validation", "books/30": "test", "books/31": "test",
+    }  # fmt: skip
+    alice, waves = documents["books/11"], documents["books/30"]
+    assert (alice["title"], alice["author"], alice["year"]) == ("Alice, again", "Carroll", 1865)
+    assert (waves["title"], waves["author"], waves["year"]) == ("Waves", None, 1931)
+    assert alice["text"] == "Book 11.\nIt begins.\n" and alice["source"] == "books"
+    assert not problems
+
+
+def test_pg19_metadata_without_a_header(ingest: Any, books: Path) -> None:
+    (books / "metadata.csv").write_text("12,Emma,1815,http://www.gutenberg.org/ebooks/12\n")
+    documents, *_ = ingest(BOOKS)
+    assert (documents["books/12"]["title"], documents["books/12"]["year"]) == ("Emma", 1815)
+
+
+def test_pg19_limit_takes_the_same_books_whatever_else_is_there(ingest: Any, books: Path) -> None:
+    first = set(ingest({**BOOKS, "limit": 1})[0])
+    assert len(first) == 3
+    again = set(ingest({**BOOKS, "limit": 2}, out="out2")[0])
+    assert first < again and len(again) == 5
+
+
+def test_pg19_ids_may_be_numbers_and_must_exist(ingest: Any, books: Path) -> None:
+    documents, *_ = ingest({**BOOKS, "ids": [11, "30"]})
+    assert set(documents) == {"books/11", "books/30"}
+    with pytest.raises(StageError, match=r"sources\.0\.ids = '99'.*Fix"):
+        ingest({**BOOKS, "ids": [11, 99]}, out="out2")
+
+
+def test_bad_documents_are_named_counted_and_skipped(ingest: Any, books: Path) -> None:
+    (books / "train" / "11.txt").write_bytes(b"caf\xe9 in Latin-1")
+    (books / "train" / "12.txt").write_text(" \n\n")
+    (books / "test" / "31.txt").write_bytes(b"PK\0\0")
+    (books / "train" / "30.txt").write_text("The same id in two splits.")
+    documents, problems, context, _ = ingest(BOOKS)
+    assert set(documents) == {"books/13", "books/20", "books/30"}
+    assert documents["books/30"]["split"] == "test", "of a repeated id the evaluation document stays"
+    assert [(p["name"], p["problem"], p["action"]) for p in problems] == [
+        ("books/11", "undecodable", "skipped"),
+        ("books/12", "empty", "skipped"),
+        ("books/30", "duplicate_id", "skipped"),
+        ("books/31", "nul_byte", "skipped"),
+    ]
+    assert any("1 document(s) skipped, undecodable: books/11" in line for line in context.warned)
+
+
+def test_bad_documents_can_stop_the_run(ingest: Any, books: Path) -> None:
+    (books / "train" / "11.txt").write_bytes(b"\xff")
+    with pytest.raises(StageError, match=r"on_bad_document = 'fail'.*books/11: undecodable"):
+        ingest(BOOKS, on_bad_document="fail")
+
+
+@pytest.mark.parametrize(("removed", "lacking"), [(("train",), "training"), (("validation", "test"), "evaluation")])
+def test_a_corpus_without_a_side_is_refused(ingest: Any, books: Path, removed: tuple[str, ...], lacking: str) -> None:
+    for split in removed:
+        for path in (books / split).iterdir():
+            path.unlink()
+    with pytest.raises(StageError, match=f"no {lacking}"):
+        ingest(BOOKS)
+
+
+def test_byte_order_marks_and_crlf_are_normalised(ingest: Any, books: Path) -> None:
+    (books / "train" / "11.txt").write_bytes(b"\xef\xbb\xbfOne\r\nTwo\n")
+    documents, *_ = ingest(BOOKS)
+    assert documents["books/11"]["text"] == "One\nTwo\n"
+
+
+def test_parquet_with_named_columns_and_a_split_column(ingest: Any, tmp_path: Path) -> None:
+    rows = [
+        {"body": "One.", "key": "x/1", "part": "train"}, {"body": "Two.", "key": "x/2", "part": "test"},
+        {"body": None, "key": "x/3", "part": "train"}, {"body": "Four.", "key": "x/4", "part": "dev"},
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    columns = {"text": "body", "id": "key", "id_pattern": r"/(\d+)$", "split": "part"}
+    documents, problems, *_ = ingest({"kind": "parquet", "name": "p", "url": "*.parquet", "columns": columns})
+    assert {name: row["split"] for name, row in documents.items()} == {"p/1": "train", "p/2": "test"}
+    assert [(p["name"], p["problem"]) for p in problems] == [("p/3", "empty"), ("p/4", "unknown_split")]
+    columns["text"] = "text"
+    with pytest.raises(StageError, match=r"'text': no such column \(allowed: body, key, part\)"):
+        ingest({"kind": "parquet", "name": "p", "url": "*.parquet", "columns": columns}, out="out2")
+
+
+def test_compressed_json_lines_split_by_a_stable_hash(ingest: Any, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"Text {i}.", "id": i}) for i in range(200)] + ["{broken", '{"other": 1}']
+    with gzip.open(tmp_path / "part.jsonl.gz", "wt") as file:
+        file.write("\n".join(lines))
+    source = {"kind": "jsonl", "name": "j", "url": "part.jsonl.gz", "columns": {"id": "id"},
+              "split": {"validation": 0.1, "test": 0.2}}  # fmt: skip
+    documents, problems, *_ = ingest(source)
+    splits = [row["split"] for row in documents.values()]
+    assert 8 <= splits.count("validation") <= 35 and 25 <= splits.count("test") <= 60
+    assert [(p["name"], p["problem"]) for p in problems] == [
+        ("j/part.jsonl.gz:0000200", "undecodable"),
+        ("j/part.jsonl.gz:0000201", "undecodable"),
+    ]
+
+
+def test_text_files_from_object_storage(ingest: Any) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/corpus/a/one.txt": b"One.", "/corpus/b/two.txt": b"Two.", "/held/three.txt": b"Three."})
+    documents, *_ = ingest(
+        {"kind": "text", "name": "web", "url": "memory://corpus/**/*.txt", "split": "train"},
+        {"kind": "text", "name": "held", "url": "memory://held/three.txt", "split": "test"},
+    )
+    assert {name: row["text"] for name, row in documents.items()} == {
+        "held/three": "Three.", "web/a/one": "One.", "web/b/two": "Two.",
+    }  # fmt: skip
+
+
+def test_a_hub_data_set_in_a_local_folder(ingest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for split, ids in {"train": (1, 2), "validation": (3,), "test": (4,)}.items():
+        rows = [
+            {"short_book_title": f"Title {i}", "publication_date": 1800 + i,
+             "url": f"http://www.gutenberg.org/ebooks/{i}", "text": f"Book {i}."}
+            for i in ids
+        ]  # fmt: skip
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "hub" / "data" / f"{split}-00000.parquet")
+    source = {
+        "kind": "hub", "name": "pg19", "path": "hub",
+        "columns": {"id": "url", "id_pattern": r"(\d+)/?$", "title": "short_book_title", "year": "publication_date"},
+    }  # fmt: skip
+    documents, *_ = ingest(source)
+    assert {name: row["split"] for name, row in documents.items()} == {
+        "pg19/1": "train", "pg19/2": "train", "pg19/3": "validation", "pg19/4": "test",
+    }  # fmt: skip
+    assert (documents["pg19/4"]["title"], documents["pg19/4"]["year"]) == ("Title 4", 1804)
+    with pytest.raises(StageError, match="remove revision"):
+        ingest({**source, "revision": "0" * 40}, out="out2")
+    with pytest.raises(StageError, match=r"sources\.0\.revision = None"):
+        ingest({**source, "path": "owner/name"}, out="out3")
+
+
+def test_manual_pages_read_documentation_without_running_it() -> None:
+    source = '''
+"""Tools for knots."""
+import nonexistent_module
+raise SystemExit
+if True:
+    def tie(rope, *, twice: bool = False) -> int:
+        """Tie a knot.
+
+        Twice if asked.
+        """
+def bare(): pass
+class Knot(Base):
+    """A knot."""
+    def undo(self):
+        """Open it."""
+'''
+    ((name, text),) = manual_pages("ropes/knots/__init__.py", source)
+    assert name == "ropes.knots"
+    for line in (
+        "Tools for knots.", "def tie(rope, *, twice: bool=False) -> int", "    Twice if asked.", "class Knot(Base)",
+        "    def undo(self)", "        Open it.",
+    ):  # fmt: skip
+        assert line in text.splitlines()
+    assert "bare" not in text
+    assert list(manual_pages("x.py", "x = 1")) == []
+
+
+def test_the_manuals_of_python_make_a_corpus_of_both_sides(ingest: Any) -> None:
+    documents, *_ = ingest({"kind": "python-docs", "name": "manuals", "packages": ["packaging"]})
+    assert {"manuals/stdlib.argparse", "manuals/topics.typesseq", "manuals/packaging.version"} <= set(documents)
+    splits = [row["split"] for row in documents.values()]
+    assert splits.count("train") > 100 and splits.count("validation") > 3 and splits.count("test") > 3
+    assert min(len(row["text"].encode()) for row in documents.values()) >= 1500
+    with pytest.raises(StageError, match=r"sources\.0\.packages = 'no_such_package'"):
+        ingest({"kind": "python-docs", "name": "m", "packages": ["no_such_package"]}, out="out2")
+
+
+def test_workers_write_the_same_bytes_as_one_process(
+    ingest: Any, books: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two loops, then Ray tasks of one file each."""
+    (books / "train" / "12.txt").write_bytes(b"\xff")
+    names = ("documents/part-00000.parquet", "problems.parquet", "listing.json")
+    written = []
+    for out, worth, group in (("a", 2**60, 2**20), ("b", 2**60, 1), ("c", 0, 1)):
+        monkeypatch.setattr(ingesting, "WORTH_TASKS", worth)
+        monkeypatch.setattr(ingesting, "GROUP_BYTES", group)
+        *_, output = ingest(BOOKS, out=out)
+        written.append([(output / name).read_bytes() for name in names])
+    assert written[0] == written[1] == written[2]
