@@ -23,6 +23,7 @@ from stages.report.stage import STAGE as REPORT
 from stages.report.stage import ReportConfig
 from stages.stage import Config, StageError
 from stages.summarize.stage import STAGE as SUMMARIZE
+from stages.summarize.stage import pin_pairs
 from stages.tokens.stage import TOKENIZE, TOKENIZER, pin_tokenizer
 
 
@@ -37,6 +38,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     try:
         corpus = pin(study.corpus, folder, cache)
         tokenizer_config = pin_tokenizer(study.tokenizer, folder)
+        summarize = study.summarize and pin_pairs(study.summarize, folder)
     except StageError as error:
         raise StudyError(f"{loaded.path}: {error}") from error
     graph = PlanBuilder()
@@ -62,7 +64,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
         for arm, mixer in study.arms.items()
     }
     made += trained.values()
-    for stage, config in ((EVALUATE, study.evaluate), (ABLATE, study.ablate), (SUMMARIZE, study.summarize)):
+    for stage, config in ((EVALUATE, study.evaluate), (ABLATE, study.ablate), (SUMMARIZE, summarize)):
         for (arm, seed), model in trained.items():
             if config is not None and (stage is not ABLATE or study.arms[arm].kind == "infini"):
                 made.append(
