@@ -171,7 +171,7 @@ def _changes(ordered: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _offsets(counts: list[int]) -> NDArray[np.int64]:
-    return np.r_[0, np.cumsum(np.array(counts, np.int64))].astype(np.int64)
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(counts, np.int64))])
 
 
 def _power_of_two(least: int, floor: int) -> int:
