@@ -50,7 +50,7 @@ def run_distributed(
     """Run ``train_fn(config)`` on ``workers`` Ray workers and wait; a lost worker restarts all, up to ``max_failures``.
 
     ``train_fn`` must find by itself where to go on. ``resources``: what each worker asks for (``CPU``, ``GPU``).
-    With two or more workers they share a torch process group (nccl where GPUs are asked for, else gloo).
+    They share a torch process group (nccl where GPUs are asked for, else gloo).
     ``storage_url`` and ``name``: where Ray Train keeps its own records; the same ones for every attempt.
     ``poll`` is called every ``poll_s`` seconds while the run lasts, and once after it. If the wait is interrupted
     (a cancelled task), ``cancel`` is called; it must make ``train_fn`` return soon, also after a restart.
@@ -62,27 +62,21 @@ def run_distributed(
         os.environ.setdefault(variable, value)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     if len(ray.nodes()) == 1:  # nobody to warn of a drain: one process less
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    common: dict[str, Any] = {
-        "train_loop_config": config,
-        "scaling_config": ScalingConfig(
+    trainer = TorchTrainer(
+        train_fn,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if resources.get("GPU", 0) > 0 else "gloo"),
+        scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=resources.get("GPU", 0) > 0, resources_per_worker=dict(resources)
         ),
-        "run_config": RunConfig(
+        run_config=RunConfig(
             name=name, storage_path=storage_url, failure_config=FailureConfig(max_failures=max_failures)
         ),
-    }
-    if workers == 1:
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-        trainer: Any = DataParallelTrainer(train_fn, **common)
-    else:
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        backend = "nccl" if resources.get("GPU", 0) > 0 else "gloo"
-        trainer = TorchTrainer(train_fn, torch_config=TorchConfig(backend=backend), **common)
+    )
 
     failure: list[BaseException] = []
 

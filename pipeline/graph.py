@@ -6,8 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from stages.decontaminate.stage import STAGE as DECONTAMINATE
-
 from pipeline.errors import StudyError
 from pipeline.plan import Plan, PlanBuilder
 from pipeline.study import LoadedStudy, Study
@@ -17,8 +15,10 @@ from stages.control.stage import STAGE as CONTROL
 from stages.control.stage import ControlConfig
 from stages.corpus.pin import pin
 from stages.corpus.stage import STAGE as INGEST
+from stages.decontaminate.stage import STAGE as DECONTAMINATE
 from stages.evaluate.stage import STAGE as EVALUATE
-from stages.pretrain.stage import BASE, PRETRAIN, BaseConfig, BaseSettings, PretrainConfig
+from stages.pretrain.config import BaseConfig, BaseSettings, MixtureConfig, PretrainConfig
+from stages.pretrain.stage import BASE, PRETRAIN
 from stages.report.stage import STAGE as REPORT
 from stages.report.stage import ReportConfig
 from stages.stage import Config, StageError
@@ -52,10 +52,11 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     if study.capacity is not None:
         made.append(graph.add(CAPACITY, study.capacity, {}))
     made += _control(graph, study)
+    mixture = _mixture(study)
     trained = {
         (arm, seed): graph.add(
             PRETRAIN,
-            PretrainConfig(**_fields(study.pretrain), mixer=mixer, seed=seed),
+            PretrainConfig(**_fields(study.pretrain) | {"mixture": mixture}, mixer=mixer, seed=seed),
             {**data, "base": base},
             arm=arm,
             seed=seed,
@@ -83,6 +84,21 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
         {step: step for step in made},
     )
     return graph.plan(study.name)
+
+
+def _mixture(study: Study) -> MixtureConfig:
+    """The training mixture, with the weights that stand beside the sources of the corpus."""
+    weights = {source.name: source.weight for source in study.corpus.sources}
+    given = {name: weight for name, weight in weights.items() if weight is not None}
+    if not given:
+        return study.pretrain.mixture
+    missing = sorted(set(weights) - set(given))
+    if missing or study.pretrain.mixture.sources:
+        reason = f"source {missing[0]!r} has none" if missing else "pretrain.mixture.sources says it again"
+        raise StudyError(
+            f"corpus.sources: weight {given} is given, but {reason}. Fix: give every source a weight, once"
+        )
+    return study.pretrain.mixture.model_copy(update={"sources": given})
 
 
 def _base_from(base: BaseSettings, folder: Path) -> BaseSettings:

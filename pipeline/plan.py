@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class Step:
             "step": self.id,
             "stage": self.stage.name,
             "code_version": self.stage.code_version,
-            "source_digest": source_digest(type(self.stage).__module__),
+            "source_digest": source_digest(type(self.stage).__module__, self.stage.uses),
             "config": self.config.key_fields(),
             "inputs": dict(self.input_keys),
             "arm": self.arm,
@@ -241,18 +242,25 @@ def _compare(old: Any, new: Any, where: str, lines: list[str]) -> None:
 
 
 @functools.cache
-def source_digest(module: str) -> str:
-    """sha256 of the Python sources of a stage's package, to notice code that changed without its version."""
+def source_digest(module: str, uses: tuple[str, ...] = ()) -> str:
+    """Digest of the Python sources of a stage's package and of those it uses, to notice code that changed without
+    its version. Imports nothing but the packages' parents."""
     file = sys.modules[module].__file__
     assert file is not None
+    folders = [Path(file).parent]
+    for name in uses:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None, f"{module}: no package {name!r}"
+        folders += [Path(place) for place in spec.submodule_search_locations or ()]
     digest = hashlib.sha256()
-    for path in sorted(Path(file).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def _source_warning(step: Step, commit: Commit) -> str | None:
     made_with = commit.meta.get("source_digest")
-    if made_with in (None, source_digest(type(step.stage).__module__)):
+    if made_with in (None, source_digest(type(step.stage).__module__, step.stage.uses)):
         return None
     return f"the source of stage {step.stage.name!r} changed, its code_version ({step.stage.code_version}) did not"

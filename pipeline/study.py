@@ -6,7 +6,7 @@ sets ``pretrain.steps``; ``--set pretrain.steps=10`` does on the command line.
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +19,7 @@ from stages.decontaminate.stage import DecontaminateConfig
 
 from model.config import MixerConfig, TrunkConfig
 from pipeline.errors import StudyError, suggestion
+from pipeline.faults import describe
 from pipeline.yamlfile import parse
 from stages.ablate.stage import AblateConfig
 from stages.capacity.stage import CapacityConfig
@@ -56,22 +57,6 @@ class Study(Config):
     summarize: SummarizeConfig | None = None
     claims: ClaimsConfig = ClaimsConfig()
     execution: Execution = Execution()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lengths_are_said_once(cls, value: Any) -> Any:
-        """An arm that names no segment length has the tokens' own, and training the tokens' sequence length."""
-        if not isinstance(value, dict) or not isinstance(value.get("tokenize"), dict):
-            return value
-        tokenize, filled = value["tokenize"], dict(value)
-        if "segment_length" in tokenize and isinstance(value.get("arms"), dict):
-            filled["arms"] = {
-                name: {"segment_length": tokenize["segment_length"], **arm} if isinstance(arm, dict) else arm
-                for name, arm in value["arms"].items()
-            }
-        if "sequence_length" in tokenize and isinstance(value.get("pretrain"), dict):
-            filled["pretrain"] = {"sequence_length": tokenize["sequence_length"], **value["pretrain"]}
-        return filled
 
     @field_validator("arms")
     @classmethod
@@ -192,42 +177,3 @@ def _index(place: list[Any], part: str, dotted: str) -> int:
             f"--set {dotted}: {part!r} is not an index of a list of {len(place)} (allowed: 0 to {len(place) - 1})"
         )
     return int(part)
-
-
-def describe(error: ValidationError, name: str) -> str:
-    """All faults of a study file, one line each: field, value, what is allowed."""
-    lines = []
-    for fault in error.errors(include_url=False):
-        dotted = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("function-"))
-        if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            known = _known_fields(fault["loc"][:-1])
-            lines.append(f"{name}: {dotted}: unknown key{suggestion(str(fault['loc'][-1]), known) if known else ''}")
-        elif fault["type"] == "missing":
-            lines.append(f"{name}: {dotted}: missing; fix: add it (see runs/quickstart.yaml for an example)")
-        else:
-            value = fault["input"]
-            shown = f" = {value!r}" if isinstance(value, str | int | float | bool | type(None)) else ""
-            message = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"{name}: {dotted}{shown}: {message}" if dotted else f"{name}: {message}")
-    return "\n".join(lines)
-
-
-def _known_fields(location: tuple[int | str, ...]) -> list[str]:
-    """Field names of the section at ``location``, walking through the study's types."""
-    here: Any = Study
-    for part in location:
-        fields = getattr(here, "model_fields", None)
-        here = _section_type(fields[part].annotation) if fields and part in fields else _section_type(here)
-        if here is None:
-            return []
-    if dataclasses.is_dataclass(here):
-        return [f.name for f in dataclasses.fields(here)]
-    return list(getattr(here, "model_fields", {}))
-
-
-def _section_type(annotation: Any) -> Any:
-    """The config class inside ``X``, ``X | None``, ``dict[str, X]``; None where there are several."""
-    if hasattr(annotation, "model_fields") or dataclasses.is_dataclass(annotation):
-        return annotation
-    inside = [t for t in map(_section_type, getattr(annotation, "__args__", ())) if t is not None]
-    return inside[0] if len(inside) == 1 else None

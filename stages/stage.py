@@ -124,6 +124,8 @@ class Stage(ABC, Generic[ConfigT]):
     """Raised by hand whenever the same config and inputs would give another output."""
     deterministic: ClassVar[bool] = True
     """False where wall-clock measurements are part of the output (then digests differ between runs)."""
+    uses: ClassVar[tuple[str, ...]] = ()
+    """Packages beside the stage's own whose code shapes its output; the plan warns when their source changed."""
 
     def resources(self, config: ConfigT, execution: Execution) -> Resources:
         """What the step's own Ray task asks for (default: ``execution.task_cpus``)."""

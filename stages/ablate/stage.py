@@ -21,6 +21,7 @@ class Ablate(Stage[AblateConfig]):
 
     name = "ablate"
     code_version = 1
+    uses = ("model", "stages.tasks", "stages.evaluate")
 
     def resources(self, config: AblateConfig, execution: Execution) -> Resources:
         return Resources(cpus=execution.task_cpus, gpus=execution.gpus_per_worker)

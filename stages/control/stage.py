@@ -23,8 +23,8 @@ from stages.stage import Artifact, Config, Context, Stage, Summary
 class ControlSettings(Config):
     """The study file's ``control`` section: task, model and training of the small recall models.
 
-    With the defaults both update rules reached 100% at k = 1 by step 300 for every seed tried, in 15 s of a core; a gate
-    learning rate of 1e-2 leaves the delta rule at 50-99% after as many steps.
+    With the defaults both update rules reached 100% at k = 1 by step 300 for every seed tried, in 15 s of a core; a
+    gate learning rate of 1e-2 leaves the delta rule at 50-99% after as many steps.
     """
 
     layers: int = Field(default=2, ge=1)
@@ -94,6 +94,7 @@ class Control(Stage[ControlConfig]):
 
     name: ClassVar[str] = "control"
     code_version: ClassVar[int] = 1
+    uses = ("model",)
 
     def run(self, config: ControlConfig, inputs: Mapping[str, Any], output: Path, context: Context) -> Summary:
         """control.parquet: accuracy per k over the course of training. Raises StageError if the loss diverges."""

@@ -69,7 +69,9 @@ class SourceBase(Config):
     """What every source has."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="first part of its documents' ids")
-    weight: float = Field(default=1.0, gt=0, description="mixing weight in training, relative to the other sources")
+    weight: float | None = Field(
+        default=None, gt=0, description="share of the training text, relative to the other sources' weights"
+    )
     pin: str | None = Field(default=None, pattern=PIN_PATTERN, description="digest of the external input")
 
     def key_fields(self) -> dict[str, Any]:

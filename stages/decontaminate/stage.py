@@ -61,6 +61,7 @@ class Decontaminate(Stage[DecontaminateConfig]):
 
     name: ClassVar[str] = "decontaminate"
     code_version: ClassVar[int] = 1
+    uses = ("stages.corpus",)
 
     def run(
         self, config: DecontaminateConfig, inputs: Mapping[str, Artifact], output: Path, context: Context

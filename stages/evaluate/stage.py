@@ -16,6 +16,7 @@ class Evaluate(Stage[EvaluateConfig]):
 
     name = "evaluate"
     code_version = 1
+    uses = ("model", "stages.tasks")
 
     def resources(self, config: EvaluateConfig, execution: Execution) -> Resources:
         return Resources(cpus=execution.task_cpus, gpus=execution.gpus_per_worker)

@@ -37,6 +37,7 @@ class Base(Stage[BaseConfig]):
 
     name: ClassVar[str] = "base"
     code_version: ClassVar[int] = 1
+    uses = ("model", "stages.tasks")
     deterministic: ClassVar[bool] = False  # tokens per second are in the log
 
     def resources(self, config: BaseConfig, execution: Execution) -> Resources:
@@ -73,6 +74,7 @@ class Pretrain(Stage[PretrainConfig]):
 
     name: ClassVar[str] = "pretrain"
     code_version: ClassVar[int] = 1
+    uses = ("model", "stages.tasks")
     deterministic: ClassVar[bool] = False
 
     def resources(self, config: PretrainConfig, execution: Execution) -> Resources:

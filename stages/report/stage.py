@@ -17,6 +17,7 @@ class Report(Stage[ReportConfig]):
 
     name = "report"
     code_version = 1
+    uses = ("stages.claims", "stages.statistics")
     deterministic = False  # prints measured tokens per second
 
     def run(self, config: ReportConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:

@@ -20,6 +20,7 @@ class Summarize(Stage[SummarizeConfig]):
 
     name = "summarize"
     code_version = 1
+    uses = ("model",)
 
     def resources(self, config: SummarizeConfig, execution: Execution) -> Resources:
         return Resources(cpus=execution.task_cpus, gpus=execution.gpus_per_worker)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cluster import storage
 from pipeline.plan import Plan, PlanBuilder
 from stages.stage import Artifact, Config, Context, Resources, Stage, Summary
 from tests.faults import Faults
@@ -76,14 +77,13 @@ class Count(_Toy):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        checkpoint = Path(context.work_url) / "checkpoint.json"
-        rows: list[int] = json.loads(checkpoint.read_text()) if checkpoint.is_file() else []
+        fs, checkpoint = storage.filesystem(f"{context.work_url}/checkpoint.json")
+        rows: list[int] = storage.read_json(fs, checkpoint) or []
         files = sorted(inputs["numbers"].path("numbers").iterdir())
         for step in range(len(rows), len(files)):
             config.reach(self.name, f"step {step}")
             rows.append((rows[-1] if rows else config.n) + json.loads(files[step].read_text()))
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_text(json.dumps(rows))
+            storage.write_atomic(fs, checkpoint, storage.to_json(rows))
             context.metrics(step, total=rows[-1])
             context.progress(step + 1, len(files), "steps", sum=rows[-1])
         pq.write_table(pa.table({"step": range(len(rows)), "total": rows}), output / "totals.parquet")

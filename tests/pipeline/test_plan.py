@@ -122,7 +122,7 @@ def test_changed_source_without_a_new_code_version_is_warned_of(tmp_path: Path, 
     store = Store(tmp_path)
     make(store, plan())
     assert not any(d.warning for d in decide(plan(), store).values())
-    monkeypatch.setattr("pipeline.plan.source_digest", lambda module: "other")
+    monkeypatch.setattr("pipeline.plan.source_digest", lambda module, uses: "other")
     assert "code_version (1) did not" in (decide(plan(), store)["ingest"].warning or "")
 
 

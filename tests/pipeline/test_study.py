@@ -111,3 +111,13 @@ def test_a_changed_book_changes_every_key_that_depends_on_it(study, tmp_path):
 def test_missing_books_are_told_before_any_work(study):
     with pytest.raises(StudyError, match=r"url = .*nowhere"):
         expand(load(study, ["corpus.sources.0.url=nowhere"], environment={}), None)
+
+
+def test_weights_of_the_sources_reach_training(study, tmp_path):
+    text = "{kind: text, name: notes, weight: 1, url: books/train/*.txt, split: train}"
+    both = load(study, [f"corpus.sources=[{{kind: pg19, name: books, url: books, weight: 3}}, {text}]"], {})
+    config = expand(both, None)["pretrain/local/0"].config
+    assert config.mixture.sources == {"books": 3.0, "notes": 1.0}
+    one = load(study, [f"corpus.sources=[{{kind: pg19, name: books, url: books}}, {text}]"], {})
+    with pytest.raises(StudyError, match=r"weight .*source 'books' has none"):
+        expand(one, None)
