@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.errors import IntegrityError
 from pipeline.keys import artifact_key
 from stages.stage import Config, Stage
 
@@ -199,18 +200,27 @@ def decide(plan: Plan, store: Store, selection: Selection | None = None) -> dict
                 forced.add(step.id)
                 decisions[step.id] = Decision("run", f"{rerun[0]} is made again")
             else:
-                decisions[step.id] = Decision("run", _reason(step, earlier))
+                decisions[step.id] = Decision("run", _reason(step, earlier, store))
     return decisions
 
 
-def _reason(step: Step, earlier: Mapping[str, Any]) -> str:
+def _reason(step: Step, earlier: Mapping[str, Any], store: Store) -> str:
     before = earlier.get("steps", {}).get(step.id)
     if before is None:
         return "never made"
     if before["key"] == step.key:
         return "started earlier, not finished"
-    changes = differences(before, step.record())
+    made = store.lookup(step.stage.name, before["key"])
+    changes = (external_changes(step, made, store) if made else []) + differences(before, step.record())
     return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
+
+
+def external_changes(step: Step, before: Commit, store: Store) -> list[str]:
+    """What the stage itself says has changed outside its config; nothing if the old artifact cannot be read."""
+    try:
+        return step.stage.changes(step.config, store.artifact(before))
+    except (OSError, IntegrityError):
+        return []
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -131,6 +131,11 @@ class Stage(ABC, Generic[ConfigT]):
         """What the step's own Ray task asks for (default: ``execution.task_cpus``)."""
         return Resources(cpus=execution.task_cpus)
 
+    def changes(self, config: ConfigT, before: Artifact) -> list[str]:
+        """What differs outside the config since the artifact ``before`` was made (changed external files), a line
+        each; shown as the reason of a plan. Must be cheap."""
+        return []
+
     @abstractmethod
     def run(self, config: ConfigT, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         """Make the artifact: read ``inputs``, write below ``output`` (exists, empty), return the summary.

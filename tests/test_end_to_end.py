@@ -90,6 +90,19 @@ def test_a_change_runs_only_what_depends_on_it(whole):
     assert "  seed: 0 -> 1" in explained.stdout.splitlines()
 
 
+def test_a_changed_book_is_named_in_the_plan(whole):
+    folder, _ = whole
+    book = folder / "books" / "train" / "100.txt"
+    text = book.read_text()
+    book.write_text(text + "one more\n")
+    try:
+        plan = json.loads(study(folder, "plan", "tiny.yaml", "--json").stdout)
+    finally:
+        book.write_text(text)
+    assert plan["counts"] == {"run": len(plan["steps"])}
+    assert plan["steps"][0]["reason"].startswith("changed: train/100.txt; sources.0.pin:")
+
+
 def test_every_number_has_its_rows(whole):
     folder, _ = whole
     report = json.loads((folder / "runs/store/reports/tiny/report.json").read_text())

@@ -54,7 +54,7 @@ def explain(
     json: Json = False,
 ) -> None:
     """Why a step would run or be reused: the difference to the nearest earlier artifact, field by field."""
-    from pipeline.plan import decide, differences, matching
+    from pipeline.plan import decide, differences, external_changes, matching
 
     opened = open_study(study, set_, root)
     ids = matching(opened.plan, [step])
@@ -64,7 +64,9 @@ def explain(
     decision = decide(opened.plan, opened.store)[step]
     record = chosen.record()
     before = _nearest(opened.store, chosen.stage.name, chosen.key, record)
-    changes = differences(before.meta, record) if before is not None else []
+    changes: list[str] = []
+    if before is not None:
+        changes = external_changes(chosen, before, opened.store) + differences(before.meta, record)
     if json:
         print_json(
             "explain",

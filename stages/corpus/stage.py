@@ -17,6 +17,14 @@ class Ingest(Stage[IngestConfig]):
     code_version: ClassVar[int] = 1
     inputs: ClassVar[tuple[str, ...]] = ()
 
+    def changes(self, config: IngestConfig, before: Artifact) -> list[str]:
+        """Files that were added, removed or changed: ``changed: train/11.txt``."""
+        import json
+
+        from stages.corpus.pin import changes, listing
+
+        return changes(json.loads(before.path("listing.json").read_text()), listing(config, Path()))
+
     def run(self, config: IngestConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         """See ``stages.corpus.ingest.ingest``."""
         from stages.corpus.ingest import ingest
