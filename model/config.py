@@ -23,7 +23,7 @@ class MixerConfig:
     of the previous ``segment_length`` tokens, RoPE-relative), full (causal over everything).
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
     kind: Kind
     segment_length: int  # N, tokens; full attention ignores it, the window is as long
@@ -46,7 +46,7 @@ class MixerConfig:
 class TrunkConfig:
     """A Llama-style decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
     dim: int
     layers: int
@@ -59,6 +59,13 @@ class TrunkConfig:
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} = {value}: allowed are whole numbers >= 1")
+        for name in ("rope_theta", "norm_eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: allowed are numbers > 0")
         if self.head_dim is None and self.dim % self.heads:
             raise ValueError(f"dim = {self.dim}: must be a multiple of heads = {self.heads}, or set head_dim")
         if self.heads % self.n_kv_heads:

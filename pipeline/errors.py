@@ -45,6 +45,8 @@ class UnknownName(UserError):
 def suggestion(name: str, known: Iterable[str]) -> str:
     """``; did you mean ...?`` or the list of what there is."""
     names = [str(n) for n in known]
+    if not names:
+        return " (there are none)"
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return "; did you mean " + " or ".join(repr(n) for n in close) + "?"

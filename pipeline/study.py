@@ -12,20 +12,21 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from stages.decontaminate.stage import DecontaminateConfig
 
 from model.config import MixerConfig, TrunkConfig
+from pipeline.crosscheck import disagreements
 from pipeline.errors import StudyError, suggestion
-from pipeline.faults import describe
+from pipeline.findings import describe
 from pipeline.yamlfile import parse
 from stages.ablate.stage import AblateConfig
 from stages.capacity.stage import CapacityConfig
 from stages.claims.config import ClaimsConfig
 from stages.control.stage import ControlSettings
 from stages.corpus.config import IngestConfig
+from stages.decontaminate.stage import DecontaminateConfig
 from stages.evaluate.stage import EvaluateConfig
 from stages.pretrain.stage import BaseSettings, PretrainSettings
 from stages.stage import Config, Execution
@@ -33,6 +34,7 @@ from stages.summarize.stage import SummarizeConfig
 from stages.tokens.stage import TokenizeConfig, TokenizerConfig
 
 ENVIRONMENT_PREFIX = "INFINI_STUDY__"
+_OF_A_MEMORY = ("rule", "feature_map", "gate_init", "empty_memory", "eps")
 
 
 class Study(Config):
@@ -41,7 +43,7 @@ class Study(Config):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     description: str = ""
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] = Field(min_length=1)
     corpus: IngestConfig
     decontaminate: DecontaminateConfig = DecontaminateConfig()
     tokenizer: TokenizerConfig
@@ -64,6 +66,14 @@ class Study(Config):
         for name in arms:
             if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
                 raise ValueError(f"arm name {name!r}: allowed are lower-case letters, digits and '-'")
+        for name, arm in arms.items():
+            for field in _OF_A_MEMORY if arm.kind != "infini" else ():
+                value = getattr(arm, field)
+                if value != getattr(MixerConfig, field):
+                    raise ValueError(
+                        f"{name}.{field} = {value!r}: has no effect with kind = {arm.kind!r}, "
+                        "which has no memory; fix: remove it"
+                    )
         return arms
 
     @field_validator("seeds")
@@ -101,25 +111,64 @@ class LoadedStudy:
 def load(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> LoadedStudy:
     """Read and check a study file. Raises StudyError naming field, value, what is allowed and the fix."""
     path = Path(path)
+    raw = parse(_text(path), str(path))
+    if not isinstance(raw, dict):
+        what = "the file is empty" if raw is None else f"it holds {'a list' if isinstance(raw, list) else 'one value'}"
+        raise StudyError(
+            f"{path}: {what}; a study file is a mapping of sections (name: ..., seeds: ...). "
+            "Fix: start from a copy of runs/quickstart.yaml"
+        )
+    origins = dict.fromkeys(leaves(raw), "file")
+    variables = os.environ if environment is None else environment
+    settings = [("environment", k, v) for k, v in _from_environment(variables)]
+    settings += [("command line", k, v) for k, v in map(_split_override, overrides)]
+    for origin, dotted, text in settings:
+        said = f"--set {dotted}" if origin == "command line" else f"{ENVIRONMENT_PREFIX}* {dotted}"
+        value = parse(text, said)
+        _assign(raw, dotted, _from_here(dotted, value) if origin == "command line" else value, said)
+        origins = {k: v for k, v in origins.items() if k != dotted and not k.startswith(dotted + ".")}
+        origins |= {f"{dotted}.{leaf}" if leaf else dotted: origin for leaf in leaves(value)}
+    try:  # as JSON, because only there pydantic takes lists for tuples and yet "3" for no number
+        study = Study.model_validate_json(json.dumps(_lengths_said_once(raw)), strict=True)
+    except ValidationError as error:
+        raise StudyError(describe(error, Study, raw, str(path), origins)) from error
+    if found := disagreements(study):
+        raise StudyError("\n".join(f"{path}: {line}" for line in found))
+    return LoadedStudy(study, path, origins)
+
+
+def _text(path: Path) -> str:
+    if path.is_dir():
+        inside = sorted(p.name for p in path.glob("*.yaml"))
+        there = f" (in it: {', '.join(inside)})" if inside else ""
+        raise StudyError(f"{str(path)!r} is a folder, a study file is needed{there}")
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise StudyError(f"no study file at {str(path)!r}{suggestion(path.name, beside) if beside else ''}")
-    raw = parse(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(raw, dict):
-        raise StudyError(f"{path}: a study file is a mapping of sections, not {type(raw).__name__}")
-    origins = dict.fromkeys(leaves(raw), "file")
-    settings = [("environment", k, v) for k, v in _from_environment(os.environ if environment is None else environment)]
-    settings += [("command line", k, v) for k, v in map(_split_override, overrides)]
-    for origin, dotted, text in settings:
-        value = _from_here(dotted, parse(text, f"--set {dotted}")) if origin == "command line" else parse(text, dotted)
-        _assign(raw, dotted, value)
-        origins = {k: v for k, v in origins.items() if k != dotted and not k.startswith(dotted + ".")}
-        origins |= {f"{dotted}.{leaf}" if leaf else dotted: origin for leaf in leaves(value)}
     try:
-        study = Study.model_validate(raw)
-    except ValidationError as error:
-        raise StudyError(describe(error, str(path))) from error
-    return LoadedStudy(study, path, origins)
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StudyError(
+            f"{path}: not a text file in UTF-8 (byte {error.start} is {error.object[error.start]:#04x}). "
+            "Fix: give a YAML file, saved as UTF-8"
+        ) from error
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read: {error.strerror or error}. Fix: its permissions") from error
+
+
+def _lengths_said_once(raw: dict[str, Any]) -> dict[str, Any]:
+    """An arm that names no segment length has the tokens' own, and training the tokens' sequence length."""
+    if not isinstance(raw.get("tokenize"), dict):
+        return raw
+    tokenize, filled = raw["tokenize"], dict(raw)
+    if "segment_length" in tokenize and isinstance(raw.get("arms"), dict):
+        filled["arms"] = {
+            name: {"segment_length": tokenize["segment_length"], **arm} if isinstance(arm, dict) else arm
+            for name, arm in raw["arms"].items()
+        }
+    if "sequence_length" in tokenize and isinstance(raw.get("pretrain"), dict):
+        filled["pretrain"] = {"sequence_length": tokenize["sequence_length"], **raw["pretrain"]}
+    return filled
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[str]:
@@ -140,7 +189,7 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, str
 
 def _split_override(text: str) -> tuple[str, str]:
     dotted, equals, value = text.partition("=")
-    if not equals or not dotted:
+    if not equals or not all(part.strip() for part in dotted.split(".")):
         raise StudyError(f"--set {text!r}: allowed is a.b=value, for example --set pretrain.steps=100")
     return dotted.strip(), value
 
@@ -152,28 +201,27 @@ def _from_here(dotted: str, value: Any) -> Any:
     return value
 
 
-def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
+def _assign(raw: dict[str, Any], dotted: str, value: Any, said: str) -> None:
     place: Any = raw
     *parents, last = dotted.split(".")
     for depth, part in enumerate(parents):
-        here = ".".join(parents[: depth + 1])
         if isinstance(place, list):
-            place = place[_index(place, part, dotted)]
+            place = place[_index(place, part, said)]
         else:
             if place.get(part) is None:
                 place[part] = {}
             place = place[part]
         if not isinstance(place, dict | list):
-            raise StudyError(f"--set {dotted}: {here!r} is a single value, not a section")
+            here = ".".join(parents[: depth + 1])
+            raise StudyError(f"{said}: {here!r} is a single value, not a section")
     if isinstance(place, list):
-        place[_index(place, last, dotted)] = value
+        place[_index(place, last, said)] = value
     else:
         place[last] = value
 
 
-def _index(place: list[Any], part: str, dotted: str) -> int:
-    if not part.isdigit() or int(part) >= len(place):
-        raise StudyError(
-            f"--set {dotted}: {part!r} is not an index of a list of {len(place)} (allowed: 0 to {len(place) - 1})"
-        )
+def _index(place: list[Any], part: str, said: str) -> int:
+    if not (part.isascii() and part.isdigit()) or int(part) >= len(place):
+        allowed = f"allowed: 0 to {len(place) - 1}" if place else "set the whole list instead"
+        raise StudyError(f"{said}: {part!r} is not an index of a list of {len(place)} ({allowed})")
     return int(part)

@@ -15,6 +15,11 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 _StrictLoader.yaml_implicit_resolvers = {}
+_StrictLoader.yaml_constructors = {  # no sets, dates, bytes: a study file is JSON in nicer clothes
+    tag: construct
+    for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rsplit(":", 1)[-1] in ("null", "bool", "int", "float", "seq", "str")
+}
 for _tag, _pattern, _first in (
     ("tag:yaml.org,2002:bool", r"^(?:true|false)$", "tf"),
     ("tag:yaml.org,2002:int", r"^[-+]?(?:0|[1-9][0-9_]*)$", "-+0123456789"),
@@ -34,9 +39,9 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[str, Any]:
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         if not isinstance(key, str):
-            raise StudyError(f"line {line}: key {key!r} is not a word; fix: write it in quotes")
+            raise StudyError(f"line {line}: key {key!r} is not a word. Fix: write it in quotes")
         if key in value:
-            raise StudyError(f"line {line}: key {key!r} stands twice in the same block; fix: keep one")
+            raise StudyError(f"line {line}: key {key!r} stands twice in the same block. Fix: keep one")
         value[key] = loader.construct_object(value_node, deep=True)
     return value
 
@@ -51,6 +56,12 @@ def parse(text: str, name: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise StudyError(f"{name}: {where}not YAML: {getattr(error, 'problem', None) or error}") from error
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        fix = " Fix: indent with spaces, not tabs" if "'\\t'" in problem else ""
+        raise StudyError(f"{name}: {where}not YAML: {problem}.{fix}") from error
+    except RecursionError as error:
+        raise StudyError(f"{name}: not a study file: nested too deeply") from error
+    except ValueError as error:  # !!int words, a number of thousands of digits
+        raise StudyError(f"{name}: not YAML: {str(error).splitlines()[0]}") from error
     except StudyError as error:
         raise StudyError(f"{name}: {error}") from error

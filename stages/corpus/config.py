@@ -103,9 +103,9 @@ class Pg19(SourceBase):
     @field_validator("ids", mode="before")
     @classmethod
     def _ids_may_be_numbers(cls, value: object) -> object:
-        return (
-            [str(item) if type(item) is int else item for item in value] if isinstance(value, list | tuple) else value
-        )
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(str(item) if type(item) is int else item for item in value)
 
     @model_validator(mode="after")
     def _ids_or_limit(self) -> Pg19:

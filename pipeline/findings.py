@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -24,15 +24,15 @@ _SAYINGS: Mapping[str, str] = {
     "string_type": "text is needed; fix: write it in quotes",
     "bool_type": "true or false is needed",
     "bool_parsing": "true or false is needed",
-    "tuple_type": "a list is needed, for example [1, 2]",
-    "list_type": "a list is needed, for example [1, 2]",
-    "greater_than": "must be greater than {gt:g}",
-    "greater_than_equal": "must be at least {ge:g}",
-    "less_than": "must be less than {lt:g}",
-    "less_than_equal": "must be at most {le:g}",
+    "tuple_type": "a list is needed; fix: write it in [brackets]",
+    "list_type": "a list is needed; fix: write it in [brackets]",
+    "greater_than": "must be greater than {gt:.12g}",
+    "greater_than_equal": "must be at least {ge:.12g}",
+    "less_than": "must be less than {lt:.12g}",
+    "less_than_equal": "must be at most {le:.12g}",
     "literal_error": "allowed are {expected}",
-    "too_short": "at least {min_length} entry is needed",
-    "string_too_short": "text of at least {min_length} character is needed",
+    "too_short": "entries needed: at least {min_length}",
+    "string_too_short": "characters needed: at least {min_length}",
     "string_pattern_mismatch": "must have the form {pattern}",
     "union_tag_invalid": "unknown kind; allowed are {expected_tags}",
     "union_tag_not_found": "kind is missing; allowed are {tags}",
@@ -70,8 +70,9 @@ def _says_more(other: Fault, fault: Fault) -> bool:
         # a list whose only entry is wrong counts as empty; a section is no word that was allowed in its place
         return fault.kind in ("too_short", "literal_error")
     if other.place == fault.place:
-        section = isinstance(fault.value, dict)
-        return (fault.kind == "literal_error" and section) or (fault.kind in _SECTIONS and other.kind == "literal_error")
+        if isinstance(fault.value, dict):
+            return fault.kind == "literal_error"
+        return fault.kind in _SECTIONS and other.kind == "literal_error"
     return False
 
 
@@ -117,7 +118,9 @@ def _shown(value: Any) -> str:
         return ""
     if value is None:
         return " is empty"
-    if isinstance(value, str | int | float | bool):
+    if isinstance(value, bool):
+        return f" = {str(value).lower()}"
+    if isinstance(value, str | int | float):
         text = repr(value)
         return f" = {text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + '...'}"
     if isinstance(value, list):
@@ -140,9 +143,8 @@ def _place(location: Location, raw: Any, *, missing: bool) -> Location:
     """``location`` without the names pydantic gives the branches of an alternative: those are no keys of the file."""
     place: list[int | str] = []
     for index, part in enumerate(location):
-        if isinstance(raw, dict) and part in raw:
-            raw = raw[part]
-        elif isinstance(raw, list) and isinstance(part, int) and part < len(raw):
+        inside = part in raw if isinstance(raw, dict) else isinstance(raw, list) and part in range(len(raw))
+        if inside:
             raw = raw[part]
         elif not (missing and index == len(location) - 1):
             continue
@@ -152,7 +154,8 @@ def _place(location: Location, raw: Any, *, missing: bool) -> Location:
 
 def _known_fields(section: Any, location: Location) -> list[str]:
     """Field names of the section at ``location``, walking through the study's types."""
-    candidates = list(_candidates(_annotation(section, location)))
+    here = _annotation(section, location)
+    candidates = [] if get_origin(here) in (dict, tuple) else list(_candidates(here))
     if len(candidates) != 1:
         return []
     if dataclasses.is_dataclass(candidates[0]):
@@ -167,6 +170,10 @@ def _annotation(section: Any, location: Location) -> Any:
         tagged = [c for c in candidates if _tag(c) == part]
         if tagged:
             here = tagged[0]
+        elif get_origin(here) is dict:
+            here = here.__args__[1]
+        elif get_origin(here) is tuple:
+            here = here.__args__[0]
         elif len(candidates) == 1 and part in getattr(candidates[0], "model_fields", {}):
             here = candidates[0].model_fields[part].annotation
     return here
