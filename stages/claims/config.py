@@ -46,7 +46,9 @@ class PerplexityFromMemory(Config):
     family (memory arms x ``baselines``); refuted: no memory arm is better by more than ``margin`` (TOST)."""
 
     baselines: tuple[Literal["local", "window", "xl", "full"], ...] = Field(
-        default=("local",), min_length=1, description="kinds of arms the primary family compares with"
+        default=("local", "window", "xl"),
+        min_length=1,
+        description="kinds of arms that a memory arm must beat, where the study has them (the primary family)",
     )
     margin: float = Field(default=0.01, gt=0, lt=1, description="relative perplexity that counts as no difference")
 

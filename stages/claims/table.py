@@ -56,7 +56,7 @@ CLAIMS: tuple[Claim, ...] = (
         "C2",
         "perplexity-from-memory",
         "Does compressive memory, not positional or schedule adaptation, lower perplexity?",
-        "A memory arm has lower perplexity than the matched arm without memory.",
+        "A memory arm has lower perplexity than every matched arm without a compressive memory.",
         ("evaluate", "control"),
         lambda r: (
             f"supported: some memory arm is better than every arm of kind "
