@@ -112,16 +112,21 @@ def _report_json(folder: Path) -> dict[str, object]:
 
 
 def print_verdicts(folder: Path) -> None:
-    """The verdict table of a report folder."""
-    from stages.report.terminal import verdict_rows
+    """The verdict table of a report folder, and under it the positive control."""
+    from stages.report.terminal import control_rows, verdict_rows
 
-    rows = verdict_rows(_report_json(folder))
+    content = _report_json(folder)
+    rows = verdict_rows(content)
     styles = {row.verdict: VERDICT_STYLE[row.decision] for row in rows}
     table(
         ["claim", "", "verdict", "estimate", "n", "why"],
         [[row.claim, row.name, row.verdict, row.estimate, row.n, row.reason] for row in rows],
         styles,
     )
+    control = control_rows(content)
+    if control:
+        line()
+        table(control[0], control[1:])
 
 
 def ui(

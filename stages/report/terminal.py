@@ -43,3 +43,22 @@ def verdict_rows(report: Mapping[str, Any]) -> list[VerdictRow]:
             )
         )
     return rows
+
+
+def control_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """The positive control: a head row, then per arm its recall at each k, and 1/k (knowing the set of values without
+    their binding). Empty where no control was run."""
+    found: dict[tuple[str, int], float] = {}
+    for group in report["numbers"].values():
+        for number in group:
+            kind, _, rest = number["name"].partition(".")
+            arm, _, pairs = rest.rpartition(".k")
+            if kind == "control" and pairs.isdigit():
+                found[arm, int(pairs)] = number["estimate"]
+    if not found:
+        return []
+    ks = sorted({k for _, k in found})
+    arms = sorted({arm for arm, _ in found}, key=lambda arm: (-found.get((arm, ks[0]), 0.0), arm))
+    rows = [["positive control", *(f"k = {k}" for k in ks)]]
+    rows += [[arm, *(f"{found[arm, k]:.1%}" if (arm, k) in found else "" for k in ks)] for arm in arms]
+    return [*rows, ["1/k", *(f"{1 / k:.1%}" for k in ks)]]
