@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.decoder import Decoder
+from model.llama import read_config, shape
 
 BLOCK = "infini_study"
 HEAD = "lm_head.weight"
@@ -36,7 +38,7 @@ def load(directory: str | Path, device: torch.device | str = "cpu") -> Decoder:
     """The decoder that ``save`` wrote. Raises ValueError for a folder of another origin (use ``graft``), or for missing
     or foreign tensors."""
     directory = Path(directory)
-    fields = _read_config(directory)
+    fields = read_config(directory)
     if BLOCK not in fields:
         raise ValueError(
             f"{directory}/config.json: no {BLOCK!r} block, so it does not name a mixer. Fix: graft() one onto it"
@@ -52,7 +54,7 @@ def graft(directory: str | Path, mixer: MixerConfig, *, seed: int, device: torch
     initialised from ``seed``; those the new mixer does not have (gates) are left behind.
     """
     directory = Path(directory)
-    fields = _read_config(directory)
+    fields = read_config(directory)
     if BLOCK in fields:
         base = ModelConfig.from_dict(fields[BLOCK])
         tensors, trunk, vocab_size = _read_tensors(directory), base.trunk, base.vocab_size
@@ -70,41 +72,13 @@ def import_hf(source: str | Path) -> tuple[dict[str, Tensor], TrunkConfig, int]:
     Raises ValueError naming field, value and what is allowed, for anything this decoder would compute differently.
     """
     source = Path(source)
-    fields = _read_config(source)
-    trunk, vocab_size = _trunk(fields, source), _field(fields, "vocab_size", source)
+    fields = read_config(source)
+    trunk, vocab_size = shape(fields, source)
     tensors = {_from_hf(name): tensor.float() for name, tensor in _read_tensors(source).items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     if trunk.tie_embeddings:
         tensors.pop(HEAD, None)
     return tensors, trunk, vocab_size
-
-
-def _trunk(fields: dict[str, Any], source: Path) -> TrunkConfig:
-    rope = fields.get("rope_parameters") or {}  # transformers 5 gathers theta and scaling here
-    scaling = fields.get("rope_scaling") or rope
-    only: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        "model_type": (fields.get("model_type"), ("llama", "mistral")),
-        "rope_scaling.rope_type": (scaling.get("rope_type", scaling.get("type", "default")), ("default",)),
-        "hidden_act": (fields.get("hidden_act", "silu"), ("silu",)),
-        "attention_bias": (fields.get("attention_bias", False), (False,)),
-        "mlp_bias": (fields.get("mlp_bias", False), (False,)),
-        "sliding_window": (fields.get("sliding_window"), (None,)),
-        "quantization_config": (fields.get("quantization_config"), (None,)),
-    }
-    for name, (value, allowed) in only.items():
-        if value not in allowed:
-            raise ValueError(f"{source}/config.json: {name} = {value!r} (allowed: {', '.join(map(repr, allowed))})")
-    return TrunkConfig(
-        dim=_field(fields, "hidden_size", source),
-        layers=_field(fields, "num_hidden_layers", source),
-        heads=_field(fields, "num_attention_heads", source),
-        kv_heads=fields.get("num_key_value_heads"),
-        head_dim=fields.get("head_dim"),
-        ffn_dim=_field(fields, "intermediate_size", source),
-        rope_theta=float(fields.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-        norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
-        tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
-    )
 
 
 def _llama_fields(config: ModelConfig) -> dict[str, Any]:
@@ -161,20 +135,6 @@ def _from_hf(name: str) -> str:
     return name.removeprefix("model.")
 
 
-def _field(fields: dict[str, Any], name: str, source: Path) -> int:
-    if not isinstance(fields.get(name), int):
-        raise ValueError(f"{source}/config.json: {name} = {fields.get(name)!r} (allowed: a whole number)")
-    return int(fields[name])
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file (allowed: a folder with config.json and *.safetensors)")
-    fields: dict[str, Any] = json.loads(path.read_text())
-    return fields
-
-
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
     index = directory / "model.safetensors.index.json"
@@ -186,5 +146,8 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     for name in names:
         if not (directory / name).is_file():
             raise ValueError(f"{directory / name}: no such file (allowed: safetensors, in one file or with an index)")
-        tensors |= load_file(directory / name)
+        try:
+            tensors |= load_file(directory / name)
+        except SafetensorError as error:
+            raise ValueError(f"{directory / name}: not a safetensors file, or a part of one: {error}") from error
     return tensors

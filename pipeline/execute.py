@@ -161,7 +161,7 @@ class _Run:
         self.display.note(f"starting Ray ({address})" if address != runners.INLINE else "running in this process")
         self.runner = runners.start(address, self.execution.max_failures)
         try:
-            self.runner.check((s.id, s.stage.resources(s.config, self.execution)) for s in self.pending)
+            self.runner.check((s.id, s.stage.needs(s.config, self.execution)) for s in self.pending)
             self.store.record_study(self.plan)
             self.owner = this_process()
             self.meta = {"study": self.plan.study, "git_commit": git_commit()}

@@ -123,7 +123,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, str | int | float):
         text = repr(value)
         return f" = {text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + '...'}"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return " = a list" if value else " = []"
     return " = a section" if value else " = {}"
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from pipeline import preflight
 from pipeline.errors import StudyError
 from pipeline.plan import Plan, PlanBuilder
 from pipeline.study import LoadedStudy, Study
@@ -39,6 +40,8 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
         corpus = pin(study.corpus, folder, cache)
         tokenizer_config = pin_tokenizer(study.tokenizer, folder)
         summarize = study.summarize and pin_pairs(study.summarize, folder)
+        base_config = BaseConfig(**_fields(_base_from(study.base, folder)), trunk=study.trunk)
+        preflight.check(study, corpus, tokenizer_config, base_config, cache)
     except StageError as error:
         raise StudyError(f"{loaded.path}: {error}") from error
     graph = PlanBuilder()
@@ -47,7 +50,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     tokenizer = graph.add(TOKENIZER, tokenizer_config, {"documents": documents})
     tokens = graph.add(TOKENIZE, study.tokenize, {"documents": documents, "tokenizer": tokenizer})
     data = {"tokens": tokens, "tokenizer": tokenizer}
-    base = graph.add(BASE, BaseConfig(**_fields(_base_from(study.base, folder)), trunk=study.trunk), data)
+    base = graph.add(BASE, base_config, data)
     made = [ingest, documents, tokenizer, tokens, base]
     if study.capacity is not None:
         made.append(graph.add(CAPACITY, study.capacity, {}))

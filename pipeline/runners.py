@@ -128,9 +128,10 @@ class RayRunner:
         for step, needs in wanted:
             for name, amount in (("CPU", needs.cpus), ("GPU", needs.gpus)):
                 if amount > have[name]:
+                    fields = "train_workers, cpus_per_worker or task_cpus" if name == "CPU" else "gpus_per_worker"
                     raise StudyError(
                         f"execution: step {step} asks for {amount:g} {name}s, this machine has {have[name]:g}. "
-                        f"Fix: lower execution.{'task_cpus' if name == 'CPU' else 'gpus_per_worker'}, or give --address"
+                        f"Fix: lower execution.{fields}, or give --address of a cluster"
                     )
 
     def submit(self, job: Job, resources: Resources) -> None:

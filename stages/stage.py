@@ -136,6 +136,10 @@ class Stage(ABC, Generic[ConfigT]):
         each; shown as the reason of a plan. Must be cheap."""
         return []
 
+    def needs(self, config: ConfigT, execution: Execution) -> Resources:
+        """What the step and its own Ray workers ask for at the same time: more than a machine has is refused early."""
+        return self.resources(config, execution)
+
     @abstractmethod
     def run(self, config: ConfigT, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         """Make the artifact: read ``inputs``, write below ``output`` (exists, empty), return the summary.
@@ -154,9 +158,8 @@ class StageError(Exception):
             parts.insert(0, f"{field} = {value!r}:")
         if allowed:
             parts.append(f"(allowed: {allowed})")
-        if fix:
-            parts.append(f"Fix: {fix}")
-        super().__init__(" ".join(parts))
+        text = " ".join(parts)
+        super().__init__(f"{text.rstrip('.')}. Fix: {fix}" if fix else text)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild_stage_error, (self.message, self.field, self.value, self.allowed, self.fix))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -27,21 +28,38 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a step failed, 2 usage or study file, 3 lock held, 4 integrity,
     5 cluster unreachable, 130 interrupted."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except UserError as error:
         _fail(str(error), error.exit_code)
+    except typer.TyperException as error:  # a wrong option or argument
+        _usage(error)
+    except typer.Abort:
+        _fail("aborted", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+    else:
+        raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: typer.TyperException) -> None:
+    context = getattr(error, "ctx", None)
+    if len(sys.argv) == 1:  # no command: the help is printed already
+        raise SystemExit(2)
+    message = " ".join(getattr(error, "format_message", lambda: str(error))().split())
+    command = context.command_path if context is not None else "infini-study"
+    dot = "" if message.endswith((".", "?")) else "."
+    _fail(f"{message}{dot} Fix: {command} --help lists what there is", 2)
 
 
 def _fail(message: str, code: int) -> None:
     from pipeline.cli.render import print_json
 
     if "--json" in sys.argv:
-        print_json("error", {"message": message, "exit_code": code})
+        print_json("error", {"message": message, "errors": message.splitlines(), "exit_code": code})
     else:
         sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
     raise SystemExit(code)

@@ -26,7 +26,7 @@ Root = Annotated[
         "--root",
         metavar="URL",
         envvar="INFINI_STUDY_ROOT",
-        help=f"Where artifacts live: a folder or fsspec URL [default: {DEFAULT_ROOT}].",
+        help=f"Where artifacts live: a folder or fsspec URL (default: {DEFAULT_ROOT}).",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -45,7 +45,7 @@ Force = Annotated[
 Tracking = Annotated[
     str | None,
     typer.Option(
-        "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow server [default: SQLite below the root]."
+        "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow server (default: SQLite below the root)."
     ),
 ]
 

@@ -145,7 +145,7 @@ def run(
         bool, typer.Option("--keep-going", "-k", help="After a failure go on with what does not need it.")
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Steps at the same time [default: execution.jobs].")
+        int | None, typer.Option("--jobs", "-j", min=1, help="Steps at the same time (default: execution.jobs).")
     ] = None,
     address: Annotated[
         str, typer.Option("--address", envvar="INFINI_STUDY_ADDRESS", help="Ray: local, auto or host:port.")

@@ -71,12 +71,12 @@ def ingest(config: IngestConfig, output: Path, context: Context) -> Summary:
 
 def _verified_files(source: Source, index: int) -> list[ExternalFile]:
     """The source's files, re-read and compared with the pin: the plan may be older than the files."""
-    files = list_files(source, DigestCache(None), f"sources.{index}")
+    files = list_files(source, DigestCache(None), f"corpus.sources.{index}")
     found = listing_digest(files)
     if source.pin is not None and source.pin != found:
         raise StageError(
             f"the input of source {source.name!r} changed after the plan was made; it now has the digest {found}",
-            field=f"sources.{index}.pin",
+            field=f"corpus.sources.{index}.pin",
             value=source.pin,
             fix="run again, so that the plan sees the change",
         )

@@ -15,10 +15,22 @@ import sysconfig
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stages.corpus.config import SPLITS, Hub, IngestConfig, Pg19, PythonDocs, Source
+from stages.corpus.config import (
+    SPLITS,
+    Hub,
+    IngestConfig,
+    JsonLines,
+    Parquet,
+    Pg19,
+    PythonDocs,
+    Source,
+    SplitName,
+    Text,
+)
 from stages.stage import StageError
 
 # Not documentation: test suites, bundled copies of other projects, example scripts, other people's packages.
@@ -95,11 +107,11 @@ def pin(config: IngestConfig, base_dir: Path, cache: Path | None = None) -> Inge
     sources = []
     for index, source in enumerate(config.sources):
         resolved = resolve(source, base_dir)
-        found = listing_digest(list_files(resolved, digests, f"sources.{index}"))
+        found = listing_digest(list_files(resolved, digests, f"corpus.sources.{index}"))
         if source.pin is not None and source.pin != found:
             raise StageError(
                 f"the input of source {source.name!r} is not the pinned one; it now has the digest {found}",
-                field=f"sources.{index}.pin",
+                field=f"corpus.sources.{index}.pin",
                 value=source.pin,
                 fix="restore the files, or accept them by writing the new digest (or no pin) into the study file",
             )
@@ -112,7 +124,9 @@ def listing(config: IngestConfig, base_dir: Path, cache: Path | None = None) -> 
     """Source name -> its files (name, size, digest): what ``listing.json`` of the artifact holds."""
     digests = DigestCache(cache)
     found = {
-        source.name: [file.entry() for file in list_files(resolve(source, base_dir), digests, f"sources.{index}")]
+        source.name: [
+            file.entry() for file in list_files(resolve(source, base_dir), digests, f"corpus.sources.{index}")
+        ]
         for index, source in enumerate(config.sources)
     }
     digests.save()
@@ -175,6 +189,23 @@ def list_files(source: Source, digests: DigestCache, field: str) -> list[Externa
         return _described(_python_files(source, field), digests)
     if isinstance(source, Hub):
         return _hub_files(source, digests, field)
+    if not is_remote(source.url):
+        return _url_files(source, digests, field)
+    try:
+        return _url_files(source, digests, field)
+    except StageError:
+        raise
+    except Exception as error:  # each kind of storage raises its own; all mean: cannot be read from here
+        raise StageError(
+            f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())}",
+            field=f"{field}.url",
+            value=source.url,
+            allowed="a path, or an fsspec URL this machine can read (s3://, gs://, https://, ...)",
+            fix="check URL, credentials and network; some protocols need a package of their own (s3fs, gcsfs)",
+        ) from error
+
+
+def _url_files(source: Pg19 | Parquet | JsonLines | Text, digests: DigestCache, field: str) -> list[ExternalFile]:
     if isinstance(source, Pg19):
         return _described(_pg19_files(source, field), digests)
     found = list(_glob(source.url))
@@ -271,12 +302,22 @@ def book_id(name: str) -> str:
     return PurePosixPath(name).stem
 
 
+def possible_splits(source: Source) -> set[SplitName]:
+    """Splits the resolved source may have documents of, as far as that is known without reading them."""
+    if isinstance(source, Hub):
+        return set(source.splits)
+    if isinstance(source, Pg19) and not is_remote(source.url):
+        return {split for split in SPLITS if any(name.startswith(f"{split}/") for name, _ in _pg19_files(source, ""))}
+    split = getattr(source, "split", None)
+    return {split} if split in SPLITS else set(SPLITS)
+
+
 def _python_files(source: PythonDocs, field: str) -> Iterator[tuple[str, str]]:
     standard = sysconfig.get_paths()["stdlib"]
     yield from _walk("stdlib", standard)
     for package in source.packages:
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        if spec is None or spec.origin is None:
+        spec = _package(package)
+        if spec is None or spec.origin is None or not os.path.isfile(spec.origin):
             raise StageError(
                 "no such installed package",
                 field=f"{field}.packages",
@@ -289,6 +330,13 @@ def _python_files(source: PythonDocs, field: str) -> Iterator[tuple[str, str]]:
                 yield from _walk(package, folder)
         else:
             yield f"{package}.py", spec.origin
+
+
+def _package(name: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(name) if name.isidentifier() else None
+    except ValueError:  # a module without a spec, such as __main__
+        return None
 
 
 def _walk(prefix: str, root: str) -> Iterator[tuple[str, str]]:

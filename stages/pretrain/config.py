@@ -38,7 +38,11 @@ class BaseSettings(OptimSettings):
     batch_tokens: int | None = Field(default=None, ge=1, description="global batch in tokens")
     sequence_length: int | None = Field(default=None, ge=2, description="the base's short context, tokens")
     path: str | None = Field(default=None, description="Hub id or local folder (init: hf)")
-    revision: str | None = None
+    revision: str | None = Field(
+        default=None,
+        pattern=r"^(sha256:[0-9a-f]{64}|[0-9a-f]{40})$",
+        description="commit on the Hub (40 hex digits; a branch can move), or sha256:<digest> of a local folder",
+    )
 
     @model_validator(mode="after")
     def _fields_of_init(self) -> BaseSettings:

@@ -44,6 +44,9 @@ class Base(Stage[BaseConfig]):
         """0 CPUs while Ray Train's workers do the work; an import is done by the step itself."""
         return Resources(cpus=0.0 if config.init == "scratch" else execution.task_cpus)
 
+    def needs(self, config: BaseConfig, execution: Execution) -> Resources:
+        return _workers(execution) if config.init == "scratch" else self.resources(config, execution)
+
     def run(self, config: BaseConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         """The model, its log, samples and cost. Raises StageError for lengths, vocabularies or shapes that disagree."""
         vocabulary = json.loads(inputs["tokenizer"].path("meta.json").read_text())["vocab_size"]
@@ -81,6 +84,9 @@ class Pretrain(Stage[PretrainConfig]):
         """The step only waits for Ray Train's workers, which ask for their own CPUs and GPUs."""
         return Resources(cpus=0.0)
 
+    def needs(self, config: PretrainConfig, execution: Execution) -> Resources:
+        return _workers(execution)
+
     def run(self, config: PretrainConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         """The trained model, its log, samples and cost. Raises StageError if lengths disagree or training diverges."""
         from stages.pretrain import recipe
@@ -99,6 +105,12 @@ class Pretrain(Stage[PretrainConfig]):
             mixer=config.mixer,
         )
         return run_job(job, output, context)
+
+
+def _workers(execution: Execution) -> Resources:
+    """All workers of one training run together."""
+    count = execution.train_workers
+    return Resources(cpus=count * execution.cpus_per_worker, gpus=count * execution.gpus_per_worker)
 
 
 BASE = Base()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +66,35 @@ def pin_tokenizer(config: TokenizerConfig, base_dir: Path) -> TokenizerConfig:
             fix="write the new digest, or restore the file",
         )
     return config.model_copy(update={"path": str(path), "pin": digest})
+
+
+def vocabulary_size(config: TokenizerConfig) -> int | None:
+    """Size of the pinned tokenizer's vocabulary as far as it is known without making it; None for ``bpe``, which may
+    find fewer tokens than it was asked for.
+
+    Raises StageError for a file that is no tokenizer.json or lacks a named token.
+    """
+    if config.kind != "file":
+        return 258 if config.kind == "bytes" else None
+    assert config.path is not None
+    not_one = "a tokenizer.json as Hugging Face's tokenizers write it"
+    try:
+        body = json.loads(Path(config.path).read_text(encoding="utf-8"))
+        entries = body["model"]["vocab"]
+        tokens = {entry if isinstance(entries, dict) else entry[0] for entry in entries}  # Unigram: [token, score]
+        tokens |= {token["content"] for token in body.get("added_tokens") or ()}
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise StageError(
+            "not a tokenizer", field="tokenizer.path", value=config.path, allowed=not_one, fix="give such a file"
+        ) from error
+    for field, token in (("eos_token", config.eos_token), ("pad_token", config.pad_token)):
+        if token is not None and token not in tokens:
+            special = ", ".join(t["content"] for t in body.get("added_tokens") or ()) or "any token of its vocabulary"
+            raise StageError(
+                f"{config.path} has no such token", field=f"tokenizer.{field}", value=token, allowed=special[:300],
+                fix="name one it has",
+            )  # fmt: skip
+    return len(tokens)
 
 
 class Tokenizer(Stage[TokenizerConfig]):

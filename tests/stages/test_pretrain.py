@@ -176,8 +176,8 @@ def test_lengths_must_agree(inputs: dict[str, LocalArtifact], tmp_path: Path) ->
         ({"init": "scratch", "steps": 1, "batch_tokens": 64, "sequence_length": 16}, "lr is missing"),
         ({"steps": 1, "batch_tokens": 50, "sequence_length": 16, "lr": 1.0}, "batch_tokens = 50: must be a multiple"),
         ({"init": "hf", "path": "x"}, "revision is missing"),
-        ({"init": "hf", "path": "x", "revision": "y", "steps": 3}, "steps has no effect with init = 'hf'"),
-        ({"init": "hf", "path": "x", "revision": "y", "weight_decay": 0.5}, "weight_decay has no effect"),
+        ({"init": "hf", "path": "x", "revision": "0" * 40, "steps": 3}, "steps has no effect with init = 'hf'"),
+        ({"init": "hf", "path": "x", "revision": "0" * 40, "weight_decay": 0.5}, "weight_decay has no effect"),
     ],
 )
 def test_a_base_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -227,7 +227,7 @@ class TestImportedBase:
         self, llama: Path, inputs: dict[str, LocalArtifact], tmp_path: Path
     ) -> None:
         with pytest.raises(StageError, match=folder_digest(llama)):
-            self.imported(self.config(llama, revision="sha256:0"), inputs, tmp_path)
+            self.imported(self.config(llama, revision="sha256:" + "0" * 64), inputs, tmp_path)
 
     def test_other_shape_than_stated_is_refused(
         self, llama: Path, inputs: dict[str, LocalArtifact], tmp_path: Path

@@ -1,0 +1,61 @@
+"""What a study and its external inputs say of each other, found before anything runs (and in every ``plan``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.corpus.pin import DigestCache, possible_splits
+from stages.pretrain.config import BaseConfig
+from stages.stage import StageError
+from stages.tokens.stage import TokenizerConfig, vocabulary_size
+
+if TYPE_CHECKING:
+    from pipeline.study import Study
+    from stages.corpus.config import IngestConfig
+
+
+def check(study: Study, corpus: IngestConfig, tokenizer: TokenizerConfig, base: BaseConfig, cache: Path | None) -> None:
+    """``corpus``, ``tokenizer`` and ``base`` are the pinned ones, with absolute paths. Raises StageError."""
+    _splits(study, corpus)
+    vocabulary = vocabulary_size(tokenizer)
+    if base.init == "hf":
+        from stages.pretrain.imported import check_folder
+
+        digests = DigestCache(cache)
+        check_folder(base, vocabulary, lambda file: digests.digest(str(file), file.stat()).removeprefix("sha256:"))
+        digests.save()
+    _workers(study)
+
+
+def _splits(study: Study, corpus: IngestConfig) -> None:
+    """Every split that is read must have documents. The haystack of the prompts is the test split's text."""
+    there = set[str]().union(*(possible_splits(source) for source in corpus.sources))
+    wanted = [("train", "training", "pretrain"), ("test", "the text around the needles", "evaluate.retrieval")]
+    sections = (("evaluate", study.evaluate.perplexity), ("ablate", study.ablate and study.ablate.perplexity))
+    for name, section in (*((f"{n}.perplexity", s) for n, s in sections), ("summarize", study.summarize)):
+        wanted += [(split, "scoring", f"{name}.splits") for split in (section.splits if section else ())]
+    for split, purpose, field in wanted:
+        if split not in there:
+            raise StageError(
+                f"no source has documents of the split {split!r}, which {field} needs for {purpose}",
+                field="corpus.sources",
+                value=[source.name for source in corpus.sources],
+                fix=f"add a source with such documents (a folder {split}/, a share, a split column)",
+            )
+
+
+def _workers(study: Study) -> None:
+    """The global batch is shared out equally."""
+    workers, batches = study.execution.train_workers, {"pretrain.batch_sequences": study.pretrain.batch_sequences}
+    if study.base.batch_tokens and study.base.sequence_length:
+        batches["base.batch_tokens / base.sequence_length"] = study.base.batch_tokens // study.base.sequence_length
+    for name, sequences in batches.items():
+        if sequences % workers:
+            raise StageError(
+                "each worker takes the same number of the global batch's sequences",
+                field="execution.train_workers",
+                value=workers,
+                allowed=f"divisors of {name} = {sequences}",
+                fix="change one of them",
+            )
