@@ -7,12 +7,13 @@ always explicit. Tracking that fails is a warning at the end of the run, never a
 A child run has: params (the flattened config), dataset inputs whose digest begins the artifact key, the metrics by
 training step, the summary's metrics, its tables and figures, and tags (stage, arm, seed, key, keys of the inputs, git
 commit). A step that is reused is not logged again: the study's run gets a tag ``reused.<step>`` with the id of the
-run that made it.
+run that made it. The description of the study's run links to the pages to read and to the run behind every step.
 """
 
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
 import platform
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from cluster import storage
 from pipeline.errors import StudyError
 from pipeline.lease import Owner, this_process
+from pipeline.overview import Made, overview
 
 if TYPE_CHECKING:
     from pipeline.artifact import StoredArtifact
@@ -38,8 +40,9 @@ if TYPE_CHECKING:
 TABLE_ROWS = 2000  # of each table shown in MLflow; the whole stands in the artifact
 CELL = 500  # characters of a text cell
 _LARGEST_FIGURE = 64 * 2**20  # bytes
-_PARAM, _BATCH = 6000, 100  # MLflow's limits: characters of a value, params or tags of a request
+_PARAM, _TAG, _BATCH = 6000, 8000, 100  # MLflow's limits: characters of a param and a tag, number in a request
 _FAILURES = 3  # in a row, after which the writer gives up
+_ABOUT = "Each run is one execution of the study, its children are the steps it computed. Begin at the newest run."
 _PACKAGES = ("ray", "torch", "mlflow", "datasets", "pyarrow", "numpy", "tokenizers")
 
 
@@ -125,6 +128,8 @@ class MlflowTracker(Tracker):
         self._parent = ""
         self._plan: Plan
         self._runs: dict[str, str] = {}  # step id -> run id
+        self._made: dict[str, Made] = {}  # step id -> what the study's description says of it
+        self._broken: list[str] = []  # ids of steps that failed
         self._seen: dict[str, set[tuple[str, int]]] = {}  # run id -> metrics written, for retries that repeat steps
         self._metrics: dict[str, list[Any]] = {}  # run id -> metrics not yet written
 
@@ -151,7 +156,7 @@ class MlflowTracker(Tracker):
 
     def finish(self, status: str) -> list[str]:
         if self._thread is not None:
-            self._queue.put(lambda: self._client.set_terminated(self._parent, status))
+            self._queue.put(lambda: self._finish(status))
             self._queue.put(None)
             self._thread.join(timeout=120)
             if self._thread.is_alive():
@@ -217,7 +222,8 @@ class MlflowTracker(Tracker):
                 local = storage.local_path(self.store.root)
                 place = f"{(local.absolute().as_uri() if local else self.store.root)}/mlartifacts"
             try:
-                return str(self._client.create_experiment(name, artifact_location=place))
+                tags = {"mlflow.note.content": _ABOUT, "mlflow.experimentKind": "custom_model_development"}
+                return str(self._client.create_experiment(name, artifact_location=place, tags=tags))
             except self._mlflow.exceptions.MlflowException:  # another driver was first
                 found = self._client.get_experiment_by_name(name)
         if found.lifecycle_stage == "deleted":
@@ -231,11 +237,18 @@ class MlflowTracker(Tracker):
             or self._client.create_run(self._experiment, run_name=f"{plan.study} {plan.study_key[:8]}").info.run_id
         )
         self._client.update_run(self._parent, status="RUNNING")
-        tags = {"study": plan.study, "study_key": plan.study_key, "driver": json.dumps(asdict(owner))}
+        tags = {"study": plan.study, "study_key": plan.study_key, "driver": json.dumps(asdict(owner)), **_source()}
         for step_id, commit in reused.items():
             made = self.store.mlflow(commit.stage, commit.key)
             tags[f"reused.{step_id}"] = made["run_id"] if made else "made untracked"
+            here = made is not None and made["tracking_uri"] == self.tracking_uri
+            self._made[step_id] = _made(commit, made["run_id"] if made and here else "", reused=True)
         self._log(self._parent, system_info(), tags, keep_params=True)
+
+    def _finish(self, status: str) -> None:
+        text = overview(self._plan, self._made, self._broken, self._experiment, _TAG)
+        self._client.set_tag(self._parent, "mlflow.note.content", text)
+        self._client.set_terminated(self._parent, status)
 
     def _abandoned(self, study_key: str) -> str | None:
         query = f"tags.study_key = '{study_key}' and attributes.status != 'FINISHED'"
@@ -254,7 +267,7 @@ class MlflowTracker(Tracker):
         if keep_params and self._client.get_run(run).data.params:
             params = {}  # a resumed run: params cannot be changed, and these describe its first driver
         all_params = [Param(name[:250], value) for name, value in params.items()]
-        all_tags = [RunTag(name[:250], str(value)[:5000]) for name, value in tags.items()]
+        all_tags = [RunTag(name[:250], str(value)[:_TAG]) for name, value in tags.items()]
         for at in range(0, max(len(all_params), len(all_tags)), _BATCH):
             self._client.log_batch(run, params=all_params[at : at + _BATCH], tags=all_tags[at : at + _BATCH])
 
@@ -265,7 +278,7 @@ class MlflowTracker(Tracker):
         tags |= {MLFLOW_PARENT_RUN_ID: self._parent, "code_version": str(step.stage.code_version)}
         tags |= {} if step.arm is None else {"arm": step.arm}
         tags |= {} if step.seed is None else {"seed": str(step.seed)}
-        tags |= {f"input.{name}": key for name, key in step.input_keys.items()}
+        tags |= {f"input.{name}": key for name, key in step.input_keys.items()} | _source()
         run = self._client.create_run(self._experiment, run_name=step.id, tags=tags).info.run_id
         self._runs[step.id] = run
         self._note(step, run)
@@ -323,17 +336,19 @@ class MlflowTracker(Tracker):
         numbers = {"seconds": seconds, "artifact_bytes": float(commit.bytes), **summary}
         self._client.log_batch(run, metrics=[Metric(name, value, now, 0) for name, value in numbers.items()])
         tags = {"headline": commit.headline, "digest": commit.digest, "mlflow.note.content": commit.headline}
-        tags |= {"git_commit": str(commit.meta.get("git_commit"))}
+        if commit.meta.get("git_commit"):
+            tags |= dict.fromkeys(("git_commit", "mlflow.source.git.commit"), str(commit.meta["git_commit"]))
         for title, name in commit.tables.items():
             tags[f"table.{title}"] = self._log_table(run, title, artifact.path(name))
         self._log(run, {}, tags)
         for name in commit.figures:
             path = artifact.path(name)
             if path.stat().st_size <= _LARGEST_FIGURE:
-                self._client.log_artifact(run, str(path), str(Path("figures") / Path(name).parent))
+                self._client.log_artifact(run, str(path), name.rpartition("/")[0] or None)
         self._log_datasets(run, [("output", step)])
         if any(name.endswith(".safetensors") for name in artifact.manifest):
             self._log_model(run, step)
+        self._made[step.id] = _made(commit, run)
         self._client.set_terminated(run, "FINISHED")
 
     def _log_table(self, run: str, title: str, path: Path) -> str:
@@ -366,6 +381,8 @@ class MlflowTracker(Tracker):
         )  # fmt: skip
 
     def _fail_step(self, step: str, message: str, status: str) -> None:
+        if status == "FAILED":
+            self._broken.append(step)
         run = self._runs.pop(step, None)
         if run is not None:
             self._write_metrics()
@@ -373,10 +390,25 @@ class MlflowTracker(Tracker):
             self._client.set_terminated(run, status)
 
 
+def _made(commit: Commit, run: str, reused: bool = False) -> Made:
+    return Made(run, commit.headline, tuple(name for name in commit.figures if name.endswith(".html")), reused)
+
+
+def _source() -> dict[str, str]:
+    """What MLflow shows as "created by" and "source"."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = "unknown"
+    return {"mlflow.user": user, "mlflow.source.name": "infini-study", "mlflow.source.type": "LOCAL"}
+
+
 def _cell(value: Any) -> Any:
-    """A table cell as the UI can show it."""
+    """A table cell as the UI can show it: six digits of a number, the beginning of a text."""
     if isinstance(value, str):
         return value if len(value) <= CELL else value[: CELL - 3] + "..."
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
     return value if value is None or isinstance(value, bool | int | float) else str(value)[:CELL]
 
 

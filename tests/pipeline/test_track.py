@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import StudyError
 from pipeline.execute import Outcome, execute
+from pipeline.overview import Made, overview
 from pipeline.plan import Plan, decide
 from pipeline.store import Store
 from pipeline.track import MlflowTracker, default_tracking_uri, flatten
@@ -79,6 +80,28 @@ def test_a_reused_step_links_to_the_run_that_made_it(tracked: Tracked):
     assert parent.data.tags["reused.make"] == noted["run_id"] == tracked.children("make")[0].info.run_id
 
 
+def test_the_study_run_leads_to_the_pages_and_to_every_run(tracked: Tracked):
+    parent = next(run for run in tracked.runs if "mlflow.parentRunId" not in run.data.tags)
+    text = parent.data.tags["mlflow.note.content"]
+    place = f"#/experiments/{parent.info.experiment_id}/runs"
+    second = tracked.children("count/a/1")[0].info.run_id
+    assert text.startswith("4 steps: 2 computed, 2 reused.")
+    assert f"[page.html]({place}/{second}/artifacts/page.html) of count/a/1" in text
+    assert f"| make | [reused]({place}/{tracked.children('make')[0].info.run_id}) | 4 numbers |" in text
+    assert f"[1]({place}/{second})" in text and "seed 0: total 14" in text
+
+
+def test_a_long_overview_stays_whole_within_the_limit():
+    plan = toy_plan()
+    made = {step.id: Made("0" * 32, "x" * 500 if step.seed is not None else "short") for step in plan.steps}
+    made["make"] = Made("", "made elsewhere", reused=True)
+    full, shorter = (overview(plan, made, [], "1", limit) for limit in (8000, 500))
+    assert "x" * 500 in full and "x" * 500 not in shorter and len(shorter) <= 500
+    assert "| make | reused | made elsewhere |" in shorter and "| total | [run](" in shorter
+    del made["count/a/1"], made["total"]
+    assert "1 failed, 1 not made" in overview(plan, made, ["count/a/1"], "1", 8000)
+
+
 def test_a_child_has_config_tags_metrics_and_the_inputs_keys_as_digests(tracked: Tracked):
     child = next(run for run in tracked.children("count/a/0") if run.info.status == "FINISHED")
     step, make = tracked.plan["count/a/0"], tracked.plan["make"]
@@ -102,7 +125,7 @@ def test_tables_and_figures_are_artifacts_the_ui_shows(tracked: Tracked, tmp_pat
     child = tracked.children("count/a/1")[0]
     table = json.loads(Path(tracked.client.download_artifacts(child.info.run_id, "tables/Totals.json")).read_text())
     assert table["columns"] == ["step", "total"] and table["data"][-1] == [3, 15]
-    page = tracked.client.download_artifacts(child.info.run_id, "figures/page.html", str(tmp_path))
+    page = tracked.client.download_artifacts(child.info.run_id, "page.html", str(tmp_path))
     assert Path(page).read_text() == "<p>15</p>"
     assert child.data.tags["table.Totals"] == "4 rows"
 
