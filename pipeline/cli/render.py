@@ -42,8 +42,9 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], styles: M
 
 
 def line(text: str = "") -> None:
-    """One line on stdout."""
+    """One line on stdout, at once."""
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def note(text: str) -> None:

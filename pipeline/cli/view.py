@@ -137,43 +137,11 @@ def ui(
     ] = 5000,
 ) -> None:
     """MLflow in the browser, on this machine only: runs, lineage, the contamination audit, the verdicts."""
-    import os
-    import socket
-    import subprocess
-    import sys
-
+    from pipeline.cli.serve import serve
     from pipeline.store import Store
 
     uri = tracking_uri(tracking, Store(root_url(root)))
     if uri.startswith(("http://", "https://")):
         line(uri)
         return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise StudyError(
-                f"--port = {port}: {error.strerror}. Fix: give another port, or 0 for a free one"
-            ) from error
-        port = probe.getsockname()[1]
-    line(f"MLflow: http://127.0.0.1:{port}/?workflowType=machine_learning   (Ctrl-C ends it)")
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        uri,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    with subprocess.Popen([*command, "--workers", "1"], env=environment) as server:
-        try:
-            raise typer.Exit(server.wait())
-        except KeyboardInterrupt:
-            server.terminate()
-            server.wait(10)
+    raise typer.Exit(serve(uri, port, line))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from pipeline.cli.serve import serve
 from pipeline.errors import StudyError
 from pipeline.execute import Outcome, execute
 from pipeline.overview import Made, overview
@@ -152,3 +156,28 @@ def test_configs_become_flat_params_within_mlflows_limits():
     flat = dict(flatten(config))
     assert flat["trunk.dim"] == "64" and flat["lengths"] == "[1, 2]" and flat["tasks.1.k"] == "2"
     assert flat["trunk.bias"] == "null" and len(flat["text"]) == 6000
+
+
+def test_ui_refuses_a_used_port_and_a_store_without_runs(tracked: Tracked, tmp_path: Path):
+    uri = default_tracking_uri(tracked.store.root)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(StudyError, match=r"--port = \d+: Address already in use. Fix: give another port"):
+            serve(uri, taken.getsockname()[1], print)
+    with pytest.raises(StudyError, match=r"no MLflow runs at sqlite:.*Fix: run a study first"):
+        serve(default_tracking_uri(str(tmp_path)), 0, print)
+
+
+def test_ui_leads_to_the_newest_run_and_ends_whole(tracked: Tracked):
+    command = [sys.executable, "-m", "pipeline.cli", "ui", "--root", tracked.store.root, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ui:
+        assert ui.stdout is not None
+        address = ui.stdout.readline().split()[1].partition("/#")[0]
+        newest = ui.stdout.readline()
+        parent = next(run for run in tracked.runs if "mlflow.parentRunId" not in run.data.tags)
+        assert newest.startswith("newest run of toy: ") and f"/runs/{parent.info.run_id}?" in newest
+        ui.terminate()
+        assert ui.wait(30) == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
