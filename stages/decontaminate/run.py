@@ -98,7 +98,13 @@ def decontaminate(config: DecontaminateConfig, documents: Artifact, output: Path
     return Summary(
         _headline(audit, metrics),
         metrics,
-        {"Evaluation documents": "books.parquet", "Decisions": "decisions.parquet", "Canaries": "canaries.parquet"},
+        {
+            "Evaluation documents": "books.parquet",
+            "Decisions": "decisions.parquet",
+            "Pairs": "pairs.parquet",
+            "Spans": "spans.parquet",
+            "Canaries": "canaries.parquet",
+        },
         ["audit.html"],
     )
 

@@ -1,4 +1,4 @@
-"""The audit as Parquet tables (docs/formats.md)."""
+"""The audit as Parquet tables (docs/formats.md), the gravest rows first: who reads the first page has seen the worst."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ BOOKS = pa.schema(
         ("removed", pa.bool_()),
     ]
 )
+_GRAVITY = ("drop", "excise", "note", "keep")
+
 CANARIES = pa.schema([("kind", pa.string()), *((name, pa.int64()) for name in ("planted", "found", "acted"))])
 
 
@@ -79,11 +81,11 @@ def _decisions(audit: Audit) -> list[dict[str, Any]]:
             "bytes_in": document.bytes,
             "bytes_out": audit.bytes_out[i],
         })  # fmt: skip
-    return rows
+    return sorted(rows, key=lambda row: (_GRAVITY.index(row["action"]), -row["matched_words"], row["doc_id"]))
 
 
 def _pairs(audit: Audit) -> list[dict[str, Any]]:
-    return [
+    rows = [
         {
             "doc_id": document.doc_id, "book_id": audit.index.book_ids[pair.book],
             "action": pair.action, "reason": pair.reason,
@@ -93,6 +95,7 @@ def _pairs(audit: Audit) -> list[dict[str, Any]]:
         for document, decision in zip(audit.documents, audit.decisions, strict=True)
         for pair in decision.pairs
     ]  # fmt: skip
+    return sorted(rows, key=lambda row: (-row["matched_words"], row["doc_id"], row["book_id"]))
 
 
 def _spans(audit: Audit) -> list[dict[str, Any]]:
@@ -108,7 +111,7 @@ def _spans(audit: Audit) -> list[dict[str, Any]]:
                 "words": span.matched, "identity": span.identity,
                 "doc_text": shortened(own), "book_text": shortened(other),
             })  # fmt: skip
-    return rows
+    return sorted(rows, key=lambda row: (-row["words"], row["doc_id"], row["doc_start"], row["book_id"]))
 
 
 def shortened(text: str) -> str:
@@ -124,7 +127,7 @@ def _books(audit: Audit) -> list[dict[str, Any]]:
             documents[pair.book] += 1
             if pair.matched > top[pair.book][0]:
                 top[pair.book] = (pair.matched, document.doc_id)
-    return [
+    rows = [
         {
             "book_id": row["doc_id"], "title": row["title"], "split": row["split"],
             "words": audit.index.words_in(book), "coverage": audit.before.get(book, 0.0),
@@ -133,3 +136,4 @@ def _books(audit: Audit) -> list[dict[str, Any]]:
         }
         for book, row in enumerate(audit.books)
     ]  # fmt: skip
+    return sorted(rows, key=lambda row: (-row["coverage"], row["book_id"]))
