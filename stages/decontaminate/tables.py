@@ -1,4 +1,4 @@
-"""The audit as Parquet tables (docs/formats.md), the gravest rows first: who reads the first page has seen the worst."""
+"""The audit as Parquet tables (docs/formats.md), the gravest rows first: the first page shows the worst."""
 
 from __future__ import annotations
 
