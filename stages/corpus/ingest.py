@@ -44,6 +44,9 @@ def ingest(config: IngestConfig, output: Path, context: Context) -> Summary:
         names, splits = table["doc_id"].to_pylist(), table["split"].to_pylist()
         rows += [(name, split, index, row) for row, (name, split) in enumerate(zip(names, splits, strict=True))]
         context.progress(index + 1, len(groups), "groups of files", documents=float(len(rows)))
+    problems = [
+        dict(items) for items in dict.fromkeys(tuple(problem.items()) for problem in problems)
+    ]  # of every group
     rows, repeated = _without_repeats(rows, tables)
     problems += repeated
     _report(problems, config, context)
@@ -107,7 +110,11 @@ def _read_group(group: Group) -> tuple[pa.Table, list[dict[str, str]]]:
     rows, problems = [], []
     metadata: dict[str, dict[str, str]] = {}
     if isinstance(source, Pg19):
-        metadata = next((pg19_metadata(file) for file in files if file.name == "metadata.csv"), {})
+        try:
+            metadata = next((pg19_metadata(file) for file in files if file.name == "metadata.csv"), {})
+        except ValueError as error:
+            detail = f"titles and years are left out: {error}"
+            problems.append(_problem(f"{source.name}/metadata.csv", source.name, "undecodable", detail))
     if isinstance(source, Hub) and split is not None:
         raws = list(read_hub(source, split))
     else:

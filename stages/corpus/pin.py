@@ -107,7 +107,16 @@ def pin(config: IngestConfig, base_dir: Path, cache: Path | None = None) -> Inge
     sources = []
     for index, source in enumerate(config.sources):
         resolved = resolve(source, base_dir)
-        found = listing_digest(list_files(resolved, digests, f"corpus.sources.{index}"))
+        files = list_files(resolved, digests, f"corpus.sources.{index}")
+        if not any(file.size for file in files) and not (isinstance(source, Hub) and source.revision):
+            raise StageError(
+                f"all {len(files)} file(s) of the source are empty",
+                field=f"corpus.sources.{index}",
+                value=source.name,
+                allowed="at least one file with text",
+                fix="fill the files or remove the source",
+            )
+        found = listing_digest(files)
         if source.pin is not None and source.pin != found:
             raise StageError(
                 f"the input of source {source.name!r} is not the pinned one; it now has the digest {found}",

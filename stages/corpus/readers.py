@@ -8,7 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import lzma
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -48,7 +50,29 @@ class Raw:
 
 
 def read(source: Source, file: ExternalFile) -> Iterator[Raw]:
-    """The documents in one of the source's files, in file order. Raises StageError for a missing column or split."""
+    """The documents in one of the source's files, in file order; a damaged file gives those before the damage and one
+    problem. Raises StageError for a missing column or split, or where the system does not let the file be read."""
+    if (name := _printable(file.name)) != file.name:
+        yield Raw(name, problem="undecodable", detail="the file's name is not UTF-8")
+        return
+    try:
+        yield from _documents(source, file)
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise StageError(
+                f"{file.location} cannot be read: {error.strerror}",
+                field=f"source {source.name!r}",
+                value=file.name,
+                fix="check its permissions and the storage, then run again",
+            ) from error
+        yield Raw(file.name, problem="undecodable", detail=f"damaged: {type(error).__name__}: {error}")
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _documents(source: Source, file: ExternalFile) -> Iterator[Raw]:
     if isinstance(source, PythonDocs):
         yield from _python_docs(source, file)
     elif isinstance(source, Pg19):
@@ -72,7 +96,7 @@ def read_hub(source: Hub, split: SplitName) -> Iterator[Raw]:
         rows = datasets.load_dataset(source.path, source.config, revision=source.revision, split=wanted)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise StageError(
-            f"the data set cannot be loaded: {type(error).__name__}: {error}",
+            f"the data set cannot be loaded: {_reason(error)}",
             field=f"source {source.name!r}: splits.{split}",
             value=wanted,
             fix="check path, revision, config and the names of its splits, and the network",
@@ -82,9 +106,22 @@ def read_hub(source: Hub, split: SplitName) -> Iterator[Raw]:
         yield _row(row, source.columns, f"{split}:{index:07d}", split)
 
 
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line: ``datasets`` wraps what happened."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def pg19_metadata(file: ExternalFile) -> dict[str, dict[str, str]]:
-    """Book id -> title, author, year. With a header row, or PG-19's own four columns (id, title, year, url) without."""
-    rows = list(csv.reader(io.StringIO(_content(file).decode("utf-8-sig"))))
+    """Book id -> title, author, year. With a header row, or PG-19's own four columns (id, title, year, url) without.
+
+    Raises ValueError for a file that is not UTF-8 or no CSV.
+    """
+    try:
+        rows = list(csv.reader(io.StringIO(_content(file).decode("utf-8-sig"))))
+    except csv.Error as error:
+        raise ValueError(f"not CSV: {error}") from error
     if not rows:
         return {}
     header = ["id", "title", "year", "url"]
