@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 EVERY = 10.0  # seconds between two plain lines of one step
 _SMOOTHING = 0.3  # weight of the newest rate
+_MEASURED_OVER = 1.0  # seconds, at least: messages arrive in bursts, and two of one burst make any rate
 
 
 def span(seconds: float) -> str:
@@ -45,17 +46,20 @@ class _Row:
     unit: str = ""
     numbers: Mapping[str, float] = field(default_factory=dict)
     rate: float = 0.0  # units per second, smoothed
+    since: tuple[float, float] = (0.0, 0.0)  # (time, done) that the next rate is measured from
     moved: float = 0.0
     moves: int = 0
     printed: float = 0.0
     printed_moves: int = 0
 
     def move(self, now: float, done: float, total: float, unit: str, numbers: Mapping[str, float]) -> None:
-        if self.moves and unit == self.unit and done > self.done and now > self.moved:
-            rate = (done - self.done) / (now - self.moved)
+        then, had = self.since
+        if not self.moves or unit != self.unit or done < self.done:
+            self.rate, self.since = 0.0, (now, done)  # a new phase
+        elif done > had and now - then >= _MEASURED_OVER:
+            rate = (done - had) / (now - then)
             self.rate = rate if not self.rate else (1 - _SMOOTHING) * self.rate + _SMOOTHING * rate
-        elif unit != self.unit or done < self.done:
-            self.rate = 0.0  # a new phase
+            self.since = (now, done)
         if done != self.done or unit != self.unit or not self.moves:
             self.moved = now
             self.moves += 1

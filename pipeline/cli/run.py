@@ -125,9 +125,19 @@ def _print_plan(plan: Plan, decisions: dict[str, Decision], json: bool) -> None:
         return
     rows = [[s.id, s.key[:12], decisions[s.id].action, decisions[s.id].reason] for s in plan.steps]
     table(["step", "key", "action", "why"], rows, ACTION_STYLE)
-    for warning in sorted({d.warning for d in decisions.values() if d.warning}):
-        note(f"warning: {warning}")
+    _note_changed_source(plan, decisions)
     line(f"{plan.study}: " + ", ".join(f"{n} to {action}" for action, n in sorted(counts.items())))
+
+
+def _note_changed_source(plan: Plan, decisions: dict[str, Decision]) -> None:
+    """One line for all stages whose artifacts are reused although their source is another than when they were made."""
+    stages = dict.fromkeys(s.stage.name for s in plan.steps if decisions[s.id].warning)
+    if stages:
+        whose = "its" if len(stages) == 1 else "their"
+        note(
+            f"warning: the source of {', '.join(stages)} changed, {whose} code_version did not; artifacts made before "
+            "are reused (--force STEP makes them again)"
+        )
 
 
 def run(
@@ -169,8 +179,7 @@ def run(
     blocked = [(step, d.reason) for step, d in decisions.items() if d.action == "blocked"]
     if blocked:
         raise StudyError(f"{blocked[0][0]} {blocked[0][1]}. Fix: select it too, or run without the selection")
-    for warning in sorted({d.warning for d in decisions.values() if d.warning}):
-        note(f"warning: {warning}")
+    _note_changed_source(opened.plan, decisions)
     outcome = _execute(
         opened, decisions, selection, address, tracking, jobs, keep_going, _display(quiet, verbose, no_progress)
     )
@@ -230,10 +239,7 @@ def _print_outcome(opened: Loaded, outcome: Outcome, tracking: str | None, json:
         body |= {"steps": counts, "results": steps, "warnings": outcome.warnings}
         print_json("run", body | {"report": str(folder / "report.html") if folder else None})
         return
-    for step, text in outcome.warnings:
-        note(f"warning: {step}: {text}")
-    for failed in (outcome.steps[name] for name in outcome.ids("failed")):
-        note(f"failed: {failed.id}: {failed.message}" + (f"\n        log: {failed.log}" if failed.log else ""))
+    _note_troubles(outcome)
     if folder is not None:
         from pipeline.cli.view import print_verdicts
 
@@ -247,6 +253,20 @@ def _print_outcome(opened: Loaded, outcome: Outcome, tracking: str | None, json:
     else:
         summary = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
         line(f"{opened.plan.study}: {summary}; {seconds(outcome.seconds)}")
+
+
+def _note_troubles(outcome: Outcome) -> None:
+    """What went wrong, in short: the display showed each fault as it happened, all but those of the tracking."""
+    for step, text in outcome.warnings:
+        if step == "tracking":
+            note(f"warning: {text}")
+    warned = Counter(step for step, _ in outcome.warnings if step != "tracking")
+    if warned:
+        where = ", ".join(step + (f" ({n})" if n > 1 else "") for step, n in warned.items())
+        note(f"warnings above: {warned.total()}, of {where}")
+    failed = outcome.ids("failed")
+    if failed:
+        note(f"failed, see above: {', '.join(failed)}")
 
 
 def _ui_options(opened: Loaded, tracking: str | None) -> str:

@@ -86,6 +86,18 @@ def test_log_lines_are_shown_only_when_verbose(clock: Clock):
         assert ("reading a.txt" in stream.getvalue()) is verbose
 
 
+def test_messages_that_come_in_bursts_do_not_make_a_rate_of_their_own(clock: Clock):
+    stream = io.StringIO()
+    display = Display(stream=stream, clock=clock)
+    display.started("base")
+    for second in range(11):
+        for message in range(3):  # three of the four steps of a second arrive within milliseconds
+            clock.now = second + 0.001 * message
+            display.progress("base", 4 * second + message, 400, "steps", {})
+        display.tick()
+    assert lines(stream)[-1] == "[   10s] base  42/400 steps  4/s  ETA 1m30s"
+
+
 def test_a_new_phase_starts_its_own_rate(clock: Clock):
     stream = io.StringIO()
     display = Display(stream=stream, clock=clock)
