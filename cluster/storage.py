@@ -57,6 +57,13 @@ def local_path(url: str | Path) -> Path | None:
     return Path(path) if is_local(fs) else None
 
 
+def reason(error: BaseException) -> str:
+    """An error of any filesystem in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return str(error.strerror)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def join(url: str | Path, *names: str) -> str:
     """``url`` with ``names`` below it."""
     return "/".join([str(url).rstrip("/"), *names])
@@ -242,6 +249,6 @@ def check_writable(url: str | Path) -> None:
         fs.rm_file(probe)
     except Exception as error:  # every filesystem raises its own kinds; all mean: cannot be used
         raise StorageError(
-            f"root = {str(url)!r}: storage cannot be written: {type(error).__name__}: {error} "
-            "(allowed: a folder or bucket this user may write to). Fix: choose another with --root, or its permissions"
+            f"root = {str(url)!r}: storage cannot be written: {reason(error)} (allowed: a folder or bucket this user "
+            "may write to). Fix: choose another with --root, or check permissions, credentials and free space"
         ) from error

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster import storage
-from pipeline.errors import IntegrityError
+from pipeline.errors import IntegrityError, StudyError
 from pipeline.lease import TTL, Claim, Holder, Lease, Owner, this_process
 from pipeline.plan import Decision, Plan, Step
 from pipeline.progress import Display
@@ -157,6 +157,11 @@ class _Run:
         """Everything from the first check to the last commit."""
         from pipeline import runners
 
+        if self.store.root.startswith("memory://") and address != runners.INLINE:
+            raise StudyError(
+                f"root = {self.store.root!r}: memory:// lives in one process, Ray's workers cannot reach it "
+                "(allowed: a local path, file://, s3:// or another fsspec URL). Fix: choose another with --root"
+            )
         self.store.check_writable()
         self.display.note(f"starting Ray ({address})" if address != runners.INLINE else "running in this process")
         self.runner = runners.start(address, self.execution.max_failures)

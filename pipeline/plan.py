@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.errors import IntegrityError
+from pipeline.errors import IntegrityError, StudyError
 from pipeline.keys import artifact_key
 from stages.stage import Config, Stage
 
@@ -152,7 +152,13 @@ class Selection:
             if (self.arms and s.arm is not None and s.arm not in self.arms)
             or (self.seeds and s.seed is not None and s.seed not in self.seeds)
         }
-        return chosen - plan.downstream(outside) if outside else chosen
+        chosen = chosen - plan.downstream(outside) if outside else chosen
+        if not chosen:
+            raise StudyError(
+                "--only, --from, --until, --arm and --seed together select no step. "
+                "Fix: leave one out; infini-study plan shows what each selects"
+            )
+        return chosen
 
 
 def matching(plan: Plan, names: Iterable[str]) -> set[str]:

@@ -176,12 +176,31 @@ class Store:
             else:
                 with ThreadPoolExecutor(max_workers=16) as pool:
                     found = list(pool.map(lambda pair: self.lookup(*pair), pairs))
-        except OSError as error:
-            raise StudyError(
-                f"root = {self.root!r}: storage cannot be read: {type(error).__name__}: {error} "
-                "(allowed: a folder or bucket this user may read). Fix: choose another with --root, or its permissions"
-            ) from error
+        except IntegrityError:
+            raise
+        except Exception as error:  # every kind of storage raises its own; all mean: cannot be used
+            raise StudyError(self._unreadable(error)) from error
         return {commit.key: commit for commit in found if commit is not None}
+
+    def check_there(self) -> None:
+        """For commands that only look: raises StudyError where there is no store, or none that can be read."""
+        try:
+            there = bool(self.fs.ls(self.base, detail=False))
+        except FileNotFoundError:
+            there = False
+        except Exception as error:
+            raise StudyError(self._unreadable(error)) from error
+        if not there:
+            raise StudyError(
+                f"root = {self.root!r}: there is no store, nothing was run there yet (allowed: the --root of an "
+                "earlier run). Fix: give that one, or run a study first"
+            )
+
+    def _unreadable(self, error: Exception) -> str:
+        return (
+            f"root = {self.root!r}: storage cannot be read: {storage.reason(error)} (allowed: a folder or bucket this "
+            "user may read). Fix: choose another with --root, or check permissions, credentials and network"
+        )
 
     def artifact(self, commit: Commit) -> StoredArtifact:
         """The artifact's files, for stages and the command line."""

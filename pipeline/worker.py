@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import platform
+import re
 import sys
 import threading
 import time
@@ -191,8 +192,7 @@ def run_step(job: Job, sink: Sink, *, redirect: bool) -> Done | Failed:
             return Failed(str(error), log, error.exit_code)
         except Exception as error:
             traceback.print_exc(file=file)
-            last = traceback.format_exception_only(error)[-1].strip().splitlines()
-            return Failed(last[0] if last else type(error).__name__, log)
+            return Failed(_one_line(error), log)
         except BaseException:
             print("cancelled", flush=True)
             job.store.discard(job.stage.name, job.key, attempt.id)
@@ -200,6 +200,12 @@ def run_step(job: Job, sink: Sink, *, redirect: bool) -> Done | Failed:
         finally:
             context.close()
         return Done(sealed, summary, time.monotonic() - started, platform.node(), log)
+
+
+def _one_line(error: Exception) -> str:
+    """Kind and first line of what it says; the log has the rest."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:300]}" if text else type(error).__name__
 
 
 def _checked(summary: Summary, attempt: Attempt, context: StepContext) -> Summary:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.options import Json, Root, Set, StudyFile, open_study, root_url
+from pipeline.cli.options import Json, Root, Set, StudyFile, open_store, open_study
 from pipeline.cli.render import ACTION_STYLE, line, note, print_json, seconds, size, table
 from pipeline.errors import IntegrityError, UnknownName
 
@@ -106,9 +106,7 @@ def ls(
     json: Json = False,
 ) -> None:
     """All artifacts of the store."""
-    from pipeline.store import Store
-
-    commits = sorted(Store(root_url(root)).commits(), key=lambda c: c.created)
+    commits = sorted(open_store(root).commits(), key=lambda c: c.created)
     if stage is not None:
         known = {c.stage for c in commits}
         if stage not in known:
@@ -151,9 +149,7 @@ def show(
     json: Json = False,
 ) -> None:
     """An artifact: what made it, its numbers and files, or the rows of one of its tables."""
-    from pipeline.store import Store
-
-    store = Store(root_url(root))
+    store = open_store(root)
     commit = find(store, key)
     artifact = store.artifact(commit)
     if file is not None:
@@ -206,9 +202,7 @@ def _cell(value: object) -> str:
 
 def lineage(key: KeyArgument, root: Root = None, json: Json = False) -> None:
     """Everything an artifact was made from, back to the corpus."""
-    from pipeline.store import Store
-
-    store = Store(root_url(root))
+    store = open_store(root)
     by_key = {c.key: c for c in store.commits()}
     first = find(store, key)
     lines: list[dict[str, object]] = []
@@ -238,9 +232,7 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check every file of the artifacts against its sha256; exit code 4 if anything is damaged."""
-    from pipeline.store import Store
-
-    store = Store(root_url(root))
+    store = open_store(root)
     commits = [find(store, key)] if key else list(store.commits())
     problems = {c.key: found for c in commits if (found := store.verify(c))}
     if json:
@@ -260,9 +252,7 @@ def verify(
 
 def logs(key: KeyArgument, root: Root = None) -> None:
     """The log of a step, with the traceback if it failed; a step that never finished is named by its id."""
-    from pipeline.store import Store
-
-    store = Store(root_url(root))
+    store = open_store(root)
     places = {c.step: (c.stage, c.key) for c in store.commits()}
     for study in store.studies():
         steps = store.study_record(study).get("steps", {})
@@ -285,9 +275,7 @@ def gc(
     json: Json = False,
 ) -> None:
     """What no named study needs any more; lists it, deletes only with --delete."""
-    from pipeline.store import Store
-
-    store = Store(root_url(root))
+    store = open_store(root)
     found = store.gc(store.kept(), delete=delete)
     total = sum(g.bytes for g in found)
     if json:

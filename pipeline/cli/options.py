@@ -85,6 +85,15 @@ def open_study(study: Path, overrides: list[str] | None, root: str | None) -> Lo
     return Loaded(loaded, expand(loaded, pin_cache()), store)
 
 
+def open_store(root: str | None) -> Store:
+    """The store of an earlier run. Raises StudyError where there is none."""
+    from pipeline.store import Store
+
+    store = Store(root_url(root))
+    store.check_there()
+    return store
+
+
 def pin_cache() -> Path:
     """Where digests of unchanged external files are kept between commands."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.options import Json, Root, Set, StudyFile, Tracking, open_study, root_url, tracking_uri
+from pipeline.cli.options import Json, Root, Set, StudyFile, Tracking, open_store, open_study, tracking_uri
 from pipeline.cli.render import VERDICT_STYLE, line, print_json, table
 from pipeline.errors import StudyError, UnknownName
 
@@ -138,9 +138,8 @@ def ui(
 ) -> None:
     """MLflow in the browser, on this machine only: runs, lineage, the contamination audit, the verdicts."""
     from pipeline.cli.serve import serve
-    from pipeline.store import Store
 
-    uri = tracking_uri(tracking, Store(root_url(root)))
+    uri = tracking or tracking_uri(None, open_store(root))
     if uri.startswith(("http://", "https://")):
         line(uri)
         return

@@ -101,7 +101,7 @@ def test_a_stage_error_is_one_line_and_ends_the_run(store: Store, faults: Faults
 def test_a_bug_is_its_last_line_and_the_log_has_the_traceback(store: Store, faults: Faults):
     faults.fail_at("count", "half", kind="raise")
     failed = run(store, faults).steps["count/a/0"]
-    assert failed.message == "tests.faults.InjectedFault: injected at count: half"
+    assert failed.message == "InjectedFault: injected at count: half"
     assert "Traceback" in Path(failed.log).read_text() and "in reach" in Path(failed.log).read_text()
 
 
