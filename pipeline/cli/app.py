@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -24,6 +25,9 @@ for command in (
     app.command()(command)
 
 
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)
+
+
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a step failed, 2 usage or study file, 3 lock held, 4 integrity,
     5 cluster unreachable, 130 interrupted."""
@@ -37,7 +41,14 @@ def main() -> None:
         _fail("aborted", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            if error.errno not in _OF_THE_MACHINE:
+                raise  # a bug here: its traceback is wanted
+            _fail(
+                f"{error.filename or 'storage'}: {error.strerror}. Fix: check free space, permissions and the path", 2
+            )
+        # the reader, such as head, has seen enough
         sys.stderr.close()
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None

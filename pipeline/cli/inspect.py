@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.options import Json, Root, Set, StudyFile, open_store, open_study
 from pipeline.cli.render import ACTION_STYLE, line, note, print_json, seconds, size, table
-from pipeline.errors import IntegrityError, UnknownName
+from pipeline.errors import IntegrityError, StudyError, UnknownName
 
 if TYPE_CHECKING:
     from pipeline.store import Commit, Store
@@ -152,12 +152,14 @@ def show(
     store = open_store(root)
     commit = find(store, key)
     artifact = store.artifact(commit)
-    if file is not None:
-        _show_table(
-            str(artifact.path(file if file.endswith(".parquet") else file + ".parquet")), where or [], limit, json
-        )
-        return
     files = {entry.path: entry.size for entry in artifact.manifest.values()}
+    if file is not None:
+        tables = [name for name in files if name.endswith(".parquet")]
+        name = file if file.endswith(".parquet") else file + ".parquet"
+        if name not in tables:
+            raise UnknownName("table", file, tables)
+        _show_table(str(artifact.path(name)), where or [], limit, json)
+        return
     tracked = store.mlflow(commit.stage, commit.key) or {}
     if json:
         print_json("show", {**_summary(commit), "meta": dict(commit.meta), "file_sizes": files, "mlflow": tracked})
@@ -176,15 +178,22 @@ def show(
 
 
 def _show_table(path: str, where: list[str], limit: int, json: bool) -> None:
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     rows = pq.read_table(path)
     for condition in where:
-        column, _, value = condition.partition("=")
+        column, equals, value = condition.partition("=")
+        if not equals:
+            raise StudyError(f"--where = {condition!r}: allowed is COLUMN=VALUE, for example --where split=test")
         if column not in rows.column_names:
             raise UnknownName("column", column, rows.column_names)
-        rows = rows.filter(pc.equal(rows[column], pc.cast([value], rows.schema.field(column).type)[0]))
+        kind = rows.schema.field(column).type
+        try:
+            rows = rows.filter(pc.equal(rows[column], pc.cast([value], kind)[0]))
+        except pa.ArrowException as error:
+            raise StudyError(f"--where = {condition!r}: column {column!r} holds {kind}, {value!r} is none") from error
     shown = rows.slice(0, limit).to_pylist()
     if json:
         print_json("show", {"columns": rows.column_names, "rows": shown, "total_rows": rows.num_rows})

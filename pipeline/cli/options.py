@@ -94,7 +94,10 @@ def open_store(root: str | None) -> Store:
     return store
 
 
-def pin_cache() -> Path:
-    """Where digests of unchanged external files are kept between commands."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+def pin_cache() -> Path | None:
+    """Where digests of unchanged external files are kept between commands; None without a home."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    except RuntimeError:
+        return None
     return Path(base) / "infini-study" / "digests.json"

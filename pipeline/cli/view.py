@@ -87,7 +87,13 @@ def report(
     commit = _committed(opened.plan, opened.store, "report")
     folder = opened.store.artifact(commit).path()
     if out is not None:
-        shutil.copytree(folder, out, dirs_exist_ok=True)
+        try:
+            shutil.copytree(folder, out, dirs_exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or "not everything could be written"
+            raise StudyError(
+                f"--out = {str(out)!r}: {reason} (allowed: a folder this user may write to). Fix: choose another"
+            ) from error
         folder = out
     if json:
         print_json("report", {"key": commit.key, "path": str(folder / "report.html"), "report": _report_json(folder)})
@@ -98,7 +104,7 @@ def report(
 
 def _committed(plan: Plan, store: Store, step_id: str) -> Commit:
     step = plan[step_id]
-    commit = store.lookup(step.stage.name, step.key)
+    commit = store.lookup_many([(step.stage.name, step.key)]).get(step.key)
     if commit is None:
         raise StudyError(f"step {step_id!r} of {plan.study!r} is not made yet. Fix: infini-study run it first")
     return commit

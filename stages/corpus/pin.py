@@ -6,6 +6,7 @@ files up in a JSON file by (path, size, mtime): only new or touched files are re
 
 from __future__ import annotations
 
+import contextlib
 import glob as globbing
 import hashlib
 import importlib.util
@@ -67,11 +68,11 @@ class DigestCache:
         self._path = path
         self._known: dict[str, list[Any]] = {}
         self._changed = False
-        if path is not None and path.exists():
+        if path is not None:
             try:
                 known = json.loads(path.read_text())
-            except ValueError:
-                known = {}  # a torn cache costs one more hashing, nothing else
+            except (OSError, ValueError):
+                known = {}  # a missing, torn or forbidden cache costs one more hashing, nothing else
             self._known = known if isinstance(known, dict) else {}
 
     def digest(self, path: str, status: os.stat_result) -> str:
@@ -80,8 +81,13 @@ class DigestCache:
         known = self._known.get(path)
         if isinstance(known, list) and known[:2] == stamp:
             return str(known[2])
-        with open(path, "rb") as file:
-            digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with open(path, "rb") as file:
+                digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise StageError(
+                f"cannot be read: {error.strerror}", field="file", value=path, fix="check its permissions, or remove it"
+            ) from error
         if time.time_ns() - status.st_mtime_ns > RACY_NS:
             self._known[path] = [*stamp, digest]
             self._changed = True
@@ -91,10 +97,14 @@ class DigestCache:
         """Write what was learned, atomically; another process may do the same."""
         if self._path is None or not self._changed:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         draft = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        draft.write_text(json.dumps(self._known))
-        draft.replace(self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(self._known))
+            draft.replace(self._path)
+        except OSError:  # no home, a read-only one, a full disk: nothing is lost but time
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
 
 
 def pin(config: IngestConfig, base_dir: Path, cache: Path | None = None) -> IngestConfig:
