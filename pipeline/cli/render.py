@@ -18,10 +18,19 @@ def print_json(command: str, body: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, "command": command, **body}, indent=2) + "\n")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> None:
-    """A table; cells found in ``styles`` are coloured on a terminal, and text wraps to its width there."""
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    styles: Mapping[str, str] | None = None,
+    last_below: bool = False,
+) -> None:
+    """A table; cells found in ``styles`` are coloured on a terminal, and text wraps to its width there.
+
+    ``last_below``: on a terminal too narrow for whole rows the last column stands under its row, which leaves the
+    others readable; a pipe always gets one line per row.
+    """
     if sys.stdout.isatty():
-        _rich_table(columns, rows, styles or {})
+        _rich_table(columns, rows, styles or {}, last_below)
         return
     widths = [max(len(str(row[i])) for row in [columns, *rows]) for i in range(len(columns))]
     for row in [columns, *rows]:
@@ -30,15 +39,31 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping
         )
 
 
-def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str]) -> None:
+def _rich_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str], last_below: bool
+) -> None:
     from rich.console import Console
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        shown.add_row(*(Text(str(cell), style=styles.get(str(cell), "")) for cell in row))
-    Console().print(shown)
+    console = Console(highlight=False)
+    cells = [[Text(str(cell), style=styles.get(str(cell), "")) for cell in row] for row in rows]
+    needed = [max(len(str(row[i])) for row in [columns, *rows]) for i in range(len(columns))]
+    if not last_below or sum(needed) + 2 * len(columns) <= console.width:
+        shown = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for row in cells:
+            shown.add_row(*row)
+        console.print(shown)
+        return
+    for row, full in zip([[Text(column, style="bold") for column in columns], *cells], [None, *rows], strict=True):
+        line_ = Table.grid(padding=(0, 2, 0, 0))
+        for width in needed[:-1]:
+            line_.add_column(width=width)
+        line_.add_row(*row[:-1])
+        console.print(line_)
+        if full is not None and full[-1]:
+            console.print(Padding(Text(str(full[-1]), style="dim"), (0, 0, 0, needed[0] + 2)))
 
 
 def line(text: str = "") -> None:

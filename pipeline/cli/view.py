@@ -122,13 +122,8 @@ def print_verdicts(folder: Path) -> None:
     from stages.report.terminal import control_rows, verdict_rows
 
     content = _report_json(folder)
-    rows = verdict_rows(content)
-    styles = {row.verdict: VERDICT_STYLE[row.decision] for row in rows}
-    table(
-        ["claim", "", "verdict", "estimate", "n", "why"],
-        [[row.claim, row.name, row.verdict, row.estimate, row.n, row.reason] for row in rows],
-        styles,
-    )
+    rows = [[row.claim, row.name, row.decision, row.estimate, row.n, row.why] for row in verdict_rows(content)]
+    table(["claim", "", "verdict", "estimate", "n", "why"], rows, VERDICT_STYLE, last_below=True)
     control = control_rows(content)
     if control:
         line()
@@ -145,7 +140,7 @@ def ui(
     """MLflow in the browser, on this machine only: runs, lineage, the contamination audit, the verdicts."""
     from pipeline.cli.serve import serve
 
-    uri = tracking or tracking_uri(None, open_store(root))
+    uri = tracking_uri(tracking, open_store(root))
     if uri.startswith(("http://", "https://")):
         line(uri)
         return

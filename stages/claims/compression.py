@@ -88,10 +88,10 @@ def compression(evidence: Evidence) -> Finding:
         f"{rule.ratio:g}x); {in_bytes:.1f}x in bytes (fp32 memory, bf16 cache); {live:.1f}x with the live segment's "
         f"keys and values counted on both sides"
     )
+    short = f"{in_bytes:.0f}x in bytes; {live:.1f}x with the live segment's keys and values on both sides"
     near = abs(ratio.estimate / rule.ratio - 1) <= rule.tolerance
     if wrong:
-        return Finding(
-            "refuted", f"{text}; real states differ: {'; '.join(wrong)}", headline=ratio, numbers=tuple(numbers)
-        )
+        reason = f"{text}; real states differ: {'; '.join(wrong)}"
+        return Finding("refuted", reason, "", ratio, tuple(numbers), f"{short}; real states differ from the formula")
     decision: Decision = "supported" if near else "refuted"
-    return Finding(decision, f"{text}; real states equal the formula", headline=ratio, numbers=tuple(numbers))
+    return Finding(decision, f"{text}; real states equal the formula", "", ratio, tuple(numbers), short)

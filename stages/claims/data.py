@@ -54,13 +54,18 @@ def clean_data(evidence: Evidence) -> Finding:
         f"training documents (at most {percent(float(before.max()))}); after the audit {over_after} "
         f"(at most {percent(float(after.max()))})"
     )
+    short = (
+        f"{over_before} of {len(books)} were covered above {percent(rule.coverage_limit, 0)}, {over_after} still are"
+    )
     if over_after:
         reason = f"{text}; these are left out of every score"
-        return Finding("refuted", reason, headline=worst, numbers=tuple(numbers))
+        return Finding("refuted", reason, headline=worst, numbers=tuple(numbers), summary=short)
     if recall is None:
         reason = f"{text}; no canaries were planted, so the audit is not shown to find what it should"
-        return Finding("inconclusive", reason, "no canaries", worst, tuple(numbers))
+        return Finding("inconclusive", reason, "no canaries", worst, tuple(numbers), f"{short}; no canaries planted")
     text += f"; canaries acted on: {percent(recall)}"
+    short += f"; {percent(recall, 0)} of the planted canaries acted on"
     if recall < rule.canary_recall:
-        return Finding("inconclusive", f"{text}, below {rule.canary_recall:.0%}", "audit misses", worst, tuple(numbers))
-    return Finding("supported", text, headline=worst, numbers=tuple(numbers))
+        text += f", below {rule.canary_recall:.0%}"
+        return Finding("inconclusive", text, "audit misses", worst, tuple(numbers), short)
+    return Finding("supported", text, headline=worst, numbers=tuple(numbers), summary=short)

@@ -58,6 +58,6 @@ def behind_gate(evidence: Evidence, arm: str, row: Number) -> Number:
         return row
     gate = control_gate(evidence, arm)
     if gate.passed:
-        return decided(row, "refuted", f"{row.note} ({gate.note})")
+        return decided(row, "refuted", f"{row.note} ({gate.note})", short=row.short)
     qualifier = "no positive control" if gate.passed is None else "positive control failed"
-    return decided(row, "inconclusive", f"{row.note}, but {gate.note}", qualifier)
+    return decided(row, "inconclusive", f"{row.note}, but {gate.note}", qualifier, f"{row.short}, but {qualifier}")

@@ -73,5 +73,6 @@ def capacity(evidence: Evidence) -> Finding:
         return not_measured("the capacity table has fewer than two numbers of associations per rule")
     finding = conclude(rows, others)
     if len({row.decision for row in rows}) > 1:
-        return Finding("inconclusive", finding.reason, "rules differ", finding.headline, finding.numbers)
+        summary = "; ".join(f"{row.label.partition(':')[0]}: {row.note}" for row in rows)
+        return Finding("inconclusive", finding.reason, "rules differ", finding.headline, finding.numbers, summary)
     return finding

@@ -115,19 +115,24 @@ def _judge(
     if added is not None:
         cost += f" and {signed(added[0].estimate)} perplexity"
     if found.seeds < rules.minimum_seeds:
-        return decided(row, "inconclusive", f"{cost}; {found.seeds} of {rules.minimum_seeds} seeds", "too few seeds")
+        few = f"{found.seeds} of {rules.minimum_seeds} seeds"
+        return decided(row, "inconclusive", f"{cost}; {few}", "too few seeds", few)
     if p < rules.alpha and found.low > rule.margin:
-        return decided(row, "supported", f"{cost}, more than the margin {rule.margin:.0%}, Holm p = {p:.2g}")
+        note = f"{cost}, more than the margin {rule.margin:.0%}, Holm p = {p:.2g}"
+        return decided(row, "supported", note, short=f"without the memory more than {rule.margin:.0%} is lost")
     if skill.low <= rule.margin:
         note = f"{cost}; the intact arm retrieves too little beyond the window for a loss of {rule.margin:.0%} to show"
-        return decided(row, "inconclusive", note, "underpowered")
+        short = f"too little is retrieved beyond the window for a loss of {rule.margin:.0%} to show"
+        return decided(row, "inconclusive", note, "underpowered", short)
     limit = math.log1p(rule.perplexity_margin)
     harmless = added is not None and added[1].narrow_low > -limit and added[1].narrow_high < limit
     if found.narrow_high < rule.margin and harmless:
         note = f"{cost}: less than {rule.margin:.0%} and {rule.perplexity_margin:.0%} (TOST)"
-        return behind_gate(evidence, arm, decided(row, "refuted", note))
+        short = f"costs less than {rule.margin:.0%} accuracy and {rule.perplexity_margin:.0%} perplexity (TOST)"
+        return behind_gate(evidence, arm, decided(row, "refuted", note, short=short))
     note = f"{cost}, Holm p = {p:.2g}; detectable at {rules.power:.0%} power: {rule.margin + found.detectable:.1%}"
-    return decided(row, "inconclusive", note, "underpowered")
+    short = f"only a loss of {rule.margin + found.detectable:.0%} would have been detected"
+    return decided(row, "inconclusive", note, "underpowered", short)
 
 
 def saturation(evidence: Evidence) -> Finding:
@@ -160,13 +165,13 @@ def saturation(evidence: Evidence) -> Finding:
         )
         worst, most = row.high or 0.0, grown.high or 0.0
         if not math.isfinite(row.estimate) or worst > rule.erase_lambda_max or most > rule.norm_growth:
-            rows.append(decided(row, "refuted", f"{text}: a limit is passed"))
+            rows.append(decided(row, "refuted", f"{text}: a limit is passed", short=f"a limit is passed: {text}"))
         elif len(peaks) < rules.minimum_seeds:
-            rows.append(
-                decided(row, "inconclusive", f"{text}; {len(peaks)} of {rules.minimum_seeds} seeds", "too few seeds")
-            )
+            few = f"{len(peaks)} of {rules.minimum_seeds} seeds"
+            rows.append(decided(row, "inconclusive", f"{text}; {few}", "too few seeds", few))
         else:
-            rows.append(decided(row, "supported", f"{text}, {len(log)} readings during training at its lengths"))
+            note = f"{text}, {len(log)} readings during training at its lengths"
+            rows.append(decided(row, "supported", note, short=text))
     if not rows:
         return not_measured("the training logs of the delta arms hold no memory monitors")
     return conclude(rows, others)

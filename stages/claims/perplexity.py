@@ -84,16 +84,19 @@ def _judge(evidence: Evidence, arm: str, row: Number, found: Effect, p: float) -
     rules, margin = evidence.rules, math.log1p(-evidence.rules.perplexity_from_memory.margin)
     size = f"{signed(row.estimate)} perplexity"
     if found.seeds < rules.minimum_seeds:
-        return decided(row, "inconclusive", f"{size}; {found.seeds} of {rules.minimum_seeds} seeds", "too few seeds")
+        few = f"{found.seeds} of {rules.minimum_seeds} seeds"
+        return decided(row, "inconclusive", f"{size}; {few}", "too few seeds", few)
     if p < rules.alpha and found.high < 0:
-        return decided(row, "supported", f"{size}, Holm p = {p:.2g}")
+        return decided(row, "supported", f"{size}, Holm p = {p:.2g}", short="lower, on the same documents")
     if found.low > 0:
-        return decided(row, "refuted", f"{size}: worse than the baseline, not better")
+        short = f"worse than {row.label.partition(' against ')[2]}, not better"
+        return decided(row, "refuted", f"{size}: worse than the baseline, not better", short=short)
     if found.narrow_low > margin:
-        note = f"{size}; an improvement of {evidence.rules.perplexity_from_memory.margin:.0%} is excluded (TOST)"
-        return behind_gate(evidence, arm, decided(row, "refuted", note))
+        excluded = f"an improvement of {evidence.rules.perplexity_from_memory.margin:.0%} is excluded (TOST)"
+        return behind_gate(evidence, arm, decided(row, "refuted", f"{size}; {excluded}", short=excluded))
     note = f"{size}, Holm p = {p:.2g}; detectable at {rules.power:.0%} power: {math.expm1(found.detectable):.2%}"
-    return decided(row, "inconclusive", note, "underpowered")
+    short = f"only a difference of {math.expm1(found.detectable):.1%} would have been detected"
+    return decided(row, "inconclusive", note, "underpowered", short)
 
 
 def _weakest(rows: list[Number]) -> Number:
@@ -137,19 +140,18 @@ def seeds(evidence: Evidence) -> Finding:
         spread = f"{100 * run_to_run:.2f}%" if math.isfinite(run_to_run) else "unknown"
         size = f"gap {signed(row.estimate)}, run-to-run sd {spread} (seeds {each})"
         if len(gaps) < rules.minimum_seeds:
-            rows.append(
-                decided(row, "inconclusive", f"{size}; {len(gaps)} of {rules.minimum_seeds} seeds", "too few seeds")
-            )
+            few = f"{len(gaps)} of {rules.minimum_seeds} seeds"
+            rows.append(decided(row, "inconclusive", f"{size}; {few}", "too few seeds", few))
         elif p < rules.alpha and abs(test.estimate) > run_to_run:
-            rows.append(
-                decided(
-                    row, "supported", f"{size}, Holm p = {p:.2g}, in favour of {arm if test.estimate < 0 else baseline}"
-                )
-            )
+            better = f"in favour of {arm if test.estimate < 0 else baseline}"
+            short = f"more than the run-to-run sd of {spread}, {better}"
+            rows.append(decided(row, "supported", f"{size}, Holm p = {p:.2g}, {better}", short=short))
         elif run_to_run > 0 and tost(gaps, run_to_run, alpha=rules.alpha).equivalent:
-            rows.append(decided(row, "refuted", f"{size}: the gap lies within one standard deviation (TOST)"))
+            note = f"{size}: the gap lies within one standard deviation (TOST)"
+            rows.append(decided(row, "refuted", note, short=f"within the run-to-run sd of {spread} (TOST)"))
         else:
             least = minimum_detectable(float(gaps.std(ddof=1)), len(gaps), alpha=rules.alpha, power=rules.power)
             note = f"{size}, Holm p = {p:.2g}; detectable at {rules.power:.0%} power: {math.expm1(least):.2%}"
-            rows.append(decided(row, "inconclusive", note, "underpowered"))
+            short = f"run-to-run sd {spread}; only a gap of {math.expm1(least):.1%} would have been detected"
+            rows.append(decided(row, "inconclusive", note, "underpowered", short))
     return conclude(rows)

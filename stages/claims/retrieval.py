@@ -95,7 +95,8 @@ def _judge_passkey(evidence: Evidence, arm: str, row: Number, at: pd.DataFrame, 
         percent(x, 0) for x in per_seed
     )
     if len(per_seed) < rules.minimum_seeds:
-        return decided(row, "inconclusive", f"{text}; {len(per_seed)} of {rules.minimum_seeds} seeds", "too few seeds")
+        few = f"{len(per_seed)} of {rules.minimum_seeds} seeds"
+        return decided(row, "inconclusive", f"{text}; {few}", "too few seeds", few)
     depths = at.groupby("depth")["correct"].agg(["sum", "count"])
     level = 1 - rules.alpha / len(depths)  # Bonferroni over depths
     failing = [
@@ -106,18 +107,24 @@ def _judge_passkey(evidence: Evidence, arm: str, row: Number, at: pd.DataFrame, 
     if high < rule.threshold:
         if inside is None:
             note = f"{text}; no prompt has its needle inside the window, so a failure cannot be laid to the memory"
-            return decided(row, "inconclusive", note, "task not learned")
+            return decided(row, "inconclusive", note, "task not learned", "no needle stood inside the window")
         if (inside.low or 0.0) < rule.learned:
             note = f"{text}; inside the window {percent(inside.estimate)}: the task itself was not learned"
-            return decided(row, "inconclusive", note, "task not learned")
+            return decided(
+                row, "inconclusive", note, "task not learned", "the passkey is not found inside the window either"
+            )
         note = f"{text} stays below {rule.threshold:.0%} (inside the window {percent(inside.estimate)})"
-        return behind_gate(evidence, arm, decided(row, "refuted", note))
+        short = f"below {rule.threshold:.0%}, though {percent(inside.estimate, 0)} inside the window"
+        return behind_gate(evidence, arm, decided(row, "refuted", note, short=short))
     if len(at) < rule.minimum_trials:
-        return decided(row, "inconclusive", f"{text}; {len(at)} of {rule.minimum_trials} prompts", "underpowered")
+        few = f"{len(at)} of {rule.minimum_trials} prompts"
+        return decided(row, "inconclusive", f"{text}; {few}", "underpowered", few)
     if low >= rule.threshold and not failing:
-        return decided(row, "supported", f"{text} clears {rule.threshold:.0%} at every depth")
+        short = f"at least {rule.threshold:.0%} at every depth"
+        return decided(row, "supported", f"{text} clears {rule.threshold:.0%} at every depth", short=short)
     where = f"; fails at depth {', '.join(f'{depth:.2g}' for depth in failing)}" if failing else ""
-    return decided(row, "inconclusive", f"{text} straddles {rule.threshold:.0%}{where}", "underpowered")
+    short = f"the interval straddles {rule.threshold:.0%}{where}"
+    return decided(row, "inconclusive", f"{text} straddles {rule.threshold:.0%}{where}", "underpowered", short)
 
 
 def binding(evidence: Evidence) -> Finding:
@@ -143,18 +150,24 @@ def binding(evidence: Evidence) -> Finding:
             f", single needle {percent(single)}" if single is not None else ", no single needle (k = 1) asked"
         )
         if one.seeds < rules.minimum_seeds:
-            row = decided(row, "inconclusive", f"{text}; {one.seeds} of {rules.minimum_seeds} seeds", "too few seeds")
+            few = f"{one.seeds} of {rules.minimum_seeds} seeds"
+            row = decided(row, "inconclusive", f"{text}; {few}", "too few seeds", few)
         elif p < rules.alpha and one.low > rule.margin:
-            row = decided(row, "supported", f"{text}, more than {rule.margin:.0%}, Holm p = {p:.2g}")
+            note = f"{text}, more than {rule.margin:.0%}, Holm p = {p:.2g}"
+            row = decided(
+                row, "supported", note, short=f"more than {rule.margin:.0%} above knowing only the set of values"
+            )
         elif single is None or single < rule.learned:
-            row = decided(row, "inconclusive", f"{text}: not even one needle is retrieved", "task not learned")
+            note = f"{text}: not even one needle is retrieved"
+            row = decided(row, "inconclusive", note, "task not learned", "not even one needle is retrieved")
         elif one.narrow_high < rule.margin:
-            note = f"{text}: the set of values is known, their binding to keys is not (TOST)"
-            row = behind_gate(evidence, arm, decided(row, "refuted", note))
+            short = "the set of values is known, their binding to keys is not (TOST)"
+            row = behind_gate(evidence, arm, decided(row, "refuted", f"{text}: {short}", short=short))
         else:
             least = rule.margin + one.detectable
             note = f"{text}, Holm p = {p:.2g}; detectable at {rules.power:.0%} power: {least:.1%}"
-            row = decided(row, "inconclusive", note, "underpowered")
+            short = f"only {least:.0%} above 1/k would have been detected"
+            row = decided(row, "inconclusive", note, "underpowered", short)
         rows.append(row)
     return conclude(rows, others)
 

@@ -8,6 +8,8 @@ from stages.claims.verdict import Finding, Number, not_measured
 
 OPEN = "ROUGE only: embedding and NLI scores, LLM judge and blind human comparison are not part of this study"
 
+SHORT = "no embedding or NLI scores, judge or human comparison in this study"
+
 
 def rouge_scores(evidence: Evidence, arm: str, task: str, metric: str) -> Number | None:
     """Mean ROUGE F1 of one arm over seeds and documents; documents are resampled whole."""
@@ -82,4 +84,5 @@ def summarization(evidence: Evidence) -> Finding:
             )
     shown = "; ".join(f"{gap.label}: {points(gap.estimate)} {rule.metric}" for gap in gaps)
     lead = gaps[0] if gaps else (numbers[0] if numbers else None)
-    return Finding("inconclusive", f"{shown}. {OPEN}" if shown else OPEN, "ROUGE only", lead, (*gaps, *numbers))
+    reason = f"{shown}. {OPEN}" if shown else OPEN
+    return Finding("inconclusive", reason, "ROUGE only", lead, (*gaps, *numbers), SHORT)

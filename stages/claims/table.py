@@ -210,6 +210,7 @@ def decide(claim: Claim, evidence: Evidence) -> Verdict:
         decision=finding.decision,
         rule=claim.rule(evidence.rules),
         reason=finding.reason,
+        summary=finding.summary or finding.reason,
         qualifier=finding.qualifier,
         estimate=lead.estimate if lead else None,
         low=lead.low if lead else None,

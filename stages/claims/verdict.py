@@ -39,12 +39,14 @@ class Number:
     sources: tuple[Source, ...] = ()
     decision: Decision | None = None  # of this row, where a rule looked at it
     qualifier: str = ""  # why an undecided row is so
-    note: str = ""
+    note: str = ""  # the reason for the decision, with its numbers
+    short: str = ""  # the same in a few words
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of one claim. ``qualifier``: why it is inconclusive; ``numbers``: what it rests on."""
+    """The outcome of one claim. ``summary``: why, in one line; ``reason``: why, with every arm's numbers;
+    ``qualifier``: why it is inconclusive; ``numbers``: what it rests on."""
 
     claim: str
     name: str
@@ -53,6 +55,7 @@ class Verdict:
     decision: Decision
     rule: str
     reason: str
+    summary: str
     qualifier: str = ""
     estimate: float | None = None
     low: float | None = None
@@ -81,6 +84,7 @@ class Finding:
     qualifier: str = ""
     headline: Number | None = None
     numbers: tuple[Number, ...] = ()
+    summary: str = ""  # the reason in one line, where the whole is longer than that
 
 
 def not_measured(reason: str, numbers: Sequence[Number] = ()) -> Finding:
@@ -107,9 +111,9 @@ def headline(rows: Sequence[Number], decision: Decision) -> Number | None:
     return next((row for row in rows if row.decision == decision), rows[0] if rows else None)
 
 
-def decided(row: Number, decision: Decision, note: str, qualifier: str = "") -> Number:
-    """``row`` with its own decision, the reason for it and, where undecided, why."""
-    return replace(row, decision=decision, note=note, qualifier=qualifier)
+def decided(row: Number, decision: Decision, note: str, qualifier: str = "", short: str = "") -> Number:
+    """``row`` with its own decision, the reason for it (also in a few words) and, where undecided, why."""
+    return replace(row, decision=decision, note=note, qualifier=qualifier, short=short or note)
 
 
 def conclude(rows: Sequence[Number], others: Sequence[Number] = ()) -> Finding:
@@ -118,7 +122,17 @@ def conclude(rows: Sequence[Number], others: Sequence[Number] = ()) -> Finding:
     lead = headline(rows, decision)
     qualifier = next((row.qualifier for row in rows if row.decision == "inconclusive" and row.qualifier), "")
     reason = "; ".join(f"{row.label}: {row.note}" for row in rows)
-    return Finding(decision, reason, qualifier if decision == "inconclusive" else "", lead, (*rows, *others))
+    if decision != "inconclusive":
+        qualifier = ""
+    return Finding(decision, reason, qualifier, lead, (*rows, *others), _in_short(rows, lead))
+
+
+def _in_short(rows: Sequence[Number], lead: Number | None) -> str:
+    """The reason of the row that carries the decision; with its label where the rows differ."""
+    if lead is None:
+        return ""
+    same = len({row.short for row in rows}) == 1
+    return lead.short if same else f"{lead.label}: {lead.short}"
 
 
 def unique_sources(numbers: Iterable[Number]) -> tuple[Source, ...]:

@@ -106,14 +106,15 @@ def _write_verdicts(verdicts: Sequence[Verdict], path: Path) -> None:
 
     rows = [
         {
-            "claim": verdict.claim, "name": verdict.name, "verdict": verdict.label, "estimate": verdict.estimate,
+            "claim": verdict.claim, "name": verdict.name, "verdict": verdict.label, "summary": verdict.summary,
+            "estimate": verdict.estimate,
             "low": verdict.low, "high": verdict.high, "n": verdict.n, "unit": verdict.unit, "reason": verdict.reason,
             "rule": verdict.rule, "question": verdict.question, "hypothesis": verdict.hypothesis,
             "sources": _sources(verdict.sources),
         }
         for verdict in verdicts
     ]  # fmt: skip
-    strings = ("claim", "name", "verdict", "unit", "reason", "rule", "question", "hypothesis", "sources")
+    strings = ("claim", "name", "verdict", "summary", "unit", "reason", "rule", "question", "hypothesis", "sources")
     schema = pa.schema(
         [(name, pa.string() if name in strings else pa.int64() if name == "n" else pa.float64()) for name in rows[0]]
     )

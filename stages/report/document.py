@@ -70,17 +70,24 @@ def _finite(value: Any) -> Any:
     return number if math.isfinite(number) else None
 
 
-SIGNED = ("relative", "accuracy lost", "accuracy above")
+SIGNED = ("relative", "accuracy above")
 PERCENT_UNITS = ("accuracy", "share", "relative perplexity", "F1")
+POINTS = {"accuracy lost": "points of accuracy lost", "accuracy above 1/k": "points of accuracy above 1/k"}
+"""Differences of shares: shown in points, so that nobody takes them for relative changes."""
 
 
 def shown(value: float | None, unit: str) -> str:
-    """A number as people read it: shares in percent, sizes with thousands, the rest to four digits."""
+    """A number as people read it: shares in percent, their differences in points, sizes with thousands, capacities to
+    two digits, the rest to four."""
     if value is None or not math.isfinite(value):
         return "–"
     if any(word in unit for word in PERCENT_UNITS):
-        signed = unit.startswith(SIGNED) or unit.endswith("difference") or value < 0
-        text = f"{100 * value:+.1f}%" if signed else f"{100 * value:.1f}%"
+        hundredfold = round(100 * value, 1) + 0.0  # no negative zero
+        signed = hundredfold != 0 and (unit.startswith(SIGNED) or unit.endswith("difference"))
+        text = f"{hundredfold:+.1f}" if signed else f"{hundredfold:.1f}"
+        text += "" if shown_unit(unit).startswith("points") else "%"
+    elif unit == "associations" and abs(value) < 10:
+        text = f"{value:.2g}"
     elif abs(value) >= 1000 or (unit == "associations" and abs(value) >= 10):
         text = f"{value:,.0f}"
     elif value == int(value) and abs(value) < 1000:
@@ -88,6 +95,13 @@ def shown(value: float | None, unit: str) -> str:
     else:
         text = f"{value:.4g}"
     return text.replace("-", "−")
+
+
+def shown_unit(unit: str) -> str:
+    """The unit as it stands beside ``shown``: differences of shares become points."""
+    if unit.endswith(" difference") and "relative" not in unit:
+        return f"points of {unit.removesuffix(' difference')}"
+    return POINTS.get(unit, unit)
 
 
 def interval(low: float | None, high: float | None, unit: str) -> str:

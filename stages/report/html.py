@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.report.document import SECTIONS, interval, shown
+from stages.report.document import SECTIONS, interval, shown, shown_unit
 from stages.report.figures.style import PALETTE, Figure
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -23,6 +23,7 @@ def page(report: dict[str, Any], figures: Sequence[tuple[str, Figure]]) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["shown"] = shown
+    environment.filters["unit"] = shown_unit
     environment.filters["bytes"] = size
     environment.globals["interval"] = interval
     environment.globals["grouped"] = grouped

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages.report.document import SECTIONS, interval, shown
+from stages.report.document import SECTIONS, interval, shown, shown_unit
 from stages.report.terminal import verdict_rows
 
 LONG = ("perplexity by position",)  # in report.json and the page only
@@ -18,7 +18,7 @@ def markdown(report: dict[str, Any]) -> str:
     counts = ", ".join(f"{count} {decision}" for decision, count in report["counts"].items() if count)
     lines += [f"{counts}.", "", "| claim | verdict | estimate | n | why |", "|---|---|---|---|---|"]
     for row in verdict_rows(report):
-        cells = (f"{row.claim} {row.name}", f"**{row.verdict}**", row.estimate, row.n, row.reason)
+        cells = (f"{row.claim} {row.name}", f"**{row.decision}**", row.estimate, row.n, row.why)
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     for section, title, names in SECTIONS:
         figures = [figure for figure in report["figures"] if figure["section"] == section]
@@ -29,7 +29,7 @@ def markdown(report: dict[str, Any]) -> str:
         for figure in figures:
             lines += [f"![{figure['title']}]({figure['png']})", "", f"*{figure['title']}.* {figure['caption']}", ""]
         if numbers:
-            lines += ["| number | estimate | interval | n | rows |", "|---|---|---|---|---|"]
+            lines += ["| number | estimate | interval | unit | n | rows |", "|---|---|---|---|---|---|"]
             for number in numbers:
                 source = number["sources"][0] if number["sources"] else None
                 rows = f"{source['table']} of {source['step']}" if source else ""
@@ -38,6 +38,7 @@ def markdown(report: dict[str, Any]) -> str:
                     number["label"],
                     shown(number["estimate"], number["unit"]),
                     bounds,
+                    shown_unit(number["unit"]),
                     str(number["n"] or ""),
                     rows,
                 )

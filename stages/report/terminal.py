@@ -9,7 +9,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class VerdictRow:
-    """One line of the verdict table. ``decision``: the bare verdict, for its colour; ``verdict``: with qualifier."""
+    """One line of the verdict table. ``decision``: the bare verdict; ``verdict``: with qualifier; ``why``: the
+    qualifier and the reason in one line."""
 
     claim: str
     name: str
@@ -17,19 +18,19 @@ class VerdictRow:
     verdict: str
     estimate: str
     n: str
-    reason: str
+    why: str
 
 
 def verdict_rows(report: Mapping[str, Any]) -> list[VerdictRow]:
     """Rows from the content of ``report.json``, in order C1 to C13."""
-    from stages.report.document import interval, shown
+    from stages.report.document import interval, shown, shown_unit
 
     rows = []
     for verdict in report["verdicts"]:
         estimate = ""
         if verdict["estimate"] is not None:
             bounds = interval(verdict["low"], verdict["high"], verdict["unit"])
-            unit = verdict["unit"].removesuffix(", elements")
+            unit = shown_unit(verdict["unit"]).removesuffix(", elements")
             estimate = " ".join(part for part in (shown(verdict["estimate"], verdict["unit"]), bounds, unit) if part)
         rows.append(
             VerdictRow(
@@ -39,7 +40,7 @@ def verdict_rows(report: Mapping[str, Any]) -> list[VerdictRow]:
                 verdict["label"],
                 estimate,
                 str(verdict["n"] or ""),
-                verdict["reason"],
+                ": ".join(part for part in (verdict["qualifier"], verdict["summary"]) if part),
             )
         )
     return rows
