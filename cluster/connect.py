@@ -8,6 +8,7 @@ user's: an embedded Ray ends with its driver, which owns its processes.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import tempfile
 from collections.abc import Mapping
@@ -82,7 +83,9 @@ def connect(
     where nothing answers, and for ``ray://`` (the client is slow; jobs are submitted instead).
     """
     set_environment()
-    if address != LOCAL:
+    if address == LOCAL:
+        _token_without_home()
+    else:
         address = reachable(address, timeout_s)
     import ray
 
@@ -103,9 +106,26 @@ def connect(
             variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
             ray.init(address=address, runtime_env={"env_vars": variables}, **options)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise ClusterError(f"address = {address!r}: Ray did not start or join: {reason}. {_FIX}") from error
     return _connection(address, owned=True)
+
+
+def _token_without_home() -> None:
+    """Ray keeps its token below the home folder and does not start where that cannot be written (a service's user, a
+    container's): an embedded Ray then gets one that lives as long as this process."""
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return
+    folder = Path(os.path.expanduser("~")) / ".ray"
+    if (folder / "auth_token").is_file():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 _FIX = "Fix: give the host:port of a running head node, or 'local' for a Ray of its own"

@@ -99,6 +99,14 @@ def run_distributed(
         fitting.join(CANCEL_S)
         raise
     if failure and isinstance(failure[0], TrainingFailedError):
-        raise TrainingLost(str(failure[0])) from failure[0]
+        raise TrainingLost(_reason(failure[0])) from failure[0]
     if failure:
         raise failure[0]
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of what the first failed worker said; Ray Train's own first line only says that one did."""
+    failures = getattr(error, "worker_failures", None) or {}
+    rank, cause = min(failures.items(), default=(None, error), key=lambda item: item[0])
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+    return lines[-1] if rank is None else f"worker {rank}: {lines[-1]}"

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.errors import StudyError
+
 if TYPE_CHECKING:
     from pipeline.plan import Plan
     from pipeline.store import Store
     from pipeline.study import LoadedStudy
 
 DEFAULT_ROOT = "runs/store"
+_TRACKING = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="Study file, for example runs/quickstart.yaml.")]
 Set = Annotated[
@@ -58,11 +61,20 @@ def root_url(root: str | None) -> str:
 def tracking_uri(given: str | None, store: Store) -> str:
     """The MLflow URI as given, or the SQLite file below a local root.
 
-    Raises StudyError for a remote root without one: SQLite cannot live in object storage.
+    Raises StudyError for one MLflow does not know, and for a remote root without one: SQLite cannot live in object
+    storage.
     """
     from pipeline.track import default_tracking_uri
 
-    return given or default_tracking_uri(store.root)
+    if not given:
+        return default_tracking_uri(store.root)
+    scheme, separator, _ = given.partition("://")
+    if separator and scheme.split("+")[0] not in _TRACKING:
+        raise StudyError(
+            f"--tracking-uri = {given!r}: MLflow knows no {scheme}:// (allowed: {', '.join(_TRACKING)}). "
+            "Fix: give the http(s) address of a server, or sqlite:////folder/mlflow.db"
+        )
+    return given
 
 
 @dataclass(frozen=True)

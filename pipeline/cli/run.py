@@ -232,7 +232,7 @@ def _print_outcome(opened: Loaded, outcome: Outcome, tracking: str | None, json:
         "failed": len(outcome.ids("failed")),
         "left": len(outcome.steps) - len(outcome.ids("done") + outcome.ids("reused") + outcome.ids("failed")),
     }
-    folder = _publish_report(opened)
+    folder = _publish_report(opened) if outcome.steps["report"].state in ("done", "reused") else None
     if json:
         steps = {s.id: {"state": s.state, "seconds": s.seconds, "message": s.message} for s in outcome.steps.values()}
         body: dict[str, Any] = {"study": opened.plan.study, "exit_code": outcome.exit_code, "seconds": outcome.seconds}

@@ -18,6 +18,9 @@ def run_job(job: Job, output: Path, context: Context) -> Summary:
     """Train ``job`` and put its artifact below ``output``. Raises StageError where a fault of the input stops it."""
     fs, work = filesystem(job.work_url)
     fs.makedirs(work, exist_ok=True)
+    for artifact in (job.tokens, job.tokenizer, job.base):
+        if artifact is not None:
+            artifact.path()  # a damaged input ends the step here, and is not tried again by worker after worker
     if not worker.exported(job.work_url):
         if ray_is_running():
             _by_ray(job, context)
