@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 SCHEMA_VERSION = 1
 
@@ -56,14 +60,24 @@ def _rich_table(
             shown.add_row(*row)
         console.print(shown)
         return
-    for row, full in zip([[Text(column, style="bold") for column in columns], *cells], [None, *rows], strict=True):
-        line_ = Table.grid(padding=(0, 2, 0, 0))
-        for width in needed[:-1]:
-            line_.add_column(width=width)
-        line_.add_row(*row[:-1])
-        console.print(line_)
-        if full is not None and full[-1]:
-            console.print(Padding(Text(str(full[-1]), style="dim"), (0, 0, 0, needed[0] + 2)))
+    fit = len(needed) - 1
+    while fit > 1 and sum(needed[:fit]) + 2 * (fit - 1) > console.width:
+        fit -= 1
+    _print_row(console, [Text(column, style="bold") for column in columns[:fit]], needed)
+    for row in cells:
+        _print_row(console, row[:fit], needed)
+        for below in (Text("  ").join(row[fit:-1]), Text(row[-1].plain, style="dim")):
+            if below.plain.strip():
+                console.print(Padding(below, (0, 0, 0, needed[0] + 2)))
+
+
+def _print_row(console: Console, row: Sequence[Text], widths: Sequence[int]) -> None:
+    from rich.text import Text
+
+    padded = [cell.copy() for cell in row]
+    for cell, width in zip(padded, widths, strict=False):
+        cell.pad_right(width - cell.cell_len)
+    console.print(Text("  ").join(padded), no_wrap=True)
 
 
 def line(text: str = "") -> None:
