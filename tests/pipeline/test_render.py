@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
@@ -23,10 +24,10 @@ class Terminal(io.StringIO):
 
 def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, width: int) -> list[str]:
     monkeypatch.setattr(sys, "stdout", stream)
-    for name, value in (("COLUMNS", str(width)), ("NO_COLOR", "1"), ("TERM", "dumb")):
+    for name, value in (("COLUMNS", str(width)), ("NO_COLOR", "1"), ("TERM", "xterm")):
         monkeypatch.setenv(name, value)
     table(COLUMNS, ROWS, {"refuted": "red"}, last_below=True)
-    return [line.rstrip() for line in stream.getvalue().splitlines()]
+    return [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in stream.getvalue().splitlines()]
 
 
 @pytest.mark.parametrize(("stream", "width"), [(io.StringIO(), 40), (Terminal(), 100)])
