@@ -34,7 +34,7 @@ def markdown(report: dict[str, Any]) -> str:
                 source = number["sources"][0] if number["sources"] else None
                 rows = f"{source['table']} of {source['step']}" if source else ""
                 bounds = interval(number["low"], number["high"], number["unit"])
-                cells = (
+                fields = (
                     number["label"],
                     shown(number["estimate"], number["unit"]),
                     bounds,
@@ -42,7 +42,7 @@ def markdown(report: dict[str, Any]) -> str:
                     str(number["n"] or ""),
                     rows,
                 )
-                lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+                lines.append("| " + " | ".join(_cell(cell) for cell in fields) + " |")
     return "\n".join(lines) + "\n"
 
 

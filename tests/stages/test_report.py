@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.claims.config import ClaimsConfig
+from stages.report.document import shown
 from stages.report.stage import STAGE, ReportConfig
 from stages.report.terminal import verdict_rows
 from stages.stage import Summary
@@ -63,7 +64,7 @@ def test_every_promised_file_is_there_and_progress_reaches_its_end(full):
     output, summary, context = full
     named = [*summary.tables.values(), *summary.figures, "report.json", "report.html", "report.md", "verdicts.parquet"]
     assert all((output / name).stat().st_size for name in named)
-    assert sum(name.endswith(".png") for name in summary.figures) == 12
+    assert sum(name.endswith(".png") for name in summary.figures) == 13
     done, total, _, _ = context.progressed[-1]
     assert done == total
 
@@ -118,6 +119,26 @@ def test_verdicts_agree_between_json_parquet_metrics_and_terminal(full):
     assert summary.metrics["verdict.supported"] == report["counts"]["supported"]
     assert summary.metrics["C2.estimate"] == pytest.approx(report["verdicts"][1]["estimate"])
     assert rows[1].estimate.startswith("−10.") and "perplexity" in rows[1].estimate
+
+
+def test_every_verdict_says_why_in_one_line(full):
+    output, _, _ = full
+    rows = verdict_rows(json.loads((output / "report.json").read_text()))
+    assert all(0 < len(row.why) <= 140 and "\n" not in row.why for row in rows)
+    found = next(row for row in rows if row.claim == "C5")
+    assert "points of accuracy above 1/k" in found.estimate and "%" not in found.estimate
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.0051, "accuracy lost", "0.5"), (-0.0051, "accuracy lost", "−0.5"), (-0.0001, "accuracy above 1/k", "0.0"),
+        (0.023, "relative perplexity", "+2.3%"), (0.014, "accuracy", "1.4%"), (2.571, "associations", "2.6"),
+        (115.73, "times, elements", "115.7"), (2061936, "FLOPs/token", "2,061,936"), (None, "accuracy", "–"),
+    ],
+)  # fmt: skip
+def test_numbers_are_shown_as_people_read_them(value, unit, text):
+    assert shown(value, unit) == text
 
 
 def test_an_empty_study_still_gives_a_page_that_says_so(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stages.claims.evidence import Evidence
 from stages.claims.verdict import Number
-from stages.report.figures import data, memory, perplexity, retrieval
+from stages.report.figures import data, memory, perplexity, retrieval, summaries
 from stages.report.figures.style import Figure, begin
 
 Draw = Callable[[Evidence, Mapping[str, Sequence[Number]], Path], Figure | None]
@@ -23,6 +23,7 @@ FIGURES: tuple[tuple[str, Draw], ...] = (
     ("mechanism", retrieval.control),
     ("mechanism", memory.capacity),
     ("data", data.contamination),
+    ("summaries", summaries.rouge),
     ("cost", data.cost),
     ("training", perplexity.training),
 )

@@ -42,6 +42,7 @@ def contamination(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure 
     bars = axes[1].bar(actions, counts, color=[MUTED, PALETTE[4], PALETTE[5], PALETTE[1]][: len(actions)], width=0.65)
     axes[1].bar_label(bars, fontsize=7.5, color=INK)
     axes[1].set(title="Training documents", ylabel="documents")
+    axes[1].margins(y=0.12)
     axes[1].grid(axis="x", visible=False)
     if counts and max(counts) > 50 * max(1, min(counts)):
         axes[1].set_yscale("symlog", linthresh=10)
@@ -69,15 +70,18 @@ def cost(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
     rows = [row for row in costs(evidence) if row.arm == baseline or f"perplexity.{row.arm}.{baseline}" in found]
     if baseline is None or len(rows) < 2:
         return None
-    styles, sizes = arm_styles(evidence), []
+    styles = arm_styles(evidence)
+    sizes: list[float] = []
     figure, (axis,) = canvas(height=2.9)
     for row in rows:
         gap, style = found.get(f"perplexity.{row.arm}.{baseline}"), styles[row.arm]
-        sizes.append((row.state_bytes + row.live_kv_bytes) / 1024)
+        size = (row.state_bytes + row.live_kv_bytes) / 1024
+        beside = sum(abs(size - other) < 0.01 * size for other in sizes)
+        sizes.append(size)
         y = 100 * gap.estimate if gap else 0.0
         error = [[y - 100 * (gap.low or 0)], [100 * (gap.high or 0) - y]] if gap else None
-        axis.errorbar(sizes[-1], y, yerr=error, color=style.colour, marker=style.marker, ms=7, ls="none",
-                      label=row.arm)  # fmt: skip
+        axis.errorbar(size * (1 + 0.015 * beside), y, yerr=error, color=style.colour, marker=style.marker, ms=7,
+                      ls="none", label=row.arm)  # fmt: skip
     if max(sizes) > 8 * max(min(sizes), 1e-9):
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
@@ -93,7 +97,7 @@ def cost(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
     caption = (
         "Paired perplexity difference to the arm without memory, with its interval, over what an arm keeps "
         "while it reads "
-        "on: down and left is better."
+        "on: down and left is better. Arms of equal size stand side by side."
     )
     return finish(
         figure, folder, name="cost", title="Perplexity against state size", caption=caption,

@@ -22,6 +22,7 @@ from stages.report.figures.style import (
 )
 
 Numbers = Mapping[str, Sequence[Number]]
+SMOOTHED = 8  # windows of the loss curve's moving average in a run
 
 
 def by_position(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
@@ -45,7 +46,7 @@ def by_position(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | 
         look = {"color": style.colour, "marker": style.marker, "linestyle": style.dash}
         axes[0].plot(x, [n.estimate for _, n in points], label=arm, **look)
         axes[0].fill_between(
-            x, [n.low or 0 for _, n in points], [n.high or 0 for _, n in points], color=style.colour, alpha=0.12, lw=0
+            x, [n.low or 0 for _, n in points], [n.high or 0 for _, n in points], color=style.colour, alpha=0.07, lw=0
         )
         if baseline and arm != baseline:
             gaps = _gaps(evidence, arm, baseline, buckets)
@@ -174,11 +175,9 @@ def training(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | Non
             rows = rows[rows[column].notna()]
             if not len(rows):
                 continue
-            values = (
-                rows[column].rolling(max(1, len(rows) // 40), min_periods=1).mean()
-                if column == "loss"
-                else rows[column]
-            )
+            window = max(1, len(rows) // SMOOTHED)
+            smooth = rows[column].rolling(window, min_periods=1, center=True).mean()
+            values = smooth if column == "loss" else rows[column]
             axis.plot(rows["step"], values, color=style.colour, ls=style.dash, lw=1.0, alpha=0.85,
                       label=arm if place == 0 else None)  # fmt: skip
             if column == "gate_mean" and {"gate_min", "gate_max"} <= set(rows):
@@ -190,7 +189,7 @@ def training(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | Non
         if column == "gate_mean":
             axis.set_ylim(0, 1)
     legend_below(figure, axes[0])
-    caption = "One line per arm and seed; the loss is a moving average."
+    caption = f"One line per arm and seed; the loss is a moving average over 1/{SMOOTHED} of the run."
     return finish(
         figure, folder, name="training", title="Training curves", caption=caption,
         sources=evidence.sources("pretrain", "train_log.parquet"),

@@ -26,7 +26,7 @@ def heatmap(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None
     if not len(table):
         return None
     arms = [arm for arm in evidence.arms if (table["arm"] == arm).any()]
-    columns = min(3, len(arms))
+    columns = len(arms) if len(arms) <= 4 else 3
     rows = -(-len(arms) // columns)
     figure, axes = canvas(columns, rows, height=2.2)
     image = None
@@ -48,7 +48,8 @@ def heatmap(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None
                     j, i, text, ha="center", va="center", fontsize=6, color="#ffffff" if value < 0.6 else "#101010"
                 )
         axis.set_xticks(range(accuracy.shape[1]), [tokens(length) for length in accuracy.columns])
-        axis.set_yticks(range(accuracy.shape[0]), [f"{100 * depth:.0f}%" for depth in accuracy.index])
+        depths = [f"{100 * depth:.0f}%" if place % columns == 0 else "" for depth in accuracy.index]
+        axis.set_yticks(range(accuracy.shape[0]), depths)
         axis.set_title(arms[place])
         axis.grid(visible=False)
         axis.set_xlabel("prompt length (tokens)" if place >= len(arms) - columns else "")
@@ -98,7 +99,7 @@ def curve(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
     axes[0].set(
         title="Passkey accuracy", ylabel="share of prompts", ylim=(-0.03, 1.03), xlabel="prompt length (tokens)"
     )
-    axes[1].set(title="Nll of the true answer", ylabel="nats per token", xlabel="prompt length (tokens)")
+    axes[1].set(title="Loss on the true answer", ylabel="nats per token", xlabel="prompt length (tokens)")
     axes[1].set_ylim(bottom=0)
     for axis in axes:
         lengths_axis(axis, lengths)
@@ -185,8 +186,8 @@ def _against_chance(axis: Axes, evidence: Evidence, found: Mapping[str, Number],
                 ks.add(k)
                 points.append((k * 2 ** arm_shift(evidence, arm, found, prefix), number))
         _error_bars(axis, sorted(points, key=lambda point: point[0]), style.colour, style.marker, arm)
-    grid = np.geomspace(min(ks) * 0.85, max(ks) * 1.18, 60)
-    axis.plot(grid, np.minimum(1, 1 / grid), color=INK, lw=1.1, ls=(0, (5, 2)), label="1/k")
+    grid = np.geomspace(min(ks), max(ks), 60)
+    axis.plot(grid, 1 / grid, color=INK, lw=1.1, ls=(0, (5, 2)), label="1/k")
     axis.set(ylim=(-0.03, 1.05), xlabel="rivals k", ylabel="share of prompts")
     axis.set_xscale("log", base=2)
     axis.set_xticks(sorted(ks), [str(k) for k in sorted(ks)])
