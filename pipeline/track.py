@@ -193,7 +193,9 @@ class MlflowTracker(Tracker):
 
     def _failed(self, error: Exception) -> None:
         text = str(error).strip().splitlines()
-        self.problems.append(f"MLflow at {self.tracking_uri}: {type(error).__name__}: {text[0] if text else ''}")
+        problem = f"MLflow at {self.tracking_uri}: {type(error).__name__}: {text[0] if text else ''}"
+        if problem not in self.problems:
+            self.problems.append(problem)
         self._failures += 1
         if self._failures == _FAILURES:
             self.problems.append("MLflow failed several times in a row; the rest of this run is not tracked")
@@ -208,7 +210,7 @@ class MlflowTracker(Tracker):
         import mlflow
 
         for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # it prints whole tracebacks; _failed says it in a line
         self._mlflow = mlflow
         with _one_at_a_time(self.tracking_uri):
             self._client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)

@@ -7,6 +7,7 @@ checks first that it still holds the lease. Faults come back as values, so that 
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import platform
@@ -204,6 +205,9 @@ def run_step(job: Job, sink: Sink, *, redirect: bool) -> Done | Failed:
 
 def _one_line(error: Exception) -> str:
     """Kind and first line of what it says; the log has the rest."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{place}. Fix: make room and run again; what is finished is kept"
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     return f"{type(error).__name__}: {text.splitlines()[0][:300]}" if text else type(error).__name__
 

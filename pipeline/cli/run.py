@@ -180,9 +180,12 @@ def run(
     if blocked:
         raise StudyError(f"{blocked[0][0]} {blocked[0][1]}. Fix: select it too, or run without the selection")
     _note_changed_source(opened.plan, decisions)
-    outcome = _execute(
-        opened, decisions, selection, address, tracking, jobs, keep_going, _display(quiet, verbose, no_progress)
-    )
+    display = _display(quiet, verbose, no_progress)
+    try:
+        outcome = _execute(opened, decisions, selection, address, tracking, jobs, keep_going, display)
+    except KeyboardInterrupt:  # before the first step or after the last; what comes between is in the outcome
+        note("interrupted; what is finished is kept, running again goes on from there")
+        raise typer.Exit(130) from None
     _print_outcome(opened, outcome, tracking, json)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)

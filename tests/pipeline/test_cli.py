@@ -1,0 +1,361 @@
+"""What a user sees of a mistake: one line a fault, the right exit code, no traceback, and nothing made before."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import app
+from stages.pretrain.imported import folder_digest
+from tests.tiny import STUDY, write_books, write_study
+
+SOURCE = "sources: [{kind: pg19, name: books, url: books}]"
+TOKENIZER = "tokenizer: {kind: bytes}"
+BASE = "base: {steps: 4, batch_tokens: 256, sequence_length: 32, lr: 3e-3, checkpoint_every: 2}"
+INFINI = STUDY[STUDY.index("  infini-linear:") : STUDY.index("  local:")]
+
+
+@dataclass(frozen=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def faults(self) -> list[str]:
+        assert "Traceback" not in self.err
+        lines = [line for line in self.err.splitlines() if not line.startswith(("[", "warning: "))]
+        assert all(line.startswith("error: ") for line in lines), lines
+        return [line.removeprefix("error: ") for line in lines]
+
+
+Command = Callable[..., Said]
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], books: Path) -> Command:
+    """Runs a command in a folder with books/ and tiny.yaml; ``study`` replaces the text of the study file."""
+    (tmp_path / "books").symlink_to(books)
+    (tmp_path / "tiny.yaml").write_text(STUDY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str, study: str | bytes | None = None) -> Said:
+        if study is not None:
+            Path("tiny.yaml").write_bytes(study.encode() if isinstance(study, str) else study)
+        monkeypatch.setattr(sys, "argv", ["infini-study", *arguments])
+        capsys.readouterr()  # what the test itself said before
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        captured = capsys.readouterr()
+        return Said(int(str(ended.value.code)), captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adversary") / "books"
+    write_books(folder, words=200)
+    return folder
+
+
+def replaced(old: str, new: str) -> str:
+    assert old in STUDY
+    return STUDY.replace(old, new)
+
+
+STUDY_FILES: dict[str, tuple[str | bytes, str]] = {
+    "empty": ("", r"tiny\.yaml: the file is empty; a study file is a mapping"),
+    "list": ("- a\n", r"it holds a list; .*Fix"),
+    "two documents": (STUDY + "---\na: 1\n", r"line \d+, column 1: not YAML"),
+    "tab": (replaced("seeds:", "\tseeds:"), r"line 3, column 1: .*Fix: indent with spaces"),
+    "key twice": (STUDY + "name: other\n", r"line \d+: key 'name' stands twice.*Fix"),
+    "no word as key": (replaced("local: {kind: local}", "12: {kind: local}"), r"key 12 is not a word.*Fix"),
+    "binary": (bytes(range(256)), r"not a text file in UTF-8 \(byte 128 is 0x80\).*Fix"),
+    "utf-16": (STUDY.encode("utf-16"), r"not a text file in UTF-8"),
+    "control character": (STUDY + 'description: "\x07"\n', r"not YAML: unacceptable character"),
+    "too deep": ("a: " + "[" * 3000, r"nested too deeply"),
+    "python object": (replaced("tiny", "!!python/object/apply:os.system [ls]"), r"not YAML: could not determine"),
+    "not the number it says": (replaced("name: tiny", "name: !!int x"), r"not YAML: invalid literal"),
+    "section unknown": (STUDY + "abalte: {}\n", r"abalte: unknown key; did you mean 'ablate'"),
+    "key of a source": (replaced("url: books", "url: books, lmit: 1"), r"sources\.0\.lmit: .* did you mean 'limit'"),
+    "key of an arm": (replaced("kind: xl", "kind: xl, rle: 1"), r"arms\.xl\.rle: unknown key; did you mean 'rule'"),
+    "kind of source": (replaced("pg19", "pg20"), r"sources\.0\.kind = 'pg20': unknown kind; allowed are .*'pg19'"),
+    "no kind of source": (replaced("kind: pg19, ", ""), r"sources\.0.*kind is missing; allowed are python-docs"),
+    "list for a section": (replaced("{kind: bytes}", "[bytes]"), r"tokenizer = a list: a section is needed.*kind"),
+    "section for a list": (replaced("[{kind: pg19", "{a: [{kind: pg19").replace("books}]", "books}]}"), r"a list is"),
+    "nothing for a section": (replaced("local: {kind: local}", "local:"), r"arms\.local is empty: a section is"),
+    "no arms": (STUDY[: STUDY.index("arms:")] + "arms: {}\n" + STUDY[STUDY.index("pretrain:") :], r"arms = \{\}.*1"),
+    "text for a number": (replaced("lr: 3e-3", 'lr: "3e-3"'), r"base\.lr = '3e-3': a number is needed"),
+    "true for a number": (replaced("{steps: 4, batch_t", "{steps: true, batch_t"), r"steps = true: a whole number"),
+    "fraction": (replaced("{steps: 4, batch_t", "{steps: 4.0, batch_t"), r"base\.steps = 4\.0: a whole number"),
+    "text for a seed": (replaced("seeds: [0]", 'seeds: ["0"]'), r"seeds\.0 = '0': a whole number is needed"),
+    "seed below 0": (replaced("seeds: [0]", "seeds: [-1]"), r"seeds\.0 = -1: must be at least 0"),
+    "infinite": (replaced("kind: infini, rule: linear", "kind: infini, gate_init: 1e999"), r"gate_init = inf: a fin"),
+    "not a number": (replaced("lr: 1e-3", "lr: .nan"), r"pretrain\.lr = '\.nan': a number is needed"),
+    "negative": (replaced("lr: 1e-3", "lr: -1e-3"), r"pretrain\.lr = -0\.001: must be greater than 0"),
+    "no heads": (replaced("heads: 2", "heads: 0"), r"trunk\.heads = 0: allowed are whole numbers >= 1"),
+    "no layers": (replaced("layers: 1", "layers: -1"), r"trunk\.layers = -1: allowed are"),
+    "uneven segments": (replaced("length: 128, seg", "length: 130, seg"), r"sequence_length = 130: .*128 or 160"),
+    "option without effect": (replaced("kind: local", "kind: local, rule: delta"), r"local\.rule = 'delta'.*no effect"),
+    "section without effect": (replaced(INFINI, ""), r"ablate: has no effect, no arm has kind infini.*Fix"),
+    "split twice": (replaced("splits: [test], max_tokens_per_document: 256", "splits: [test, test]"), r"stands twice"),
+    "source of the mixture": (replaced("pretrain: {", "pretrain: {mixture: {sources: {boks: 1}}, "), r"mean 'books'"),
+    "length of a claim": (replaced("resamples: 200", "resamples: 200, retrieval: {length: 9}"), r"length = 9: not"),
+    "prompts too short": (replaced("lengths: [256], depths: [0.0]", "lengths: [32], depths: [0]"), r"never read.*Fix"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STUDY_FILES)
+def test_a_wrong_study_file_is_one_line(cli: Command, case: str):
+    text, message = STUDY_FILES[case]
+    said = cli("validate", "tiny.yaml", study=text)
+    assert said.code == 2 and said.out == ""
+    assert len(said.faults) == 1 and re.search(message, said.faults[0]), said.err
+
+
+def test_every_fault_of_a_study_file_is_told_at_once(cli: Command):
+    said = cli("validate", "tiny.yaml", study=STUDY.replace("dim: 32, layers: 1", "dim: x, layer: 1") + "foo: 1\n")
+    assert said.code == 2
+    assert [line.split(": ")[1].split(" ")[0] for line in said.faults] == [
+        "trunk.dim",
+        "trunk.layers",
+        "trunk.layer",
+        "foo",
+    ]
+
+
+INPUTS: dict[str, tuple[str, str, str]] = {
+    "no books": (SOURCE, "sources: [{kind: pg19, name: b, url: nope}]", r"corpus\.sources\.0\.url = .*nope.*Fix"),
+    "a file, not a folder": (SOURCE, "sources: [{kind: pg19, name: b, url: tiny.yaml}]", r"no book found.*Fix"),
+    "no test split": (SOURCE, "sources: [{kind: text, name: b, url: books/*/*.txt, split: train}]", r"split 'test'"),
+    "no training": (SOURCE, "sources: [{kind: text, name: b, url: books/*/*.txt, split: test}]", r"the split 'train'"),
+    "empty files": (SOURCE, "sources: [{kind: text, name: b, url: void.txt, split: test}]", r"are empty.*Fix"),
+    "no such protocol": (SOURCE, "sources: [{kind: pg19, name: b, url: 'foo://x'}]", r"Protocol not known: foo.*Fix"),
+    "no such package": (SOURCE, "sources: [{kind: python-docs, name: b, packages: [nope]}]", r"packages = 'nope'.*Fix"),
+    "built-in package": (SOURCE, "sources: [{kind: python-docs, name: b, packages: [sys]}]", r"packages = 'sys'.*Fix"),
+    "wrong pin": ("url: books}", f"url: books, pin: 'sha256:{'0' * 64}'}}", r"sources\.0\.pin = .*not the pinned.*Fix"),
+    "branch as revision": (SOURCE, "sources: [{kind: hub, name: b, path: a/b, revision: main}]", r"revision = 'main'"),
+    "no tokenizer file": (TOKENIZER, "tokenizer: {kind: file, path: t.json, eos_token: x}", r"path = 't\.json'.*Fix"),
+    "no tokenizer": (TOKENIZER, "tokenizer: {kind: file, path: tiny.yaml, eos_token: x}", r"not a tokenizer.*Fix"),
+    "no such token": (TOKENIZER, "tokenizer: {kind: file, path: words.json, eos_token: x}", r"eos_token = 'x'.*<eos>"),
+    "no checkpoint": (BASE, f"base: {{init: hf, path: ./no, revision: {'0' * 40}}}", r"path = .*no such folder.*Fix"),
+    "no such model": (BASE, f"base: {{init: hf, path: books, revision: {'0' * 40}}}", r"config\.json: no such file"),
+    "uneven workers": ("seeds: [0]", "seeds: [0]\nexecution: {train_workers: 3}", r"train_workers = 3: .*Fix"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", INPUTS)
+@pytest.mark.parametrize("command", ["validate", "run"])
+def test_a_wrong_input_is_told_before_any_work(cli: Command, case: str, command: str):
+    Path("void.txt").touch()
+    words = {"model": {"vocab": {"<eos>": 0, "a": 1}}, "added_tokens": [{"content": "<eos>"}]}
+    Path("words.json").write_text(json.dumps(words))
+    old, new, message = INPUTS[case]
+    said = cli(command, "tiny.yaml", study=replaced(old, new))
+    assert said.code == 2 and said.out == "" and not Path("runs").exists()
+    assert len(said.faults) == 1 and re.search(message, said.faults[0]), said.err
+
+
+def test_tokenizer_and_checkpoint_of_different_vocabularies_are_told_before_any_work(cli: Command):
+    transformers = pytest.importorskip("transformers")
+    shape = {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=300, rms_norm_eps=1e-5, **shape))
+    model.save_pretrained("llama")
+    base = f"base: {{init: hf, path: llama, revision: '{folder_digest(Path('llama'))}'}}"
+    trunk = "heads: 2, ffn_dim: 96, tie_embeddings: false"
+    said = cli("run", "tiny.yaml", study=replaced(BASE, base).replace("heads: 2", trunk))
+    assert said.code == 2 and not Path("runs").exists()
+    assert re.fullmatch(r".*base\.path = .*has 300 tokens, the study's tokenizer 258.*Fix.*", said.faults[0])
+
+    tokens = {"model": {"vocab": {f"t{i}": i for i in range(299)}}, "added_tokens": [{"content": "<eos>"}]}
+    Path("words.json").write_text(json.dumps(tokens))
+    fitting = replaced(BASE, base).replace(TOKENIZER, "tokenizer: {kind: file, path: words.json, eos_token: <eos>}")
+    said = cli("validate", "tiny.yaml", study=fitting.replace("heads: 2", trunk.replace("96", "64")))
+    assert said.code == 2 and re.search(r"trunk\.ffn_dim = 64: the checkpoint's is 96.*Fix", said.faults[0])
+    assert cli("validate", "tiny.yaml", study=fitting.replace("heads: 2", trunk)).code == 0
+
+
+OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
+    "no file": (("validate", "tinny.yaml"), r"no study file at 'tinny\.yaml'; did you mean 'tiny\.yaml'"),
+    "a folder": (("validate", "."), r"'\.' is a folder, a study file is needed \(in it: tiny\.yaml\)"),
+    "no study": (("validate",), r"Missing argument 'STUDY'.*Fix"),
+    "unknown option": (("validate", "tiny.yaml", "--fo"), r"No such option: --fo.*Fix"),
+    "unknown command": (("valdate", "tiny.yaml"), r"No such command 'valdate'. Did you mean 'validate'\? Fix"),
+    "one argument too many": (("validate", "tiny.yaml", "x"), r"unexpected extra argument.*Fix"),
+    "override without value": (("validate", "tiny.yaml", "--set", "x"), r"--set 'x': allowed is a\.b=value"),
+    "override without name": (("validate", "tiny.yaml", "--set", "a..b=1"), r"--set 'a\.\.b=1': allowed is"),
+    "override of a value's part": (("validate", "tiny.yaml", "--set", "name.x=1"), r"'name' is a single value"),
+    "override past a list": (("validate", "tiny.yaml", "--set", "seeds.5=1"), r"allowed: 0 to 0"),
+    "unknown override": (("validate", "tiny.yaml", "--set", "pretain.steps=1"), r"command line: pretain: unknown key"),
+    "wrong override": (("validate", "tiny.yaml", "--set", "pretrain.steps=x"), r"command line: pretrain\.steps = 'x'"),
+    "override that is no YAML": (("validate", "tiny.yaml", "--set", "seeds=[1"), r"--set seeds: line 1, column 3: not"),
+    "unknown step": (("plan", "tiny.yaml", "--only", "pretran"), r"unknown step 'pretran'; did you mean 'pretrain'"),
+    "unknown --force": (("plan", "tiny.yaml", "--force", "x"), r"unknown step 'x' \(there are: "),
+    "unknown arm": (("run", "tiny.yaml", "--arm", "lokal"), r"unknown arm 'lokal'; did you mean 'local'"),
+    "unknown seed": (("run", "tiny.yaml", "--seed", "7"), r"unknown seed '7' \(there are: 0\)"),
+    "no number": (("run", "tiny.yaml", "--seed", "x"), r"Invalid value for '--seed'.*integer"),
+    "nothing selected": (("run", "tiny.yaml", "--from", "pretrain", "--until", "ingest"), r"select no step.*Fix"),
+    "needs what is not made": (("run", "tiny.yaml", "--only", "report"), r"neither made nor selected.*Fix"),
+    "no store": (("ls", "--root", "nowhere"), r"root = .*nowhere.*there is no store.*Fix"),
+    "nothing to show": (("show", "ingest", "--root", "nowhere"), r"there is no store"),
+    "nothing to audit": (("audit", "tiny.yaml"), r"step 'decontaminate' of 'tiny' is not made yet\. Fix"),
+    "root below a file": (("plan", "tiny.yaml", "--root", "tiny.yaml/x"), r"cannot be read: Not a directory.*Fix"),
+    "root that cannot be written": (("run", "tiny.yaml", "--root", "/proc/x"), r"cannot be written: .*Fix"),
+    "root of an unknown kind": (("run", "tiny.yaml", "--root", "foo://x"), r"Protocol not known: foo.*allowed"),
+    "root in memory": (("run", "tiny.yaml", "--root", "memory://x", "--tracking-uri", "sqlite:///x"), r"memory://.*Fix"),
+    "tracking of an unknown kind": (("run", "tiny.yaml", "--tracking-uri", "foo://x"), r"tracking-uri = 'foo://x'.*Fix"),
+    "tracking of a remote root": (("run", "tiny.yaml", "--root", "memory://x"), r"tracking_uri: needed.*Fix"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_a_wrong_option_is_one_line(cli: Command, case: str):
+    arguments, message = OPTIONS[case]
+    said = cli(*arguments)
+    assert said.code == 2 and said.out == ""
+    assert len(said.faults) == 1 and re.search(message, said.faults[0]), said.err
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://x", "word", "127.0.0.1:99999999"])
+def test_a_cluster_that_does_not_answer_is_exit_code_5(cli: Command, address: str):
+    said = cli("run", "tiny.yaml", "--address", address)
+    assert said.code == 5 and len(said.faults) == 1 and f"address = '{address}'" in said.faults[0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("validate", "nope.yaml"),
+        ("validate",),
+        ("plan", "tiny.yaml", "--seed", "x"),
+        ("valdate",),
+        ("ls", "--root", "no"),
+    ],
+)
+def test_errors_are_json_where_json_is_asked_for(cli: Command, arguments: tuple[str, ...]):
+    said = cli(*arguments, "--json")
+    body = json.loads(said.out)
+    assert (body["schema_version"], body["command"], body["exit_code"]) == (1, "error", 2) and said.code == 2
+    assert body["errors"] == body["message"].splitlines() and said.err == ""
+
+
+def test_an_environment_variable_names_itself(cli: Command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("INFINI_STUDY__PRETRAIN__STEPS", "many")
+    assert cli("validate", "tiny.yaml").faults == ["environment: pretrain.steps = 'many': a whole number is needed"]
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null"])
+def test_a_home_that_cannot_be_written_costs_only_the_digest_cache(
+    cli: Command, monkeypatch: pytest.MonkeyPatch, home: str
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", home)
+    assert cli("validate", "tiny.yaml").code == 0
+
+
+def test_damaged_documents_are_named_and_skipped(cli: Command, books: Path):
+    folder = Path("dirty/train")
+    for split in ("test", "validation"):
+        (Path("dirty") / split).mkdir(parents=True)
+        for book in (books / split).glob("*.txt"):
+            (Path("dirty") / split / book.name).write_bytes(book.read_bytes())
+    folder.mkdir()
+    (folder / "good.txt").write_text("A good book. " * 50)
+    (folder / "utf16.txt").write_bytes("not UTF-8 ".encode("utf-16") * 50)
+    (folder / "nul.txt").write_bytes(b"a\0b" * 50)
+    (folder / "void.txt").touch()
+    (folder / "1.txt").write_text("a training copy of a test book's id")
+    with open(os.fsencode(folder) + b"/\xff.txt", "w") as file:
+        file.write("a name that is not UTF-8")
+    Path("dirty/metadata.csv").write_bytes(b"id,title\n1,caf\xe9\n")
+    Path("rows.jsonl.gz").write_bytes(b"not gzip")
+    more = ", {kind: jsonl, name: rows, url: rows.jsonl.gz, split: train}]"
+    text = replaced(SOURCE, SOURCE.replace("url: books", "url: dirty").replace("]", more))
+    run = ("run", "tiny.yaml", "--until", "ingest", "--address", "inline", "--root", "store")
+    assert cli(*run, study=text).code == 0
+    rows = json.loads(cli("show", "ingest", "--table", "problems", "--root", "store", "--json").out)["rows"]
+    assert {(row["name"], row["problem"], row["action"]) for row in rows} == {
+        ("books/1", "duplicate_id", "skipped"), ("books/metadata.csv", "undecodable", "skipped"),
+        ("books/nul", "nul_byte", "skipped"), ("books/train/\\udcff.txt", "undecodable", "skipped"),
+        ("books/utf16", "undecodable", "skipped"), ("books/void", "empty", "skipped"),
+        ("rows/rows.jsonl.gz", "undecodable", "skipped"),
+    }  # fmt: skip
+    said = cli(*run, study=text.replace("corpus: {", "corpus: {on_bad_document: fail, "))
+    assert said.code == 1 and "on_bad_document = 'fail'" in said.err and "7 bad document(s)" in said.err
+
+
+def test_a_damaged_store_is_exit_code_4_and_says_how_to_mend_it(cli: Command):
+    run = ("run", "tiny.yaml", "--until", "decontaminate", "--address", "inline", "--root", "store")
+    assert cli(*run).code == 0
+    table = next(Path("store/ingest").glob("*/attempts/*/documents/*.parquet"))
+    table.write_bytes(table.read_bytes()[:100])
+    assert cli("verify", "--root", "store").code == 4
+    said = cli(*run, "--force", "decontaminate")
+    assert said.code == 4 and "100 bytes instead of" in said.err and "--force ingest" in said.err
+    assert cli(*run, "--force", "ingest").code == 0
+    commit = next(Path("store/ingest").glob("*/COMMIT.json"))
+    commit.write_text("{")
+    said = cli("plan", "tiny.yaml", "--root", "store")
+    assert said.code == 4 and len(said.faults) == 1 and "Fix: delete this file" in said.faults[0]
+    commit.unlink()
+    assert cli(*run).code == 0
+
+
+def test_what_is_not_in_an_artifact_is_told(cli: Command):
+    assert cli("run", "tiny.yaml", "--until", "ingest", "--address", "inline", "--root", "store").code == 0
+    for arguments, message in (
+        (("--table", "nope"), r"unknown table 'nope' \(there are: .*problems\.parquet"),
+        (("--table", "problems", "--where", "x=1"), r"unknown column 'x'"),
+        (("--table", "problems", "--where", "name"), r"--where = 'name': allowed is COLUMN=VALUE"),
+    ):
+        said = cli("show", "ingest", "--root", "store", *arguments)
+        assert said.code == 2 and re.search(message, said.faults[0])
+
+
+HEAVY = ("torch", "ray", "pyarrow", "numpy", "mlflow", "datasets", "tokenizers")  # Typer itself imports pydantic
+
+
+@pytest.mark.parametrize("command", ["", "run", "show", "ui"])
+def test_help_imports_nothing_heavy(command: str):
+    code = f"import sys; sys.argv = ['infini-study', *'{command}'.split(), '--help']\n"
+    code += "from pipeline.cli import app\n"
+    code += "try: app.main()\nfinally: print('LOADED', *(m for m in sys.modules if '.' not in m))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Usage" in done.stdout
+    assert not set(HEAVY) & set(done.stdout.rpartition("LOADED")[2].split())
+
+
+def test_ctrl_c_ends_a_run_with_130_and_it_resumes(tmp_path: Path):
+    """In a process of its own, by a real signal while the first step runs."""
+    study = write_study(tmp_path)
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(study), "--root", str(tmp_path / "store")]
+    command += ["--until", "decontaminate", "--no-progress", "--address", "inline"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        assert isinstance(running.stderr, io.TextIOBase)
+        for line in running.stderr:
+            if "ingest  started" in line:
+                running.send_signal(signal.SIGINT)
+                break
+        rest = running.stderr.read()
+    assert running.returncode == 130 and "Traceback" not in rest and "running again goes on" in rest
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_new_name_changes_only_the_report(cli: Command):
+    first = {s["step"]: s["key"] for s in json.loads(cli("plan", "tiny.yaml", "--json").out)["steps"]}
+    text = replaced("name: tiny", "name: other")
+    second = {s["step"]: s["key"] for s in json.loads(cli("plan", "tiny.yaml", "--json", study=text).out)["steps"]}
+    assert {step for step in first if first[step] != second[step]} == {"report"}
