@@ -63,7 +63,7 @@ class Ablate(Stage[AblateConfig]):
         segment = decoder.config.mixer.segment_length
         items = [
             item
-            for item in evaluation_items(config.retrieval, tokenizer, haystack, config.seed)
+            for item in evaluation_items(config.retrieval, tokenizer, haystack, config.seed, "ablate")
             if item.task in ("passkey", "bindings") and item.beyond_local(segment)
         ]
         _check_neighbours(config, len(documents), [item.length for item in items], segment)

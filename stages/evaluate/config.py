@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.stage import Config
 from stages.tasks.config import RetrievalConfig
@@ -28,6 +28,16 @@ class PerplexityConfig(Config):
         if value is not None and (value[:1] != (0,) or any(a >= b for a, b in pairwise(value))):
             raise ValueError(f"buckets = {list(value)}: allowed are ascending token positions that start with 0")
         return value
+
+    @model_validator(mode="after")
+    def _shortest_below_longest(self) -> PerplexityConfig:
+        longest = self.max_tokens_per_document
+        if longest is not None and self.min_tokens_per_document > longest:
+            raise ValueError(
+                f"min_tokens_per_document = {self.min_tokens_per_document}: must be at most max_tokens_per_document = "
+                f"{longest}, where longer documents are cut"
+            )
+        return self
 
     def edges(self, longest: int) -> list[int]:
         """Bucket borders [0, ..., longest] in tokens."""

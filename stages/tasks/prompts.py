@@ -106,17 +106,19 @@ class Item:
         return self.needle_end <= (len(self.prompt) - 1) // segment_length * segment_length
 
 
-def evaluation_items(config: RetrievalConfig, codec: Codec, haystack: NDArray[np.int32], seed: int) -> Iterator[Item]:
+def evaluation_items(
+    config: RetrievalConfig, codec: Codec, haystack: NDArray[np.int32], seed: int, section: str = "evaluate"
+) -> Iterator[Item]:
     """Every prompt of the grid, in a fixed order: the same for all arms and seeds of a study.
 
-    ``haystack`` [tokens]: held-out text. Raises StageError at the first call of next() if a length cannot hold its
-    needles or the haystack is shorter than the longest prompt.
+    ``haystack`` [tokens]: held-out text. ``section``: of the study file, for errors. Raises StageError at the first call
+    of next() if a length cannot hold its needles or the haystack is shorter than the longest prompt.
     """
     maker = PromptMaker(codec, haystack, config.format, seed, "evaluation")
     for length in config.lengths:
-        maker.check(length, 1, field="retrieval.lengths", bindings=False)
+        maker.check(length, 1, field=f"{section}.retrieval.lengths", bindings=False)
     if config.binding_trials or config.control_trials:
-        field = "retrieval.lengths" if config.binding_lengths is None else "retrieval.binding_lengths"
+        field = f"{section}.retrieval." + ("lengths" if config.binding_lengths is None else "binding_lengths")
         for length in config.lengths_of_bindings:
             maker.check(length, max(config.rivals), field=field, bindings=True)
     cells: list[tuple[Task, int, int, int]] = []
