@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.plan import Plan, Step
 
+_VIEW = "workflowType=machine_learning"  # else MLflow shows the menus for language-model applications
+
 
 @dataclass(frozen=True)
 class Made:
@@ -39,7 +41,7 @@ def _parts(
     counts["not made"] = len(plan.steps) - sum(counts.values())
     parts = [f"{len(plan.steps)} steps: " + ", ".join(f"{n} {name}" for name, n in counts.items() if n) + "."]
     pages = [
-        f"[{page}]({_url(experiment, one.run_id)}/artifacts/{page}) of {step.id}"
+        f"[{page}]({_url(experiment, one.run_id)}/artifacts/{page}?{_VIEW}) of {step.id}"
         for step in reversed(plan.steps)
         if (one := made.get(step.id)) and one.run_id
         for page in one.pages

@@ -90,7 +90,7 @@ def test_the_study_run_leads_to_the_pages_and_to_every_run(tracked: Tracked):
     place = f"#/experiments/{parent.info.experiment_id}/runs"
     second = tracked.children("count/a/1")[0].info.run_id
     assert text.startswith("4 steps: 2 computed, 2 reused.")
-    assert f"[page.html]({place}/{second}/artifacts/page.html) of count/a/1" in text
+    assert f"[page.html]({place}/{second}/artifacts/page.html?workflowType=machine_learning) of count/a/1" in text
     assert f"| make | [reused]({place}/{tracked.children('make')[0].info.run_id}) | 4 numbers |" in text
     assert f"[1]({place}/{second})" in text and "seed 0: total 14" in text
 
