@@ -111,8 +111,8 @@ def evaluation_items(
 ) -> Iterator[Item]:
     """Every prompt of the grid, in a fixed order: the same for all arms and seeds of a study.
 
-    ``haystack`` [tokens]: held-out text. ``section``: of the study file, for errors. Raises StageError at the first call
-    of next() if a length cannot hold its needles or the haystack is shorter than the longest prompt.
+    ``haystack`` [tokens]: held-out text. ``section``: of the study file, for errors. Raises StageError at the first
+    call of next() if a length cannot hold its needles or the haystack is shorter than the longest prompt.
     """
     maker = PromptMaker(codec, haystack, config.format, seed, "evaluation")
     for length in config.lengths:
