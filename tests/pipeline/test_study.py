@@ -28,7 +28,7 @@ def test_the_shipped_studies_are_valid(name):
     ("override", "message"),
     [
         ("pretrain.step=1", r"pretrain\.step: unknown key; did you mean 'steps'"),
-            ("pretrain.steps=ten", r"pretrain\.steps = 'ten': a whole number"),
+        ("pretrain.steps=ten", r"pretrain\.steps = 'ten': a whole number"),
         ("pretrain.steps=0", r"pretrain\.steps = 0: .*at least 1"),
         (
             "tokenize.sequence_length=100",
