@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 class StudyTokenizer:
     """The study's tokenizer: text to ids and back, no specials added unless asked for."""
 
-    library: Any
+    backend: Any
     vocab_size: int
     eos_id: int
     pad_id: int
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``."""
-        return list(self.library.encode(text, add_special_tokens=False).ids)
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text."""
-        return [list(e.ids) for e in self.library.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [list(e.ids) for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; specials are left out."""
-        return str(self.library.decode(list(ids), skip_special_tokens=True))
+        return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
 
 def load_tokenizer(artifact: Artifact) -> StudyTokenizer:
@@ -40,8 +40,8 @@ def load_tokenizer(artifact: Artifact) -> StudyTokenizer:
     from tokenizers import Tokenizer
 
     meta = json.loads(artifact.path("meta.json").read_text())
-    library = Tokenizer.from_file(str(artifact.path("tokenizer.json")))
-    return StudyTokenizer(library, meta["vocab_size"], meta["eos_id"], meta["pad_id"])
+    backend = Tokenizer.from_file(str(artifact.path("tokenizer.json")))
+    return StudyTokenizer(backend, meta["vocab_size"], meta["eos_id"], meta["pad_id"])
 
 
 def token_meta(artifact: Artifact) -> dict[str, Any]:

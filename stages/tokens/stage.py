@@ -102,6 +102,7 @@ class Tokenizer(Stage[TokenizerConfig]):
 
     name = "tokenizer"
     code_version = 1
+    uses = ("stages.corpus",)
 
     def run(self, config: TokenizerConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         from stages.tokens.tokenizer import make_tokenizer
@@ -138,6 +139,7 @@ class Tokenize(Stage[TokenizeConfig]):
 
     name = "tokenize"
     code_version = 1
+    uses = ("stages.corpus",)
 
     def run(self, config: TokenizeConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         from stages.tokens.tokenize import tokenize

@@ -1,7 +1,7 @@
 """Documents to Arrow shards: groups of documents are encoded by Ray tasks, written in order by this process.
 
 Which documents share a shard depends on their sizes and order alone, so the shards are the same bytes with any
-number of workers. At most ``_AHEAD`` groups are in flight: memory is bounded by shards, not by the corpus.
+number of workers. A few groups are in flight for each CPU: memory is bounded by shards, not by the corpus.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.corpus.documents import read_documents
+from stages.corpus.parallel import spread
 from stages.stage import Artifact, Context, StageError, Summary
-from stages.tokens.documents import DocumentText, texts
 from stages.tokens.stage import TokenizeConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_AHEAD = 4
+Row = dict[str, Any]
 SPLITS = ("train", "validation", "test")
 
 
@@ -69,9 +70,9 @@ def tokenize(
         meta["pad_id"],
     )
     splits = {name: Split() for name in SPLITS}
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     total = sum(path.stat().st_size for path in documents.path("documents").glob("*.parquet"))
-    for name, sequences, counted, dropped in _encoded(groups(documents, config.shard_bytes), recipe):
+    for name, sequences, counted, dropped in spread(encode_group, groups(documents, config.shard_bytes), recipe):
         split = splits[name]
         if sequences.num_rows:
             _write_shard(output / name, sequences, split)
@@ -107,50 +108,29 @@ def tokenize(
     )
 
 
-def groups(documents: Artifact, shard_bytes: int) -> Iterator[tuple[str, list[DocumentText]]]:
+def groups(documents: Artifact, shard_bytes: int) -> Iterator[tuple[str, list[Row]]]:
     """(split, documents) of about ``shard_bytes`` bytes of text each, in document order within a split."""
-    waiting: dict[str, list[DocumentText]] = defaultdict(list)
+    waiting: dict[str, list[Row]] = defaultdict(list)
     size: dict[str, int] = defaultdict(int)
-    for row in texts(documents):
-        waiting[row.split].append(row)
-        size[row.split] += len(row.text)
-        if size[row.split] >= shard_bytes:
-            yield row.split, waiting.pop(row.split)
-            size[row.split] = 0
+    for row in read_documents(documents.path("documents"), columns=["doc_id", "source", "split", "text"]):
+        split = row["split"]
+        waiting[split].append(row)
+        size[split] += len(row["text"])
+        if size[split] >= shard_bytes:
+            yield split, waiting.pop(split)
+            size[split] = 0
     for name in SPLITS:
         if waiting[name]:
             yield name, waiting[name]
 
 
-Encoded = tuple[str, "pa.Table", list[dict[str, Any]], int]
-
-
-def _encoded(waiting: Iterator[tuple[str, list[DocumentText]]], recipe: Recipe) -> Iterator[Encoded]:
-    """Encode the groups, in order; by Ray tasks where Ray is running."""
-    import ray
-
-    if not ray.is_initialized():
-        for name, rows in waiting:
-            yield (name, *encode_group(rows, recipe, name))
-        return
-    task = ray.remote(num_cpus=1)(encode_group)
-    shared = ray.put(recipe)
-    running: list[tuple[str, Any]] = []
-    for name, rows in waiting:
-        running.append((name, task.remote(rows, shared, name)))
-        if len(running) >= _AHEAD:
-            first, reference = running.pop(0)
-            yield (first, *ray.get(reference))
-    for name, reference in running:
-        yield (name, *ray.get(reference))
-
-
-def encode_group(rows: list[DocumentText], recipe: Recipe, split: str) -> tuple[pa.Table, list[dict[str, Any]], int]:
-    """Sequences of a group of documents, a row of counts per document, and the number of dropped tail tokens."""
+def encode_group(group: tuple[str, list[Row]], recipe: Recipe) -> tuple[str, pa.Table, list[Row], int]:
+    """The group's split, its sequences, a row of counts per document, and the number of dropped tail tokens."""
     import numpy as np
     import pyarrow as pa
     from tokenizers import Tokenizer
 
+    split, rows = group
     tokenizer = Tokenizer.from_str(recipe.tokenizer_json)
     length = recipe.sequence_length
     pieces: list[Any] = []
@@ -158,9 +138,9 @@ def encode_group(rows: list[DocumentText], recipe: Recipe, split: str) -> tuple[
     doc_ids: list[str] = []
     sources: list[str] = []
     offsets: list[int] = []
-    counted: list[dict[str, Any]] = []
+    counted: list[Row] = []
     dropped = 0
-    encodings = tokenizer.encode_batch_fast([row.text for row in rows], add_special_tokens=False)
+    encodings = tokenizer.encode_batch_fast([row["text"] for row in rows], add_special_tokens=False)
     for row, encoding in zip(rows, encodings, strict=True):
         tokens = np.append(np.asarray(encoding.ids, dtype=np.int32), np.int32(recipe.eos_id))
         whole, tail = divmod(len(tokens), length)
@@ -174,12 +154,12 @@ def encode_group(rows: list[DocumentText], recipe: Recipe, split: str) -> tuple[
         mask[:kept] = 1
         pieces.append(padded)
         masks.append(mask)
-        doc_ids += [row.doc_id] * count
-        sources += [row.source] * count
+        doc_ids += [row["doc_id"]] * count
+        sources += [row["source"]] * count
         offsets += range(0, count * length, length)
         counted.append({
-            "doc_id": row.doc_id, "split": split, "source": row.source, "tokens": len(tokens),
-            "words": len(row.text.split()), "bytes": len(row.text.encode()),
+            "doc_id": row["doc_id"], "split": split, "source": row["source"], "tokens": len(tokens),
+            "words": len(row["text"].split()), "bytes": len(row["text"].encode()),
         })  # fmt: skip
     flat = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
     flat_mask = np.concatenate(masks) if masks else np.empty(0, np.uint8)
@@ -193,7 +173,7 @@ def encode_group(rows: list[DocumentText], recipe: Recipe, split: str) -> tuple[
         ],
         names=["tokens", "loss_mask", "doc_id", "offset", "source"],
     )
-    return table, counted, dropped
+    return split, table, counted, dropped
 
 
 def _check_not_empty(splits: dict[str, Split], config: TokenizeConfig) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.corpus.documents import read_documents
 from stages.stage import Artifact, Context, StageError, Summary
-from stages.tokens.documents import texts
 from stages.tokens.stage import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -74,12 +74,15 @@ def _train(tokenizer: Library, config: TokenizerConfig, documents: Artifact, con
 
 def _training_text(config: TokenizerConfig, documents: Artifact, context: Context) -> Iterator[str]:
     """The beginning of every training document, as much of each as brings all to ``train_bytes`` together."""
-    sizes = [len(row.text) for row in texts(documents, "train")]
-    total = sum(sizes)
+
+    def texts() -> Iterator[str]:
+        return (row["text"] for row in read_documents(documents.path("documents"), ["train"], ["text"]))
+
+    total = sum(map(len, texts()))
     share = min(1.0, config.train_bytes / max(1, total))
     done = 0
-    for row in texts(documents, "train"):
-        text = row.text[: max(1, int(len(row.text) * share))]
+    for whole in texts():
+        text = whole[: max(1, int(len(whole) * share))]
         for start in range(0, len(text), _CHUNK):
             yield text[start : start + _CHUNK]
         done += len(text)
