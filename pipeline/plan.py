@@ -102,6 +102,8 @@ class PlanBuilder:
         )
         if step_id in self.steps:
             raise ValueError(f"step {step_id!r} is planned twice")
+        if stage.inputs is not None and set(inputs) != set(stage.inputs):
+            raise ValueError(f"step {step_id!r}: given {sorted(inputs)}, the stage declares {sorted(stage.inputs)}")
         input_keys = {name: self.steps[source].key for name, source in inputs.items()}
         key = artifact_key(stage.name, stage.code_version, config.key_fields(), input_keys)
         self.steps[step_id] = Step(step_id, stage, config, dict(inputs), arm, seed, key, input_keys)

@@ -124,6 +124,8 @@ class Stage(ABC, Generic[ConfigT]):
     """Raised by hand whenever the same config and inputs would give another output."""
     deterministic: ClassVar[bool] = True
     """False where wall-clock measurements are part of the output (then digests differ between runs)."""
+    inputs: ClassVar[tuple[str, ...] | None] = None
+    """Names under which ``run`` finds its inputs; None where they are the plan's steps themselves (the report)."""
     uses: ClassVar[tuple[str, ...]] = ()
     """Packages beside the stage's own whose code shapes its output; the plan warns when their source changed."""
 

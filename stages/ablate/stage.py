@@ -21,6 +21,7 @@ class Ablate(Stage[AblateConfig]):
 
     name = "ablate"
     code_version = 1
+    inputs = ("model", "documents", "tokens", "tokenizer")
     uses = ("model", "stages.tasks", "stages.evaluate")
 
     def resources(self, config: AblateConfig, execution: Execution) -> Resources:

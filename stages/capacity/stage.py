@@ -67,6 +67,7 @@ class Capacity(Stage[CapacityConfig]):
 
     name: ClassVar[str] = "capacity"
     code_version: ClassVar[int] = 1
+    inputs = ()
     uses = ("model",)
 
     def run(self, config: CapacityConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:

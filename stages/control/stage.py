@@ -94,6 +94,7 @@ class Control(Stage[ControlConfig]):
 
     name: ClassVar[str] = "control"
     code_version: ClassVar[int] = 1
+    inputs = ()
     uses = ("model",)
 
     def run(self, config: ControlConfig, inputs: Mapping[str, Any], output: Path, context: Context) -> Summary:

@@ -15,7 +15,7 @@ class Ingest(Stage[IngestConfig]):
 
     name: ClassVar[str] = "ingest"
     code_version: ClassVar[int] = 1
-    inputs: ClassVar[tuple[str, ...]] = ()
+    inputs = ()
 
     def changes(self, config: IngestConfig, before: Artifact) -> list[str]:
         """Files that were added, removed or changed: ``changed: train/11.txt``."""

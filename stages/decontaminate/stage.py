@@ -61,6 +61,7 @@ class Decontaminate(Stage[DecontaminateConfig]):
 
     name: ClassVar[str] = "decontaminate"
     code_version: ClassVar[int] = 1
+    inputs = ("documents",)
     uses = ("stages.corpus",)
 
     def run(

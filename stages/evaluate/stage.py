@@ -16,6 +16,7 @@ class Evaluate(Stage[EvaluateConfig]):
 
     name = "evaluate"
     code_version = 1
+    inputs = ("model", "documents", "tokens", "tokenizer")
     uses = ("model", "stages.tasks")
 
     def resources(self, config: EvaluateConfig, execution: Execution) -> Resources:

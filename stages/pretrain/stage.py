@@ -37,6 +37,7 @@ class Base(Stage[BaseConfig]):
 
     name: ClassVar[str] = "base"
     code_version: ClassVar[int] = 1
+    inputs = ("tokens", "tokenizer")
     uses = ("model", "stages.tasks")
     deterministic: ClassVar[bool] = False  # tokens per second are in the log
 
@@ -77,6 +78,7 @@ class Pretrain(Stage[PretrainConfig]):
 
     name: ClassVar[str] = "pretrain"
     code_version: ClassVar[int] = 1
+    inputs = ("tokens", "tokenizer", "base")
     uses = ("model", "stages.tasks")
     deterministic: ClassVar[bool] = False
 

@@ -20,6 +20,7 @@ class Summarize(Stage[SummarizeConfig]):
 
     name = "summarize"
     code_version = 1
+    inputs = ("model", "documents", "tokens", "tokenizer")
     uses = ("model",)
 
     def resources(self, config: SummarizeConfig, execution: Execution) -> Resources:

@@ -102,6 +102,7 @@ class Tokenizer(Stage[TokenizerConfig]):
 
     name = "tokenizer"
     code_version = 1
+    inputs = ("documents",)
     uses = ("stages.corpus",)
 
     def run(self, config: TokenizerConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
@@ -139,6 +140,7 @@ class Tokenize(Stage[TokenizeConfig]):
 
     name = "tokenize"
     code_version = 1
+    inputs = ("documents", "tokenizer")
     uses = ("stages.corpus",)
 
     def run(self, config: TokenizeConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:

@@ -68,6 +68,13 @@ def test_a_step_cannot_be_planned_before_its_input_or_twice():
         graph.add(stage("ingest"), Amount(), {})
 
 
+def test_a_stage_is_given_the_inputs_it_declares():
+    picky = stage("tokenize")
+    type(picky).inputs = ("documents",)
+    with pytest.raises(ValueError, match=r"given \[\], the stage declares \['documents'\]"):
+        PlanBuilder().add(picky, Amount(), {})
+
+
 @pytest.mark.parametrize(
     ("selection", "expected"),
     [
