@@ -121,3 +121,10 @@ def test_weights_of_the_sources_reach_training(study, tmp_path):
     one = load(study, [f"corpus.sources=[{{kind: pg19, name: books, url: books}}, {text}]"], {})
     with pytest.raises(StudyError, match=r"weight .*source 'books' has none"):
         expand(one, None)
+
+
+def test_golden_keys_of_steps_without_inputs():
+    """These change only when a stage's config or code_version does: then every user's artifacts of it are stale."""
+    plan = expand(load(RUNS / "quickstart.yaml", environment={}), None)
+    keys = {step: plan[step].key[:16] for step in ("capacity", "control/infini-delta/0")}
+    assert keys == {"capacity": "bffdb91c66c12517", "control/infini-delta/0": "7b09075e6cf7443f"}
