@@ -122,6 +122,11 @@ def test_the_commands_that_look_at_things_agree_with_the_store(whole):
     assert "all files as committed" in study(folder, "verify").stdout
     assert study(folder, "lineage", "report").stdout.count("ingest") >= 1
     assert "0 B would go" in study(folder, "gc").stdout
+    shell = f"set -o pipefail; {' '.join(COMMAND)} show evaluate/local/0 --table perplexity --limit 9999 | head -n 1"
+    cut = subprocess.run(
+        ["bash", "-c", shell], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert (cut.returncode, cut.stderr) == (0, "")
     assert "did you mean" in study(folder, "show", "evaluate/locl/0").stderr
     status = json.loads(study(folder, "status", "tiny.yaml", "--json").stdout)["stages"]
     assert all(stage["made"] == stage["total"] for stage in status.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 
 import typer
@@ -42,16 +41,9 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except OSError as error:
-        if error.errno != errno.EPIPE:
-            if error.errno not in _OF_THE_MACHINE:
-                raise  # a bug here: its traceback is wanted
-            _fail(
-                f"{error.filename or 'storage'}: {error.strerror}. Fix: check free space, permissions and the path", 2
-            )
-        # the reader, such as head, has seen enough
-        sys.stderr.close()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        if error.errno not in _OF_THE_MACHINE:
+            raise  # a bug here: its traceback is wanted
+        _fail(f"{error.filename or 'storage'}: {error.strerror}. Fix: check free space, permissions and the path", 2)
     else:
         raise SystemExit(code if isinstance(code, int) else 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ ACTION_STYLE = {"run": "yellow", "reuse": "green", "skip": "dim", "blocked": "re
 
 def print_json(command: str, body: Mapping[str, Any]) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, "command": command, **body}, indent=2) + "\n")
+    line(json.dumps({"schema_version": SCHEMA_VERSION, "command": command, **body}, indent=2))
 
 
 def table(
@@ -38,9 +39,7 @@ def table(
         return
     widths = [max(len(str(row[i])) for row in [columns, *rows]) for i in range(len(columns))]
     for row in [columns, *rows]:
-        sys.stdout.write(
-            "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"
-        )
+        line("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _rich_table(
@@ -81,9 +80,13 @@ def _print_row(console: Console, row: Sequence[Text], widths: Sequence[int]) -> 
 
 
 def line(text: str = "") -> None:
-    """One line on stdout, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """One line on stdout, at once. Ends the command quietly where the reader, such as ``head``, has seen enough."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
+        raise SystemExit(0) from None
 
 
 def note(text: str) -> None:
