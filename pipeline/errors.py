@@ -16,12 +16,6 @@ class StudyError(UserError):
     """The study file, an override or an option is wrong."""
 
 
-class LockHeld(UserError):
-    """Another driver holds a step and the user did not want to wait."""
-
-    exit_code = 3
-
-
 class IntegrityError(UserError):
     """A file of an artifact is missing, damaged or not what its manifest says."""
 

@@ -28,8 +28,8 @@ _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 a step failed, 2 usage or study file, 3 lock held, 4 integrity,
-    5 cluster unreachable, 130 interrupted."""
+    """Entry point. Exit codes: 0 done, 1 a step failed, 2 usage or study file, 4 integrity, 5 cluster unreachable,
+    130 interrupted."""
     try:
         code = app(standalone_mode=False)
     except UserError as error:

@@ -150,9 +150,7 @@ def saturation(evidence: Evidence) -> Finding:
         if not len(log):
             continue
         peaks = log.groupby("seed")["erase_lambda_max"].max()
-        growth = log.groupby("seed")["memory_norm"].apply(
-            lambda norm: norm.max() / norm.iloc[: max(1, len(norm) // 10)].median()
-        )
+        growth = log.groupby("seed")["memory_norm"].apply(_growth)
         sources = evidence.sources("pretrain", "train_log.parquet", "erase_lambda_max.notna()", arm)
         row = _range(f"saturation.lambda.{arm}", f"{arm}: largest eigenvalue", peaks, "erase λ_max", sources)
         grown = _range(f"saturation.norm.{arm}", f"{arm}: growth of |M|", growth, "times", sources)

@@ -220,8 +220,3 @@ def decide(claim: Claim, evidence: Evidence) -> Verdict:
         numbers=finding.numbers,
         sources=unique_sources(finding.numbers),
     )
-
-
-def decide_all(evidence: Evidence) -> tuple[Verdict, ...]:
-    """Every claim, in order."""
-    return tuple(decide(claim, evidence) for claim in CLAIMS)

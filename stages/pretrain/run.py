@@ -12,6 +12,7 @@ from stages.pretrain import worker
 from stages.pretrain.channel import Reader, relay
 from stages.pretrain.worker import Job
 from stages.stage import Artifact, Context, StageError, Summary
+from stages.tokens.load import token_meta
 
 
 def run_job(job: Job, output: Path, context: Context) -> Summary:
@@ -82,7 +83,7 @@ def summary(output: Path) -> Summary:
 
 def check_tokens(tokens: Artifact, sequence_length: int) -> dict[str, Any]:
     """``meta.json`` of the tokens. Raises StageError if their rows are of another length."""
-    meta: dict[str, Any] = json.loads(tokens.path("meta.json").read_text())
+    meta = token_meta(tokens)
     if meta["sequence_length"] != sequence_length:
         raise StageError(
             f"the tokens come in sequences of {meta['sequence_length']}",

@@ -139,8 +139,8 @@ def test_gc_keeps_what_named_studies_need_and_is_dry_by_default(store: Store):
         (make_for.directory / "x").write_text("x")
         store.commit(step.stage.name, step.key, store.seal(make_for), Summary("x"), step.record())
     store.record_study(plan)
-    unfinished = plan["total"]
-    storage.write_atomic(store.fs, f"{store.folder('total', unfinished.key)}/work/checkpoint", b"resume me")
+    checkpoint = store.work_url("total", plan["total"].key) + "/checkpoint"
+    storage.write_atomic(store.fs, checkpoint, b"resume me")
     make(store)  # needed by nobody
     assert store.kept() == {step.key for step in plan.steps} and store.studies() == ["toy"]
     found = store.gc(store.kept())
@@ -148,14 +148,14 @@ def test_gc_keeps_what_named_studies_need_and_is_dry_by_default(store: Store):
     assert store.lookup("ingest", KEY) is not None
     store.gc(store.kept(), delete=True)
     assert store.lookup("ingest", KEY) is None
-    assert store.fs.exists(f"{store.folder('total', unfinished.key)}/work/checkpoint")
+    assert store.fs.exists(checkpoint)
     assert {commit.key for commit in store.commits()} == {step.key for step in kept}
 
 
 def test_gc_leaves_a_key_with_a_live_lease_alone(store: Store):
     attempt = store.attempt("ingest", KEY, 1)
     (attempt.directory / "x").write_text("being written")
-    storage.write_atomic(store.fs, f"{store.folder('ingest', KEY)}/work/checkpoint", b"")
+    storage.write_atomic(store.fs, store.work_url("ingest", KEY) + "/checkpoint", b"")
     lease = Claim(store.fs, store.lease_folder("ingest", KEY), this_process()).take()
     assert store.gc(set()) == []
     lease.release()

@@ -10,7 +10,7 @@ import pytest
 
 from stages.claims.config import Binding, ClaimsConfig, CleanData, Retrieval
 from stages.claims.evidence import Evidence, paired
-from stages.claims.table import CLAIMS, decide, decide_all
+from stages.claims.table import CLAIMS, decide
 from stages.claims.verdict import Verdict
 from stages.stage import StageError
 from tests.stages.synthetic import ARMS, TRUNK, K, Synthetic
@@ -33,7 +33,8 @@ def verdict(study: Synthetic, claim: str, rules: ClaimsConfig = RULES) -> Verdic
 
 
 def test_a_study_without_artifacts_measures_nothing_but_the_formulas(study):
-    verdicts = decide_all(evidence(study()))
+    empty = evidence(study())
+    verdicts = [decide(claim, empty) for claim in CLAIMS]
     assert [v.claim for v in verdicts] == [f"C{i}" for i in range(1, 14)]
     assert all(v.decision == "not measured" and v.reason for v in verdicts if v.claim != "C9")
     assert verdicts[8].decision == "supported"  # C9 rests on shapes alone
