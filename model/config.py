@@ -6,40 +6,175 @@ rate) is a field here, with the reason for its default.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
-Kind = Literal["infini", "local", "window", "xl", "full"]
+Kind = Literal[
+    "infini", "local", "window", "xl", "full", "memorizing", "compressive", "rmt", "linear", "deltanet", "landmark"
+]
 Rule = Literal["linear", "delta"]
-FeatureMap = Literal["elu1", "relu", "dpfp1", "dpfp2", "dpfp3"]
+FeatureMap = Literal["elu1", "relu", "dpfp1", "dpfp2", "dpfp3", "softmax"]
+Gate = Literal["head", "channel", "token"]
+StateDtype = Literal["float32", "float64", "bfloat16"]
+
+EFFECT: Mapping[str, tuple[Kind, ...]] = {
+    "rule": ("infini",),
+    "feature_map": ("infini", "linear", "deltanet"),
+    "gate": ("infini",),
+    "gate_init": ("infini", "memorizing"),
+    "empty_memory": ("infini",),
+    "initial_memory": ("infini",),
+    "state_dtype": ("infini", "linear", "deltanet"),
+    "eps": ("infini", "linear"),
+    "bptt_segments": ("infini", "rmt"),
+    "memory_layer": ("memorizing",),
+    "cache_tokens": ("memorizing",),
+    "top_k": ("memorizing",),
+    "compression": ("compressive",),
+    "compressed_tokens": ("compressive",),
+    "reconstruction_weight": ("compressive",),
+    "memory_tokens": ("rmt",),
+    "block_tokens": ("landmark",),
+    "top_blocks": ("landmark",),
+}
+"""Which kinds an option of ``MixerConfig`` means something to. Set for another kind it is an error, not ignored."""
+
+
+def has_effect(option: str, kind: Kind) -> bool:
+    """Does the field ``option`` of MixerConfig mean something to ``kind``?"""
+    return kind in EFFECT.get(option, (kind,))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixerConfig:
     """The sequence mixer of one arm.
 
-    kind: infini (compressive memory + local attention), local (the same with g = 0 throughout, trained so),
-    window (sliding window over the last ``segment_length`` tokens), xl (segment attention plus a detached cache
-    of the previous ``segment_length`` tokens, RoPE-relative), full (causal over everything).
+    infini: compressive memory + local attention. local: the same with g = 0 throughout, trained so. window: sliding
+    window over the last ``segment_length`` tokens. xl: segment attention plus a detached cache of the previous
+    ``segment_length`` tokens, RoPE-relative. full: causal over everything. memorizing: xl, and in one layer exact
+    top-k retrieval from all earlier keys and values. compressive: xl, and behind its cache a queue of compressed
+    states. rmt: full attention within segments that pass memory tokens on. linear: linear attention per token.
+    deltanet: fast weights with a learned write strength per token. landmark: retrieval of whole blocks through their
+    landmark tokens.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
     kind: Kind
-    segment_length: int  # N, tokens; full attention ignores it, the window is as long
-    rule: Rule = "linear"  # update rule of the memory (infini only)
+    # N, tokens. full attention ignores it, the window is as long; linear and deltanet compute in chunks of it
+    # without a change of the result
+    segment_length: int
+    rule: Rule = "linear"  # update rule of the memory
     feature_map: FeatureMap = "elu1"  # sigma; the paper's is ELU + 1
+    # One beta per head is the paper's. channel: one per head and value channel. token: beta + w x, data-dependent.
+    gate: Gate = "head"
     gate_init: float = 0.0  # beta at the start; 0 is g = 0.5, where sigmoid's gradient is largest
     # g at the start of a document: "bypass" leaves the local output unscaled while the memory is empty (A_mem is
     # 0/0 there); "literal" mixes as written, which scales the first segment by 1 - g.
     empty_memory: Literal["bypass", "literal"] = "bypass"
+    # M_0 and z_0, unstated in the paper. zero: nothing was written, so nothing is read. learned: parameters that
+    # every document starts from; the first segment then reads them.
+    initial_memory: Literal["zero", "learned"] = "zero"
+    # Of M and z. At a million tokens a bfloat16 z is off by 14%: float32 unless that is what is studied.
+    state_dtype: StateDtype = "float32"
     eps: float = 1e-6  # added to sigma(Q) z; z is float32, so this never underflows
+    # Back-propagation through the states of at most so many segments (truncated BPTT); None: through all, as the
+    # paper does and what a write needs to learn from a read far behind it.
+    bptt_segments: int | None = None
+    memory_layer: int | None = None  # 0-based layer that retrieves; None: at 3/4 of the depth (the paper's 9th of 12)
+    cache_tokens: int | None = 65_536  # keys and values kept for retrieval; None: all
+    top_k: int = 32  # retrieved per query and head
+    compression: int = 4  # c: so many states become one
+    compressed_tokens: int | None = None  # length of the compressed queue; None: segment_length
+    reconstruction_weight: float = 1.0  # of the attention-reconstruction loss, which trains the compression alone
+    memory_tokens: int = 16  # m: vectors handed from segment to segment
+    block_tokens: int = 50  # tokens before each landmark
+    top_blocks: int = 4  # blocks retrieved per query and head outside of training
 
     def __post_init__(self) -> None:
-        if self.segment_length < 1:
-            raise ValueError(f"segment_length = {self.segment_length}: allowed are whole numbers >= 1")
+        for name in (
+            "segment_length", "bptt_segments", "cache_tokens", "top_k", "compression", "compressed_tokens",
+            "memory_tokens", "block_tokens", "top_blocks",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} = {value}: allowed are whole numbers >= 1")
         if not 0 < self.eps < 1:
             raise ValueError(f"eps = {self.eps}: allowed is 0 < eps < 1")
+        if self.memory_layer is not None and self.memory_layer < 0:
+            raise ValueError(f"memory_layer = {self.memory_layer}: allowed are layers 0 to layers - 1")
+        if not self.reconstruction_weight >= 0:
+            raise ValueError(f"reconstruction_weight = {self.reconstruction_weight}: allowed are numbers >= 0")
+        for name, kinds in EFFECT.items():
+            value = getattr(self, name)
+            if not has_effect(name, self.kind) and value != getattr(type(self), name):
+                raise ValueError(
+                    f"{name} = {value!r}: has no effect with kind = {self.kind!r} "
+                    f"(it has with {', '.join(kinds)}); fix: remove it"
+                )
+
+    def key_fields(self) -> dict[str, Any]:
+        """The fields that mean something to this kind: an option added for others leaves a study's keys as they are."""
+        return {name: value for name, value in asdict(self).items() if has_effect(name, self.kind)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """RoPE frequencies changed for contexts longer than the base was trained on; the fields of Hugging Face's
+    ``rope_parameters``, under its names.
+
+    linear: all frequencies divided by ``factor`` (arXiv:2306.15595). llama3: only the slow ones, with a smooth
+    transition (Llama 3.1). yarn: per dimension, between beta_fast and beta_slow turns within the original context, and
+    cos and sin times the attention factor (arXiv:2309.00071). A field that the type does not use is an error.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
+
+    type: Literal["linear", "llama3", "yarn"]
+    factor: float
+    original_max_position_embeddings: int | None = None  # tokens the base was trained on (llama3, yarn)
+    low_freq_factor: float | None = None  # llama3: slower than this many turns in those tokens: divided by factor
+    high_freq_factor: float | None = None  # llama3: faster than this many: unchanged
+    beta_fast: float | None = None  # yarn: turns above which a dimension is unchanged; None: 32
+    beta_slow: float | None = None  # yarn: turns below which it is divided by factor; None: 1
+    attention_factor: float | None = None  # yarn: of cos and sin; None: from factor and the mscales
+    mscale: float | None = None  # yarn: with mscale_all_dim, the attention factor's numerator
+    mscale_all_dim: float | None = None
+    truncate: bool | None = None  # yarn: whole dimensions as bounds of the transition; None: yes
+
+    def __post_init__(self) -> None:
+        required = {
+            "linear": (),
+            "llama3": ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+            "yarn": ("original_max_position_embeddings",),
+        }
+        if self.type not in required:
+            raise ValueError(f"rope_scaling.type = {self.type!r}: allowed are {', '.join(required)}")
+        optional = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate")
+        known = {"type", "factor", *required[self.type], *(optional if self.type == "yarn" else ())}
+        for name, value in asdict(self).items():
+            if value is None and name in required[self.type]:
+                raise ValueError(f"rope_scaling.{name} is missing: type = {self.type!r} needs it")
+            if value is not None and name not in known:
+                raise ValueError(f"rope_scaling.{name} = {value!r}: has no effect with type = {self.type!r}")
+            if value is not None and name not in ("type", "truncate") and not value > 0:
+                raise ValueError(f"rope_scaling.{name} = {value!r}: allowed are numbers > 0")
+        if self.factor < 1:
+            raise ValueError(f"rope_scaling.factor = {self.factor}: allowed are numbers >= 1")
+        if self.type == "llama3" and not self.low_freq_factor < self.high_freq_factor:  # type: ignore[operator]
+            raise ValueError(
+                f"rope_scaling.low_freq_factor = {self.low_freq_factor}: must be below "
+                f"high_freq_factor = {self.high_freq_factor}"
+            )
+        if (self.beta_fast or 32) < (self.beta_slow or 1):
+            raise ValueError(
+                f"rope_scaling.beta_fast = {self.beta_fast or 32}: must not be below beta_slow = {self.beta_slow or 1}"
+            )
+
+    def given(self) -> dict[str, Any]:
+        """The fields that are set, as they stand in a study file."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +190,7 @@ class TrunkConfig:
     head_dim: int | None = None  # None: dim // heads
     ffn_dim: int | None = None  # None: 8/3 dim rounded up to a multiple of 32
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
 
@@ -72,6 +208,11 @@ class TrunkConfig:
             raise ValueError(f"kv_heads = {self.n_kv_heads}: must divide heads = {self.heads}")
         if self.d_head % 2:
             raise ValueError(f"head_dim = {self.d_head}: RoPE needs an even number")
+
+    def key_fields(self) -> dict[str, Any]:
+        """All fields, but no scaling where there is none: a study's keys do not depend on what it does not use."""
+        scaling = {} if self.rope_scaling is None else {"rope_scaling": self.rope_scaling.given()}
+        return {name: value for name, value in asdict(self).items() if name != "rope_scaling"} | scaling
 
     @property
     def n_kv_heads(self) -> int:
@@ -100,10 +241,14 @@ class ModelConfig:
     @staticmethod
     def from_dict(value: dict[str, Any]) -> ModelConfig:
         """Inverse of ``to_dict``. Raises ValueError naming an unknown field."""
-        for part, cls in ((value.get("trunk", {}), TrunkConfig), (value.get("mixer", {}), MixerConfig)):
+        trunk = dict(value.get("trunk", {}))
+        scaling = trunk.get("rope_scaling")
+        for part, cls in ((scaling or {}, RopeScaling), (trunk, TrunkConfig), (value.get("mixer", {}), MixerConfig)):
             unknown = set(part) - {f.name for f in fields(cls)}
             if unknown:
                 raise ValueError(f"{cls.__name__}: unknown field {sorted(unknown)[0]!r}")
+        if scaling is not None:
+            trunk["rope_scaling"] = RopeScaling(**scaling)
         return ModelConfig(
-            trunk=TrunkConfig(**value["trunk"]), mixer=MixerConfig(**value["mixer"]), vocab_size=value["vocab_size"]
+            trunk=TrunkConfig(**trunk), mixer=MixerConfig(**value["mixer"]), vocab_size=value["vocab_size"]
         )

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.config import ModelConfig, TrunkConfig
-from model.mixers import Knockout, LayerState, build
-from model.mixers.infini import InfiniMixer
+from model.mixers import STREAMS, Knockout, LayerState, Mixer, build
+from model.mixers.stream import Layers, Stream
 from model.rope import Rope
 
 __all__ = ["Decoder", "DecoderState", "Knockout"]
@@ -35,24 +35,28 @@ LOGITS_AT_ONCE = 2**25
 class DecoderState:
     """All a model carries of the tokens read so far. Never modified in place: one prefill can be continued many times.
 
-    position: tokens read, the same for every document of the batch.
+    position: tokens read, the same for every document of the batch. carried [B, m, C]: vectors that pass from segment
+    to segment beside the layers' states (rmt), None for other arms.
     """
 
-    layers: tuple[LayerState, ...]
+    layers: Layers
     position: int
+    carried: Tensor | None = None
 
     def detach(self) -> DecoderState:
         """Cut from the graph: for streaming without gradients into the past."""
-        return DecoderState(tuple(layer.detach() for layer in self.layers), self.position)
+        carried = None if self.carried is None else self.carried.detach()
+        return DecoderState(tuple(layer.detach() for layer in self.layers), self.position, carried)
 
     def elements(self) -> int:
-        """Numbers held of the context, over the batch: memory and normaliser (infini), the previous segment's keys and
-        values (xl), everybody's (full). The live segment is not in it: see ``live_kv_elements``."""
-        return sum(part.elements for layer in self.layers for part in (layer.memory, layer.cached) if part)
+        """Numbers held of the context, over the batch: memories, caches, carried vectors. The live segment is not in
+        it: see ``live_kv_elements``."""
+        return sum(layer.elements() for layer in self.layers) + (0 if self.carried is None else self.carried.numel())
 
     def bytes(self) -> int:
         """The same in bytes."""
-        return sum(part.bytes for layer in self.layers for part in (layer.memory, layer.cached) if part)
+        carried = 0 if self.carried is None else self.carried.numel() * self.carried.element_size()
+        return sum(layer.bytes() for layer in self.layers) + carried
 
     def live_kv_elements(self) -> int:
         """Numbers held of the unfinished segment (or sliding window): what segment-wise attention needs anyway."""
@@ -79,15 +83,15 @@ class SwiGLU(nn.Module):
 class Layer(nn.Module):
     """Pre-norm residual block."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, number: int) -> None:
         super().__init__()
         trunk = config.trunk
         self.input_layernorm = nn.RMSNorm(trunk.dim, eps=trunk.norm_eps)
-        self.self_attn = build(trunk, config.mixer)
+        self.self_attn = build(trunk, config.mixer, number)
         self.post_attention_layernorm = nn.RMSNorm(trunk.dim, eps=trunk.norm_eps)
         self.mlp = SwiGLU(trunk)
 
-    def forward(self, x: Tensor, state: LayerState | None, options: dict[str, Any]) -> tuple[Tensor, LayerState | None]:
+    def forward(self, x: Tensor, state: LayerState | None, options: dict[str, Any]) -> tuple[Tensor, LayerState]:
         y, state = self.self_attn(self.input_layernorm(x), state, **options)
         x = x + y
         return x + self.mlp(self.post_attention_layernorm(x)), state
@@ -103,10 +107,11 @@ class Decoder(nn.Module):
         self.activation_checkpointing = False
         """Recompute each layer in the backward pass instead of keeping its activations."""
         self.embed_tokens = nn.Embedding(config.vocab_size, trunk.dim)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(trunk.layers))
+        self.layers = nn.ModuleList(Layer(config, number) for number in range(trunk.layers))
+        self.stream = STREAMS.get(config.mixer.kind, Stream)(config)
         self.norm = nn.RMSNorm(trunk.dim, eps=trunk.norm_eps)
         self.lm_head = None if trunk.tie_embeddings else nn.Linear(trunk.dim, config.vocab_size, bias=False)
-        self.rope = Rope(trunk.d_head, trunk.rope_theta)
+        self.rope = Rope(trunk.d_head, trunk.rope_theta, trunk.rope_scaling)
         self.initialise(None if seed is None else torch.Generator().manual_seed(seed))
 
     @torch.no_grad()
@@ -133,9 +138,7 @@ class Decoder(nn.Module):
         self, tokens: Tensor, state: DecoderState | None = None, knockout: Knockout | str | None = None
     ) -> tuple[Tensor, DecoderState]:
         """Normed last-layer outputs [B, T, C] (``project`` makes logits of them) and the state after tokens [B, T]."""
-        hidden, layers = self._run(tokens, state, knockout, keep_state=True)
-        position = tokens.shape[1] + (state.position if state else 0)
-        return hidden, DecoderState(tuple(cast(list[LayerState], layers)), position)
+        return self._run(tokens, state, knockout, keep_state=True)
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of ``hidden`` [..., C]."""
@@ -149,6 +152,13 @@ class Decoder(nn.Module):
         """Negative log-likelihood in nats of tokens[:, 1:] given what precedes each: [B, T - 1], float32."""
         hidden, _ = self._run(tokens, state, knockout, keep_state=False)
         return self.token_nll(hidden[:, :-1], tokens[:, 1:])
+
+    def training_nll(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``nll`` of whole documents, and the sum of the layers' auxiliary losses (compressive: reconstruction of the
+        attention, averaged over batch and tokens), None for arms without."""
+        hidden, state = self._run(tokens, None, None, keep_state=False)
+        extra = [layer.auxiliary for layer in state.layers if layer.auxiliary is not None]
+        return self.token_nll(hidden[:, :-1], tokens[:, 1:]), torch.stack(extra).sum() if extra else None
 
     def token_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """-log p(targets [B, n]) of ``hidden`` [B, n, C]: [B, n] float32, without ever holding all logits."""
@@ -164,70 +174,82 @@ class Decoder(nn.Module):
         return torch.cat(pieces, dim=1)
 
     def loss(self, tokens: Tensor, loss_mask: Tensor | None = None) -> Tensor:
-        """Mean nll of the targets whose ``loss_mask`` [B, T] is set (None: all); the mask is read at the target's own
-        position. Nothing set: 0, with zero gradients."""
-        nll = self.nll(tokens)
+        """Mean nll of the targets whose ``loss_mask`` [B, T] is set (None: all), plus auxiliary losses; the mask is
+        read at the target's own position. Nothing set: 0, with zero gradients."""
+        nll, auxiliary = self.training_nll(tokens)
         if loss_mask is None:
-            return nll.mean()
-        mask = loss_mask[:, 1:].to(nll.dtype)
-        return (nll * mask).sum() / mask.sum().clamp(min=1)
+            loss = nll.mean()
+        else:
+            mask = loss_mask[:, 1:].to(nll.dtype)
+            loss = (nll * mask).sum() / mask.sum().clamp(min=1)
+        return loss if auxiliary is None else loss + auxiliary
 
     def _run(
         self, tokens: Tensor, state: DecoderState | None, knockout: Knockout | str | None, *, keep_state: bool
-    ) -> tuple[Tensor, list[LayerState | None]]:
-        options = {
-            "position": state.position if state else 0,
-            "rope": self.rope,
-            "knockout": Knockout(knockout or "none"),
-            "keep_state": keep_state,
-        }
-        x, after = self.embed_tokens(tokens), []
-        for index, layer in enumerate(self.layers):
-            before = state.layers[index] if state else None
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x, new = checkpoint(layer, x, before, options, use_reentrant=False)
-            else:
-                x, new = layer(x, before, options)
-            after.append(new)
-        return self.norm(x), after
+    ) -> tuple[Tensor, DecoderState]:
+        knocked_out = Knockout(knockout or "none")
 
-    def mixers(self) -> list[nn.Module]:
+        def trunk(x: Tensor, layers: Layers | None, position: int, *, keep_state: bool) -> tuple[Tensor, Layers]:
+            options = {"position": position, "rope": self.rope, "knockout": knocked_out, "keep_state": keep_state}
+            after = []
+            for number, layer in enumerate(self.layers):
+                before = layers[number] if layers else None
+                if self.activation_checkpointing and torch.is_grad_enabled():
+                    x, new = checkpoint(layer, x, before, options, use_reentrant=False)
+                else:
+                    x, new = layer(x, before, options)
+                after.append(new)
+            return x, tuple(after)
+
+        before = state or DecoderState((), 0)
+        x, layers, carried = self.stream(
+            self.embed_tokens(tokens), before.layers or None, before.carried, before.position, trunk,
+            keep_state=keep_state,
+        )  # fmt: skip
+        return self.norm(x), DecoderState(layers, before.position + tokens.shape[1], carried)
+
+    def mixers(self) -> list[Mixer]:
         """The layers' mixers, first layer first."""
         return [cast(Layer, layer).self_attn for layer in self.layers]
 
     def gate_parameters(self) -> list[nn.Parameter]:
-        """Every beta [heads]: no weight decay, and a learning rate that lets it move by 4 within the run. Empty for
-        arms without a memory."""
-        return [mixer.beta for mixer in self.mixers() if isinstance(mixer, InfiniMixer)]
+        """Every beta, one tensor [heads, ...] a gated layer: no weight decay, and a learning rate that lets it move by
+        4 within the run. Empty for arms without a gate."""
+        return [p for mixer in self.mixers() if isinstance(p := getattr(mixer, "beta", None), nn.Parameter)]
 
     def gates(self) -> Tensor | None:
-        """g = sigmoid(beta) [layers, heads], float32 on the CPU; None for arms without a memory."""
+        """g = sigmoid(beta) [gated layers, heads], the mean over what else the gate depends on; float32 on the CPU.
+        None for arms without a gate."""
         betas = self.gate_parameters()
-        return torch.stack([torch.sigmoid(beta.detach().float()).cpu() for beta in betas]) if betas else None
+        if not betas:
+            return None
+        gates = [torch.sigmoid(beta.detach().float()) for beta in betas]
+        return torch.stack([g.reshape(len(g), -1).mean(-1).cpu() for g in gates])
 
     @torch.no_grad()
     def monitor(self, tokens: Tensor) -> dict[str, float]:
-        """Health of the memory on tokens [B, T]; {} for arms without one.
+        """Health of the memory on tokens [B, T]; {} for arms without gate or memory to watch.
 
         gate_mean, gate_min, gate_max; memory_norm: largest Frobenius norm of any M_s; z_min: smallest sigma(q) z
         any query divides by; erase_lambda_max: largest eigenvalue of Phi^T D^-1 Phi over the first batch row's
         segments (the delta rule amplifies what it holds where this exceeds 2). The last three need a second segment
         and are left out without one.
         """
+        numbers = {}
         gates = self.gates()
-        if gates is None:
-            return {}
-        numbers = {
-            "gate_mean": gates.mean().item(),
-            "gate_min": gates.min().item(),
-            "gate_max": gates.max().item(),
-        }
+        if gates is not None:
+            numbers = {
+                "gate_mean": gates.mean().item(),
+                "gate_min": gates.min().item(),
+                "gate_max": gates.max().item(),
+            }
+        if not any(mixer.monitored for mixer in self.mixers()):
+            return numbers
         x = self.embed_tokens(tokens)
         options = {"position": 0, "rope": self.rope, "keep_state": False}
         for module in self.layers:
             layer = cast(Layer, module)
-            mixer = cast(InfiniMixer, layer.self_attn)
-            for name, value in mixer.health(layer.input_layernorm(x)).items():
+            for name, value in layer.self_attn.health(layer.input_layernorm(x)).items():
                 worst = min if name == "z_min" else max
                 numbers[name] = worst(numbers.get(name, value), value)
             x, _ = layer(x, None, options)

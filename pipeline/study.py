@@ -34,7 +34,6 @@ from stages.summarize.stage import SummarizeConfig
 from stages.tokens.stage import TokenizeConfig, TokenizerConfig
 
 ENVIRONMENT_PREFIX = "INFINI_STUDY__"
-_OF_A_MEMORY = ("rule", "feature_map", "gate_init", "empty_memory", "eps")
 
 
 class Study(Config):
@@ -66,14 +65,6 @@ class Study(Config):
         for name in arms:
             if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
                 raise ValueError(f"arm name {name!r}: allowed are lower-case letters, digits and '-'")
-        for name, arm in arms.items():
-            for field in _OF_A_MEMORY if arm.kind != "infini" else ():
-                value = getattr(arm, field)
-                if value != getattr(MixerConfig, field):
-                    raise ValueError(
-                        f"{name}.{field} = {value!r}: has no effect with kind = {arm.kind!r}, "
-                        "which has no memory; fix: remove it"
-                    )
         return arms
 
     @field_validator("seeds")

@@ -28,8 +28,20 @@ class Config(BaseModel):
 
     def key_fields(self) -> dict[str, Any]:
         """The part of the config that makes up the key: everything, unless a config says that a field (the
-        place where pinned bytes happen to lie) cannot change the result."""
-        return self.model_dump(mode="json")
+        place where pinned bytes happen to lie, an option of other kinds of arms) cannot change the result."""
+        fields: dict[str, Any] = self.model_dump(mode="json")
+        for name, dumped in fields.items():
+            value = getattr(self, name)
+            if isinstance(value, dict):
+                fields[name] = {key: _key_fields(item, dumped[key]) for key, item in value.items()}
+            else:
+                fields[name] = _key_fields(value, dumped)
+        return fields
+
+
+def _key_fields(value: Any, dumped: Any) -> Any:
+    """What a plain dataclass (``model.config``) says its key is made of, else what was dumped of it."""
+    return value.key_fields() if hasattr(value, "key_fields") and not isinstance(value, Config) else dumped
 
 
 class Execution(Config):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from model.config import MixerConfig, TrunkConfig
-from model.mixers.base import KeyValue, Knockout, LayerState, Mixer
+from model.mixers.base import Held, KeyValue, Knockout, LayerState, Mixer
 from model.mixers.full import FullMixer
 from model.mixers.infini import InfiniMixer
 from model.mixers.local import LocalMixer
+from model.mixers.stream import Stream
 from model.mixers.window import WindowMixer
 from model.mixers.xl import XLMixer
 
-__all__ = ["KeyValue", "Knockout", "LayerState", "Mixer", "build"]
+__all__ = ["STREAMS", "Held", "KeyValue", "Knockout", "LayerState", "Mixer", "Stream", "build"]
 
 KINDS: dict[str, type[Mixer]] = {
     "infini": InfiniMixer,
@@ -19,8 +20,10 @@ KINDS: dict[str, type[Mixer]] = {
     "xl": XLMixer,
     "full": FullMixer,
 }
+STREAMS: dict[str, type[Stream]] = {}
+"""Kinds that pass more than the text through the layers."""
 
 
-def build(trunk: TrunkConfig, config: MixerConfig) -> Mixer:
-    """The mixer of ``config.kind``."""
-    return KINDS[config.kind](trunk, config)
+def build(trunk: TrunkConfig, config: MixerConfig, layer: int = 0) -> Mixer:
+    """The mixer of ``config.kind`` for layer number ``layer`` (0-based)."""
+    return KINDS[config.kind](trunk, config, layer)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import MixerConfig, TrunkConfig
-from model.memory import MemoryState
 from model.rope import Rope
 
 
@@ -67,18 +67,33 @@ def join(before: KeyValue | None, k: Tensor, v: Tensor) -> KeyValue:
     return KeyValue(torch.cat([before.k, k], dim=1), torch.cat([before.v, v], dim=1))
 
 
+class Held(Protocol):
+    """Tensors a layer holds of the past: a frozen dataclass, never modified in place."""
+
+    def detach(self) -> Self: ...
+
+    @property
+    def elements(self) -> int: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class LayerState:
     """What one layer carries from one chunk of a document to the next. Never modified in place: a prefilled state can
     be continued many times.
 
-    live: the unfinished segment (infini, local, xl) or the sliding window. cached: the previous segment (xl), or the
-    whole past (full). memory: the compressive memory, None until the first segment is complete.
+    live: the unfinished segment, or the sliding window. cached: the previous segment (xl and what extends it), or the
+    whole past (full). memory: what the arm is about (the compressive memory, the compressed queue, the store of
+    retrieved keys, fast weights), None while it holds nothing. auxiliary: a scalar loss this call adds to training,
+    with gradients for the mixer's own parameters only; not part of the state.
     """
 
     live: KeyValue | None = None
     cached: KeyValue | None = None
-    memory: MemoryState | None = None
+    memory: Held | None = None
+    auxiliary: Tensor | None = None
 
     def detach(self) -> LayerState:
         return LayerState(
@@ -87,12 +102,21 @@ class LayerState:
             memory=self.memory and self.memory.detach(),
         )
 
+    def elements(self) -> int:
+        """Numbers held of the context, the live segment aside."""
+        return sum(part.elements for part in (self.memory, self.cached) if part)
+
+    def bytes(self) -> int:
+        """The same in bytes."""
+        return sum(part.bytes for part in (self.memory, self.cached) if part)
+
 
 class Mixer(nn.Module, ABC):
-    """The sequence-mixing half of a layer: [B, T, C] -> [B, T, C], causal."""
+    """The sequence-mixing half of a layer: [B, T, C] -> [B, T, C], causal. ``layer`` is its 0-based number."""
 
-    def __init__(self, trunk: TrunkConfig, config: MixerConfig) -> None:
+    def __init__(self, trunk: TrunkConfig, config: MixerConfig, layer: int = 0) -> None:
         super().__init__()
+        self.layer = layer
         self.heads, self.kv_heads, self.d_head = trunk.heads, trunk.n_kv_heads, trunk.d_head
         self.config, self.segment_length = config, config.segment_length
         self.q_proj = nn.Linear(trunk.dim, self.heads * self.d_head, bias=False)
@@ -109,29 +133,35 @@ class Mixer(nn.Module, ABC):
         rope: Rope,
         knockout: Knockout = Knockout.none,
         keep_state: bool = True,
-    ) -> tuple[Tensor, LayerState | None]:
+    ) -> tuple[Tensor, LayerState]:
         """Mix x [B, T, C], the tokens at ``position`` .. ``position + T - 1`` of their documents.
 
         state: what the call for the tokens before returned, None at the start of documents. With ``keep_state``
-        false the returned state is None and the last segment's write is saved.
+        false nothing follows: the returned state holds only the auxiliary loss, and the last segment's write is saved.
         """
-        if knockout is not Knockout.none and not self.has_memory:
+        if knockout is not Knockout.none and not self.can_knock_out:
             raise ValueError(
-                f"knockout = {str(knockout)!r}: mixer {self.config.kind!r} has no memory to knock out "
+                f"knockout = {str(knockout)!r}: mixer {self.config.kind!r} has no compressive memory to knock out "
                 "(allowed: none; the other knock-outs need kind = infini)"
             )
         y, state = self.mix(
             x, state or LayerState(), position=position, rope=rope, knockout=knockout, keep_state=keep_state
         )
-        return self.o_proj(y.flatten(-2)), state if keep_state else None
+        return self.o_proj(y.flatten(-2)), state if keep_state else LayerState(auxiliary=state.auxiliary)
 
-    has_memory = False
+    can_knock_out = False
 
     @abstractmethod
     def mix(
         self, x: Tensor, state: LayerState, *, position: int, rope: Rope, knockout: Knockout, keep_state: bool
     ) -> tuple[Tensor, LayerState]:
         """x [B, T, C] -> heads' outputs [B, T, H, d] and the state after them."""
+
+    monitored = False  # has a memory whose health training watches
+
+    def health(self, x: Tensor) -> dict[str, float]:
+        """Numbers of ``Decoder.monitor`` on this layer's normed inputs x [B, T, C]."""
+        return {}
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, T, H, d]; k and v [B, T, K, d]; without positions."""

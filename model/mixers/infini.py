@@ -20,10 +20,11 @@ from model.scan import scan
 
 
 class InfiniMixer(LocalMixer):
-    has_memory = True
+    can_knock_out = True
+    monitored = True
 
-    def __init__(self, trunk: TrunkConfig, config: MixerConfig) -> None:
-        super().__init__(trunk, config)
+    def __init__(self, trunk: TrunkConfig, config: MixerConfig, layer: int = 0) -> None:
+        super().__init__(trunk, config, layer)
         self.beta = nn.Parameter(torch.full((self.heads,), config.gate_init))
 
     def combine(

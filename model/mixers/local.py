@@ -7,6 +7,8 @@ an unfinished one is held as live keys and values until its last token arrives. 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,8 @@ class LocalMixer(Mixer):
     ) -> tuple[Tensor, LayerState]:
         n = self.segment_length
         q_all, k_all, v_all = self.project(x)
-        live, memory, outputs = state.live, state.memory, []
+        live, outputs = state.live, []
+        memory = cast(MemoryState | None, state.memory)
         for span in spans(position, x.shape[1], n):
             q, k, v = (span.of(t) for t in (q_all, k_all, v_all))
             if span.whole:

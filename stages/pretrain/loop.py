@@ -124,10 +124,13 @@ def _step(
     for start in range(0, share, micro):
         part = slice(start, start + micro)
         with cast:
-            nll = decoder.nll(tokens[part])
+            nll, auxiliary = decoder.training_nll(tokens[part])
         text_loss, answer_loss = (nll * text_w[part]).sum(), (nll * answer_w[part]).sum()
         # FSDP averages gradients over ranks; the weights already normalise over the global batch
-        (((1 - r) * text_loss + r * answer_loss) * runtime.world_size).backward()
+        loss = ((1 - r) * text_loss + r * answer_loss) * runtime.world_size
+        if auxiliary is not None:  # a mean over its sequences: weighted by their share of the rank's slice
+            loss = loss + auxiliary * (len(tokens[part]) / share)
+        loss.backward()
         sums += torch.stack([text_loss.detach(), answer_loss.detach()]).double()
     if runtime.world_size > 1:
         dist.all_reduce(sums)
@@ -146,7 +149,7 @@ def shard(decoder: Decoder) -> None:
     for block in decoder.layers:
         fully_shard(block)
     fully_shard(decoder)
-    register_fsdp_forward_method(decoder, "nll")  # runs the same all-gathers as ``forward``
+    register_fsdp_forward_method(decoder, "training_nll")  # runs the same all-gathers as ``forward``
 
 
 def full_state_dict(decoder: Decoder, world_size: int) -> dict[str, torch.Tensor]:

@@ -72,12 +72,12 @@ def test_save_and_load_give_the_same_model_and_the_same_bytes(tmp_path: Path, ar
 def test_every_arm_gets_the_same_trunk_and_fresh_gates(tmp_path: Path) -> None:
     base = Decoder(config("full"), seed=3)
     save(base, tmp_path / "base")
-    for fields in ARMS.values():
-        mixer = MixerConfig(**fields, segment_length=N, gate_init=0.5)
+    for name in ARMS:
+        mixer = config(name, gate_init=0.5).mixer
         arm = graft(tmp_path / "base", mixer, seed=1)
         assert arm.config == ModelConfig(trunk=base.config.trunk, mixer=mixer, vocab_size=VOCAB)
-        for name, tensor in base.state_dict().items():
-            assert torch.equal(arm.state_dict()[name], tensor), name
+        for key, tensor in base.state_dict().items():
+            assert torch.equal(arm.state_dict()[key], tensor), key
         assert all(torch.equal(beta, torch.full((4,), 0.5)) for beta in arm.gate_parameters())
     with torch.no_grad():
         arm = graft(tmp_path / "base", MixerConfig(kind="infini", segment_length=N), seed=1)
