@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
-from stages.decontaminate.index import Index, ngrams
-from stages.decontaminate.normalize import Words, words
+from stages.decontaminate.boilerplate import body
+from stages.decontaminate.index import MULTIPLIER, Index, leaving
+from stages.decontaminate.normalize import Words, as_bytes, next_word, tables, words
 
 OPEN_CHAINS = 512  # at the same time; beyond it the stalest is closed
 OUTSIDE, CHAIN_FIELDS = -1, 5
+MARK = 256  # words between two places that are remembered, so that a chain's words can be read again
 
 
 class Span(NamedTuple):
@@ -47,43 +50,84 @@ class Scanned(NamedTuple):
     spans: list[Span]
 
 
-def scan(text: bytes, index: Index, max_gap: int, max_drift: int, min_span_words: int) -> Scanned:
-    """All verified spans of at least ``min_span_words`` agreeing words in UTF-8 ``text``."""
-    found = words(text)
-    chains = _chained(found, index, max_gap, max_drift)
+def scan(text: bytes | NDArray[np.uint8], index: Index, max_gap: int, max_drift: int, min_span_words: int) -> Scanned:
+    """All verified spans of at least ``min_span_words`` agreeing words in UTF-8 ``text``, without its boilerplate.
+
+    Positions of words count from the first word of the body, byte positions from the beginning of ``text``. Beside
+    the text, memory is a hundredth of it: the words are not kept, those around a chain are made again.
+    """
+    data = as_bytes(text)
+    first, last = body(data)
+    document = _Document(data[first:last], first)
+    chains, document_words = _chained(document, index, max_gap, max_drift)
     spans = []
     for book, *ranges in chains.tolist():
-        span = _verified(found, index, book, ranges, max_gap + index.ngram)
+        span = _verified(document, document_words, index, book, ranges, max_gap + index.ngram)
         if span.matched >= min_span_words:
             spans.append(span)
-    return Scanned(len(text), len(found.hashes), _without_nested(spans))
+    return Scanned(len(data), document_words, _without_nested(spans))
 
 
-def _chained(found: Words, index: Index, max_gap: int, max_drift: int) -> Any:
-    """Chains [c, 5] of int64: book, first and last+1 word in the document, first and last+1 word in the book."""
+class _Document:
+    """A text that gives its words by number: from every ``MARK``-th word on, whose place is known, they are read."""
+
+    def __init__(self, data: NDArray[np.uint8], offset: int) -> None:
+        self.data, self.offset = data, offset
+        self.marks = np.empty(len(data) // (2 * MARK) + 2, np.int64)
+        self._read: tuple[int, int, Words] = (0, 0, words(b""))
+
+    def words(self, first: int, last: int, total: int) -> tuple[int, Words]:
+        """(number of the first one, some words): at least [first, last) and up to ``MARK`` more on both sides."""
+        a, b = max(0, first // MARK), min(-(-last // MARK), -(-total // MARK))
+        if not (self._read[0] <= a and b <= self._read[1]):
+            start = int(self.marks[a])
+            end = int(self.marks[b]) if b * MARK < total else len(self.data)
+            found = words(self.data[start:end])
+            self._read = (a, b, Words(found.hashes, found.starts + start, found.ends + start))
+        return self._read[0] * MARK, self._read[2]
+
+
+def _chained(document: _Document, index: Index, max_gap: int, max_drift: int) -> tuple[NDArray[np.int64], int]:
+    """(chains [c, 5]: book, first and last+1 word in the document, first and last+1 word in the book; words)."""
     size = 1024
-    grams = ngrams(found.hashes, index.ngram)
     while True:
         out = np.empty((size, CHAIN_FIELDS), np.int64)
-        count = _chains(
-            grams, index.ngram, index.slots, index.grams, index.first_posting, index.posting_book, index.posting_word,
-            index.bitmap, max_gap, max_drift, np.empty((OPEN_CHAINS, CHAIN_FIELDS), np.int64), out,
+        count, total = _chains(
+            document.data, tables(), index.ngram, index.slots, index.grams, index.first_posting, index.posting_book,
+            index.posting_word, index.bitmap, max_gap, max_drift, np.empty((OPEN_CHAINS, CHAIN_FIELDS), np.int64),
+            document.marks, out,
         )  # fmt: skip
         if count <= size:
-            return out[:count]
+            return out[:count], total
         size = count
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _chains(
-    grams: Any, n: int, slots: Any, known: Any, first_posting: Any, posting_book: Any, posting_word: Any,
-    bitmap: Any, max_gap: int, max_drift: int, live: Any, out: Any,
-) -> int:  # fmt: skip
+    data: Any, tables: Any, n: int, slots: Any, known: Any, first_posting: Any, posting_book: Any, posting_word: Any,
+    bitmap: Any, max_gap: int, max_drift: int, live: Any, marks: Any, out: Any,
+) -> tuple[int, int]:  # fmt: skip
+    """Words, n-grams, look-up and chains in one pass over the bytes. Returns (chains found, words); chains beyond the
+    length of ``out`` are counted, not kept."""
     mask = np.uint64(len(slots) - 1)
     bits = np.uint64(len(bitmap) * 64 - 1)
+    m, last = np.uint64(MULTIPLIER), leaving(n)
+    recent = np.zeros(n, np.uint64)  # hashes of the last n words, a ring
+    gram = np.uint64(0)
+    total, at, ring = 0, 0, 0
     alive, count = 0, 0
-    for i in range(len(grams)):
-        gram = grams[i]
+    while True:
+        h, start, end, at = next_word(data, at, tables)
+        if start == end:
+            break
+        if total % MARK == 0:
+            marks[total // MARK] = start
+        gram = gram * m + h - recent[ring] * last
+        recent[ring] = h
+        ring = ring + 1 if ring + 1 < n else 0
+        total += 1
+        if total < n:
+            continue
         bit = (gram >> np.uint64(20)) & bits
         if (bitmap[bit >> np.uint64(6)] >> (bit & np.uint64(63))) & np.uint64(1) == np.uint64(0):
             continue
@@ -92,6 +136,7 @@ def _chains(
             slot = (slot + np.uint64(1)) & mask
         if slots[slot] < 0:
             continue
+        i = total - n
         c = 0
         while c < alive:  # close what can no longer go on
             if i - live[c, 2] > max_gap:
@@ -130,10 +175,10 @@ def _chains(
             live[best, 0], live[best, 1], live[best, 2], live[best, 3], live[best, 4] = book, i, i + n, j, j + n
     for c in range(alive):
         count = _close(live, c, out, count, n)
-    return count
+    return count, total
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _close(live: Any, c: int, out: Any, count: int, n: int) -> int:
     """Keep a finished chain unless it is a lone seed or two: quotations of phrases, far too many to verify."""
     if live[c, 2] - live[c, 1] < 3 * n:
@@ -143,18 +188,25 @@ def _close(live: Any, c: int, out: Any, count: int, n: int) -> int:
     return count + 1
 
 
-def _verified(found: Words, index: Index, book: int, ranges: list[int], reach: int) -> Span:
+def _verified(document: _Document, total: int, index: Index, book: int, ranges: list[int], reach: int) -> Span:
     base = int(index.first_word[book])
     own = index.hashes[base : int(index.first_word[book + 1])]
-    d0, d1, b0, b1, matched = (int(x) for x in _aligned(found.hashes, own, *ranges, reach))
+    i0, i1, j0, j1 = ranges
+    room = MARK
+    while True:
+        at, found = document.words(max(0, i0 - room), min(total, i1 + room), total)
+        d0, d1, b0, b1, matched = (int(x) for x in _aligned(found.hashes, own, i0 - at, i1 - at, j0, j1, reach))
+        if (d0 > 0 or at == 0) and (d1 < len(found.hashes) or at + d1 == total):
+            break
+        room *= 8  # equal words reach the edge of what was read: read more
     return Span(
-        book, d0, d1, b0, b1, matched,
-        int(found.starts[d0]), int(found.ends[d1 - 1]),
+        book, at + d0, at + d1, b0, b1, matched,
+        document.offset + int(found.starts[d0]), document.offset + int(found.ends[d1 - 1]),
         int(index.starts[base + b0]), int(index.ends[base + b1 - 1]),
     )  # fmt: skip
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _aligned(a: Any, b: Any, i0: int, i1: int, j0: int, j1: int, reach: int) -> tuple[int, int, int, int, int]:
     """Extend the chain over equal words on both sides, then count agreeing words: at a disagreement go on at the
     nearest pair of equal words within ``reach`` on either side, substitutions first."""
@@ -183,7 +235,7 @@ def _aligned(a: Any, b: Any, i0: int, i1: int, j0: int, j1: int, reach: int) -> 
     return i0, i1, j0, j1, matched
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, nogil=True, inline="always")
 def _agree(a: Any, b: Any, i: int, j: int, i1: int, j1: int) -> bool:
     """Two equal words in a row, or one at the end of either side."""
     if i >= i1 or j >= j1 or a[i] != b[j]:
@@ -193,9 +245,22 @@ def _agree(a: Any, b: Any, i: int, j: int, i1: int, j1: int) -> bool:
 
 def _without_nested(spans: list[Span]) -> list[Span]:
     """In order of position, without spans that lie inside a better one of the same evaluation document."""
-    kept: list[Span] = []
-    for span in sorted(spans, key=lambda s: (-s.matched, s)):
-        inside = (o.book == span.book and o.doc_first <= span.doc_first and span.doc_last <= o.doc_last for o in kept)
-        if not any(inside):
-            kept.append(span)
-    return sorted(kept)
+    best_first = sorted(spans, key=lambda s: (-s.matched, s))
+    ranges = np.array([(s.book, s.doc_first, s.doc_last) for s in best_first], np.int64).reshape(-1, 3)
+    return sorted(span for span, keep in zip(best_first, _not_nested(ranges), strict=True) if keep)
+
+
+@njit(cache=True, nogil=True)
+def _not_nested(ranges: Any) -> Any:
+    keep = np.ones(len(ranges), np.bool_)
+    for i in range(len(ranges)):
+        for k in range(i):
+            if (
+                keep[k]
+                and ranges[k, 0] == ranges[i, 0]
+                and ranges[k, 1] <= ranges[i, 1]
+                and ranges[i, 2] <= ranges[k, 2]
+            ):
+                keep[i] = False
+                break
+    return keep

@@ -10,11 +10,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 from numba import njit
 from numpy.typing import NDArray
 
-from stages.decontaminate.normalize import words
+from stages.decontaminate.boilerplate import LIST_NGRAM, body
+from stages.decontaminate.normalize import Words, words
 
+MULTIPLIER = 0x9E3779B97F4A7C15  # of the rolling hash: odd, so that no word's weight ever becomes 0
 MAX_POSTINGS = 16  # of one n-gram: a refrain needs no more to be chained
 SAME_WORK_SHARE = 0.5  # of the smaller document's n-grams: copies and editions lie above 0.8, retellings below 0.1
 SHARED_SHARE = 0.01  # evaluation documents that share more than this are named in the audit
@@ -31,20 +34,34 @@ class Index(NamedTuple):
     text: NDArray[np.uint8]  # all texts, one after the other
     first_byte: NDArray[np.int64]  # [B + 1]
     hashes: NDArray[np.uint64]  # [W]
-    starts: NDArray[np.int64]  # [W], bytes, within the book
-    ends: NDArray[np.int64]  # [W]
+    starts: NDArray[np.uint32]  # [W], bytes, within the book
+    ends: NDArray[np.uint32]  # [W]
     first_word: NDArray[np.int64]  # [B + 1]
     slots: NDArray[np.int32]  # [S] number of an n-gram, -1 for none; S is a power of two
     grams: NDArray[np.uint64]  # [G]
-    first_posting: NDArray[np.int64]  # [G + 1]
+    first_posting: NDArray[np.uint32]  # [G + 1]
     posting_book: NDArray[np.int32]  # [P]
     posting_word: NDArray[np.int32]  # [P]
     bitmap: NDArray[np.uint64]  # [K / 64]; K is a power of two
+    excluded: NDArray[np.int64]  # [B] n-grams taken out because they stand in the exclusion lists
     shared: list[tuple[int, int, float]]  # (book, book, shared share of the smaller one's n-grams), largest first
 
     def words_in(self, book: int) -> int:
         """Words of one evaluation document."""
         return int(self.first_word[book + 1] - self.first_word[book])
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        return sum(array.nbytes for array in self if isinstance(array, np.ndarray))
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over ids, texts and n-grams: indexes with the same digest find the same."""
+        found = xxhash.xxh3_64(repr((self.book_ids, self.ngram)).encode())
+        for array in (self.text, self.first_byte, self.first_word, self.grams, self.posting_book, self.posting_word):
+            found.update(np.ascontiguousarray(array).view(np.uint8))
+        return found.hexdigest()
 
     def evidence(self, book: int, start: int, end: int) -> str:
         """Bytes [start, end) of one evaluation document as text."""
@@ -52,13 +69,24 @@ class Index(NamedTuple):
         return self.text[base + start : base + end].tobytes().decode(errors="replace")
 
 
-def build(books: list[tuple[str, bytes]], ngram: int, max_books_per_ngram: int) -> Index:
-    """Index of (id, UTF-8 text) of at least one evaluation document."""
-    found = [words(text) for _, text in books]
+def build(
+    books: list[tuple[str, bytes]], ngram: int, max_books_per_ngram: int, excluded: NDArray[np.uint64] | None = None
+) -> Index:
+    """Index of (id, UTF-8 text) of at least one evaluation document.
+
+    Licences and front matter of transcribers (``boilerplate.body``) are left out. ``excluded``: sorted hashes of
+    ``LIST_NGRAM`` words each; n-grams made of such words alone are no evidence (publicly quoted sources, licences).
+    """
+    found = [_body_words(text) for _, text in books]
     grams = np.concatenate([ngrams(each.hashes, ngram) for each in found])
     counts = [max(0, len(each.hashes) - ngram + 1) for each in found]
     book = np.repeat(np.arange(len(books), dtype=np.int32), counts)
     word = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
+    quoted = np.zeros(len(grams), bool)
+    if excluded is not None and len(excluded):
+        quoted = np.concatenate([_quoted(each.hashes, ngram, excluded) for each in found])
+    removed = np.bincount(book[quoted], minlength=len(books)).astype(np.int64)
+    grams, book, word = grams[~quoted], book[~quoted], word[~quoted]
 
     order = np.argsort(grams, kind="stable")  # stable: postings stay in order of book and position
     grams, book, word = grams[order], book[order], word[order]
@@ -69,7 +97,7 @@ def build(books: list[tuple[str, bytes]], ngram: int, max_books_per_ngram: int) 
     chosen = keep[group] & (np.arange(len(grams)) - first[group] < MAX_POSTINGS)
     kept_grams = grams[first[keep]]
 
-    slots = np.full(_power_of_two(2 * len(kept_grams), 1 << 10), -1, np.int32)
+    slots = np.full(_power_of_two(len(kept_grams) * 4 // 3, 1 << 10), -1, np.int32)
     bitmap = np.zeros(_power_of_two(16 * len(kept_grams), 1 << 16) // 64, np.uint64)
     _insert(kept_grams, slots, bitmap)
     index = Index(
@@ -78,15 +106,18 @@ def build(books: list[tuple[str, bytes]], ngram: int, max_books_per_ngram: int) 
         text=np.frombuffer(b"".join(text for _, text in books), np.uint8),
         first_byte=_offsets([len(text) for _, text in books]),
         hashes=np.concatenate([each.hashes for each in found]),
-        starts=np.concatenate([each.starts for each in found]),
-        ends=np.concatenate([each.ends for each in found]),
+        starts=np.concatenate([each.starts + at for each, (at, _) in zip(found, bodies, strict=True)]).astype(
+            np.uint32
+        ),
+        ends=np.concatenate([each.ends + at for each, (at, _) in zip(found, bodies, strict=True)]).astype(np.uint32),
         first_word=_offsets([len(each.hashes) for each in found]),
         slots=slots,
         grams=kept_grams,
-        first_posting=_offsets(np.bincount(group[chosen], minlength=len(first))[keep].tolist()),
+        first_posting=_offsets(np.bincount(group[chosen], minlength=len(first))[keep]).astype(np.uint32),
         posting_book=book[chosen],
         posting_word=word[chosen],
         bitmap=bitmap,
+        excluded=removed,
         shared=sorted((pair for pair in shared if pair[2] >= SHARED_SHARE), key=lambda pair: (-pair[2], pair)),
     )
     for array in index:
@@ -96,6 +127,25 @@ def build(books: list[tuple[str, bytes]], ngram: int, max_books_per_ngram: int) 
     return index
 
 
+def _body_words(text: bytes) -> Words:
+    start, end = body(text)
+    found = words(text[start:end])
+    return Words(found.hashes, found.starts + start, found.ends + start)
+
+
+def _quoted(hashes: NDArray[np.uint64], n: int, excluded: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which n-grams consist of words that stand inside an excluded run of ``LIST_NGRAM`` words, shape as ``ngrams``."""
+    runs = ngrams(hashes, LIST_NGRAM)
+    listed = excluded[np.minimum(np.searchsorted(excluded, runs), len(excluded) - 1)] == runs
+    inside = np.zeros(len(hashes), np.int64)
+    for k in range(LIST_NGRAM):
+        inside[k : k + len(listed)] |= listed
+    free = np.concatenate([np.zeros(1, np.int64), np.cumsum(1 - inside)])
+    size = max(0, len(hashes) - n + 1)
+    quoted: NDArray[np.bool_] = free[n : n + size] == free[:size]
+    return quoted
+
+
 def ngrams(hashes: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
     """Hash of every run of ``n`` words, shape [max(0, words - n + 1)]."""
     out = np.empty(max(0, len(hashes) - n + 1), np.uint64)
@@ -103,17 +153,30 @@ def ngrams(hashes: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
     return out
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _ngrams(hashes: Any, n: int, out: Any) -> None:
-    for i in range(len(out)):
-        h = np.uint64(0)
-        for k in range(n):
-            h = (h ^ hashes[i + k]) * np.uint64(0x9E3779B97F4A7C15)
-            h ^= h >> np.uint64(32)
-        out[i] = h
+    """A polynomial of the word hashes, rolled along: h[0] m^(n-1) + ... + h[n-1] modulo 2^64."""
+    m = np.uint64(MULTIPLIER)
+    last = leaving(n)
+    h = np.uint64(0)
+    for i in range(len(hashes)):
+        h = h * m + hashes[i]
+        if i >= n:
+            h -= hashes[i - n] * last
+        if i >= n - 1:
+            out[i - n + 1] = h
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
+def leaving(n: int) -> Any:
+    """m^n modulo 2^64: the weight with which a word leaves the rolling hash."""
+    power = np.uint64(1)
+    for _ in range(n):
+        power *= np.uint64(MULTIPLIER)
+    return power
+
+
+@njit(cache=True, nogil=True)
 def _insert(grams: Any, slots: Any, bitmap: Any) -> None:
     mask = np.uint64(len(slots) - 1)
     bits = np.uint64(len(bitmap) * 64 - 1)
@@ -170,7 +233,7 @@ def _changes(ordered: NDArray[Any]) -> NDArray[np.bool_]:
     return np.r_[True, ordered[1:] != ordered[:-1]] if len(ordered) else np.empty(0, bool)
 
 
-def _offsets(counts: list[int]) -> NDArray[np.int64]:
+def _offsets(counts: list[int] | NDArray[Any]) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(counts, np.int64))])
 
 

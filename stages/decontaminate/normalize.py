@@ -50,9 +50,18 @@ def fold(character: str) -> tuple[int, str]:
     return (LETTER, form) if form else (SEPARATOR, "")
 
 
+class Tables(NamedTuple):
+    """What the kernels look characters up in."""
+
+    ascii: NDArray[np.uint8]  # [256] folded byte of an ASCII letter or digit, 0 for every other byte
+    classes: NDArray[np.uint8]  # [65536] class of each code point of the basic plane
+    offsets: NDArray[np.int32]  # [65537] its folded form: flat[offsets[code] : offsets[code + 1]]
+    flat: NDArray[np.int32]
+
+
 @functools.cache
-def _tables() -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int32]]:
-    """Class of each code point of the basic plane, and its folded code points as slices of one flat array."""
+def tables() -> Tables:
+    """Built once per process, in about 0.1 s."""
     classes = np.zeros(0x10000, np.uint8)
     offsets = np.zeros(0x10001, np.int32)
     flat: list[int] = []
@@ -60,19 +69,27 @@ def _tables() -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int32]]:
         classes[code], form = fold(chr(code)) if not 0xD800 <= code < 0xE000 else (SEPARATOR, "")
         flat.extend(map(ord, form))
         offsets[code + 1] = len(flat)
-    return classes, offsets, np.array(flat, np.int32)
+    letters = [flat[offsets[b]] if b < 0x80 and classes[b] == LETTER else 0 for b in range(256)]
+    return Tables(np.array(letters, np.uint8), classes, offsets, np.array(flat, np.int32))
 
 
 def words(text: bytes | NDArray[np.uint8]) -> Words:
     """The words of UTF-8 ``text``."""
-    data = np.frombuffer(text, np.uint8) if isinstance(text, bytes) else text
+    data = as_bytes(text)
     hashes = np.empty(len(data) // 2 + 2, np.uint64)
     starts, ends = np.empty(len(hashes), np.int64), np.empty(len(hashes), np.int64)
-    count = _words(data, *_tables(), hashes, starts, ends)
+    count = _words(data, tables(), hashes, starts, ends)
     return Words(hashes[:count].copy(), starts[:count].copy(), ends[:count].copy())
 
 
-@njit(cache=True, inline="always")
+def as_bytes(text: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The text as the kernels take it. Read-only: kernels are compiled once per array type."""
+    data = np.frombuffer(text, np.uint8) if isinstance(text, bytes) else text.view()
+    data.flags.writeable = False
+    return data
+
+
+@njit(cache=True, nogil=True, inline="always")
 def _decode(data: Any, i: Any) -> Any:
     """(code point, length in bytes) at ``i`` of valid UTF-8."""
     b = data[i]
@@ -86,32 +103,56 @@ def _decode(data: Any, i: Any) -> Any:
     return ((np.int64(b) & 0x07) << 18) | (low << 6) | (np.int64(data[i + 3]) & 0x3F), 4
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, nogil=True, inline="always")
 def _class_of(code: Any, classes: Any) -> Any:
     if code < 0x10000:
         return np.int64(classes[code])
     return IDEOGRAPH if 0x20000 <= code <= 0x3FFFF else SEPARATOR
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, nogil=True, inline="always")
 def _mixed(h: Any) -> Any:
     h ^= h >> np.uint64(32)
     h *= np.uint64(0x9E3779B97F4A7C15)
     return h ^ (h >> np.uint64(29))
 
 
-@njit(cache=True)
-def _words(data: Any, classes: Any, offsets: Any, flat: Any, hashes: Any, starts: Any, ends: Any) -> int:
-    n, i, count = len(data), 0, 0
-    inside = False
-    h = np.uint64(_BASIS)
-    start = end = 0
+@njit(cache=True, nogil=True)
+def next_word(data: Any, i: int, tables: Any) -> Any:
+    """(hash, start, end, where to go on) of the first word at or after byte ``i``; no word is left if start = end.
+
+    ``i`` must not stand inside a word. What lies before a word never matters to it.
+    """
+    ascii, classes, offsets, flat = tables
+    n = len(data)
+    while i < n:  # to the first letter
+        b = data[i]
+        if b < 0x80:
+            if ascii[b]:
+                break
+            i += 1
+            continue
+        code, length = _decode(data, i)
+        kind = _class_of(code, classes)
+        if kind == IDEOGRAPH:
+            return _mixed((np.uint64(_BASIS) ^ np.uint64(code)) * np.uint64(_PRIME)), i, i + length, i + length
+        if kind == LETTER:
+            break
+        i += length
+    start, end, h = i, i, np.uint64(_BASIS)
     while i < n:
+        b = data[i]
+        letter = ascii[b]
+        if letter:
+            h = (h ^ np.uint64(letter)) * np.uint64(_PRIME)
+            i += 1
+            end = i
+            continue
+        if b == 32:
+            break
         code, length = _decode(data, i)
         kind = _class_of(code, classes)
         if kind == LETTER:
-            if not inside:
-                inside, start, h = True, i, np.uint64(_BASIS)
             for k in range(offsets[code], offsets[code + 1]):
                 h = (h ^ np.uint64(flat[k])) * np.uint64(_PRIME)
             i += length
@@ -120,7 +161,7 @@ def _words(data: Any, classes: Any, offsets: Any, flat: Any, hashes: Any, starts
         if kind == DROPPED:
             i += length
             continue
-        if kind == HYPHEN and inside:
+        if kind == HYPHEN:
             j = i + length
             if j < n and data[j] == 10:
                 j += 1
@@ -129,19 +170,19 @@ def _words(data: Any, classes: Any, offsets: Any, flat: Any, hashes: Any, starts
             if j < n and _class_of(_decode(data, j)[0], classes) == LETTER:
                 i = j
                 continue
-        if inside:
-            hashes[count], starts[count], ends[count] = _mixed(h), start, end
-            count += 1
-            inside = False
-        if kind == IDEOGRAPH:
-            h = (np.uint64(_BASIS) ^ np.uint64(code)) * np.uint64(_PRIME)
-            hashes[count], starts[count], ends[count] = _mixed(h), i, i + length
-            count += 1
-        i += length
-    if inside:
-        hashes[count], starts[count], ends[count] = _mixed(h), start, end
+        break
+    return _mixed(h), start, end, i
+
+
+@njit(cache=True, nogil=True)
+def _words(data: Any, tables: Any, hashes: Any, starts: Any, ends: Any) -> int:
+    count = i = 0
+    while True:
+        h, start, end, i = next_word(data, i, tables)
+        if start == end:
+            return count
+        hashes[count], starts[count], ends[count] = h, start, end
         count += 1
-    return count
 
 
 def words_reference(text: str) -> list[tuple[str, int, int, int]]:
