@@ -106,10 +106,8 @@ def build(
         text=np.frombuffer(b"".join(text for _, text in books), np.uint8),
         first_byte=_offsets([len(text) for _, text in books]),
         hashes=np.concatenate([each.hashes for each in found]),
-        starts=np.concatenate([each.starts + at for each, (at, _) in zip(found, bodies, strict=True)]).astype(
-            np.uint32
-        ),
-        ends=np.concatenate([each.ends + at for each, (at, _) in zip(found, bodies, strict=True)]).astype(np.uint32),
+        starts=np.concatenate([each.starts for each in found]).astype(np.uint32),
+        ends=np.concatenate([each.ends for each in found]).astype(np.uint32),
         first_word=_offsets([len(each.hashes) for each in found]),
         slots=slots,
         grams=kept_grams,
