@@ -1,12 +1,15 @@
-"""Weights on disk in Hugging Face's Llama layout: ``config.json`` and ``model.safetensors``.
+"""Weights on disk in Hugging Face's Llama layout: ``config.json`` and ``model.safetensors``, in one file or in shards.
 
-A folder written by ``save`` also opens with ``transformers.LlamaForCausalLM`` (which leaves out the gates): config.json
-carries Llama's fields plus an ``infini_study`` block with the whole ModelConfig.
+What full attention wrote, any Llama program reads. What other arms wrote opens with ``LlamaForCausalLM`` too (which
+leaves out what Llama lacks), and as itself with ``load``, or with transformers' Auto classes after ``model.export``.
+Tensors are never rounded unless asked for: a checkpoint imported in its own dtype and saved again is the same bit for
+bit.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,114 +20,137 @@ from torch import Tensor
 
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.decoder import Decoder
-from model.llama import read_config, shape
+from model.llama import BLOCK, llama_fields, read_config, shape
 
-BLOCK = "infini_study"
 HEAD = "lm_head.weight"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_TRUNK = re.compile(
+    r"(embed_tokens|norm|lm_head|layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj"
+    r"|input_layernorm|post_attention_layernorm))\.weight"
+)
+"""The decoder's parameters that a Llama has; all others belong to the arm."""
 
 
-def save(decoder: Decoder, directory: str | Path) -> None:
-    """Write config.json and model.safetensors (tied heads once) into ``directory``, made if absent."""
+def save(
+    decoder: Decoder,
+    directory: str | Path,
+    *,
+    like: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int | None = None,
+) -> None:
+    """Write config.json and the weights (tied heads once) into ``directory``, made if absent.
+
+    like: folder of the checkpoint the decoder was made from; fields of its config.json that do not change the
+    computation (special tokens, longest position) are carried over. dtype: of the trunk's tensors (None: as they are);
+    the arm's own parameters, gates above all, keep theirs. shard_bytes: start another file before one gets larger
+    (None: a single file).
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {_to_hf(name): tensor.detach().cpu().contiguous() for name, tensor in decoder.state_dict().items()}
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    dtype = str(decoder.embed_tokens.weight.dtype).removeprefix("torch.")
-    text = json.dumps(_llama_fields(decoder.config) | {"torch_dtype": dtype, BLOCK: decoder.config.to_dict()}, indent=1)
-    (directory / "config.json").write_text(text + "\n")
+    tensors = {}
+    for name, tensor in decoder.state_dict().items():
+        wanted = dtype if dtype is not None and _is_trunk(name) else tensor.dtype
+        tensors[_to_hf(name)] = tensor.detach().to("cpu", wanted).contiguous()
+    files = _shards(tensors, shard_bytes)
+    (directory / INDEX).unlink(missing_ok=True)  # of an earlier save: it would be read instead
+    for file, names in files.items():
+        save_file({name: tensors[name] for name in names}, directory / file, metadata={"format": "pt"})
+    if len(files) > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        places = {name: file for file, names in files.items() for name in names}
+        _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+    fields = llama_fields(decoder.config, None if like is None else read_config(Path(like)))
+    stored = str(tensors["model.embed_tokens.weight"].dtype).removeprefix("torch.")
+    _write_json(directory / "config.json", {"torch_dtype": stored} | fields)
 
 
 def load(directory: str | Path, device: torch.device | str = "cpu") -> Decoder:
-    """The decoder that ``save`` wrote. Raises ValueError for a folder of another origin (use ``graft``), or for missing
-    or foreign tensors."""
+    """The decoder that ``save`` wrote, each parameter in the dtype it was saved in. Raises ValueError for a folder of
+    another origin (use ``graft``), or for missing or foreign tensors."""
     directory = Path(directory)
     fields = read_config(directory)
     if BLOCK not in fields:
         raise ValueError(
             f"{directory}/config.json: no {BLOCK!r} block, so it does not name a mixer. Fix: graft() one onto it"
         )
-    config = ModelConfig.from_dict(fields[BLOCK])
-    return _fill(config, {_from_hf(n): t for n, t in _read_tensors(directory).items()}, directory, seed=0).to(device)
+    tensors = {_from_hf(name): tensor for name, tensor in _read_tensors(directory).items()}
+    return _fill(ModelConfig.from_dict(fields[BLOCK]), tensors, directory, seed=0, fresh=False).to(device)
 
 
-def graft(directory: str | Path, mixer: MixerConfig, *, seed: int, device: torch.device | str = "cpu") -> Decoder:
+def graft(
+    directory: str | Path,
+    mixer: MixerConfig,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+) -> Decoder:
     """A base checkpoint's trunk under another mixer: every arm of a study starts from the same tensors.
 
     directory: a folder of ``save``, or any Llama-family one of Hugging Face's. Parameters the base does not have are
-    initialised from ``seed``; those the new mixer does not have (gates) are left behind.
+    initialised from ``seed``, in float32; those the new mixer does not have (gates) are left behind. dtype: of the
+    trunk, None for the checkpoint's own.
     """
-    directory = Path(directory)
-    fields = read_config(directory)
-    if BLOCK in fields:
-        base = ModelConfig.from_dict(fields[BLOCK])
-        tensors, trunk, vocab_size = _read_tensors(directory), base.trunk, base.vocab_size
-        tensors = {_from_hf(name): tensor for name, tensor in tensors.items()}
-    else:
-        tensors, trunk, vocab_size = import_hf(directory)
-    trunk_only = {name: tensor for name, tensor in tensors.items() if not _is_own(name)}
+    tensors, trunk, vocab_size = import_hf(directory, dtype)
     config = ModelConfig(trunk=trunk, mixer=mixer, vocab_size=vocab_size)
-    return _fill(config, trunk_only, directory, seed=seed).to(device)
+    return _fill(config, tensors, Path(directory), seed=seed, fresh=True).to(device)
 
 
-def import_hf(source: str | Path) -> tuple[dict[str, Tensor], TrunkConfig, int]:
-    """A Llama-family folder: (state dict in the decoder's names, trunk, vocabulary size), float32.
+def import_hf(
+    source: str | Path, dtype: torch.dtype | None = torch.float32
+) -> tuple[dict[str, Tensor], TrunkConfig, int]:
+    """A Llama-family folder: (the trunk's tensors in the decoder's names, trunk, vocabulary size).
 
+    dtype: what the tensors are turned into; None keeps the checkpoint's own, which then must be the same throughout.
     Raises ValueError naming field, value and what is allowed, for anything this decoder would compute differently.
     """
     source = Path(source)
     fields = read_config(source)
     trunk, vocab_size = shape(fields, source)
-    tensors = {_from_hf(name): tensor.float() for name, tensor in _read_tensors(source).items()}
+    tensors = {_from_hf(name): tensor for name, tensor in _read_tensors(source).items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
-    if trunk.tie_embeddings:
-        tensors.pop(HEAD, None)
-    return tensors, trunk, vocab_size
+    if BLOCK in fields:  # another arm's own parameters stay behind
+        tensors = {name: tensor for name, tensor in tensors.items() if _is_trunk(name)}
+    if trunk.tie_embeddings and (head := tensors.pop(HEAD, None)) is not None:
+        embeddings = tensors.get("embed_tokens.weight")
+        if embeddings is not None and not torch.equal(head, embeddings):
+            raise ValueError(
+                f"{source}/config.json: tie_word_embeddings = True, but {HEAD} differs from the embeddings "
+                "(fix: set it to false there)"
+            )
+    dtypes = {tensor.dtype: name for name, tensor in tensors.items()}
+    if dtype is None and len(dtypes) > 1:
+        found = ", ".join(f"{name} is {str(kind).removeprefix('torch.')}" for kind, name in dtypes.items())
+        raise ValueError(f"{source}: dtype = None, but the tensors' differ: {found} (fix: name a dtype)")
+    return {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}, trunk, vocab_size
 
 
-def _llama_fields(config: ModelConfig) -> dict[str, Any]:
-    trunk = config.trunk
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": trunk.dim,
-        "num_hidden_layers": trunk.layers,
-        "num_attention_heads": trunk.heads,
-        "num_key_value_heads": trunk.n_kv_heads,
-        "head_dim": trunk.d_head,
-        "intermediate_size": trunk.d_ffn,
-        "hidden_act": "silu",
-        "rms_norm_eps": trunk.norm_eps,
-        "rope_theta": trunk.rope_theta,
-        "tie_word_embeddings": trunk.tie_embeddings,
-        "attention_bias": False,
-        "mlp_bias": False,
-        # transformers' own defaults would name tokens 1 and 2, whatever the tokenizer says they are
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-
-
-def _fill(config: ModelConfig, tensors: dict[str, Tensor], source: Path, *, seed: int) -> Decoder:
-    """A decoder with ``tensors`` in place; own parameters that are not among them keep their initial values."""
+def _fill(config: ModelConfig, tensors: dict[str, Tensor], source: Path, *, seed: int, fresh: bool) -> Decoder:
+    """A decoder that holds ``tensors``. The arm's own parameters must be among them, unless ``fresh``: then those that
+    are not keep their initial values."""
     decoder = Decoder(config, seed=seed)
-    for name, own in decoder.state_dict().items():
-        if name in tensors and tensors[name].shape != own.shape:
+    for name, own in decoder.state_dict(keep_vars=True).items():
+        if name not in tensors:
+            continue
+        if tensors[name].shape != own.shape:
             found, wanted = (" x ".join(map(str, t.shape)) for t in (tensors[name], own))
             raise ValueError(f"{source}: {name} is {found}, its config.json says {wanted}")
+        own.data = own.data.to(tensors[name].dtype)
     result = decoder.load_state_dict(tensors, strict=False)
-    missing = [name for name in result.missing_keys if not _is_own(name)]
+    missing = [name for name in result.missing_keys if _is_trunk(name) or not fresh]
     if missing or result.unexpected_keys:
         raise ValueError(
-            f"{source}/model.safetensors does not fit its config.json: "
+            f"{source}/{WEIGHTS} does not fit its config.json: "
             f"missing {missing[:3] or 'nothing'}, not known here {result.unexpected_keys[:3] or 'nothing'}"
         )
     return decoder
 
 
-def _is_own(name: str) -> bool:
-    """A parameter of the mixer itself, not of the Llama trunk."""
-    return ".self_attn." in name and not name.endswith("_proj.weight")
+def _is_trunk(name: str) -> bool:
+    """A parameter that a Llama has too, not one of the arm's own."""
+    return _TRUNK.fullmatch(name) is not None
 
 
 def _to_hf(name: str) -> str:
@@ -135,13 +161,34 @@ def _from_hf(name: str) -> str:
     return name.removeprefix("model.")
 
 
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def _shards(tensors: dict[str, Tensor], limit: int | None) -> dict[str, list[str]]:
+    """Names of the tensors that go into each file, in order; a tensor above the limit gets a file of its own."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if limit is not None and groups[-1] and size + tensor.nbytes > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += tensor.nbytes
+    if len(groups) == 1:
+        return {WEIGHTS: groups[0]}
+    return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, start=1)}
+
+
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
-    index = directory / "model.safetensors.index.json"
+    index = directory / INDEX
+    names = [WEIGHTS]
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index}: not an index of safetensors: no weight_map of names and files") from error
     tensors: dict[str, Tensor] = {}
     for name in names:
         if not (directory / name).is_file():

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from model.config import RopeScaling
+
 
 class Rope:
     """cos and sin of position x frequency, computed in float64 so that position 10^6 is as exact as position 1."""
 
-    def __init__(self, head_dim: int, theta: float) -> None:
-        self.frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    def __init__(self, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> None:
+        self.frequencies, self.attention_factor = frequencies(head_dim, theta, scaling)
         self._tables: dict[tuple[int, int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def table(self, start: int, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos, sin [length, d/2] of positions start .. start + length - 1, in ``dtype`` but float32 at least."""
+        """cos, sin [length, d/2] of positions start .. start + length - 1, in ``dtype`` but float32 at least; both
+        times the attention factor, which is 1 but for yarn."""
         key = (start, length, device, torch.promote_types(dtype, torch.float32))
         if key not in self._tables:
             while len(self._tables) > 3:  # one table serves all layers of a pass; old ones go first
@@ -25,8 +29,58 @@ class Rope:
         return self._tables[key]
 
     def _compute(self, start: int, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        angles = torch.arange(start, start + length, dtype=torch.float64).outer(self.frequencies)
-        return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
+        # on the CPU whatever the default device is: that may be "meta" while a checkpoint is being loaded
+        positions = torch.arange(start, start + length, dtype=torch.float64, device="cpu")
+        angles = positions.outer(self.frequencies)
+        cos, sin = angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
+        return cos.to(device, dtype), sin.to(device, dtype)
+
+
+def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> tuple[Tensor, float]:
+    """Radians per token [d/2], float64, fastest first, and the factor of cos and sin.
+
+    Scaled as ``transformers`` does (linear: arXiv:2306.15595; yarn: arXiv:2309.00071, sec. 3; llama3: the release of
+    Llama 3.1), but in float64.
+    """
+    plain = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
+    if scaling is None:
+        return plain, 1.0
+    slowed = plain / scaling.factor
+    if scaling.type == "linear":
+        return slowed, 1.0
+    context = scaling.original_max_position_embeddings
+    assert context is not None  # checked by the config
+    if scaling.type == "llama3":
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        assert low is not None and high is not None  # checked by the config
+        turns = context * plain / (2 * math.pi)  # within the original context
+        keep = ((turns - low) / (high - low)).clamp(0, 1)
+        return torch.lerp(slowed, plain, keep), 1.0
+
+    def dimension(turns: float) -> float:
+        """The dimension (of d/2, as a real number) that makes so many turns within the original context."""
+        return head_dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = dimension(scaling.beta_fast or 32), dimension(scaling.beta_slow or 1)
+    if scaling.truncate is not False:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    ramp = torch.arange(head_dim // 2, dtype=torch.float64, device="cpu") - first
+    change = (ramp / (last - first if last != first else 0.001)).clamp(0, 1)
+    return torch.lerp(plain, slowed, change), _yarn_attention(scaling)
+
+
+def _yarn_attention(scaling: RopeScaling) -> float:
+    """The stated attention factor, or 0.1 m ln(factor) + 1 (sec. 3.4), of two mscales their ratio."""
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+
+    def strength(mscale: float) -> float:
+        return 0.1 * mscale * math.log(scaling.factor) + 1
+
+    if scaling.mscale and scaling.mscale_all_dim:
+        return strength(scaling.mscale) / strength(scaling.mscale_all_dim)
+    return strength(1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from model.config import MixerConfig, TrunkConfig
+from model.config import MixerConfig, RopeScaling, TrunkConfig
 from model.llama import read_config, shape
 from stages.pretrain.config import BaseConfig
 from stages.stage import Context, StageError, Summary
@@ -74,13 +74,21 @@ def _check_shape(config: BaseConfig, trunk: TrunkConfig, size: int, vocabulary: 
         name = field.name
         found, stated = (getattr(shape_, derived.get(name, name)) for shape_ in (trunk, config.trunk))
         if found != stated:
+            found, stated = (_as_written(value) for value in (found, stated))
             raise StageError(
-                f"the checkpoint's is {found!r}",
+                f"the checkpoint's is {found}",
                 field=f"trunk.{name}",
                 value=stated,
-                allowed=repr(found),
-                fix=f"write {name}: {found!r} into the trunk section",
+                allowed=str(found),
+                fix=f"write {name}: {found} into the trunk section" if found is not None else f"leave {name} out",
             )
+
+
+def _as_written(value: object) -> object:
+    """A field of the trunk as it stands in a study file."""
+    if isinstance(value, RopeScaling):
+        return "{" + ", ".join(f"{name}: {part}" for name, part in value.given().items()) + "}"
+    return value
 
 
 def find(config: BaseConfig, context: Context) -> Path:
@@ -128,7 +136,7 @@ def import_base(config: BaseConfig, vocabulary: int, output: Path, context: Cont
     except ValueError as error:
         raise StageError(str(error), field="base.path", value=config.path) from error
     _check_shape(config, decoder.config.trunk, decoder.config.vocab_size, vocabulary)
-    save(decoder, output / "model")
+    save(decoder, output / "model", like=folder)
     write_tables(output, decoder.config, 1, RunState())
     context.progress(1, 1, "checkpoints")
     return summary(output)
