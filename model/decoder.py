@@ -199,14 +199,14 @@ class Decoder(nn.Module):
                 else:
                     x, new = layer(x, before, options)
                 after.append(new)
-            return x, tuple(after)
+            return self.norm(x), tuple(after)
 
         before = state or DecoderState((), 0)
         x, layers, carried = self.stream(
             self.embed_tokens(tokens), before.layers or None, before.carried, before.position, trunk,
             keep_state=keep_state,
         )  # fmt: skip
-        return self.norm(x), DecoderState(layers, before.position + tokens.shape[1], carried)
+        return x, DecoderState(layers, before.position + tokens.shape[1], carried)
 
     def mixers(self) -> list[Mixer]:
         """The layers' mixers, first layer first."""

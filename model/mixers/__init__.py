@@ -7,6 +7,7 @@ from model.mixers.base import Held, KeyValue, Knockout, LayerState, Mixer
 from model.mixers.full import FullMixer
 from model.mixers.infini import InfiniMixer
 from model.mixers.local import LocalMixer
+from model.mixers.rmt import RMTMixer, RMTStream
 from model.mixers.stream import Stream
 from model.mixers.window import WindowMixer
 from model.mixers.xl import XLMixer
@@ -19,8 +20,9 @@ KINDS: dict[str, type[Mixer]] = {
     "window": WindowMixer,
     "xl": XLMixer,
     "full": FullMixer,
+    "rmt": RMTMixer,
 }
-STREAMS: dict[str, type[Stream]] = {}
+STREAMS: dict[str, type[Stream]] = {"rmt": RMTStream}
 """Kinds that pass more than the text through the layers."""
 
 

@@ -20,7 +20,8 @@ Layers = tuple[LayerState, ...]
 
 
 class Trunk(Protocol):
-    """All layers on vectors x [B, n, C] at ``position`` .. ``position + n - 1`` of the stream, after ``layers``."""
+    """All layers and the final norm on vectors x [B, n, C] at ``position`` .. ``position + n - 1`` of the stream, after
+    ``layers``."""
 
     def __call__(
         self, x: Tensor, layers: Layers | None, position: int, *, keep_state: bool
@@ -44,7 +45,7 @@ class Stream(nn.Module):
         *,
         keep_state: bool,
     ) -> tuple[Tensor, Layers, Tensor | None]:
-        """Outputs [B, T, C] of the last layer at the text tokens x [B, T, C], which stand at ``position`` (counted in
+        """Normed outputs [B, T, C] of the last layer at the text tokens x [B, T, C], which stand at ``position`` (counted in
         text tokens) of their documents, with the layers' states and the vectors carried on after them.
 
         layers, carried: what the call for the tokens before returned, None at the start of documents. With

@@ -18,6 +18,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "window": {"kind": "window"},
     "xl": {"kind": "xl"},
     "full": {"kind": "full"},
+    "rmt": {"kind": "rmt", "memory_tokens": 3},
 }
 
 
@@ -36,7 +37,7 @@ def decoder(arm: str = "infini-linear", *, trunk: dict[str, Any] | None = None, 
     with torch.no_grad():
         for layer, beta in enumerate(model.gate_parameters()):
             beta.copy_(torch.linspace(-1.5, 1.5, len(beta)).roll(layer))
-    return model
+    return model.eval()
 
 
 def tokens(batch: int = 3, length: int = 29, seed: int = 0) -> Tensor:
