@@ -18,6 +18,12 @@ FeatureMap = Literal["elu1", "relu", "dpfp1", "dpfp2", "dpfp3", "softmax"]
 Gate = Literal["head", "channel", "token"]
 StateDtype = Literal["float32", "float64", "bfloat16"]
 
+
+def feature_dim(name: FeatureMap, d: int) -> int:
+    """Size F of the features of a ``d``-dimensional key; DPFP-nu has 2 d nu (arXiv:2102.11174, sec. 5.3)."""
+    return 2 * d * int(name[-1]) if name.startswith("dpfp") else d
+
+
 EFFECT: Mapping[str, tuple[Kind, ...]] = {
     "rule": ("infini",),
     "feature_map": ("infini", "linear", "deltanet"),

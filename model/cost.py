@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.config import ModelConfig
-from model.memory import feature_dim
+from model.formulas import FORMULAS, memory_elements
 
 MEMORY_BYTES = 4  # memory and normaliser are float32 whatever the model's dtype
 
@@ -34,67 +34,28 @@ class Cost:
 
 def cost(config: ModelConfig, sequence_length: int, *, kv_bytes: int = 4) -> Cost:
     """Cost of ``config`` on sequences of ``sequence_length`` tokens; keys and values take ``kv_bytes`` bytes each."""
-    trunk, mixer = config.trunk, config.mixer
-    n, d, kv = mixer.segment_length, trunk.d_head, trunk.n_kv_heads
-    memories = trunk.layers * kv * memory_elements(feature_dim(mixer.feature_map, d), d)
-    has_memory = mixer.kind == "infini"
-
+    trunk, arm = config.trunk, FORMULAS[config.mixer.kind](config, sequence_length)
+    d, kv = trunk.d_head, trunk.n_kv_heads
     weights = trunk.layers * (2 * trunk.dim * d * (trunk.heads + kv) + 3 * trunk.dim * trunk.d_ffn)
     head = config.vocab_size * trunk.dim
     norms = (2 * trunk.layers + 1) * trunk.dim
-    gates = trunk.layers * trunk.heads if has_memory else 0
-    parameters = weights + norms + gates + head * (1 if trunk.tie_embeddings else 2)
-
-    attention = 4 * trunk.layers * trunk.heads * d * attended_pairs(config, sequence_length) / sequence_length
-    forward = 2 * (weights + head) + attention
-    if has_memory:
-        forward += _memory_flops(config, sequence_length) / sequence_length
-
-    kv_per_token = 2 * kv * d * trunk.layers
-    cached = {"xl": min(n, sequence_length), "full": sequence_length}.get(mixer.kind, 0)
-    live = 0 if mixer.kind == "full" else min(n, sequence_length)
+    vectors = sequence_length if arm.vectors is None else arm.vectors
+    mixing = 4 * trunk.heads * d * arm.pairs + arm.flops
+    forward = 2 * weights * vectors / sequence_length + 2 * head + mixing / sequence_length
     return Cost(
-        parameters=parameters,
+        parameters=weights + norms + head * (1 if trunk.tie_embeddings else 2) + arm.parameters,
         flops_per_token_forward=forward,
         flops_per_token_training=3 * forward,
-        state_elements=cached * kv_per_token + (memories if has_memory else 0),
-        state_bytes=cached * kv_per_token * kv_bytes + (memories * MEMORY_BYTES if has_memory else 0),
-        live_kv_elements=live * kv_per_token,
-        live_kv_bytes=live * kv_per_token * kv_bytes,
+        state_elements=arm.state_kv + arm.state_fp32,
+        state_bytes=arm.state_kv * kv_bytes + arm.state_fp32 * MEMORY_BYTES,
+        live_kv_elements=arm.live_kv,
+        live_kv_bytes=arm.live_kv * kv_bytes,
     )
 
 
-def memory_elements(features: int, values: int) -> int:
-    """One head's M and z."""
-    return features * (values + 1)
-
-
 def attended_pairs(config: ModelConfig, length: int) -> int:
-    """Query-key pairs that causal attention scores in a sequence, per head."""
-    n, kind = config.mixer.segment_length, config.mixer.kind
-    whole, rest = divmod(length, n)
-    segments = whole * (n * (n + 1) // 2) + rest * (rest + 1) // 2
-    if kind == "full":
-        return length * (length + 1) // 2
-    if kind == "window":
-        first = min(length, n)
-        return first * (first + 1) // 2 + max(length - n, 0) * n
-    if kind == "xl":
-        return segments + max(length - n, 0) * n
-    return segments
-
-
-def _memory_flops(config: ModelConfig, length: int) -> int:
-    """Reads by every query after the first segment, and writes of every complete segment (the delta rule reads its
-    keys first, from the second segment on)."""
-    trunk, n = config.trunk, config.mixer.segment_length
-    d = trunk.d_head
-    features = feature_dim(config.mixer.feature_map, d)
-    written = length // n * n
-    reads = trunk.heads * max(length - n, 0)
-    if config.mixer.rule == "delta":
-        reads += trunk.n_kv_heads * max(written - n, 0)
-    return 2 * trunk.layers * (reads * features * (d + 1) + trunk.n_kv_heads * written * features * d)
+    """Query-key pairs that attention scores in a sequence, per head and layer."""
+    return FORMULAS[config.mixer.kind](config, length).pairs // config.trunk.layers
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,6 @@ class MemoryState:
         return self.M.numel() * self.M.element_size() + self.z.numel() * self.z.element_size()
 
 
-def feature_dim(name: FeatureMap, d: int) -> int:
-    """Size F of the features of a ``d``-dimensional key; DPFP-nu has 2 d nu (arXiv:2102.11174, sec. 5.3)."""
-    return 2 * d * int(name[-1]) if name.startswith("dpfp") else d
-
-
 def feature_map(name: FeatureMap, x: Tensor) -> Tensor:
     """sigma(x): [..., d] -> [..., F], non-negative, in float32 at least.
 

@@ -7,9 +7,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.config import feature_dim
 from model.cost import attended_pairs, cost, paper_table
 from model.decoder import Decoder
-from model.memory import empty, feature_dim, read, write
+from model.memory import empty, read, write
 from tests.model.tiny import ARMS, N, config, tokens
 
 SHAPES = [{}, {"kv_heads": 4, "tie_embeddings": False}, {"head_dim": 6, "ffn_dim": 20, "layers": 1}]

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.memory import MemoryState, empty, feature_dim, feature_map, read, write
+from model.config import feature_dim
+from model.memory import MemoryState, empty, feature_map, read, write
 from model.scan import scan
 
 EPS = 1e-6

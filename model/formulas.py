@@ -1,0 +1,107 @@
+"""What each kind of mixer adds to the trunk, by formula: one small function a kind, in ``FORMULAS``.
+
+Conventions, shared with ``cost.py``, which adds the trunk: matrix products only, a multiply-add is 2 FLOPs; attention
+counts the pairs a query may see (causal: half the square), not what a masked kernel happens to execute; a memory is
+counted by its paper's equations, however it is computed. Importable without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from model.config import Kind, ModelConfig, feature_dim
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Of one sequence (batch 1), summed over the layers.
+
+    parameters: the mixer's own, beside the trunk's q, k, v and o projections. pairs: query-key pairs attention scores,
+    per query head. flops: forward, of matrix products other than the projections' and those pairs'. vectors: vectors
+    that pass through the layers for one sequence, where these are more than its tokens (rmt, landmark). state_kv and
+    state_fp32: numbers held of the context at the sequence's end, in the model's dtype and in float32. live_kv: those
+    of the unfinished segment or window, at their peak.
+    """
+
+    parameters: int = 0
+    pairs: int = 0
+    flops: int = 0
+    vectors: int | None = None
+    state_kv: int = 0
+    state_fp32: int = 0
+    live_kv: int = 0
+
+
+def triangle(n: int) -> int:
+    """Pairs of causal attention within n tokens."""
+    return n * (n + 1) // 2
+
+
+def segment_pairs(n: int, length: int) -> int:
+    """Pairs of causal attention within segments of n tokens."""
+    whole, rest = divmod(length, n)
+    return whole * triangle(n) + triangle(rest)
+
+
+def kv_per_token(config: ModelConfig) -> int:
+    """Numbers in the keys and values of one token, over all layers."""
+    return 2 * config.trunk.n_kv_heads * config.trunk.d_head * config.trunk.layers
+
+
+def local(config: ModelConfig, length: int) -> Parts:
+    n, layers = config.mixer.segment_length, config.trunk.layers
+    return Parts(pairs=layers * segment_pairs(n, length), live_kv=min(n, length) * kv_per_token(config))
+
+
+def infini(config: ModelConfig, length: int) -> Parts:
+    """Local attention; reads by every query after the first segment, and writes of every complete segment (the delta
+    rule reads its keys first, from the second segment on)."""
+    trunk, mixer, n = config.trunk, config.mixer, config.mixer.segment_length
+    d, heads, kv = trunk.d_head, trunk.heads, trunk.n_kv_heads
+    features = feature_dim(mixer.feature_map, d)
+    written = length // n * n
+    reads = heads * max(length - n, 0)
+    if mixer.rule == "delta":
+        reads += kv * max(written - n, 0)
+    within = local(config, length)
+    return Parts(
+        parameters=trunk.layers * heads,
+        pairs=within.pairs,
+        flops=2 * trunk.layers * (reads * features * (d + 1) + kv * written * features * d),
+        state_fp32=trunk.layers * kv * memory_elements(features, d),
+        live_kv=within.live_kv,
+    )
+
+
+def window(config: ModelConfig, length: int) -> Parts:
+    """Its keys and values are its live segment."""
+    n, layers = config.mixer.segment_length, config.trunk.layers
+    pairs = triangle(min(length, n)) + max(length - n, 0) * n
+    return Parts(pairs=layers * pairs, live_kv=min(n, length) * kv_per_token(config))
+
+
+def xl(config: ModelConfig, length: int) -> Parts:
+    n, layers, per_token = config.mixer.segment_length, config.trunk.layers, kv_per_token(config)
+    pairs = segment_pairs(n, length) + max(length - n, 0) * n
+    held = min(n, length) * per_token
+    return Parts(pairs=layers * pairs, state_kv=held, live_kv=held)
+
+
+def full(config: ModelConfig, length: int) -> Parts:
+    """All of it is state."""
+    return Parts(pairs=config.trunk.layers * triangle(length), state_kv=length * kv_per_token(config))
+
+
+def memory_elements(features: int, values: int) -> int:
+    """One head's M and z."""
+    return features * (values + 1)
+
+
+FORMULAS: Mapping[Kind, Callable[[ModelConfig, int], Parts]] = {
+    "infini": infini,
+    "local": local,
+    "window": window,
+    "xl": xl,
+    "full": full,
+}
