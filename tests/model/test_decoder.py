@@ -105,9 +105,13 @@ def test_a_state_can_be_continued_twice() -> None:
         assert torch.equal(model(ids[:, 11:], state)[0], first)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+LIKE_FULL = ("infini-linear", "infini-delta", "local", "window", "xl", "full", "compressive")
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm in LIKE_FULL])
 def test_one_segment_holding_everything_is_full_attention(arm: str) -> None:
-    """N >= T: nothing is ever read from memory, so with the same weights every arm is the vanilla decoder."""
+    """N >= T: nothing is ever read from memory, so with the same weights these arms are the vanilla decoder. (The
+    others attend otherwise within a segment, or put vectors of their own into it.)"""
     reference, model, ids = decoder("full"), decoder(arm, segment_length=32), tokens()
     model.load_state_dict(reference.state_dict(), strict=False)
     with torch.no_grad():
