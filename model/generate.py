@@ -1,13 +1,19 @@
-"""Text continuation: prefill by segments in one parallel pass, then token by token across segment borders."""
+"""Text continuation: prefill by segments in parallel passes, then token by token across segment borders.
+
+Two entries: ``generate`` from tokens to tokens, ``complete`` from text to text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from model.decoder import Decoder, DecoderState, Knockout
+
+PREFILL_TOKENS = 2**14
+"""Prompt tokens read at once by default, over the batch: bounds the activations held, whatever the prompt's length."""
 
 
 @torch.no_grad()
@@ -18,19 +24,137 @@ def generate(
     *,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    top_k: int | None = None,
     stop_ids: Collection[int] = (),
+    stop_strings: Collection[str] = (),
+    decode: Callable[[list[int]], str] | None = None,
+    on_token: Callable[[int, int], None] | None = None,
     generator: torch.Generator | None = None,
     knockout: Knockout | str | None = None,
     prefill_chunk: int | None = None,
 ) -> list[list[int]]:
-    """Up to ``max_new_tokens`` tokens after each prompt, in the order of the prompts; a stop token ends a continuation
-    and is not part of it.
+    """Up to ``max_new_tokens`` tokens after each prompt, in the order of the prompts.
 
-    temperature 0 is greedy; else samples from the smallest set of tokens whose probability reaches ``top_p``.
-    Prompts of equal length run as one batch, so that no padding ever enters a memory. ``prefill_chunk`` reads long
-    prompts in pieces of that many tokens (the result is the same, the peak of memory lower).
+    A token of ``stop_ids`` ends a continuation and is not part of it. So does the token that completes one of
+    ``stop_strings`` in the text that ``decode`` makes of the continuation; that token is the last, since a token cannot
+    be cut (``until`` cuts the text). temperature 0 is greedy; else samples from the smallest set of tokens whose
+    probability reaches ``top_p``, among the ``top_k`` most likely ones (None: all).
+
+    Prompts of equal length run as one batch, the others one after another, so that no padding ever enters a memory.
+    on_token(index of the prompt, token) is called for each token as it is produced. prefill_chunk: tokens of a prompt
+    read in one pass (None: whole segments, about ``PREFILL_TOKENS`` over the batch); the result does not depend on it.
+
     Raises ValueError for an empty prompt, a token outside the vocabulary, or settings out of range.
     """
+    _check(decoder, prompts, max_new_tokens, temperature, top_p, top_k, prefill_chunk)
+    if stop_strings and (decode is None or "" in stop_strings):
+        raise ValueError(f"stop_strings = {list(stop_strings)}: needs decode, and allows no empty string")
+    by_length: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(index)
+    device = decoder.embed_tokens.weight.device
+    results: list[list[int]] = [[] for _ in prompts]
+    for group in by_length.values() if max_new_tokens else ():
+        tokens = torch.tensor([list(prompts[i]) for i in group], device=device)
+        hidden, state = _prefill(decoder, tokens, knockout, prefill_chunk)
+        open_rows = set(range(len(group)))
+        for step in range(max_new_tokens):
+            chosen = choose(decoder.project(hidden[:, -1]), temperature, top_p, generator, top_k)
+            for row, token in enumerate(chosen.tolist()):
+                if row not in open_rows:
+                    continue
+                if token in stop_ids:
+                    open_rows.remove(row)
+                    continue
+                said = results[group[row]]
+                said.append(token)
+                if on_token is not None:
+                    on_token(group[row], token)
+                if stop_strings and decode is not None:
+                    text = decode(said)
+                    if any(stop in text for stop in stop_strings):
+                        open_rows.remove(row)
+            if not open_rows or step == max_new_tokens - 1:
+                break
+            hidden, state = decoder.hidden(chosen.unsqueeze(1), state, knockout)
+    return results
+
+
+def complete(
+    decoder: Decoder,
+    texts: Sequence[str],
+    max_new_tokens: int,
+    *,
+    encode: Callable[[str], Sequence[int]],
+    decode: Callable[[list[int]], str],
+    stop_strings: Collection[str] = (),
+    on_token: Callable[[int, int], None] | None = None,
+    stop_ids: Collection[int] = (),
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+    generator: torch.Generator | None = None,
+) -> list[str]:
+    """The text that follows each of ``texts``, without the stop string that ended it and without anything after it.
+    Settings and errors as in ``generate``."""
+    said = generate(
+        decoder,
+        [encode(text) for text in texts],
+        max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        stop_ids=stop_ids,
+        stop_strings=stop_strings,
+        decode=decode,
+        on_token=on_token,
+        generator=generator,
+    )
+    return [until(decode(tokens), stop_strings) for tokens in said]
+
+
+def until(text: str, stop_strings: Collection[str]) -> str:
+    """``text`` up to the first stop string in it, which is not part of it."""
+    return text[: min((at for stop in stop_strings if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+def choose(
+    logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None, top_k: int | None = None
+) -> Tensor:
+    """One token per row of logits [B, V]: the largest at temperature 0, else a nucleus sample."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    p, order = torch.sort((logits.float() / temperature).softmax(-1), dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        p[..., top_k:] = 0
+        p = p / p.sum(-1, keepdim=True)
+    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)  # the token that crosses top_p stays in
+    return order.gather(-1, torch.multinomial(p, 1, generator=generator)).squeeze(-1)
+
+
+def _prefill(
+    decoder: Decoder, tokens: Tensor, knockout: Knockout | str | None, chunk: int | None
+) -> tuple[Tensor, DecoderState]:
+    """The last pass's outputs and the state after all tokens [B, T]."""
+    if chunk is None:
+        segment = decoder.config.mixer.segment_length
+        chunk = max(1, PREFILL_TOKENS // tokens.shape[0] // segment) * segment
+    first, *rest = torch.split(tokens, chunk, 1)
+    hidden, state = decoder.hidden(first, None, knockout)
+    for piece in rest:
+        hidden, state = decoder.hidden(piece, state, knockout)
+    return hidden, state
+
+
+def _check(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int | None,
+    prefill_chunk: int | None,
+) -> None:
     vocabulary = decoder.config.vocab_size
     for index, prompt in enumerate(prompts):
         if not prompt:
@@ -43,36 +167,7 @@ def generate(
         raise ValueError(f"temperature = {temperature} (allowed: 0 for greedy, or above)")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p = {top_p} (allowed: 0 < top_p <= 1)")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k = {top_k} (allowed: 1 or more tokens, or None)")
     if prefill_chunk is not None and prefill_chunk < 1:
         raise ValueError(f"prefill_chunk = {prefill_chunk} (allowed: 1 or more tokens, or None)")
-    by_length: dict[int, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt), []).append(index)
-    device = decoder.embed_tokens.weight.device
-    results: list[list[int]] = [[] for _ in prompts]
-    for length, group in by_length.items():
-        tokens = torch.tensor([list(prompts[i]) for i in group], device=device)
-        state: DecoderState | None = None
-        for piece in torch.split(tokens, prefill_chunk or length, 1):
-            hidden, state = decoder.hidden(piece, state, knockout)
-        open_rows = set(range(len(group)))
-        for step in range(max_new_tokens):
-            chosen = choose(decoder.project(hidden[:, -1]), temperature, top_p, generator)
-            for row, token in enumerate(chosen.tolist()):
-                if row in open_rows and token in stop_ids:
-                    open_rows.remove(row)
-                elif row in open_rows:
-                    results[group[row]].append(token)
-            if not open_rows or step == max_new_tokens - 1:
-                break
-            hidden, state = decoder.hidden(chosen.unsqueeze(1), state, knockout)
-    return results
-
-
-def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
-    """One token per row of logits [B, V]: the largest at temperature 0, else a nucleus sample."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    p, order = torch.sort((logits.float() / temperature).softmax(-1), dim=-1, descending=True, stable=True)
-    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)  # the token that crosses top_p stays in
-    return order.gather(-1, torch.multinomial(p, 1, generator=generator)).squeeze(-1)
