@@ -14,7 +14,7 @@ from typing import Any
 from stages.corpus.documents import DocumentsWriter, read_documents
 from stages.corpus.parallel import spread
 from stages.decontaminate import tables
-from stages.decontaminate.audit import write_audit_page
+from stages.decontaminate.audit import publish
 from stages.decontaminate.canary import Recall, plant
 from stages.decontaminate.chain import Scanned, scan
 from stages.decontaminate.decide import SEVERITY, Action, Decision, coverage, cut, decide
@@ -84,7 +84,6 @@ def decontaminate(config: DecontaminateConfig, documents: Artifact, output: Path
 
     _check_something_left(audit)
     tables.write(audit, output)
-    write_audit_page(audit, config, output / "audit.html")
     metrics = _metrics(audit)
     totals = {"metrics": metrics, "parameters": config.model_dump(mode="json"), "rounds": audit.rounds}
     totals["quotations"] = vars(audit.quotations)
@@ -95,18 +94,8 @@ def decontaminate(config: DecontaminateConfig, documents: Artifact, output: Path
     ]  # fmt: skip
     (output / "audit.json").write_text(json.dumps(totals, indent=1, sort_keys=True) + "\n")
     _warn(audit, config, context)
-    return Summary(
-        _headline(audit, metrics),
-        metrics,
-        {
-            "Evaluation documents": "books.parquet",
-            "Decisions": "decisions.parquet",
-            "Pairs": "pairs.parquet",
-            "Spans": "spans.parquet",
-            "Canaries": "canaries.parquet",
-        },
-        ["audit.html"],
-    )
+    published = publish(output, index, config)
+    return Summary(_headline(audit, metrics), metrics, published.tables, published.figures)
 
 
 def _training_documents(source: Path) -> list[Document]:

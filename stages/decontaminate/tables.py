@@ -9,23 +9,36 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from stages.corpus.documents import write_table
+from stages.decontaminate.chain import Span
+from stages.decontaminate.index import Index
 
 if TYPE_CHECKING:
     from stages.decontaminate.run import Audit
 
 EVIDENCE_CHARACTERS = 600  # of each side of a span
 
-_PAIR = [
+_SHARED = [
     *((name, pa.string()) for name in ("doc_id", "book_id", "action", "reason")),
     *((name, pa.int64()) for name in ("matched_words", "longest_words")),
     *((name, pa.float64()) for name in ("document_share", "book_share")),
 ]
-PAIRS = pa.schema(_PAIR)
-DECISIONS = pa.schema([*_PAIR, ("bytes_in", pa.int64()), ("bytes_out", pa.int64())])
+PAIRS = pa.schema(
+    [
+        *_SHARED,
+        ("class", pa.string()),
+        ("spans", pa.int64()),
+        *((name, pa.float64()) for name in ("identity", "document_covered", "book_covered")),
+        *((name, pa.float64()) for name in ("margin_act_words", "margin_drop_words")),
+        *((name, pa.float64()) for name in ("margin_drop_document_share", "margin_drop_book_share")),
+        ("near_miss", pa.string()),
+    ]
+)
+DECISIONS = pa.schema([*_SHARED, *((name, pa.int64()) for name in ("words", "bytes_in", "bytes_out"))])
 SPANS = pa.schema(
     [
         *((name, pa.string()) for name in ("doc_id", "book_id")),
-        *((name, pa.int64()) for name in ("doc_start", "doc_end", "book_start", "book_end", "words")),
+        *((name, pa.int64()) for name in ("doc_start", "doc_end", "book_start", "book_end")),
+        *((name, pa.int64()) for name in ("doc_first", "doc_last", "book_first", "book_last", "words")),
         ("identity", pa.float64()),
         *((name, pa.string()) for name in ("doc_text", "book_text")),
     ]
@@ -33,8 +46,9 @@ SPANS = pa.schema(
 BOOKS = pa.schema(
     [
         *((name, pa.string()) for name in ("book_id", "title", "split")),
-        ("words", pa.int64()),
+        *((name, pa.int64()) for name in ("words", "bytes")),
         *((name, pa.float64()) for name in ("coverage", "coverage_after")),
+        ("uncovered_words", pa.int64()),
         ("documents", pa.int64()),
         ("top_document", pa.string()),
         ("removed", pa.bool_()),
@@ -42,7 +56,23 @@ BOOKS = pa.schema(
 )
 _GRAVITY = ("drop", "excise", "note", "keep")
 
-CANARIES = pa.schema([("kind", pa.string()), *((name, pa.int64()) for name in ("planted", "found", "acted"))])
+CANARIES = pa.schema(
+    [
+        ("kind", pa.string()),
+        *((name, pa.int64()) for name in ("planted", "found", "acted")),
+        *((name, pa.float64()) for name in ("recall", "low", "high")),
+    ]
+)
+TABLES = {
+    "Evaluation documents": "books.parquet",
+    "Top sources": "sources.parquet",
+    "Pairs": "pairs.parquet",
+    "Spans": "spans.parquet",
+    "Uncovered remainders": "uncovered.parquet",
+    "Decisions": "decisions.parquet",
+    "Canaries": "canaries.parquet",
+}
+"""Title -> file of every table of an audit; ``derive`` writes the sources and the remainders."""
 
 
 def write(audit: Audit, folder: Path) -> None:
@@ -78,6 +108,7 @@ def _decisions(audit: Audit) -> list[dict[str, Any]]:
             "longest_words": worst.longest if worst else 0,
             "document_share": worst.document_share if worst else 0.0,
             "book_share": worst.book_share if worst else 0.0,
+            "words": audit.scanned[i].words,
             "bytes_in": document.bytes,
             "bytes_out": audit.bytes_out[i],
         })  # fmt: skip
@@ -99,19 +130,26 @@ def _pairs(audit: Audit) -> list[dict[str, Any]]:
 
 
 def _spans(audit: Audit) -> list[dict[str, Any]]:
-    rows = []
-    for i, (document, scanned) in enumerate(zip(audit.documents, audit.scanned, strict=True)):
-        for span in scanned.spans:
-            own = audit.evidence[i][span.doc_start : span.doc_end].decode(errors="replace")
-            other = audit.index.evidence(span.book, span.book_start, span.book_end)
-            rows.append({
-                "doc_id": document.doc_id, "book_id": audit.index.book_ids[span.book],
-                "doc_start": span.doc_start, "doc_end": span.doc_end,
-                "book_start": span.book_start, "book_end": span.book_end,
-                "words": span.matched, "identity": span.identity,
-                "doc_text": shortened(own), "book_text": shortened(other),
-            })  # fmt: skip
+    rows = [
+        span_row(document.doc_id, span, audit.index, audit.evidence[i])
+        for i, (document, scanned) in enumerate(zip(audit.documents, audit.scanned, strict=True))
+        for span in scanned.spans
+    ]
     return sorted(rows, key=lambda row: (-row["words"], row["doc_id"], row["doc_start"], row["book_id"]))
+
+
+def span_row(doc_id: str, span: Span, index: Index, text: bytes) -> dict[str, Any]:
+    """One row of ``spans``; ``text`` is the whole document the span was found in."""
+    return {
+        "doc_id": doc_id, "book_id": index.book_ids[span.book],
+        "doc_start": span.doc_start, "doc_end": span.doc_end,
+        "book_start": span.book_start, "book_end": span.book_end,
+        "doc_first": span.doc_first, "doc_last": span.doc_last,
+        "book_first": span.book_first, "book_last": span.book_last,
+        "words": span.matched, "identity": span.identity,
+        "doc_text": shortened(text[span.doc_start : span.doc_end].decode(errors="replace")),
+        "book_text": shortened(index.evidence(span.book, span.book_start, span.book_end)),
+    }  # fmt: skip
 
 
 def shortened(text: str) -> str:
@@ -130,8 +168,10 @@ def _books(audit: Audit) -> list[dict[str, Any]]:
     rows = [
         {
             "book_id": row["doc_id"], "title": row["title"], "split": row["split"],
-            "words": audit.index.words_in(book), "coverage": audit.before.get(book, 0.0),
-            "coverage_after": audit.after.get(book, 0.0), "documents": documents[book],
+            "words": audit.index.words_in(book),
+            "bytes": int(audit.index.first_byte[book + 1] - audit.index.first_byte[book]),
+            "coverage": audit.before.get(book, 0.0), "coverage_after": audit.after.get(book, 0.0),
+            "documents": documents[book],
             "top_document": top[book][1] or None, "removed": book in audit.removed_books,
         }
         for book, row in enumerate(audit.books)

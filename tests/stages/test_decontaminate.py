@@ -19,7 +19,7 @@ from stages.corpus.config import IngestConfig, Pg19
 from stages.corpus.documents import DocumentsWriter, read_documents
 from stages.corpus.stage import STAGE as INGEST
 from stages.decontaminate import run as running
-from stages.decontaminate.audit import highlighted
+from stages.decontaminate.highlight import highlighted
 from stages.decontaminate.stage import STAGE, DecontaminateConfig
 from stages.stage import StageError, Summary
 from tests.stages.test_decontaminate_match import prose
