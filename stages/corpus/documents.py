@@ -1,8 +1,13 @@
-"""The documents table every later stage reads: its schema, deterministic files, and ways to iterate over it."""
+"""The documents table every later stage reads: its schema, deterministic files, and ways to iterate over it.
+
+The table lies in a folder of Parquet files of about ``PART_BYTES`` of text. They are the shards of the corpus: whoever
+reads it takes one file at a time, so that memory is bounded by a shard and not by the corpus.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +27,64 @@ SCHEMA = pa.schema(
     ]
 )
 PART_BYTES = 32 * 2**20  # of text in one file: small enough to hold several in memory, large enough to read fast
+REPEATING = ["source", "author", "year", "split"]  # columns worth a dictionary; a book's text is not
 
 
 class DocumentsWriter:
-    """Writes rows, given in order of ``doc_id``, to ``<folder>/part-00000.parquet``, ...: same rows, same bytes."""
+    """Writes rows in the order given to ``<folder>/part-00000.parquet``, ...: same rows, same bytes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[Mapping[str, Any]] = []
         self._bytes = 0
-        self._parts = 0
+        self.parts = 0
+        """Files written so far."""
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Add one row with the columns of ``SCHEMA``."""
+    def write(self, row: Mapping[str, Any]) -> tuple[int, int]:
+        """Add one row with the columns of ``SCHEMA``; text may be str or UTF-8 bytes. Returns the numbers of its file
+        and of its row in there."""
+        size = len(row["text"])
+        if size >= PART_BYTES and self._rows:  # on its own, so that a very long text is not copied
+            self._flush()
+        place = (self.parts, len(self._rows))
         self._rows.append(row)
-        self._bytes += len(row["text"])
+        self._bytes += size
         if self._bytes >= PART_BYTES:
             self._flush()
+        return place
 
     def close(self) -> None:
         """Write what is left; at least one file exists afterwards, also for no rows."""
-        if self._rows or not self._parts:
+        if self._rows or not self.parts:
             self._flush()
 
     def _flush(self) -> None:
-        table = pa.Table.from_pylist(self._rows, schema=SCHEMA)
-        write_table(table, self._folder / f"part-{self._parts:05d}.parquet")
-        self._rows, self._bytes, self._parts = [], 0, self._parts + 1
+        columns = [_texts(self._rows) if f.name == "text" else _column(self._rows, f) for f in SCHEMA]
+        write_documents(pa.Table.from_arrays(columns, schema=SCHEMA), self._folder / part_name(self.parts))
+        self._rows, self._bytes, self.parts = [], 0, self.parts + 1
+
+
+def part_name(number: int) -> str:
+    """Name of the ``number``-th file of a documents table."""
+    return f"part-{number:05d}.parquet"
+
+
+def _column(rows: list[Mapping[str, Any]], field: pa.Field) -> pa.Array:
+    return pa.array([row[field.name] for row in rows], field.type)
+
+
+def _texts(rows: list[Mapping[str, Any]]) -> pa.Array:
+    texts = [row["text"] if isinstance(row["text"], bytes) else row["text"].encode() for row in rows]
+    if len(texts) > 1:
+        return pa.array(texts, pa.large_string())
+    offsets = pa.array([0, *map(len, texts)], pa.int64()).buffers()[1]
+    return pa.LargeStringArray.from_buffers(len(texts), offsets, pa.py_buffer(b"".join(texts)))
+
+
+def write_documents(table: pa.Table, path: Path) -> None:
+    """Write one file of the documents table."""
+    pq.write_table(table, path, compression="zstd", row_group_size=256, use_dictionary=REPEATING)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -57,16 +92,44 @@ def write_table(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, compression="zstd", row_group_size=256)
 
 
+def document_files(folder: Path) -> list[Path]:
+    """The files of a documents table, in its order."""
+    return sorted(folder.glob("*.parquet"), key=lambda path: (len(path.name), path.name))
+
+
 def read_documents(
     folder: Path, splits: Iterable[str] | None = None, columns: list[str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Rows in order of ``doc_id``, of the named splits only (None: all)."""
+    """Rows in the table's order, of the named splits only (None: all)."""
     wanted = None if splits is None else set(splits)
     if columns is not None and wanted is not None and "split" not in columns:
         columns = [*columns, "split"]
-    for path in sorted(folder.glob("*.parquet")):
+    for path in document_files(folder):
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(64, columns=columns):
                 for row in batch.to_pylist():
                     if wanted is None or row["split"] in wanted:
                         yield row
+
+
+@dataclass(frozen=True)
+class Text:
+    """A document's text where Arrow holds it: ``data`` is its UTF-8, not copied and never decoded as a whole."""
+
+    doc_id: str
+    source: str
+    split: str
+    data: memoryview
+
+
+def read_texts(folder: Path, splits: Iterable[str] | None = None) -> Iterator[Text]:
+    """The documents in the table's order without making Python strings of them: what is held is one file's rows."""
+    wanted = None if splits is None else set(splits)
+    for path in document_files(folder):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(64, columns=["doc_id", "source", "split", "text"]):
+                texts = batch.column("text").cast(pa.large_binary())
+                names = (batch.column(name).to_pylist() for name in ("doc_id", "source", "split"))
+                for place, (doc_id, source, split) in enumerate(zip(*names, strict=True)):
+                    if wanted is None or split in wanted:
+                        yield Text(doc_id, source, split, memoryview(texts[place].as_buffer()))

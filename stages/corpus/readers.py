@@ -1,10 +1,12 @@
 """From one external file to raw documents: (id, text, title, author, year, split) or a problem, nothing decided yet.
 
-Text is UTF-8; a byte-order mark is dropped and CRLF becomes LF, everything else stays as it is.
+Text is UTF-8 bytes, checked; a byte-order mark is dropped and CRLF becomes LF, everything else stays as it is. Files
+are read as streams: what is held at a time is one document (a plain text file is one; of a table some rows).
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -12,10 +14,11 @@ import lzma
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from stages.corpus.config import (
     SPLITS,
@@ -34,13 +37,19 @@ from stages.corpus.manuals import manual_pages
 from stages.corpus.pin import ExternalFile, book_id, is_remote, stable_share
 from stages.stage import StageError
 
+MAX_TEXT_BYTES = 2**31 - 2**20
+"""Longest text of a document: Parquet counts the bytes of a page, and so of a value, in 31 bits."""
+ROWS_BYTES = 16 * 2**20  # of a Parquet file's rows decoded at a time, about
+_CHECKED_AT_ONCE = 2**24
+
 
 @dataclass(frozen=True)
 class Raw:
-    """One document as read. ``problem`` names what is wrong with it (then ``text`` is empty), ``detail`` where."""
+    """One document as read: ``text`` is checked UTF-8. ``problem`` names what is wrong with it (then ``text`` is
+    empty), ``detail`` where."""
 
     id: str
-    text: str = ""
+    text: bytes = b""
     split: str = ""
     title: str | None = None
     author: str | None = None
@@ -52,11 +61,13 @@ class Raw:
 def read(source: Source, file: ExternalFile) -> Iterator[Raw]:
     """The documents in one of the source's files, in file order; a damaged file gives those before the damage and one
     problem. Raises StageError for a missing column or split, or where the system does not let the file be read."""
-    if (name := _printable(file.name)) != file.name:
+    if (name := printable(file.name)) != file.name:
         yield Raw(name, problem="undecodable", detail="the file's name is not UTF-8")
         return
+    count = 0
     try:
-        yield from _documents(source, file)
+        for count, raw in enumerate(_documents(source, file), 1):  # noqa: B007 (said below)
+            yield raw
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise StageError(
@@ -65,10 +76,12 @@ def read(source: Source, file: ExternalFile) -> Iterator[Raw]:
                 value=file.name,
                 fix="check its permissions and the storage, then run again",
             ) from error
-        yield Raw(file.name, problem="undecodable", detail=f"damaged: {type(error).__name__}: {error}")
+        detail = f"damaged after {count} document(s): {type(error).__name__}: {error}"
+        yield Raw(file.name, problem="undecodable", detail=detail)
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """A name with what is not UTF-8 in it spelled out."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -77,10 +90,10 @@ def _documents(source: Source, file: ExternalFile) -> Iterator[Raw]:
         yield from _python_docs(source, file)
     elif isinstance(source, Pg19):
         if file.name != "metadata.csv":
-            yield _decoded(book_id(file.name), _content(file), file.name.split("/")[0])
+            yield _text_file(file, book_id(file.name), file.name.split("/")[0])
     elif isinstance(source, Text):
         name = str(PurePosixPath(file.name).with_suffix("")) if "." in file.name else file.name
-        yield _decoded(name, _content(file), split_of(name, source.split))
+        yield _text_file(file, name, split_of(name, source.split))
     elif isinstance(source, Parquet):
         yield from _parquet(source, file)
     elif isinstance(source, JsonLines):
@@ -146,35 +159,62 @@ def year_of(value: object) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def _content(file: ExternalFile) -> bytes:
+def _open(file: ExternalFile) -> AbstractContextManager[BinaryIO]:
+    """The file's bytes, unpacked where its name says that they are packed."""
     if is_remote(file.location) or file.location.endswith((".gz", ".bz2", ".xz", ".zst")):
         import fsspec
 
-        with fsspec.open(file.location, "rb", compression="infer") as stream:
-            return bytes(stream.read())
-    with open(file.location, "rb") as stream:
-        return stream.read()
+        return cast(AbstractContextManager[BinaryIO], fsspec.open(file.location, "rb", compression="infer"))
+    return open(file.location, "rb")
 
 
-def _decoded(name: str, content: bytes, split: str) -> Raw:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return Raw(name, problem="undecodable", detail=f"byte {error.start} is not UTF-8: {content[error.start]:#04x}")
-    return checked(Raw(name, text.replace("\r\n", "\n"), split))
+def _content(file: ExternalFile) -> bytes:
+    with _open(file) as stream:
+        return bytes(stream.read())
+
+
+def _text_file(file: ExternalFile, name: str, split: str) -> Raw:
+    """A file that is one document."""
+    if file.size > MAX_TEXT_BYTES:  # packed or not: nothing of it is read
+        return _too_long(Raw(name), file.size)
+    with _open(file) as stream:
+        content = stream.read(MAX_TEXT_BYTES + 4)  # one more than is allowed, with a byte-order mark
+    return checked(Raw(name, content, split))
+
+
+def _too_long(raw: Raw, size: int) -> Raw:
+    return Raw(raw.id, problem="too_long", detail=f"{size:,} bytes of text, at most {MAX_TEXT_BYTES:,} can be stored")
 
 
 def checked(raw: Raw) -> Raw:
-    """The document, or in its place the problem of its text."""
-    if not raw.text.strip():
+    """The document with its text normalised (byte-order mark, CRLF), or in its place the problem of its text."""
+    text = raw.text.removeprefix(codecs.BOM_UTF8)
+    if b"\r\n" in text:
+        text = text.replace(b"\r\n", b"\n")
+    if len(text) > MAX_TEXT_BYTES:
+        return _too_long(raw, len(text))
+    if (at := _not_utf8(text)) is not None:
+        return Raw(raw.id, problem="undecodable", detail=f"byte {at} is not UTF-8: {text[at]:#04x}")
+    if (at := text.find(b"\0")) >= 0:
+        return Raw(raw.id, problem="nul_byte", detail=f"NUL at byte {at}: a binary file?")
+    # only a text whose beginning is blank can be blank as a whole
+    if not text[:4096].decode(errors="ignore").strip() and not text.decode().strip():
         return Raw(raw.id, problem="empty", detail="no text but white space")
-    if (at := raw.text.find("\0")) >= 0:
-        return Raw(raw.id, problem="nul_byte", detail=f"NUL at character {at}: a binary file?")
-    try:
-        raw.text.encode()
-    except UnicodeEncodeError as error:
-        return Raw(raw.id, problem="undecodable", detail=f"lone surrogate at character {error.start}")
-    return raw
+    return raw if text is raw.text else replace(raw, text=text)
+
+
+def _not_utf8(text: bytes) -> int | None:
+    """The place of the first byte that is not UTF-8, None where all is. In pieces: the decoded text of a long document
+    would be several times its size."""
+    start = 0
+    while start < len(text):
+        piece = text[start : start + _CHECKED_AT_ONCE] if len(text) > _CHECKED_AT_ONCE else text
+        try:
+            _, used = codecs.utf_8_decode(piece, "strict", start + len(piece) >= len(text))
+        except UnicodeDecodeError as error:
+            return start + error.start
+        start += used
+    return None
 
 
 def _python_docs(source: PythonDocs, file: ExternalFile) -> Iterator[Raw]:
@@ -183,13 +223,15 @@ def _python_docs(source: PythonDocs, file: ExternalFile) -> Iterator[Raw]:
     except (SyntaxError, UnicodeDecodeError) as error:
         yield Raw(file.name, problem="undecodable", detail=f"not Python source: {error}")
         return
-    for name, text in pages:
-        if len(text.encode(errors="surrogatepass")) >= source.min_bytes:
+    for name, page in pages:
+        text = page.encode(errors="surrogatepass")
+        if len(text) >= source.min_bytes:
             yield checked(Raw(name, text, split_of(name, source.split), title=name.removeprefix("stdlib.")))
 
 
 def _parquet(source: Parquet, file: ExternalFile) -> Iterator[Raw]:
     import fsspec
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with fsspec.open(file.location, "rb") as stream:
@@ -199,28 +241,38 @@ def _parquet(source: Parquet, file: ExternalFile) -> Iterator[Raw]:
             yield Raw(file.name, problem="undecodable", detail=f"not a Parquet file: {error}")
             return
         _check_columns(source.name, source.columns, table.schema_arrow.names)
-        wanted = [name for name in _column_names(source.columns) if name is not None]
+        wanted = sorted({name for name in _column_names(source.columns) if name is not None})
+        bytes_of = sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
+        rows = max(1, min(256, ROWS_BYTES * table.metadata.num_rows // max(1, bytes_of)))
         index = 0
-        for batch in table.iter_batches(256, columns=sorted(set(wanted))):
-            for row in batch.to_pylist():
+        for batch in table.iter_batches(rows, columns=wanted):
+            columns = {
+                # as bytes: a text that is not UTF-8 is that document's problem, not the file's
+                name: column.cast(pa.large_binary()) if pa.types.is_large_string(column.type) else
+                column.cast(pa.binary()) if pa.types.is_string(column.type) else column
+                for name, column in zip(batch.schema.names, batch.columns, strict=True)
+            }  # fmt: skip
+            for place in range(batch.num_rows):
+                row = {name: column[place].as_py() for name, column in columns.items()}
                 yield _row(row, source.columns, f"{file.name}:{index:07d}", source.split)
                 index += 1
 
 
 def _json_lines(source: JsonLines, file: ExternalFile) -> Iterator[Raw]:
-    for index, line in enumerate(_content(file).split(b"\n")):
-        if not line.strip():
-            continue
-        name = f"{file.name}:{index:07d}"
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-            yield Raw(name, problem="undecodable", detail=f"line {index + 1} is not JSON: {error}")
-            continue
-        if not isinstance(row, dict) or source.columns.text not in row:
-            yield Raw(name, problem="undecodable", detail=f"line {index + 1} has no field {source.columns.text!r}")
-            continue
-        yield _row(row, source.columns, name, source.split)
+    with _open(file) as stream:
+        for index, line in enumerate(stream):
+            if not line.strip():
+                continue
+            name = f"{file.name}:{index:07d}"
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+                yield Raw(name, problem="undecodable", detail=f"line {index + 1} is not JSON: {error}")
+                continue
+            if not isinstance(row, dict) or source.columns.text not in row:
+                yield Raw(name, problem="undecodable", detail=f"line {index + 1} has no field {source.columns.text!r}")
+                continue
+            yield _row(row, source.columns, name, source.split)
 
 
 def _column_names(columns: Columns) -> list[str | None]:
@@ -246,16 +298,20 @@ def _row(row: dict[str, Any], columns: Columns, default_id: str, split: SplitNam
     if columns.id_pattern is not None and (match := re.search(columns.id_pattern, name)) and match.group(1):
         name = match.group(1)
     text = row.get(columns.text)
-    if not isinstance(text, str):
+    if not isinstance(text, str | bytes):
         problem = "empty" if text is None else "undecodable"
         return Raw(name, problem=problem, detail=f"{columns.text} holds {type(text).__name__}, not text")
     where = cell(columns.split) if columns.split else split_of(name, split)
     if where not in SPLITS:
         return Raw(name, problem="unknown_split", detail=f"{columns.split} = {where!r}: not train, validation or test")
+    # a lone surrogate of a JSON string becomes bytes that are not UTF-8, and so that document's problem
+    content = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
     title, author = cell(columns.title), cell(columns.author)
-    return checked(Raw(name, text.replace("\r\n", "\n"), where, title, author, year_of(cell(columns.year))))
+    return checked(Raw(name, content, where, title, author, year_of(cell(columns.year))))
 
 
 def _cell(row: dict[str, Any], name: str | None) -> str | None:
     value = row.get(name) if name is not None else None
-    return None if value is None or value == "" else str(value)
+    if value is None or value in ("", b""):
+        return None
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else printable(str(value))
