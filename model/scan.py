@@ -54,10 +54,18 @@ def scan(initial: MemoryState | None, phi_k: Tensor, v: Tensor, rule: Rule, eps:
     if phi_k.shape[1] == 0:
         return MemoryState(first.unsqueeze(1), z)
     scaled = phi_k * (phi_k @ z[:, :-1].unsqueeze(-1) + eps).reciprocal()
+    return MemoryState(recurrence(phi_k, scaled, writes, first), z)
+
+
+def recurrence(phi: Tensor, p: Tensor, b: Tensor, m0: Tensor) -> Tensor:
+    """M_s = M_(s-1) - Phi_s^T (P_s M_(s-1)) + B_s for s = 1..S: [B, S+1, H, F, E], M_0 included.
+
+    phi, p [B, S, H, N, F]; b [B, S, H, F, E]; m0 [B, H, F, E].
+    """
     M = _DeltaRecurrence.apply(  # type: ignore[no-untyped-call]
-        *(_segments_first(t) for t in (phi_k, scaled, writes)), first.flatten(0, 1)
+        *(_segments_first(t) for t in (phi, p, b)), m0.flatten(0, 1)
     )
-    return MemoryState(M.unflatten(1, first.shape[:2]).transpose(0, 1), z)
+    return M.unflatten(1, m0.shape[:2]).transpose(0, 1)  # type: ignore[no-any-return]
 
 
 def _segments_first(x: Tensor) -> Tensor:
