@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.decontaminate.derive import derive
+from stages.decontaminate.figures import draw
 from stages.decontaminate.index import Index
 from stages.decontaminate.page import write_pages
 from stages.decontaminate.stage import DecontaminateConfig
@@ -32,4 +33,6 @@ def publish(folder: Path, index: Index, rule: DecontaminateConfig) -> Published:
     totals = json.loads(path.read_text())
     totals |= {"schema_version": SCHEMA_VERSION, **derive(folder, index, rule)}
     path.write_text(json.dumps(totals, indent=1, sort_keys=True) + "\n")
-    return Published(dict(TABLES), write_pages(folder))
+    drawings = draw(folder, rule)
+    pages = write_pages(folder, drawings)
+    return Published(dict(TABLES), [*pages, *(f"figures/{name}.png" for name in drawings)])
