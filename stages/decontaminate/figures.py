@@ -1,4 +1,4 @@
-"""Two pictures of an audit: coverage of the evaluation documents before and after, and every pair against the thresholds.
+"""Pictures of an audit: coverage of the evaluation documents before and after, every pair against the thresholds.
 
 Drawn once as PNG for the tracking server and as SVG for the page, whose colours it takes (light and dark).
 """
@@ -80,9 +80,8 @@ def _margins(pairs: list[dict[str, Any]], rule: DecontaminateConfig) -> Figure |
     for action, (label, colour, marker) in LOOK.items():
         points = [(p["longest_words"], 100 * p["book_share"]) for p in pairs[:TOP_POINTS] if p["action"] == action]
         if points:
-            axes.scatter(
-                *zip(*points, strict=True), s=22, color=colour, marker=marker, label=label, alpha=0.8, zorder=3
-            )
+            x, y = zip(*points, strict=True)
+            axes.scatter(x, y, s=22, color=colour, marker=marker, label=label, alpha=0.8, zorder=3)
     axes.axvline(rule.act_words, color=INK, lw=0.8, ls=":")
     axes.axvline(rule.drop_words, color=INK, lw=0.8, ls="--")
     axes.axhline(100 * rule.drop_book_share, color=INK, lw=0.8, ls="--")

@@ -74,7 +74,10 @@ def write_pages(folder: Path, drawings: Mapping[str, str]) -> list[str]:
     for pair in pairs[:TOP_PAIRS]:
         pair["shown"] = [spans[row] for row in front[pair["number"]]]
         pair["page"] = f"{place[pair['number']]}#p{pair['number']}" if pair["number"] in place else "#evidence"
-    first_page = {book["id"]: f"evidence/{page_name(n)}#b{book['number']}" for n, page in reversed(list(enumerate(pages, 1))) for book in page.books}  # fmt: skip  # noqa: E501
+    first_page: dict[str, str] = {}
+    for number, page in enumerate(pages, 1):
+        for book in page.books:
+            first_page.setdefault(book["id"], f"evidence/{page_name(number)}#b{book['number']}")
     shown = sum(page.spans for page in pages)
     body = render(
         "audit.html",
@@ -194,12 +197,8 @@ def _summary(totals: Row, tables: Mapping[str, list[Row]], first_page: Mapping[s
         quoted = totals["quotations"]
         canaries.append({"recall": None, **quoted, "kind": f"{quoted['kind']} (should not be acted on)"})
     rescan = totals.get("rescan")
-    contents = [
-        ("books", "Evaluation documents"),
-        ("classes", "Kinds"),
-        ("near", "Near misses"),
-        ("evidence", "Evidence"),
-    ]
+    contents = [("books", "Evaluation documents"), ("classes", "Kinds"), ("near", "Near misses")]
+    contents += [("evidence", "Evidence")]
     contents += [("balance", "Balance")] if totals.get("balance") else []
     contents += [("canaries", "Canaries")] if canaries else []
     return {

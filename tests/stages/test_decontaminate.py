@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from stages.corpus import documents
 from stages.corpus.config import IngestConfig, Pg19
 from stages.corpus.documents import DocumentsWriter, read_documents
 from stages.corpus.stage import STAGE as INGEST
-from stages.decontaminate import run as running
-from stages.decontaminate.highlight import highlighted
+from stages.decontaminate import shards
 from stages.decontaminate.stage import STAGE, DecontaminateConfig
 from stages.stage import StageError, Summary
 from tests.stages.test_decontaminate_match import prose
@@ -205,22 +205,6 @@ def test_planted_canaries_are_found_and_quotations_are_not_acted_on(audit: Calla
     assert none.table("canaries")["planted"].sum() == 0 and "canary_recall" not in none.summary.metrics
 
 
-def test_the_page_escapes_what_it_shows(audit: Callable[..., Audited]) -> None:
-    evil = [f"<script>alert({i})</script>" for i in range(80)]
-    done = audit({
-        "test/<b>": " ".join(evil), "train/<i>&": " ".join(evil) + " more", "train/clean": text_of(prose(32, 1000)),
-    })  # fmt: skip
-    page = (done.output / "audit.html").read_text()
-    assert "train/&lt;i&gt;&amp;" in page and "<mark>alert</mark>" in page
-    assert "<script" not in page and "http" not in page and "<i>" not in page
-
-
-def test_highlighting_marks_the_words_both_sides_share() -> None:
-    left, right = highlighted("The Cat, sat", "the dog sat")
-    assert left == "<mark>The</mark> Cat, <mark>sat</mark>"
-    assert right == "<mark>the</mark> dog <mark>sat</mark>"
-
-
 def test_thresholds_out_of_order_are_refused() -> None:
     with pytest.raises(ValidationError, match="act_words = 20"):
         DecontaminateConfig(act_words=20)
@@ -230,9 +214,9 @@ def test_workers_write_the_same_bytes_as_one_process(
     audit: Callable[..., Audited], ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
-    for out, worth, group in (("loop", 2**60, 2**30), ("ray", 0, 1)):
-        monkeypatch.setattr(running, "WORTH_TASKS", worth)
-        monkeypatch.setattr(running, "GROUP_BYTES", group)
+    for out, worth in (("loop", 2**60), ("ray", 0)):
+        monkeypatch.setattr(shards, "WORTH_TASKS", worth)
+        monkeypatch.setattr(documents, "PART_BYTES", 30_000)
         output = audit(corpus(), out=out).output
         written.append({p.relative_to(output): p.read_bytes() for p in output.rglob("*") if p.is_file()})
     assert written[0] == written[1]
