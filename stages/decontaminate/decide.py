@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -68,25 +68,30 @@ def decide(scanned: Sequence[Scanned], book_words: Sequence[int], rule: Decontam
     First each pair by itself; then, for evaluation documents that the noted spans of all documents together still
     cover above ``coverage_limit``, those spans are cut out as well.
     """
-    decisions = []
-    for document in scanned:
-        by_book: dict[int, list[Span]] = defaultdict(list)
-        for span in document.spans:
-            by_book[span.book].append(span)
-        pairs = [decide_pair(b, spans, document.words, book_words[b], rule) for b, spans in by_book.items()]
-        decisions.append(_settled(pairs))
-    left = coverage(decisions, book_words, acted=False)
-    over = {book for book, share in left.items() if share > rule.coverage_limit}
-    return [_without_notes(decision, over, left) for decision in decisions]
+    decisions = [decide_document(document, book_words, rule) for document in scanned]
+    left = Coverage(acted=False)
+    for decision in decisions:
+        left.add(decision)
+    over = left.above(rule.coverage_limit, book_words)
+    return [without_notes(decision, over) for decision in decisions]
 
 
-def _without_notes(decision: Decision, over: set[int], left: dict[int, float]) -> Decision:
+def decide_document(document: Scanned, book_words: Sequence[int], rule: DecontaminateConfig) -> Decision:
+    """The decision for one document by itself."""
+    by_book: dict[int, list[Span]] = defaultdict(list)
+    for span in document.spans:
+        by_book[span.book].append(span)
+    return _settled(decide_pair(b, spans, document.words, book_words[b], rule) for b, spans in by_book.items())
+
+
+def without_notes(decision: Decision, over: Mapping[int, float]) -> Decision:
+    """The decision where noted spans of the evaluation documents ``over`` (-> covered share) are cut out as well."""
     if decision.action == "drop" or not any(p.action == "note" and p.book in over for p in decision.pairs):
         return decision
     pairs = []
     for pair in decision.pairs:
         if pair.action == "note" and pair.book in over:
-            reason = f"{pair.reason}; but such spans cover {left[pair.book]:.1%} of the evaluation document"
+            reason = f"{pair.reason}; but such spans cover {over[pair.book]:.1%} of the evaluation document"
             pairs.append(replace(pair, action="excise", reason=reason))
         else:
             pairs.append(pair)
@@ -105,15 +110,32 @@ def _settled(pairs: Iterable[Pair]) -> Decision:
     return Decision(worst.action, worst.reason, ordered, tuple(merged(cuts)))
 
 
-def coverage(decisions: Iterable[Decision], book_words: Sequence[int], acted: bool) -> dict[int, float]:
-    """Evaluation document -> share of its words inside spans, united over the corpus; with or without the spans
-    that are removed by the decisions."""
-    ranges: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for decision in decisions:
+class Coverage:
+    """Which words of the evaluation documents spans cover, united over all decisions added: as large as those
+    documents at most, whatever the corpus. Of all spans (``acted``), or of those the decisions leave standing."""
+
+    def __init__(self, acted: bool) -> None:
+        self._acted = acted
+        self._ranges: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        self._merged_at: dict[int, int] = defaultdict(lambda: 1024)
+
+    def add(self, decision: Decision) -> None:
+        """Unite with the spans of one document."""
         for pair in decision.pairs:
-            if acted or (decision.action != "drop" and pair.action == "note"):
-                ranges[pair.book] += [(span.book_first, span.book_last) for span in pair.spans]
-    return {book: covered(found) / book_words[book] for book, found in ranges.items()}
+            if self._acted or (decision.action != "drop" and pair.action == "note"):
+                ranges = self._ranges[pair.book]
+                ranges += [(span.book_first, span.book_last) for span in pair.spans]
+                if len(ranges) > self._merged_at[pair.book]:
+                    ranges[:] = merged(ranges)
+                    self._merged_at[pair.book] = max(1024, 2 * len(ranges))
+
+    def shares(self, book_words: Sequence[int]) -> dict[int, float]:
+        """Evaluation document -> share of its words that is covered; those with none are left out."""
+        return {book: covered(ranges) / book_words[book] for book, ranges in sorted(self._ranges.items())}
+
+    def above(self, limit: float, book_words: Sequence[int]) -> dict[int, float]:
+        """Those with a share above ``limit``."""
+        return {book: share for book, share in self.shares(book_words).items() if share > limit}
 
 
 def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -46,6 +46,11 @@ class Index(NamedTuple):
     excluded: NDArray[np.int64]  # [B] n-grams taken out because they stand in the exclusion lists
     shared: list[tuple[int, int, float]]  # (book, book, shared share of the smaller one's n-grams), largest first
 
+    @property
+    def book_words(self) -> list[int]:
+        """Words per evaluation document, at least 1."""
+        return [max(1, int(words)) for words in np.diff(self.first_word)]
+
     def words_in(self, book: int) -> int:
         """Words of one evaluation document."""
         return int(self.first_word[book + 1] - self.first_word[book])

@@ -41,9 +41,11 @@ def fold(character: str) -> tuple[int, str]:
     if 0x3040 <= code <= 0x30FF or 0x3400 <= code <= 0x9FFF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x3FFFF:
         return IDEOGRAPH, ""
     category = unicodedata.category(character)
+    if code > 0xFFFF or category[0] not in "LNMC":  # beyond the basic plane the kernels have no table
+        return SEPARATOR, ""
     if category in ("Mn", "Me", "Cf"):
         return DROPPED, ""
-    if category[0] not in "LN" or code > 0xFFFF:
+    if category[0] not in "LN":
         return SEPARATOR, ""
     form = "".join(_UNDECOMPOSED.get(c, c) for c in unicodedata.normalize("NFKD", character.casefold()))
     form = "".join(c for c in form if unicodedata.category(c)[0] in "LN")

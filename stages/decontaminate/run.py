@@ -1,230 +1,194 @@
-"""Carries the audit out: index, scan, decide, clean, scan again until nothing is found, and write it all down."""
+"""Carries the audit out: index, scan, decide, clean, scan again until nothing is found, and write it all down.
+
+Work is by shard, one Parquet file of the documents: each is scanned and cleaned by a task of its own whose result
+outlives a crash, and memory holds the index, one shard per core, and a few numbers per document.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stages.corpus.documents import DocumentsWriter, read_documents
-from stages.corpus.parallel import spread
+import numpy as np
+import pyarrow.parquet as pq
+
+from cluster import storage
+from stages.corpus.documents import read_documents
+from stages.decontaminate import shards as scanning
 from stages.decontaminate import tables
 from stages.decontaminate.audit import publish
-from stages.decontaminate.canary import Recall, plant
-from stages.decontaminate.chain import Scanned, scan
-from stages.decontaminate.decide import SEVERITY, Action, Decision, coverage, cut, decide
+from stages.decontaminate.canary import HOST_BYTES, plant
+from stages.decontaminate.clean import CleanedShard, Job, Verdict, clean_shards
+from stages.decontaminate.decide import Coverage, Decision, decide_document, without_notes
+from stages.decontaminate.findings import Audit, shard_states
 from stages.decontaminate.index import Index, build
+from stages.decontaminate.shards import DocumentsShard, ShardScan, documents_shards, scan_shards
 from stages.decontaminate.stage import DecontaminateConfig
 from stages.stage import Artifact, Context, StageError, Summary
 
 EVALUATION = ("validation", "test")
-GROUP_BYTES = 8 * 2**20  # of text for one task
-WORTH_TASKS = 64 * 2**20  # below this many (compressed) bytes one core is done before workers have started
 HOSTS = 64  # clean documents that canaries are planted in
 ROUNDS = 4  # of cutting; what still holds a span after the third cut is dropped
-
-
-Actions = dict[str, tuple[tuple[int, int], ...] | None]
-"""doc_id -> byte ranges to cut out, None: leave the document out. Documents that are not named stay as they are."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """A training document before cleaning, without its text."""
-
-    doc_id: str
-    copy_of: str | None  # an earlier document with the very same text
-    bytes: int = 0
-
-
-@dataclass
-class Audit:
-    """Everything found and done, as the tables and the page need it. Lists run parallel to ``documents``."""
-
-    index: Index
-    books: list[dict[str, Any]]
-    documents: list[Document]
-    scanned: list[Scanned] = field(default_factory=list)
-    decisions: list[Decision] = field(default_factory=list)
-    bytes_out: list[int] = field(default_factory=list)
-    before: dict[int, float] = field(default_factory=dict)
-    after: dict[int, float] = field(default_factory=dict)
-    removed_books: set[int] = field(default_factory=set)
-    evidence: dict[int, bytes] = field(default_factory=dict)  # texts of documents with spans
-    recalls: list[Recall] = field(default_factory=list)
-    quotations: Recall = field(default_factory=lambda: Recall("quotation", 0, 0, 0))
-    rounds: int = 0
 
 
 def decontaminate(config: DecontaminateConfig, documents: Artifact, output: Path, context: Context) -> Summary:
     """Write the cleaned documents and the audit (docs/formats.md).
 
-    Raises StageError where cleaning leaves no training or no evaluation document.
+    Raises StageError where there is no evaluation document, and where cleaning leaves no training or no evaluation
+    document.
     """
-    source = documents.path("documents")
-    books = list(read_documents(source, EVALUATION))
-    index = build([(row["doc_id"], row["text"].encode()) for row in books], config.ngram, config.max_books_per_ngram)
-    words = [index.words_in(book) for book in range(len(books))]
-    for row in books:
-        row["text"] = ""
-    audit = Audit(index, books, _training_documents(source))
-    audit.scanned = _scan(source, audit, config, context)
-    audit.documents = [replace(d, bytes=s.bytes) for d, s in zip(audit.documents, audit.scanned, strict=True)]
-    audit.decisions = decide(audit.scanned, [max(1, n) for n in words], config)
-    audit.before = audit.after = coverage(audit.decisions, words, acted=True)
-    audit.bytes_out = [document.bytes for document in audit.documents]
-    audit.evidence, hosts = _texts(source, audit)
-    audit.recalls, audit.quotations = plant(hosts, index, config)
-    _clean(config, source, output / "documents", audit, context)
+    source = documents_shards(documents)
+    index, books = _evaluation(config, documents)
+    progress = _Progress(context, sum(pq.read_metadata(s.local()).num_rows for s in source) - len(books))
+    audit = Audit(
+        index, books, config, shard_states(scan_shards(source, index, config, context.work_url, progress.scanned))
+    )
+    audit.judge()
+    audit.after = audit.before
+    audit.recalls, audit.quotations = plant(_hosts(source, audit), index, config)
+    _clean(source, audit, output / "documents", context)
 
     _check_something_left(audit)
     tables.write(audit, output)
     metrics = _metrics(audit)
-    totals = {"metrics": metrics, "parameters": config.model_dump(mode="json"), "rounds": audit.rounds}
-    totals["quotations"] = vars(audit.quotations)
-    totals["evaluation_documents_shared"] = [
-        {"a": index.book_ids[a], "b": index.book_ids[b], "split_a": books[a]["split"], "split_b": books[b]["split"],
-         "share_of_smaller": round(share, 6)}
-        for a, b, share in index.shared
-    ]  # fmt: skip
-    (output / "audit.json").write_text(json.dumps(totals, indent=1, sort_keys=True) + "\n")
-    _warn(audit, config, context)
+    _write_totals(audit, metrics, output / "audit.json")
     published = publish(output, index, config)
+    _warn(audit, context)
     return Summary(_headline(audit, metrics), metrics, published.tables, published.figures)
 
 
-def _training_documents(source: Path) -> list[Document]:
-    """In order of id; of several with the same text the first is the original."""
-    first: dict[str, str] = {}
-    found = []
-    for row in read_documents(source, ("train",), ["doc_id", "sha256"]):
-        original = first.setdefault(row["sha256"], row["doc_id"])
-        found.append(Document(row["doc_id"], None if original == row["doc_id"] else original))
-    return found
+def _evaluation(config: DecontaminateConfig, documents: Artifact) -> tuple[Index, list[dict[str, Any]]]:
+    """(index of the evaluation documents, their rows without the texts)."""
+    books = list(read_documents(documents.path("documents"), EVALUATION))
+    if not books:
+        raise StageError(
+            "there is no evaluation document to compare the training documents with",
+            field="corpus",
+            value="no document in validation or test",
+            fix="give a source documents in one of these splits",
+        )
+    index = build([(row["doc_id"], row["text"].encode()) for row in books], config.ngram, config.max_books_per_ngram)
+    return index, [{name: value for name, value in row.items() if name != "text"} for row in books]
 
 
-def _groups(source: Path) -> Iterator[list[bytes]]:
-    """Texts of the training documents in order, some megabytes at a time."""
-    group: list[bytes] = []
-    size = 0
-    for row in read_documents(source, ("train",), ["text"]):
-        group.append(row["text"].encode())
-        size += len(group[-1])
-        if size >= GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+class _Progress:
+    """Documents scanned, over all passes."""
+
+    def __init__(self, context: Context, total: int) -> None:
+        self._context, self._total, self._done, self._spans = context, total, 0, 0
+
+    def scanned(self, scan: ShardScan) -> None:
+        self._done += scan.documents_in
+        self._spans += scan.spans
+        self._context.progress(self._done, self._total, "documents", spans=float(self._spans))
+
+    def another_pass(self, documents: int) -> None:
+        self._total += documents
 
 
-def _scan_group(texts: list[bytes], index: Index, config: DecontaminateConfig) -> list[Scanned]:
-    return [scan(text, index, config.max_gap, config.max_drift, config.min_span_words) for text in texts]
+def _hosts(source: list[DocumentsShard], audit: Audit) -> list[bytes]:
+    """Stretches of clean documents, evenly from the whole corpus."""
+    clean = [state.scan.documents_in - state.scan.documents_with_spans for state in audit.shards]
+    ends = np.cumsum(clean)
+    total = int(ends[-1]) if len(ends) else 0
+    wanted = np.arange(total)[:: max(1, total // HOSTS)][:HOSTS]
+    hosts = []
+    for at, (shard, state) in enumerate(zip(source, audit.shards, strict=True)):
+        numbers = wanted[(wanted >= ends[at] - clean[at]) & (wanted < ends[at])] - (ends[at] - clean[at])
+        if not len(numbers):
+            continue
+        free = np.setdiff1d(np.arange(state.scan.documents_in), [document.row for document in state.scan.found()])
+        rows = set(free[numbers].tolist())
+        texts = (text.text for row, text in enumerate(shard.texts()) if row in rows)
+        hosts += [bytes(text[: 50 * HOST_BYTES]).decode(errors="ignore").encode() for text in texts]
+    return hosts
 
 
-def _scan(source: Path, audit: Audit, config: DecontaminateConfig, context: Context) -> list[Scanned]:
-    """All training documents in ``source``, in order."""
-    _scan_group([b"one text compiles the kernels once, before workers need them"], audit.index, config)
-    size = sum(path.stat().st_size for path in source.glob("*.parquet"))
-    found: list[Scanned] = []
-    for part in spread(_scan_group, _groups(source), audit.index, config, worth_it=size > WORTH_TASKS):
-        found += part
-        context.progress(len(found), len(audit.documents), "documents", spans=float(sum(len(s.spans) for s in found)))
-    return found
-
-
-def _texts(source: Path, audit: Audit) -> tuple[dict[int, bytes], list[bytes]]:
-    """Texts by number of the documents in which something was found, as evidence, and of some others, as hosts."""
-    clean = [i for i, scanned in enumerate(audit.scanned) if not scanned.spans]
-    wanted = set(clean[:: max(1, len(clean) // HOSTS)][:HOSTS])
-    evidence, hosts = {}, []
-    for i, row in enumerate(read_documents(source, ("train",), ["text"])):
-        if audit.scanned[i].spans:
-            evidence[i] = row["text"].encode()
-        elif i in wanted:
-            hosts.append(row["text"].encode())
-    return evidence, hosts
-
-
-def _clean(config: DecontaminateConfig, source: Path, target: Path, audit: Audit, context: Context) -> None:
+def _clean(source: list[DocumentsShard], audit: Audit, target: Path, context: Context) -> None:
     """Write the documents, scan what was written, and cut again until the scan finds nothing to act on."""
-    words = [max(1, audit.index.words_in(book)) for book in range(len(audit.books))]
-    if config.action == "report_only":
-        _write(source, target, {}, set())
+    target.mkdir()
+    if audit.rule.action == "report_only":
+        for shard in source:
+            shutil.copyfile(shard.local(), target / f"{shard.name}.parquet")
         return
-    copies: Actions = {document.doc_id: None for document in audit.documents if document.copy_of is not None}
-    if config.remove_from == "evaluation":
-        acted = {pair.book for d in audit.decisions for pair in d.pairs if pair.action in ("excise", "drop")}
-        audit.removed_books = acted
-        audit.after = {book: share for book, share in audit.before.items() if book not in acted}
-        sizes = _write(source, target, copies, {audit.books[book]["doc_id"] for book in acted})
-        audit.bytes_out = [sizes.get(document.doc_id, 0) for document in audit.documents]
-        return
-    number = {document.doc_id: i for i, document in enumerate(audit.documents)}
-    documents, decisions = audit.documents, audit.decisions
+    verdict = Verdict(over=audit.over)
+    if audit.rule.remove_from == "evaluation":
+        acted = (pair for d in audit.found() for pair in d.decision.pairs if pair.action in ("excise", "drop"))
+        audit.removed_books = {pair.book for pair in acted}
+        verdict = Verdict(only_copies=True, removed=frozenset(audit.index.book_ids[b] for b in audit.removed_books))
+    progress = _Progress(context, sum(state.scan.documents_in for state in audit.shards))
+    worth_it = len(source) > 1 and sum(shard.size for shard in source) > scanning.WORTH_TASKS
+    basis = scanning.basis_of(audit.index, audit.rule)
+    files: list[Any] = list(source)
+    scans = [state.scan for state in audit.shards]
+    dirty = list(range(len(source)))
     for audit.rounds in range(1, ROUNDS + 1):
-        actions: Actions = dict(copies) if audit.rounds == 1 else {}
-        for document, decision in zip(documents, decisions, strict=True):
-            if decision.action == "drop" or (decision.action == "excise" and audit.rounds == ROUNDS):
-                actions[document.doc_id] = None
-            elif decision.action == "excise":
-                actions.setdefault(document.doc_id, decision.cuts)
-        draft = target.with_name("documents.draft")
-        sizes = _write(source, draft, actions, set())
-        if target.exists():
-            shutil.rmtree(target)
-        draft.rename(target)
-        source = target
-        audit.bytes_out = [sizes.get(document.doc_id, 0) for document in audit.documents]
-        documents = [document for document in documents if document.doc_id in sizes]
-        decisions = decide(_scan(source, audit, config, context), words, config)
-        audit.after = coverage(decisions, words, acted=True)
-        again = [i for i, decision in enumerate(decisions) if decision.action in ("excise", "drop")]
-        if not again:
-            return
-        for i in again:
-            context.log(f"{documents[i].doc_id}: {decisions[i].reason} (found again after cut {audit.rounds})")
-            last = decisions[i].action == "drop" or audit.rounds + 1 == ROUNDS
-            _acted_again(audit, number[documents[i].doc_id], "drop" if last else "excise", decisions[i].reason)
+        first = audit.rounds == 1
+        jobs = [Job(files[i], scans[i], tuple(audit.shards[i].copies) if first else ()) for i in dirty]
+        done = clean_shards(
+            jobs, audit.index, audit.rule, verdict, context.work_url, basis, worth_it, progress.scanned
+        )  # fmt: skip
+        for i, (cleaned, scan) in zip(dirty, done, strict=True):
+            _resized(audit.shards[i].sizes, cleaned)
+            files[i], scans[i] = cleaned, scan
+        if verdict.only_copies:
+            audit.after = {book: share for book, share in audit.before.items() if book not in audit.removed_books}
+            break
+        dirty, verdict = _found_again(audit, scans, context)
+        if not dirty:
+            break
+        progress.another_pass(sum(scans[i].documents_in for i in dirty))
+    for cleaned in files:
+        _place(cleaned.url, target / f"{cleaned.name}.parquet")
 
 
-def _acted_again(audit: Audit, at: int, action: Action, reason: str) -> None:
-    """A later scan was worse than the first: say so in the first decision."""
-    first = audit.decisions[at]
-    if SEVERITY[action] > SEVERITY[first.action]:
-        because = f"{first.reason}; after cutting: {reason}" if first.reason else reason
-        audit.decisions[at] = replace(first, action=action, reason=because)
+def _resized(sizes: np.ndarray[Any, Any], cleaned: CleanedShard) -> None:
+    """Enter what one cleaning changed; its rows count the documents that were still there."""
+    there = np.flatnonzero(sizes >= 0)
+    new = np.array(cleaned.sizes, np.int64)
+    sizes[there[np.array(cleaned.rows, np.int64)]] = np.where(new > 0, new, -1)
 
 
-def _write(source: Path, target: Path, actions: Actions, without: set[str]) -> dict[str, int]:
-    """Copy the documents with cuts applied (None: left out); bytes of every training document written."""
-    writer = DocumentsWriter(target)
-    sizes = {}
-    for row in read_documents(source):
-        if row["doc_id"] in without:
-            continue
-        cuts = actions.get(row["doc_id"], ())
-        text = row["text"].encode()
-        if cuts is None:
-            continue
-        if cuts:
-            text = cut(text, cuts)
-            if not text.strip():
-                continue
-            row = {**row, "text": text.decode(), "sha256": hashlib.sha256(text).hexdigest()}  # noqa: PLW2901
-        if row["split"] == "train":
-            sizes[row["doc_id"]] = len(text)
-        writer.write(row)
-    writer.close()
-    return sizes
+def _found_again(audit: Audit, scans: list[ShardScan], context: Context) -> tuple[list[int], Verdict]:
+    """(shards in which a scan of the output found what must be acted on, how); sets ``after`` and ``again``."""
+    words = audit.index.book_words
+    everything, left = Coverage(acted=True), Coverage(acted=False)
+    decisions: list[tuple[int, str, Decision]] = []
+    for i, scan in enumerate(scans):
+        for document in scan.found():
+            decision = decide_document(document.scanned, words, audit.rule)
+            everything.add(decision)
+            left.add(decision)
+            decisions.append((i, document.doc_id, decision))
+    audit.after = everything.shares(words)
+    verdict = Verdict(over=left.above(audit.rule.coverage_limit, words), drop_all=audit.rounds + 1 >= ROUNDS)
+    dirty = set()
+    for i, doc_id, decision in decisions:
+        now = without_notes(decision, verdict.over)
+        if now.action in ("excise", "drop"):
+            context.log(f"{doc_id}: {now.reason} (found again after cut {audit.rounds})")
+            audit.again[doc_id] = ("drop" if verdict.drop_all else now.action, now.reason)
+            dirty.add(i)
+    return sorted(dirty), verdict
+
+
+def _place(url: str, target: Path) -> None:
+    """A file of the output: linked where that is possible, else copied."""
+    place = storage.local_path(url)
+    if place is None:
+        storage.get_file(*storage.filesystem(url), target)
+        return
+    try:
+        os.link(place, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(place, target)
 
 
 def _check_something_left(audit: Audit) -> None:
-    if not sum(audit.bytes_out):
+    if not any((state.sizes > 0).any() for state in audit.shards):
         raise StageError(
             "every training document shares text with an evaluation document: nothing is left to train on",
             field="decontaminate.action",
@@ -243,29 +207,43 @@ def _check_something_left(audit: Audit) -> None:
 
 
 def _metrics(audit: Audit) -> dict[str, float]:
-    counts = Counter(tables.action(audit, i) for i in range(len(audit.documents)))
+    counts = audit.counts()
     planted = sum(recall.planted for recall in audit.recalls)
     metrics = {f"documents_{name}": float(counts[name]) for name in ("keep", "note", "excise", "drop")}
+    metrics |= {name: float(counts[name]) for name in ("documents_in", "exact_copies", "bytes_in", "bytes_out")}
     metrics |= {
-        "documents_in": float(len(audit.documents)),
-        "exact_copies": float(sum(document.copy_of is not None for document in audit.documents)),
-        "bytes_in": float(sum(document.bytes for document in audit.documents)),
-        "bytes_out": float(sum(audit.bytes_out)),
         "evaluation_documents": float(len(audit.books)),
         "evaluation_documents_removed": float(len(audit.removed_books)),
         "coverage_max": max(audit.before.values(), default=0.0),
         "coverage_after_max": max(audit.after.values(), default=0.0),
         "quotations_acted": float(audit.quotations.acted),
+        "index_bytes": float(audit.index.nbytes),
+        "excluded_ngrams": float(audit.index.excluded.sum()),
     }
     if planted:
         metrics["canary_recall"] = sum(recall.acted for recall in audit.recalls) / planted
     return metrics
 
 
+def _write_totals(audit: Audit, metrics: dict[str, float], path: Path) -> None:
+    index = audit.index
+    totals = {"metrics": metrics, "parameters": audit.rule.model_dump(mode="json"), "rounds": audit.rounds}
+    totals["quotations"] = vars(audit.quotations)
+    totals["excluded_ngrams"] = {
+        name: int(count) for name, count in zip(index.book_ids, index.excluded, strict=True) if count
+    }
+    totals["evaluation_documents_shared"] = [
+        {"a": index.book_ids[a], "b": index.book_ids[b], "split_a": audit.books[a]["split"],
+         "split_b": audit.books[b]["split"], "share_of_smaller": round(share, 6)}
+        for a, b, share in index.shared
+    ]  # fmt: skip
+    path.write_text(json.dumps(totals, indent=1, sort_keys=True) + "\n")
+
+
 def _headline(audit: Audit, metrics: dict[str, float]) -> str:
     left = metrics["bytes_out"] / max(1.0, metrics["bytes_in"])
     text = (
-        f"{len(audit.documents)} training documents against {len(audit.books)} evaluation documents: "
+        f"{metrics['documents_in']:.0f} training documents against {len(audit.books)} evaluation documents: "
         f"{metrics['documents_drop']:.0f} dropped, {metrics['documents_excise']:.0f} cut, "
         f"{metrics['documents_note']:.0f} noted; {left:.1%} of the text is left; "
         f"coverage at most {metrics['coverage_max']:.1%}, after cleaning {metrics['coverage_after_max']:.1%}"
@@ -275,10 +253,11 @@ def _headline(audit: Audit, metrics: dict[str, float]) -> str:
     return text
 
 
-def _warn(audit: Audit, config: DecontaminateConfig, context: Context) -> None:
-    acted = [i for i, decision in enumerate(audit.decisions) if decision.action in ("excise", "drop")]
-    if acted and config.action == "report_only":
-        context.warn(f"decontaminate: {len(acted)} training documents hold evaluation text and were left as they are")
+def _warn(audit: Audit, context: Context) -> None:
+    if audit.rule.action == "report_only":
+        acted = sum(document.decision.action in ("excise", "drop") for document in audit.found())
+        if acted:
+            context.warn(f"decontaminate: {acted} training documents hold evaluation text and were left as they are")
     copies = [(a, b) for a, b, share in audit.index.shared if share >= 0.5]
     if copies:
         names = ", ".join(f"{audit.index.book_ids[a]} and {audit.index.book_ids[b]}" for a, b in copies[:3])

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from stages.corpus.documents import write_table
-from stages.decontaminate.chain import Span
+from stages.decontaminate.findings import Audit, Document
 from stages.decontaminate.index import Index
+from stages.decontaminate.shards import EVIDENCE_CHARACTERS, Evidence, evidence_of
 
-if TYPE_CHECKING:
-    from stages.decontaminate.run import Audit
-
-EVIDENCE_CHARACTERS = 600  # of each side of a span
+ROWS = 4096  # in memory at a time where a table may be long
 
 _SHARED = [
     *((name, pa.string()) for name in ("doc_id", "book_id", "action", "reason")),
@@ -76,43 +77,52 @@ TABLES = {
 
 
 def write(audit: Audit, folder: Path) -> None:
-    """Write decisions, pairs, spans, books and canaries."""
-    for name, schema, rows in (
-        ("decisions", DECISIONS, _decisions(audit)),
-        ("pairs", PAIRS, _pairs(audit)),
-        ("spans", SPANS, _spans(audit)),
-        ("books", BOOKS, _books(audit)),
-        ("canaries", CANARIES, [vars(recall) for recall in audit.recalls]),
-    ):
-        write_table(pa.Table.from_pylist(rows, schema=schema), folder / f"{name}.parquet")
+    """Write decisions, pairs, spans, books and canaries. In memory are rows of documents with spans, without texts."""
+    _write(folder / "decisions.parquet", DECISIONS, _decisions(audit))
+    _write(folder / "pairs.parquet", PAIRS, _pairs(audit))
+    _write(folder / "spans.parquet", SPANS, _spans(audit))
+    _write(folder / "books.parquet", BOOKS, _books(audit))
+    _write(folder / "canaries.parquet", CANARIES, [vars(recall) for recall in audit.recalls])
 
 
-def action(audit: Audit, i: int) -> str:
-    """What happened to training document ``i``; an exact copy of another training document is dropped."""
-    return "drop" if audit.documents[i].copy_of is not None else audit.decisions[i].action
+def _write(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
+    """As ``write_table``, some thousand rows at a time."""
+    remaining = iter(rows)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        while some := list(itertools.islice(remaining, ROWS)):
+            writer.write_table(pa.Table.from_pylist(some, schema=schema), row_group_size=256)
 
 
-def _decisions(audit: Audit) -> list[dict[str, Any]]:
-    rows = []
-    for i, (document, decision) in enumerate(zip(audit.documents, audit.decisions, strict=True)):
-        worst = decision.pairs[0] if decision.pairs else None
-        reason = decision.reason
-        if document.copy_of is not None:
-            reason = f"exact copy of {document.copy_of}" + (f"; {reason}" if reason else "")
-        rows.append({
-            "doc_id": document.doc_id,
-            "book_id": audit.index.book_ids[worst.book] if worst else None,
-            "action": action(audit, i),
-            "reason": reason,
-            "matched_words": worst.matched if worst else 0,
-            "longest_words": worst.longest if worst else 0,
-            "document_share": worst.document_share if worst else 0.0,
-            "book_share": worst.book_share if worst else 0.0,
-            "words": audit.scanned[i].words,
-            "bytes_in": document.bytes,
-            "bytes_out": audit.bytes_out[i],
-        })  # fmt: skip
-    return sorted(rows, key=lambda row: (_GRAVITY.index(row["action"]), -row["matched_words"], row["doc_id"]))
+def _decisions(audit: Audit) -> Iterator[dict[str, Any]]:
+    """By action, the most matched words first, then in order of the corpus."""
+    grave: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for document in audit.found():
+        grave[document.action].append(_decision(audit, document))
+    for action in _GRAVITY:
+        yield from sorted(grave[action], key=lambda row: -row["matched_words"])
+        if action in ("drop", "keep"):  # the only fates of a document that shares nothing
+            yield from (
+                _decision(audit, document)
+                for document in audit.documents()
+                if not document.evidence and document.action == action
+            )
+
+
+def _decision(audit: Audit, document: Document) -> dict[str, Any]:
+    worst = document.decision.pairs[0] if document.decision.pairs else None
+    return {
+        "doc_id": document.doc_id,
+        "book_id": audit.index.book_ids[worst.book] if worst else None,
+        "action": document.action,
+        "reason": document.reason,
+        "matched_words": worst.matched if worst else 0,
+        "longest_words": worst.longest if worst else 0,
+        "document_share": worst.document_share if worst else 0.0,
+        "book_share": worst.book_share if worst else 0.0,
+        "words": document.words,
+        "bytes_in": document.bytes,
+        "bytes_out": document.bytes_out,
+    }
 
 
 def _pairs(audit: Audit) -> list[dict[str, Any]]:
@@ -123,23 +133,41 @@ def _pairs(audit: Audit) -> list[dict[str, Any]]:
             "matched_words": pair.matched, "longest_words": pair.longest,
             "document_share": pair.document_share, "book_share": pair.book_share,
         }
-        for document, decision in zip(audit.documents, audit.decisions, strict=True)
-        for pair in decision.pairs
+        for document in audit.found()
+        for pair in document.decision.pairs
     ]  # fmt: skip
     return sorted(rows, key=lambda row: (-row["matched_words"], row["doc_id"], row["book_id"]))
 
 
-def _spans(audit: Audit) -> list[dict[str, Any]]:
-    rows = [
-        span_row(document.doc_id, span, audit.index, audit.evidence[i])
-        for i, (document, scanned) in enumerate(zip(audit.documents, audit.scanned, strict=True))
-        for span in scanned.spans
-    ]
-    return sorted(rows, key=lambda row: (-row["words"], row["doc_id"], row["doc_start"], row["book_id"]))
+def _spans(audit: Audit) -> Iterator[dict[str, Any]]:
+    """The longest first. Sorted by their numbers; the texts stay in the shards' files until their row is written."""
+    tables = [state.scan.spans_table() for state in audit.shards]
+    shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    row = np.concatenate([np.arange(len(table)) for table in tables])
+    named = sorted(range(len(audit.index.book_ids)), key=lambda book: audit.index.book_ids[book])
+    rank = np.empty(len(named), np.int64)
+    rank[named] = np.arange(len(named))
+    book, document, start, matched = (
+        np.concatenate([table[name].to_numpy() for table in tables]) for name in ("book", "row", "doc_start", "matched")
+    )
+    order = np.lexsort((rank[book], start, document, shard, -matched))
+    for at in range(0, len(order), ROWS):
+        some = order[at : at + ROWS]
+        rows: dict[int, dict[str, Any]] = {}
+        for s in np.unique(shard[some]):
+            mine = some[shard[some] == s]
+            found = tables[s].take(row[mine]).to_pylist()
+            names = audit.shards[s].scan.table()["doc_id"]
+            rows |= {
+                int(k): span_row(names[values["row"]].as_py(), evidence_of(values), audit.index)
+                for k, values in zip(mine, found, strict=True)
+            }
+        yield from (rows[int(k)] for k in some)
 
 
-def span_row(doc_id: str, span: Span, index: Index, text: bytes) -> dict[str, Any]:
-    """One row of ``spans``; ``text`` is the whole document the span was found in."""
+def span_row(doc_id: str, evidence: Evidence, index: Index) -> dict[str, Any]:
+    """One row of ``spans``."""
+    span = evidence.span
     return {
         "doc_id": doc_id, "book_id": index.book_ids[span.book],
         "doc_start": span.doc_start, "doc_end": span.doc_end,
@@ -147,8 +175,7 @@ def span_row(doc_id: str, span: Span, index: Index, text: bytes) -> dict[str, An
         "doc_first": span.doc_first, "doc_last": span.doc_last,
         "book_first": span.book_first, "book_last": span.book_last,
         "words": span.matched, "identity": span.identity,
-        "doc_text": shortened(text[span.doc_start : span.doc_end].decode(errors="replace")),
-        "book_text": shortened(index.evidence(span.book, span.book_start, span.book_end)),
+        "doc_text": evidence.doc_text, "book_text": evidence.book_text,
     }  # fmt: skip
 
 
@@ -160,8 +187,8 @@ def shortened(text: str) -> str:
 def _books(audit: Audit) -> list[dict[str, Any]]:
     documents: Counter[int] = Counter()
     top: dict[int, tuple[int, str]] = defaultdict(lambda: (0, ""))
-    for document, decision in zip(audit.documents, audit.decisions, strict=True):
-        for pair in decision.pairs:
+    for document in audit.found():
+        for pair in document.decision.pairs:
             documents[pair.book] += 1
             if pair.matched > top[pair.book][0]:
                 top[pair.book] = (pair.matched, document.doc_id)

@@ -14,7 +14,7 @@ from stages.decontaminate.index import Index, build
 from stages.decontaminate.normalize import words, words_reference
 from stages.decontaminate.stage import DecontaminateConfig
 
-ODD = "aZé-‐–'’`_ \n\t.\u00ad\u0301ßŁøæ½²日ア한𝔘😀\u200b1"
+ODD = "𑀸aZé-‐–'’`_ \n\t.\u00ad\u0301ßŁøæ½²日ア한𝔘😀\u200b1"
 
 
 @settings(max_examples=300, deadline=None)

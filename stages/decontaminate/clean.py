@@ -1,0 +1,183 @@
+"""Writing the cleaned corpus, one task a shard: cut and drop as decided, then scan the very file that was written.
+
+Like the scan's, results lie below ``work_url`` under the digest of what they follow from, so that an interrupted
+cleaning goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cluster import storage
+from stages.corpus.documents import write_table
+from stages.corpus.parallel import spread
+from stages.decontaminate.decide import cut, decide_document, without_notes
+from stages.decontaminate.index import Index
+from stages.decontaminate.shards import ShardScan, Text, scan_shard, texts_of
+from stages.decontaminate.stage import DecontaminateConfig
+
+Actions = dict[int, tuple[tuple[int, int], ...] | None]
+"""Training document by number in its shard -> byte ranges to cut out, None: leave it out. Others stay as they are."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What holds for the whole corpus when a shard is cleaned."""
+
+    over: Mapping[int, float] = field(default_factory=dict)  # see ``decide.without_notes``
+    only_copies: bool = False  # the contaminated evaluation documents go, not the training documents
+    removed: frozenset[str] = frozenset()  # ids of those evaluation documents
+    drop_all: bool = False  # the last round: whatever would be cut is dropped
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard to clean: its Parquet file (``path()`` is local), its scan, and which documents are exact copies."""
+
+    shard: Any
+    scan: ShardScan
+    copies: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CleanedShard:
+    """A cleaned Parquet file below ``work_url``; a ``Shard`` itself, so that it can be scanned and cleaned again.
+
+    ``rows``, ``sizes``: training documents of the shard before that were changed, and their bytes now, 0 for left out.
+    """
+
+    name: str
+    url: str
+    size: int
+    documents: int
+    bytes: int
+    rows: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    def local(self) -> Path:
+        """The file on this machine's disk, fetched to a temporary place where storage is remote."""
+        place = storage.local_path(self.url)
+        if place is None:
+            place = Path(tempfile.gettempdir(), f"cleaned-{hashlib.sha256(self.url.encode()).hexdigest()[:16]}.parquet")
+            if not place.exists():
+                storage.get_file(*storage.filesystem(self.url), place)
+        return place
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.url.encode()).hexdigest()  # the name holds the digest of all it follows from
+
+    def texts(self) -> Iterator[Text]:
+        yield from texts_of(self.local(), ("train",))
+
+
+def clean_shards(
+    jobs: Sequence[Job],
+    index: Index,
+    rule: DecontaminateConfig,
+    verdict: Verdict,
+    work_url: str,
+    basis: str,
+    worth_it: bool,
+    progress: Callable[[ShardScan], None],
+) -> list[tuple[CleanedShard, ShardScan]]:
+    """(cleaned file, scan of that file) per job, in order."""
+    results = []
+    for cleaned, scan in spread(clean_shard, jobs, index, rule, verdict, work_url, basis, worth_it=worth_it):
+        results.append((cleaned, scan))
+        progress(scan)
+    return results
+
+
+def clean_shard(
+    job: Job, index: Index, rule: DecontaminateConfig, verdict: Verdict, work_url: str, basis: str
+) -> tuple[CleanedShard, ShardScan]:
+    """One task: write the shard without what must go, then scan what was written."""
+    actions: Actions = dict.fromkeys(job.copies)
+    if not verdict.only_copies:
+        actions = {**_decided(job.scan, index, rule, verdict), **actions}
+    parts = [job.scan.url.rsplit("/", 1)[-1], sorted(actions.items()), sorted(verdict.removed)]
+    identity = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    url = storage.join(work_url, "clean", f"{job.shard.name}-{identity}")
+    fs, path = storage.filesystem(url)
+    known = storage.read_json(fs, f"{path}.json")
+    if known is None:
+        fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        known = _write(job.shard, actions, verdict.removed, fs, f"{path}.parquet")
+        storage.write_atomic(fs, f"{path}.json", storage.to_json(known))
+    known = {**known, "rows": tuple(known["rows"]), "sizes": tuple(known["sizes"])}
+    cleaned = CleanedShard(name=job.shard.name, url=f"{url}.parquet", **known)
+    return cleaned, scan_shard(cleaned, index, rule, work_url, basis)
+
+
+def _decided(scan: ShardScan, index: Index, rule: DecontaminateConfig, verdict: Verdict) -> Actions:
+    words = index.book_words
+    actions: Actions = {}
+    for document in scan.found():
+        decision = without_notes(decide_document(document.scanned, words, rule), verdict.over)
+        if decision.action == "drop" or (decision.action == "excise" and verdict.drop_all):
+            actions[document.row] = None
+        elif decision.action == "excise":
+            actions[document.row] = decision.cuts
+    return actions
+
+
+def _write(shard: Any, actions: Actions, removed: frozenset[str], fs: Any, path: str) -> dict[str, Any]:
+    """Write the file; the fields of ``CleanedShard`` but name and URL."""
+    table = pq.read_table(shard.local())
+    training = np.flatnonzero(pc.equal(table["split"], "train").to_numpy())
+    keep = ~pc.is_in(table["doc_id"], pa.array(sorted(removed), pa.string())).to_numpy()
+    changed = np.zeros(len(table), bool)
+    texts, digests, rows, sizes = [], [], [], []
+    for row, cuts in sorted(actions.items()):
+        at = int(training[row])
+        left = b"" if cuts is None else cut(table["text"][at].as_buffer().to_pybytes(), cuts)
+        if not left.strip():
+            left, keep[at] = b"", False
+        else:
+            changed[at] = True
+            texts.append(left)
+            digests.append(hashlib.sha256(left).hexdigest())
+        rows.append(row)
+        sizes.append(len(left))
+    if texts:
+        for name, values in (("text", texts), ("sha256", digests)):
+            column = table.schema.get_field_index(name)
+            new = pa.array(values, pa.large_binary() if name == "text" else pa.string()).cast(
+                table.schema.types[column]
+            )
+            old = table[name].combine_chunks()
+            replaced = pc.replace_with_mask(old, pa.array(changed), new)
+            table = table.set_column(column, table.schema.field(column), replaced)
+    if not keep.all():
+        table = table.filter(pa.array(keep))
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder, "cleaned.parquet")
+        write_table(table, draft)
+        put_whole(fs, draft, path)
+        size = draft.stat().st_size
+    train = table.filter(pc.equal(table["split"], "train"))
+    total = pc.sum(pc.binary_length(train["text"])).as_py() or 0
+    return {"size": size, "documents": len(train), "bytes": total, "rows": rows, "sizes": sizes}
+
+
+def put_whole(fs: Any, file: Path, path: str) -> None:
+    """Copy a local file to ``path``, where it appears whole or not at all."""
+    if not storage.is_local(fs):
+        fs.put_file(str(file), path)
+        return
+    draft = Path(f"{path}.{os.urandom(6).hex()}.part")
+    shutil.copyfile(file, draft)
+    draft.replace(path)
