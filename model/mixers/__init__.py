@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from model.config import MixerConfig, TrunkConfig
 from model.mixers.base import Held, KeyValue, Knockout, LayerState, Mixer
+from model.mixers.deltanet import DeltaNetMixer
 from model.mixers.full import FullMixer
 from model.mixers.infini import InfiniMixer
+from model.mixers.landmark import LandmarkMixer, LandmarkStream
+from model.mixers.linear import LinearMixer
 from model.mixers.local import LocalMixer
 from model.mixers.rmt import RMTMixer, RMTStream
 from model.mixers.stream import Stream
@@ -21,8 +24,11 @@ KINDS: dict[str, type[Mixer]] = {
     "xl": XLMixer,
     "full": FullMixer,
     "rmt": RMTMixer,
+    "landmark": LandmarkMixer,
+    "linear": LinearMixer,
+    "deltanet": DeltaNetMixer,
 }
-STREAMS: dict[str, type[Stream]] = {"rmt": RMTStream}
+STREAMS: dict[str, type[Stream]] = {"rmt": RMTStream, "landmark": LandmarkStream}
 """Kinds that pass more than the text through the layers."""
 
 

@@ -19,6 +19,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "xl": {"kind": "xl"},
     "full": {"kind": "full"},
     "rmt": {"kind": "rmt", "memory_tokens": 3},
+    "landmark": {"kind": "landmark", "segment_length": 4, "block_tokens": 4, "top_blocks": 2},
+    "linear": {"kind": "linear"},
+    "deltanet": {"kind": "deltanet"},
 }
 
 
