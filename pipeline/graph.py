@@ -17,6 +17,7 @@ from stages.control.stage import ControlConfig
 from stages.corpus.pin import pin
 from stages.corpus.stage import STAGE as INGEST
 from stages.decontaminate.stage import STAGE as DECONTAMINATE
+from stages.dedup.stage import STAGE as DEDUP
 from stages.evaluate.stage import STAGE as EVALUATE
 from stages.pretrain.config import BaseConfig, BaseSettings, MixtureConfig, PretrainConfig
 from stages.pretrain.stage import BASE, PRETRAIN
@@ -47,11 +48,14 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     graph = PlanBuilder()
     ingest = graph.add(INGEST, corpus, {})
     documents = graph.add(DECONTAMINATE, study.decontaminate, {"documents": ingest})
+    made = [ingest, documents]
+    if study.dedup is not None:  # after the audit, which so covers the whole corpus
+        made.append(documents := graph.add(DEDUP, study.dedup, {"documents": documents}))
     tokenizer = graph.add(TOKENIZER, tokenizer_config, {"documents": documents})
     tokens = graph.add(TOKENIZE, study.tokenize, {"documents": documents, "tokenizer": tokenizer})
     data = {"tokens": tokens, "tokenizer": tokenizer}
     base = graph.add(BASE, base_config, data)
-    made = [ingest, documents, tokenizer, tokens, base]
+    made += [tokenizer, tokens, base]
     if study.capacity is not None:
         made.append(graph.add(CAPACITY, study.capacity, {}))
     made += _control(graph, study)

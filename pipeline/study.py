@@ -27,6 +27,7 @@ from stages.claims.config import ClaimsConfig
 from stages.control.stage import ControlSettings
 from stages.corpus.config import IngestConfig
 from stages.decontaminate.stage import DecontaminateConfig
+from stages.dedup.stage import DedupConfig
 from stages.evaluate.stage import EvaluateConfig
 from stages.pretrain.stage import BaseSettings, PretrainSettings
 from stages.stage import Config, Execution
@@ -38,13 +39,14 @@ ENVIRONMENT_PREFIX = "INFINI_STUDY__"
 
 class Study(Config):
     """A whole study. A section that is left out (``ablate``, ``capacity``, ``control``, ``summarize``) is not
-    run, and the claims that need it are reported as not measured."""
+    run, and the claims that need it are reported as not measured; without ``dedup`` repeats stay in the text."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     description: str = ""
     seeds: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] = Field(min_length=1)
     corpus: IngestConfig
     decontaminate: DecontaminateConfig = DecontaminateConfig()
+    dedup: DedupConfig | None = None
     tokenizer: TokenizerConfig
     tokenize: TokenizeConfig
     trunk: TrunkConfig

@@ -1,0 +1,230 @@
+"""A text as the set of its n-grams of words, and what is derived from that set: MinHash bands and fingerprints.
+
+Words are those of ``stages.decontaminate.normalize``, so that typography makes no difference. ``shingle`` hashes words
+and rolls n-grams in one pass over the bytes, without keeping where the words stood; ``located`` does the same in two
+steps and keeps it, for evidence.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from stages.decontaminate.normalize import (
+    _BASIS,
+    _PRIME,
+    SEPARATOR,
+    Words,
+    _mixed,
+    as_bytes,
+    next_word,
+    tables,
+    words,
+)
+
+MULTIPLIER = 0xD6E8FEB86659FD93  # of the rolling hash: odd, so that no word's weight ever becomes 0
+_MASK = 2**64 - 1
+BLOCK = 4096  # n-grams hashed at a time: 16 KiB stay in the first-level cache under all permutations
+
+
+class Shingled(NamedTuple):
+    """A text's number of words, a 128-bit hash of their sequence, and the distinct hashes of its n-grams, sorted."""
+
+    words: int
+    same: tuple[int, int]
+    grams: NDArray[np.uint64]
+
+
+def shingle(text: bytes | NDArray[np.uint8], n: int) -> Shingled:
+    """The set of n-grams of words of UTF-8 ``text``; empty below ``n`` words."""
+    data = as_bytes(text)
+    grams = np.empty(len(data) // 2 + 2, np.uint64)  # pages beyond the last n-gram are never touched
+    count, first, second = _rolled(data, tables(), n, grams)
+    grams = grams[: max(0, count - n + 1)]
+    grams.sort()
+    return Shingled(count, (int(first), int(second)), grams[: _distinct(grams)].copy())
+
+
+def located(text: bytes | NDArray[np.uint8], n: int) -> tuple[Words, NDArray[np.uint64]]:
+    """The words of ``text`` with their places, and the hash of the n-gram that begins at each but the last n - 1."""
+    found = words(text)
+    m = np.uint64(MULTIPLIER)
+    grams = np.zeros(max(0, len(found.hashes) - n + 1), np.uint64)
+    for k in range(n):
+        grams = grams * m + found.hashes[k : k + len(grams)]
+    return found, _finished_all(grams)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _finished(h: Any) -> Any:
+    """Mixed so that every bit depends on every word: samples and permutations need uniform bits (Stafford's mix 13)."""
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return h ^ (h >> np.uint64(31))
+
+
+@njit(cache=True, nogil=True)
+def _finished_all(grams: Any) -> Any:
+    out = np.empty_like(grams)
+    for i in range(len(grams)):
+        out[i] = _finished(grams[i])
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _rolled(data: Any, tables: Any, n: int, grams: Any) -> Any:
+    """Writes the hash of every n-gram, in order; (number of words, two 64-bit hashes of their sequence)."""
+    m = np.uint64(MULTIPLIER)
+    leaving = np.uint64(1)
+    for _ in range(n):
+        leaving *= m
+    recent = np.zeros(n, np.uint64)
+    ascii, classes, _, _ = tables
+    h, first, second = np.uint64(0), np.uint64(1), np.uint64(2)
+    size, i, count, slot = len(data), 0, 0, 0
+    while True:
+        while i < size and data[i] < 0x80 and not ascii[data[i]]:
+            i += 1
+        start, word = i, np.uint64(_BASIS)
+        while i < size and ascii[data[i]]:
+            word = (word ^ np.uint64(ascii[data[i]])) * np.uint64(_PRIME)
+            i += 1
+        if start < i and (i == size or (data[i] < 0x80 and classes[data[i]] == SEPARATOR)):
+            i += 1
+            word = _mixed(word)  # letters and digits of ASCII up to a blank or such: nine words in ten
+        else:
+            word, start, end, i = next_word(data, start, tables)
+            if start == end:
+                return count, _finished(first), _finished(second)
+        h = h * m + word - recent[slot] * leaving
+        recent[slot] = word
+        slot = slot + 1 if slot + 1 < n else 0
+        first = first * np.uint64(0x9E3779B97F4A7C15) + word
+        second = (second ^ word) * np.uint64(0xFF51AFD7ED558CCD)
+        second ^= second >> np.uint64(29)
+        count += 1
+        if count >= n:
+            grams[count - n] = _finished(h)
+
+
+@njit(cache=True, nogil=True)
+def _distinct(values: Any) -> int:
+    """Moves the distinct ones of sorted ``values`` to the front; how many they are."""
+    kept = 0
+    for i in range(len(values)):
+        if i == 0 or values[i] != values[kept - 1]:
+            values[kept] = values[i]
+            kept += 1
+    return kept
+
+
+@njit(cache=True, nogil=True)
+def common(a: Any, b: Any) -> int:
+    """How many values two sorted sets share."""
+    i = j = shared = 0
+    while i < len(a) and j < len(b):
+        if a[i] < b[j]:
+            i += 1
+        elif a[i] > b[j]:
+            j += 1
+        else:
+            shared += 1
+            i += 1
+            j += 1
+    return shared
+
+
+class Permutations(NamedTuple):
+    """Of the 32-bit numbers: x -> (factor x + offset) mod 2^32, ``factor`` odd; both of shape [permutations]."""
+
+    factors: NDArray[np.uint32]
+    offsets: NDArray[np.uint32]
+
+
+def permutations(count: int) -> Permutations:
+    """The first ``count`` of one fixed series (splitmix64): no library's random numbers, which may change."""
+    state, drawn = 0x5DEECE66D, []
+    for _ in range(2 * count):
+        state = (state + 0x9E3779B97F4A7C15) & _MASK
+        z = state
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+        drawn.append((z ^ (z >> 31)) >> 32)
+    values = np.array(drawn, np.uint32)
+    found = Permutations(values[:count] | np.uint32(1), values[count:].copy())
+    for array in found:
+        array.flags.writeable = False  # as in Ray's object store: kernels are compiled once per array type
+    return found
+
+
+def minhash(grams: NDArray[np.uint64], by: Permutations) -> NDArray[np.uint32]:
+    """The smallest permuted n-gram under every permutation (Broder 1997); all ones for an empty set."""
+    smallest = np.full(len(by.factors), 0xFFFFFFFF, np.uint32)
+    _minhash(grams.astype(np.uint32), by.factors, by.offsets, smallest)  # the low halves
+    return smallest
+
+
+@njit(cache=True, nogil=True)
+def _minhash(grams: Any, factors: Any, offsets: Any, smallest: Any) -> None:
+    for start in range(0, len(grams), BLOCK):
+        block = grams[start : start + BLOCK]
+        for j in range(len(factors)):
+            factor, offset, least = factors[j], offsets[j], smallest[j]
+            for i in range(len(block)):  # the compiler makes vectors of 8 or 16 n-grams of this loop
+                least = min(least, np.uint32(factor * block[i] + offset))
+            smallest[j] = least
+
+
+def bands(smallest: NDArray[np.uint32], rows: int) -> NDArray[np.uint64]:
+    """One hash of each run of ``rows`` MinHash values, shape [bands]."""
+    m = np.uint64(MULTIPLIER)
+    table = smallest.reshape(-1, rows).astype(np.uint64)
+    hashed = np.zeros(len(table), np.uint64)
+    for column in table.T:
+        hashed = (hashed ^ column) * m
+        hashed ^= hashed >> np.uint64(32)
+    return hashed
+
+
+def fingerprints(grams: NDArray[np.uint64], sample: int) -> NDArray[np.uint64]:
+    """The n-grams whose hash is below 2^64 / ``sample``: the same ones of every text that has them."""
+    return grams[: np.searchsorted(grams, np.uint64(_MASK // sample), side="right")].copy()
+
+
+def passage(text: bytes, other: bytes, other_grams: NDArray[np.uint64], n: int, characters: int) -> tuple[str, str]:
+    """The beginning of the longest run of words of ``text`` whose n-grams all stand in ``other``, on both sides.
+
+    The beginnings of both texts where they share no n-gram (texts shorter than one).
+    """
+    found, grams = located(text, n)
+    at = np.searchsorted(other_grams, grams)
+    inside = np.zeros(len(grams) + 2, np.int8)  # with a 0 at both ends
+    if len(other_grams):
+        inside[1:-1] = other_grams[np.minimum(at, len(other_grams) - 1)] == grams
+    edges = np.flatnonzero(np.diff(inside))
+    if not len(edges):
+        return beginning(text, characters), beginning(other, characters)
+    starts, ends = edges[::2], edges[1::2]
+    longest = int(np.argmax(ends - starts))
+    first, last = int(starts[longest]), int(ends[longest]) + n - 2
+    there, there_grams = located(other, n)
+    begin = int(np.flatnonzero(there_grams == grams[first])[0])
+    end = min(begin + last - first, len(there.hashes) - 1)
+    return (
+        shortened(text[int(found.starts[first]) : int(found.ends[last])], characters),
+        shortened(other[int(there.starts[begin]) : int(there.ends[end])], characters),
+    )
+
+
+def beginning(text: bytes, characters: int) -> str:
+    """The first ``characters`` of a text, without blanks before them."""
+    return shortened(text[: 8 * characters].lstrip(), characters)
+
+
+def shortened(text: bytes, characters: int) -> str:
+    """At most ``characters`` of UTF-8 text, with a sign where it goes on."""
+    said = text[: 4 * characters + 4].decode(errors="ignore")
+    return said if len(said) <= characters and len(text) <= 4 * characters + 4 else said[:characters] + " …"
