@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from pipeline.cli import inspect, run, view
+from pipeline.cli import export, inspect, run, view
 from pipeline.errors import UserError
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 for command in (
     run.validate, run.plan, run.run, inspect.status, inspect.explain, inspect.ls, inspect.show, inspect.lineage,
-    inspect.verify, inspect.logs, inspect.gc, view.audit, view.report, view.ui,
+    inspect.verify, inspect.logs, inspect.gc, view.audit, view.report, view.ui, export.export,
 ):  # fmt: skip
     app.command()(command)
 
