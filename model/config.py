@@ -31,7 +31,7 @@ EFFECT: Mapping[str, tuple[Kind, ...]] = {
     "gate_init": ("infini", "memorizing"),
     "empty_memory": ("infini",),
     "initial_memory": ("infini",),
-    "state_dtype": ("infini", "linear", "deltanet"),
+    "state_dtype": ("infini",),
     "eps": ("infini", "linear"),
     "bptt_segments": ("infini", "rmt"),
     "memory_layer": ("memorizing",),
@@ -68,8 +68,7 @@ class MixerConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
     kind: Kind
-    # N, tokens. full attention ignores it, the window is as long; linear and deltanet compute in chunks of it
-    # without a change of the result
+    # N, tokens. full attention, linear and deltanet ignore it; the window is as long
     segment_length: int
     rule: Rule = "linear"  # update rule of the memory
     feature_map: FeatureMap = "elu1"  # sigma; the paper's is ELU + 1

@@ -18,7 +18,7 @@ class Parts:
     """Of one sequence (batch 1), summed over the layers.
 
     parameters: the mixer's own, beside the trunk's q, k, v and o projections. pairs: query-key pairs attention scores,
-    per query head. flops: forward, of matrix products other than the projections' and those pairs'. vectors: vectors
+    per query head; training_pairs: those of a training step, where these are others. flops: forward, of matrix products other than the projections' and those pairs'. vectors: vectors
     that pass through the layers for one sequence, where these are more than its tokens (rmt, landmark). state_kv and
     state_fp32: numbers held of the context at the sequence's end, in the model's dtype and in float32. live_kv: those
     of the unfinished segment or window, at their peak.
@@ -26,6 +26,7 @@ class Parts:
 
     parameters: int = 0
     pairs: int = 0
+    training_pairs: int | None = None
     flops: int = 0
     vectors: int | None = None
     state_kv: int = 0
@@ -93,6 +94,70 @@ def full(config: ModelConfig, length: int) -> Parts:
     return Parts(pairs=config.trunk.layers * triangle(length), state_kv=length * kv_per_token(config))
 
 
+def linear(config: ModelConfig, length: int) -> Parts:
+    """Every token is written, and read by every query head."""
+    trunk = config.trunk
+    d, kv = trunk.d_head, trunk.n_kv_heads
+    features = feature_dim(config.mixer.feature_map, d)
+    per_token = trunk.heads * features * (d + 1) + kv * features * d
+    return Parts(
+        flops=2 * trunk.layers * length * per_token,
+        state_fp32=trunk.layers * kv * memory_elements(features, d),
+    )
+
+
+def deltanet(config: ModelConfig, length: int) -> Parts:
+    """Of every token its key is read, the difference written, and the sum read by every query head; no normaliser."""
+    trunk = config.trunk
+    d, kv = trunk.d_head, trunk.n_kv_heads
+    features = feature_dim(config.mixer.feature_map, d)
+    strengths = trunk.dim * kv
+    per_token = (trunk.heads + 2 * kv) * features * d + strengths
+    return Parts(
+        parameters=trunk.layers * strengths,
+        flops=2 * trunk.layers * length * per_token,
+        state_fp32=trunk.layers * kv * features * d,
+    )
+
+
+def rmt(config: ModelConfig, length: int) -> Parts:
+    """m memory tokens before each segment, and behind each that another one follows."""
+    trunk, m, n = config.trunk, config.mixer.memory_tokens, config.mixer.segment_length
+    following, last = divmod(length - 1, n)
+    framed = following * triangle(m + n + m) + triangle(m + last + 1)
+    return Parts(
+        parameters=m * trunk.dim,
+        pairs=trunk.layers * framed,
+        vectors=length + m * (2 * following + 1),
+        state_kv=m * trunk.dim,
+        live_kv=(m + min(n, length)) * kv_per_token(config),
+    )
+
+
+def landmark(config: ModelConfig, length: int) -> Parts:
+    """Scores of landmarks and attention to the tokens of own, near and retrieved blocks; in training of all blocks."""
+    trunk, block, top = config.trunk, config.mixer.block_tokens, config.mixer.top_blocks
+    size, near = block + 1, max(1, config.mixer.segment_length // block)
+    vectors = length + length // block
+    pairs = trained = landmarks = 0
+    for b in range(-(-vectors // size)):
+        queries = min(size, vectors - b * size)
+        own = triangle(min(queries, block)) + (block if queries == size else 0)
+        pairs += own + queries * block * (min(b, near) + min(max(b - near, 0), top))
+        trained += own + queries * block * b
+        landmarks += queries * b
+    store = max(0, vectors // size - near) * size
+    return Parts(
+        parameters=trunk.dim,
+        pairs=trunk.layers * pairs,
+        training_pairs=trunk.layers * trained,
+        flops=2 * trunk.layers * trunk.heads * trunk.d_head * landmarks,
+        vectors=vectors,
+        state_kv=store * kv_per_token(config),
+        live_kv=min(vectors, near * size + block - 1) * kv_per_token(config),
+    )
+
+
 def memory_elements(features: int, values: int) -> int:
     """One head's M and z."""
     return features * (values + 1)
@@ -104,4 +169,8 @@ FORMULAS: Mapping[Kind, Callable[[ModelConfig, int], Parts]] = {
     "window": window,
     "xl": xl,
     "full": full,
+    "linear": linear,
+    "deltanet": deltanet,
+    "rmt": rmt,
+    "landmark": landmark,
 }

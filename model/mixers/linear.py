@@ -1,0 +1,66 @@
+"""Linear attention (Katharopoulos et al., 2020, arXiv:2006.16236): a read of everything up to the token itself.
+
+    out_t = sigma(q_t) S_t / (sigma(q_t) z_t + eps),   S_t = S_(t-1) + sigma(k_t)^T v_t,   z_t = z_(t-1) + sigma(k_t)
+
+Computed in chunks of C tokens, all at once: the pairs within a chunk are scored and masked, what came before the chunk
+is read from its state, a running sum over chunks. The result does not depend on C.
+
+What is easy to get wrong, and held by tests: a token reads its own write; numerator and normaliser see the same
+tokens; states and division stay in float32 under autocast; with grouped queries the state belongs to the key/value
+head, as in infini.
+
+Adapted to the Llama trunk: no rotation. The paper adds absolute positions to the embeddings, which a Llama checkpoint
+does not have. RoPE here would make scores sigma(q) R sigma(k) of either sign: the normaliser could cross zero, and the
+output would leave the convex hull of the values. (RoFormer, arXiv:2104.09864, sec. 3.3, rotates the numerator alone,
+which gives that up.) Infini's memory sees its keys unrotated too, so this arm is infini-linear with segments of one
+token and an open gate; order reaches it only through the causal recurrence.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from model.memory import MemoryState, empty, feature_map
+from model.mixers.base import Knockout, LayerState, Mixer
+from model.mixers.chunks import by_chunk, by_token, causal, chunk_length
+from model.rope import Rope
+
+
+class LinearMixer(Mixer):
+    monitored = True
+
+    def mix(
+        self, x: Tensor, state: LayerState, *, position: int, rope: Rope, knockout: Knockout, keep_state: bool
+    ) -> tuple[Tensor, LayerState]:
+        q, k, v = self.project(x)
+        y, _, states = self.recall(q, k, v, cast(MemoryState | None, state.memory))
+        return y.to(v.dtype), LayerState(memory=MemoryState(states.M[:, -1], states.z[:, -1]))
+
+    def recall(self, q: Tensor, k: Tensor, v: Tensor, memory: MemoryState | None) -> tuple[Tensor, Tensor, MemoryState]:
+        """out [B, T, H, d] of q [B, T, H, d] and k, v [B, T, K, d] after ``memory``, in float32 at least; the
+        normalisers sigma(q_t) z_t [B, T, H, 1]; and the states [B, S+1, K, F, d], [B, S+1, K, F] before the first
+        chunk and after each."""
+        batch, tokens, size = q.shape[0], q.shape[1], chunk_length(q.shape[1])
+        with torch.autocast(q.device.type, enabled=False):
+            phi_q, phi_k = (feature_map(self.config.feature_map, t) for t in (q, k))
+            if memory is None:
+                memory = empty(batch, self.kv_heads, phi_k.shape[-1], v.shape[-1], device=v.device, dtype=phi_k.dtype)
+            phi_q, phi_k, v = (by_chunk(t, self.kv_heads, size) for t in (phi_q, phi_k, v.to(phi_k.dtype)))
+            states = MemoryState(
+                torch.cat([memory.M.unsqueeze(1), phi_k.transpose(-1, -2) @ v], dim=1).cumsum(1),
+                torch.cat([memory.z.unsqueeze(1), phi_k.sum(-2)], dim=1).cumsum(1),
+            )
+            scores = causal(phi_q @ phi_k.transpose(-1, -2))
+            seen = phi_q @ states.M[:, :-1] + scores @ v
+            total = phi_q @ states.z[:, :-1].unsqueeze(-1) + scores.sum(-1, keepdim=True)
+            y = seen * (total + self.config.eps).reciprocal()
+            return by_token(y, tokens, size), by_token(total, tokens, size), states
+
+    def health(self, x: Tensor) -> dict[str, float]:
+        """memory_norm and z_min (see ``Decoder.monitor``) of one layer on its normed inputs x [B, T, C]: every token
+        reads, and the states are looked at after each chunk."""
+        _, total, states = self.recall(*self.project(x), None)
+        return {"memory_norm": states.M.norm(dim=(-2, -1)).max().item(), "z_min": total.min().item()}
