@@ -42,10 +42,11 @@ def cost(config: ModelConfig, sequence_length: int, *, kv_bytes: int = 4) -> Cos
     vectors = sequence_length if arm.vectors is None else arm.vectors
     mixing = 4 * trunk.heads * d * arm.pairs + arm.flops
     forward = 2 * weights * vectors / sequence_length + 2 * head + mixing / sequence_length
+    more = 0 if arm.training_pairs is None else arm.training_pairs - arm.pairs
     return Cost(
         parameters=weights + norms + head * (1 if trunk.tie_embeddings else 2) + arm.parameters,
         flops_per_token_forward=forward,
-        flops_per_token_training=3 * forward,
+        flops_per_token_training=3 * (forward + 4 * trunk.heads * d * more / sequence_length),
         state_elements=arm.state_kv + arm.state_fp32,
         state_bytes=arm.state_kv * kv_bytes + arm.state_fp32 * MEMORY_BYTES,
         live_kv_elements=arm.live_kv,
