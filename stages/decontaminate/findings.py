@@ -85,6 +85,7 @@ class Audit:
     recalls: list[Recall] = field(default_factory=list)
     quotations: Recall = field(default_factory=lambda: Recall("quotation", 0, 0, 0))
     rounds: int = 0
+    rescan: dict[str, float] | None = None  # the last scan of the output, where training documents were cleaned
 
     def documents(self) -> Iterator[Document]:
         """Every training document, in order of the corpus."""

@@ -153,7 +153,7 @@ def _resized(sizes: np.ndarray[Any, Any], cleaned: CleanedShard) -> None:
 
 
 def _found_again(audit: Audit, scans: list[ShardScan], context: Context) -> tuple[list[int], Verdict]:
-    """(shards in which a scan of the output found what must be acted on, how); sets ``after`` and ``again``."""
+    """(shards in which a scan of the output found what must be acted on, how); sets ``after``, ``again`` and ``rescan``."""
     words = audit.index.book_words
     everything, left = Coverage(acted=True), Coverage(acted=False)
     decisions: list[tuple[int, str, Decision]] = []
@@ -165,13 +165,21 @@ def _found_again(audit: Audit, scans: list[ShardScan], context: Context) -> tupl
             decisions.append((i, document.doc_id, decision))
     audit.after = everything.shares(words)
     verdict = Verdict(over=left.above(audit.rule.coverage_limit, words), drop_all=audit.rounds + 1 >= ROUNDS)
-    dirty = set()
+    dirty, to_act_on = set(), 0
     for i, doc_id, decision in decisions:
         now = without_notes(decision, verdict.over)
         if now.action in ("excise", "drop"):
             context.log(f"{doc_id}: {now.reason} (found again after cut {audit.rounds})")
             audit.again[doc_id] = ("drop" if verdict.drop_all else now.action, now.reason)
             dirty.add(i)
+            to_act_on += 1
+    audit.rescan = {
+        "documents": sum(scan.documents_in for scan in scans),
+        "bytes": sum(scan.bytes for scan in scans),
+        "spans": sum(scan.spans for scan in scans),
+        "documents_to_act_on": to_act_on,
+        "coverage_max": max(audit.after.values(), default=0.0),
+    }
     return sorted(dirty), verdict
 
 
@@ -228,6 +236,8 @@ def _metrics(audit: Audit) -> dict[str, float]:
 def _write_totals(audit: Audit, metrics: dict[str, float], path: Path) -> None:
     index = audit.index
     totals = {"metrics": metrics, "parameters": audit.rule.model_dump(mode="json"), "rounds": audit.rounds}
+    if audit.rescan is not None:
+        totals["rescan"] = audit.rescan
     totals["quotations"] = vars(audit.quotations)
     totals["excluded_ngrams"] = {
         name: int(count) for name, count in zip(index.book_ids, index.excluded, strict=True) if count

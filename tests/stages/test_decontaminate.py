@@ -220,7 +220,7 @@ def test_workers_write_the_same_bytes_as_one_process(
         output = audit(corpus(), out=out).output
         written.append({p.relative_to(output): p.read_bytes() for p in output.rglob("*") if p.is_file()})
     assert written[0] == written[1]
-    assert {str(path.parent) for path in written[0]} == {".", "documents"}
+    assert len([path for path in written[0] if path.parent.name == "documents"]) > 3
 
 
 def test_the_known_overlaps_of_real_books_are_found_and_clean_books_left_alone(
