@@ -10,12 +10,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-
-from stages.decontaminate.index import Index
 
 FATES = ("kept", "cut", "dropped")
 
@@ -116,14 +113,4 @@ def documents_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for row in sorted(rows):
         digest.update("\t".join(row).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def index_digest(index: Index) -> str:
-    """sha256 over the index's arrays and the ids of its documents."""
-    digest = hashlib.sha256(repr((index.ngram, index.book_ids)).encode())
-    for name, value in index._asdict().items():
-        if isinstance(value, np.ndarray):
-            digest.update(f"{name} {value.dtype.str} {value.shape}".encode())
-            digest.update(memoryview(np.ascontiguousarray(value)).cast("B"))
     return digest.hexdigest()

@@ -7,6 +7,8 @@ document and by training document, a few hundred a page, so that no page grows w
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,9 +112,14 @@ def _environment() -> Callable[..., str]:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"percent": percent, "signed": lambda value: f"{value:+,.6g}".replace("-", "−")}
+    environment.filters |= {"percent": percent, "share": lambda value: f"{100 * value:.3g}%", "signed": signed}
     environment.globals["names"] = ACTIONS
     return lambda template, **values: environment.get_template(template).render(**values)
+
+
+def signed(value: float) -> str:
+    """A margin: '+12', '−0.8'."""
+    return (f"{value:+,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:+.1f}").replace("-", "−")
 
 
 def percent(value: float) -> str:
@@ -137,7 +144,7 @@ def _span_rows(path: Path) -> dict[tuple[str, str], list[int]]:
 
 
 def _evidence(path: Path, wanted: set[int]) -> dict[int, Row]:
-    """The spans of these rows with both texts highlighted; the table is streamed."""
+    """The spans of these rows with both texts highlighted; the table is streamed. Of empty lines one is shown."""
     from markupsafe import Markup
 
     found, at = {}, 0
@@ -145,7 +152,9 @@ def _evidence(path: Path, wanted: set[int]) -> dict[int, Row]:
         for batch in file.iter_batches(1024):
             for i in sorted(wanted & set(range(at, at + batch.num_rows))):
                 row = batch.slice(i - at, 1).to_pylist()[0]
-                left, right = highlighted(row.pop("doc_text"), row.pop("book_text"))
+                left, right = (
+                    re.sub(r"\n\s*\n", "\n\n", t) for t in highlighted(row.pop("doc_text"), row.pop("book_text"))
+                )
                 found[i] = {**row, "number": i, "left": Markup(left), "right": Markup(right)}
             at += batch.num_rows
     return found
@@ -190,7 +199,7 @@ def _summary(totals: Row, tables: Mapping[str, list[Row]], first_page: Mapping[s
         book |= {"sources": sources[book["book_id"]][:3], "page": first_page.get(book["book_id"], "")}
     longest: dict[str, Row] = {}
     for row in tables["uncovered"]:
-        longest.setdefault(row["book_id"], row)
+        longest.setdefault(row["book_id"], {**row, "text": textwrap.shorten(row["text"], 240, placeholder=" …")})
     canaries = list(tables["canaries"]) if metrics_planted(tables["canaries"]) else []
     if canaries:
         canaries.append({**totals["canaries"], "kind": "all"})
@@ -235,15 +244,15 @@ def verdict(totals: Row, books: Sequence[Row]) -> str:
     over = sum(share > limit for share in found)
     text = (
         f"{len(found)} of {len(books)} evaluation documents share text with training documents, {over} of them above "
-        f"the limit of {percent(limit)}; the most covered one to {percent(max(found))}."
+        f"the limit of {100 * limit:.3g}%; the most covered one to {percent(max(found))}."
     )
     rescan = totals.get("rescan")
     if rescan is not None:
         left = sum((book["coverage_after"] or 0) > limit for book in books)
         text += (
             f" After cleaning, a second scan of all {rescan['documents']:,} documents that are left finds "
-            f"{rescan['documents_to_act_on'] or 'nothing'} to act on: {left or 'no'} evaluation document"
-            f"{'s' if left != 1 else ''} above the limit, at most {percent(rescan['coverage_max'])} of any."
+            f"{'more' if rescan['documents_to_act_on'] else 'nothing'} to act on: {left or 'no'} evaluation document"
+            f"{'s' if left > 1 else ''} above the limit, at most {percent(rescan['coverage_max'])} of any."
         )
     elif totals["parameters"]["action"] == "report_only":
         text += " Nothing was removed: this audit only reports."

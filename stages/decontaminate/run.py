@@ -55,7 +55,7 @@ def decontaminate(config: DecontaminateConfig, documents: Artifact, output: Path
     tables.write(audit, output)
     metrics = _metrics(audit)
     _write_totals(audit, metrics, output / "audit.json")
-    published = publish(output, index, config)
+    published = publish(output, index, config, documents.path("documents"))
     _warn(audit, context)
     return Summary(_headline(audit, metrics), metrics, published.tables, published.figures)
 
