@@ -21,7 +21,7 @@ def spread(
     ``items`` may be lazy: it is read a few ahead. ``shared`` goes to the object store once. ``worth_it`` False forces
     the loop (starting workers costs about a second). A StageError of a task arrives as itself.
     """
-    ray = _running_ray() if worth_it else None
+    ray = running_ray() if worth_it else None
     if ray is None:
         for item in items:
             yield function(item, *shared)
@@ -38,7 +38,8 @@ def spread(
         yield _result(ray, pending.popleft())
 
 
-def _running_ray() -> Any:
+def running_ray() -> Any:
+    """Ray's module where this process is connected to a cluster, else None."""
     ray = sys.modules.get("ray")  # a process that never imported Ray cannot be connected to one
     return ray if ray is not None and ray.is_initialized() else None
 

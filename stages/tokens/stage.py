@@ -116,13 +116,17 @@ class TokenizeConfig(Config):
 
     A sequence is ``sequence_length`` tokens, a whole number of segments, and never crosses documents. The last,
     shorter piece of a document is padded (and masked) if it fills at least ``min_tail_share`` of a sequence, else
-    dropped and counted; evaluation documents keep every token.
+    dropped and counted (0 pads every one, 1 drops every one); evaluation documents keep every token.
     """
 
     sequence_length: int = Field(ge=2, description="tokens")
     segment_length: int = Field(ge=1, description="tokens per segment (N)")
     min_tail_share: float = Field(default=0.5, ge=0, le=1)
-    shard_bytes: int = Field(default=16_000_000, ge=1, description="text per shard, bytes")
+    shard_bytes: int = Field(
+        default=64 * 2**20,
+        ge=1,
+        description="size of an Arrow shard, 5 bytes a token: a second or so from object storage",
+    )
 
     @model_validator(mode="after")
     def _whole_segments(self) -> TokenizeConfig:
@@ -139,7 +143,7 @@ class Tokenize(Stage[TokenizeConfig]):
     """Documents and tokenizer in, Arrow shards out."""
 
     name = "tokenize"
-    code_version = 1
+    code_version = 2
     inputs = ("documents", "tokenizer")
     uses = ("stages.corpus",)
 

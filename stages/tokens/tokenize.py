@@ -1,182 +1,246 @@
-"""Documents to Arrow shards: groups of documents are encoded by Ray tasks, written in order by this process.
+"""Documents to Arrow shards: Ray tasks encode pieces of text, this process packs the tokens in order.
 
-Which documents share a shard depends on their sizes and order alone, so the shards are the same bytes with any
-number of workers. A few groups are in flight for each CPU: memory is bounded by shards, not by the corpus.
+Which pieces a task gets, which rows share a shard, all depends on the documents alone, so the shards are the same bytes
+with any number of workers. A few tasks are in flight for each CPU and a batch of rows is open for each split: memory is
+bounded by that and by one file of the documents table, not by the corpus and not by its longest document.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+import os
+from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.corpus.documents import read_documents
-from stages.corpus.parallel import spread
+from stages.corpus.documents import Text, document_files, read_texts
+from stages.corpus.parallel import running_ray, spread
 from stages.stage import Artifact, Context, StageError, Summary
+from stages.tokens.pack import Counts, Rows
+from stages.tokens.pieces import pieces, splits_between_words
 from stages.tokens.stage import TokenizeConfig
+from stages.tokens.statistics import Statistics, write
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
 
-Row = dict[str, Any]
 SPLITS = ("train", "validation", "test")
+UNIT = 2**22  # characters for one task
+ROWS_AT_ONCE = 2**14  # of documents.parquet
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a worker needs to encode a group of documents."""
-
-    tokenizer_json: str
-    sequence_length: int
-    min_tail_share: float
-    eos_id: int
-    pad_id: int
+Encoded = tuple["NDArray[np.int32]", list[int], list[int]]
+"""Tokens of a task's pieces, one after the other; tokens of each piece; words of each piece."""
 
 
 @dataclass
-class Split:
-    """Counts of one split."""
+class Document:
+    """A document on its way. joined: words that were cut in two by pieces."""
 
-    documents: int = 0
-    sequences: int = 0
+    doc_id: str
+    source: str
+    split: str
+    bytes: int
+    words: int = 0
     tokens: int = 0
-    bytes: int = 0
-    dropped_tail_tokens: int = 0
-    shards: list[str] = field(default_factory=list)
 
-    def counts(self) -> dict[str, int]:
-        return {name: value for name, value in vars(self).items() if name != "shards"}
+
+@dataclass
+class Unit:
+    """One task's pieces of text, and for each: its document, whether it goes on inside a word, whether it is the last."""
+
+    texts: list[str] = field(default_factory=list)
+    layout: list[tuple[Document, bool, bool]] = field(default_factory=list)
+    size: int = 0
 
 
 def tokenize(
     config: TokenizeConfig, documents: Artifact, tokenizer: Artifact, output: Path, context: Context
 ) -> Summary:
-    """Write the shards of every split, documents.parquet and meta.json.
+    """Write the shards of every split, documents.parquet, sources.parquet, lengths.parquet and meta.json.
 
     Raises StageError where the training or both evaluation splits come out empty.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import numpy as np
 
     meta = json.loads(tokenizer.path("meta.json").read_text())
-    recipe = Recipe(
-        tokenizer.path("tokenizer.json").read_text(),
-        config.sequence_length,
-        config.min_tail_share,
-        meta["eos_id"],
-        meta["pad_id"],
-    )
-    splits = {name: Split() for name in SPLITS}
-    rows: list[Row] = []
-    total = sum(path.stat().st_size for path in documents.path("documents").glob("*.parquet"))
-    for name, sequences, counted, dropped in spread(encode_group, groups(documents, config.shard_bytes), recipe):
-        split = splits[name]
-        if sequences.num_rows:
-            _write_shard(output / name, sequences, split)
-        split.documents += len(counted)
-        split.sequences += sequences.num_rows
-        split.tokens += sum(row["tokens"] for row in counted)
-        split.bytes += sum(row["bytes"] for row in counted)
-        split.dropped_tail_tokens += dropped
-        rows += counted
-        done = sum(s.bytes for s in splits.values())
-        context.progress(done, max(done, total), "bytes", tokens=float(sum(s.tokens for s in splits.values())))
+    tokenizer_json = tokenizer.path("tokenizer.json").read_text()
+    folder = documents.path("documents")
+    between_words = splits_between_words(_tokenizer(tokenizer_json))
+    if not between_words:
+        context.log("the tokenizer is given whole documents: its tokens reach across the spaces between words")
+    least_tail = {"train": config.min_tail_share * config.sequence_length}
+    rows = {
+        name: Rows(output / name, config.sequence_length, meta["pad_id"], least_tail.get(name, 0), config.shard_bytes)
+        for name in SPLITS
+    }
+    found: dict[tuple[str, str], Statistics] = {}
+    total, done = _text_bytes(folder), 0
+    eos = np.array([meta["eos_id"]], np.int32)
+    waiting: deque[Unit] = deque()
+    one_core = running_ray() is not None  # each task has a core of its own; without tasks the library may use all
+    encoded = spread(encode, _texts(_units(read_texts(folder), between_words), waiting), tokenizer_json, one_core)
+    with _DocumentTable(output / "documents.parquet") as table:
+        for tokens, lengths, words in encoded:
+            unit, start = waiting.popleft(), 0
+            for (document, inside, last), length, count in zip(unit.layout, lengths, words, strict=True):
+                document.words += count - inside
+                document.tokens += length
+                writer = rows[document.split]
+                writer.add(document.doc_id, document.source, tokens[start : start + length])
+                start += length
+                if last:
+                    writer.add(document.doc_id, document.source, eos)
+                    document.tokens += 1
+                    statistics = found.setdefault((document.source, document.split), Statistics())
+                    _count(statistics, document, *writer.end())
+                    table.add(document)
+                    done += document.bytes
+            context.progress(
+                min(done, total), total, "bytes", tokens=float(sum(s.counts.tokens for s in found.values()))
+            )
+    for writer in rows.values():
+        writer.close()
+    splits = {name: Counts() for name in SPLITS}
+    for (_, split), statistics in found.items():
+        splits[split].add(statistics.counts)
     _check_not_empty(splits, config)
-    for name, split in splits.items():
-        _describe(output / name, name, split)
-    rows.sort(key=lambda row: row["doc_id"])
-    pq.write_table(pa.Table.from_pylist(rows, schema=_document_schema()), output / "documents.parquet")
-    statistics = {
+    write(found, output)
+    described = {
         "sequence_length": config.sequence_length,
         "segment_length": config.segment_length,
         "vocab_size": meta["vocab_size"],
         "eos_id": meta["eos_id"],
         "pad_id": meta["pad_id"],
-        "splits": {name: split.counts() for name, split in splits.items()},
+        "splits": {name: vars(counts) for name, counts in splits.items()},
     }
-    (output / "meta.json").write_text(json.dumps(statistics, indent=1))
+    (output / "meta.json").write_text(json.dumps(described, indent=1))
+    return _summary(splits, found, config)
+
+
+def _summary(splits: dict[str, Counts], found: dict[tuple[str, str], Statistics], config: TokenizeConfig) -> Summary:
     train = splits["train"]
-    metrics = {f"{name}_{key}": float(n) for name, split in splits.items() for key, n in split.counts().items()}
+    metrics = {f"{name}_{key}": float(n) for name, counts in splits.items() for key, n in vars(counts).items()}
+    metrics["bytes_per_token"] = train.bytes / max(1, train.tokens)
+    for (source, split), statistics in found.items():
+        if split == "train":
+            metrics[f"bytes_per_token_{source}"] = statistics.row()["bytes_per_token"]
+    dropped = f"; {train.dropped_documents} documents too short for a sequence" if train.dropped_documents else ""
     return Summary(
         f"{train.tokens:,} training tokens in {train.sequences:,} sequences of {config.sequence_length}, "
-        f"{train.bytes / max(1, train.tokens):.2f} bytes per token",
-        metrics | {"bytes_per_token": train.bytes / max(1, train.tokens)},
-        {"documents": "documents.parquet"},
+        f"{metrics['bytes_per_token']:.2f} bytes per token{dropped}",
+        metrics,
+        {"Sources": "sources.parquet", "Document lengths": "lengths.parquet", "documents": "documents.parquet"},
+        ["lengths.png"],
     )
 
 
-def groups(documents: Artifact, shard_bytes: int) -> Iterator[tuple[str, list[Row]]]:
-    """(split, documents) of about ``shard_bytes`` bytes of text each, in document order within a split."""
-    waiting: dict[str, list[Row]] = defaultdict(list)
-    size: dict[str, int] = defaultdict(int)
-    for row in read_documents(documents.path("documents"), columns=["doc_id", "source", "split", "text"]):
-        split = row["split"]
-        waiting[split].append(row)
-        size[split] += len(row["text"])
-        if size[split] >= shard_bytes:
-            yield split, waiting.pop(split)
-            size[split] = 0
-    for name in SPLITS:
-        if waiting[name]:
-            yield name, waiting[name]
+def _count(statistics: Statistics, document: Document, sequences: int, dropped: int) -> None:
+    statistics.lengths.append(document.tokens)
+    statistics.counts.add(
+        Counts(
+            documents=1,
+            sequences=sequences,
+            tokens=document.tokens,
+            bytes=document.bytes,
+            words=document.words,
+            dropped_tail_tokens=dropped,
+            dropped_documents=int(not sequences),
+        )
+    )
 
 
-def encode_group(group: tuple[str, list[Row]], recipe: Recipe) -> tuple[str, pa.Table, list[Row], int]:
-    """The group's split, its sequences, a row of counts per document, and the number of dropped tail tokens."""
+def _units(documents: Iterator[Text], between_words: bool) -> Iterator[Unit]:
+    """The documents' pieces in order, about ``UNIT`` characters at a time."""
+    unit = Unit()
+    for text in documents:
+        document = Document(text.doc_id, text.source, text.split, len(text.data))
+        before: tuple[str, bool] | None = None
+        for piece in pieces(text.data, between_words):
+            if before is not None:
+                unit = _fed(unit, document, *before, False)
+                if unit.size >= UNIT:
+                    yield unit
+                    unit = Unit()
+            before = piece
+        unit = _fed(unit, document, *(before or ("", False)), True)
+        if unit.size >= UNIT:
+            yield unit
+            unit = Unit()
+    if unit.texts:
+        yield unit
+
+
+def _fed(unit: Unit, document: Document, piece: str, inside: bool, last: bool) -> Unit:
+    unit.texts.append(piece)
+    unit.layout.append((document, inside, last))
+    unit.size += len(piece)
+    return unit
+
+
+def _texts(units: Iterator[Unit], waiting: deque[Unit]) -> Iterator[list[str]]:
+    """The texts go to the tasks; what belongs to them waits here."""
+    for unit in units:
+        texts, unit.texts = unit.texts, []
+        waiting.append(unit)
+        yield texts
+
+
+def encode(texts: list[str], tokenizer_json: str, one_core: bool) -> Encoded:
+    """See ``Encoded``. No special tokens are added."""
     import numpy as np
-    import pyarrow as pa
+
+    tokenizer = _tokenizer(tokenizer_json)
+    with _threads(not one_core):
+        found = [
+            np.asarray(encoding.ids, dtype=np.int32)
+            for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
+    tokens = np.concatenate(found) if found else np.empty(0, np.int32)
+    return tokens, [len(ids) for ids in found], [len(text.split()) for text in texts]
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(tokenizer_json: str) -> Tokenizer:
+    """Kept between the tasks of a worker: a large vocabulary takes as long to read as a megabyte to encode."""
     from tokenizers import Tokenizer
 
-    split, rows = group
-    tokenizer = Tokenizer.from_str(recipe.tokenizer_json)
-    length = recipe.sequence_length
-    pieces: list[Any] = []
-    masks: list[Any] = []
-    doc_ids: list[str] = []
-    sources: list[str] = []
-    offsets: list[int] = []
-    counted: list[Row] = []
-    dropped = 0
-    encodings = tokenizer.encode_batch_fast([row["text"] for row in rows], add_special_tokens=False)
-    for row, encoding in zip(rows, encodings, strict=True):
-        tokens = np.append(np.asarray(encoding.ids, dtype=np.int32), np.int32(recipe.eos_id))
-        whole, tail = divmod(len(tokens), length)
-        keep_tail = tail > 0 and (split != "train" or tail >= recipe.min_tail_share * length)
-        count = whole + keep_tail
-        dropped += 0 if keep_tail else tail
-        padded = np.full(count * length, recipe.pad_id, dtype=np.int32)
-        kept = min(len(tokens), count * length)
-        padded[:kept] = tokens[:kept]
-        mask = np.zeros(count * length, dtype=np.uint8)
-        mask[:kept] = 1
-        pieces.append(padded)
-        masks.append(mask)
-        doc_ids += [row["doc_id"]] * count
-        sources += [row["source"]] * count
-        offsets += range(0, count * length, length)
-        counted.append({
-            "doc_id": row["doc_id"], "split": split, "source": row["source"], "tokens": len(tokens),
-            "words": len(row["text"].split()), "bytes": len(row["text"].encode()),
-        })  # fmt: skip
-    flat = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
-    flat_mask = np.concatenate(masks) if masks else np.empty(0, np.uint8)
-    table = pa.table(
-        [
-            pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.int32()), length),
-            pa.FixedSizeListArray.from_arrays(pa.array(flat_mask, pa.uint8()), length),
-            pa.array(doc_ids, pa.string()),
-            pa.array(offsets, pa.int64()),
-            pa.array(sources, pa.string()),
-        ],
-        names=["tokens", "loss_mask", "doc_id", "offset", "source"],
-    )
-    return split, table, counted, dropped
+    return Tokenizer.from_str(tokenizer_json)
 
 
-def _check_not_empty(splits: dict[str, Split], config: TokenizeConfig) -> None:
+@contextmanager
+def _threads(allowed: bool) -> Iterator[None]:
+    """``tokenizers`` reads this variable at every call."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if allowed else "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def _text_bytes(folder: Path) -> int:
+    """Bytes of all texts, about, from the files' footers."""
+    import pyarrow.parquet as pq
+
+    total = 0
+    for path in document_files(folder):
+        meta = pq.read_metadata(path)
+        place = meta.schema.names.index("text")
+        total += sum(meta.row_group(i).column(place).total_uncompressed_size for i in range(meta.num_row_groups))
+    return total
+
+
+def _check_not_empty(splits: dict[str, Counts], config: TokenizeConfig) -> None:
     if not splits["train"].sequences:
         raise StageError(
             f"no training document fills {config.min_tail_share:.0%} of one sequence",
@@ -190,52 +254,32 @@ def _check_not_empty(splits: dict[str, Split], config: TokenizeConfig) -> None:
         )
 
 
-def _write_shard(folder: Path, sequences: pa.Table, split: Split) -> None:
-    import datasets
-    import pyarrow as pa
+class _DocumentTable:
+    """Writes documents.parquet some rows at a time."""
 
-    folder.mkdir(exist_ok=True)
-    name = f"data-{len(split.shards):05d}.arrow"
-    described = sequences.cast(_features(datasets, sequences.schema.field("tokens").type.list_size).arrow_schema)
-    with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, described.schema) as writer:
-        writer.write_table(described, max_chunksize=1024)
-    split.shards.append(name)
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet as pq
 
+        self._rows: list[dict[str, Any]] = []
+        self._writer = pq.ParquetWriter(path, _document_schema())
 
-def _features(datasets: Any, length: int) -> Any:
-    value = datasets.Value
-    return datasets.Features({
-        "tokens": datasets.List(value("int32"), length=length),
-        "loss_mask": datasets.List(value("uint8"), length=length),
-        "doc_id": value("string"),
-        "offset": value("int64"),
-        "source": value("string"),
-    })  # fmt: skip
+    def __enter__(self) -> _DocumentTable:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._writer.close()
 
-def _describe(folder: Path, name: str, split: Split) -> None:
-    """The two JSON files by which ``datasets.load_from_disk`` knows the folder; none for an empty split."""
-    import hashlib
+    def add(self, document: Document) -> None:
+        self._rows.append(vars(document).copy())
+        if len(self._rows) == ROWS_AT_ONCE:
+            self._flush()
 
-    import datasets
-    import pyarrow as pa
+    def _flush(self) -> None:
+        import pyarrow as pa
 
-    if not split.shards:
-        return
-    with pa.memory_map(str(folder / split.shards[0])) as file:
-        length = pa.ipc.open_stream(file).schema.field("tokens").type.list_size
-    datasets.DatasetInfo(features=_features(datasets, length)).write_to_directory(str(folder))
-    fingerprint = hashlib.sha256("".join(split.shards).encode() + str(split.counts()).encode()).hexdigest()[:16]
-    state = {
-        "_data_files": [{"filename": shard} for shard in split.shards],
-        "_fingerprint": fingerprint,
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": name,
-    }
-    (folder / "state.json").write_text(json.dumps(state, indent=1))
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=_document_schema()))
+        self._rows = []
 
 
 def _document_schema() -> pa.Schema:
