@@ -109,6 +109,11 @@ class MixerConfig:
             raise ValueError(f"eps = {self.eps}: allowed is 0 < eps < 1")
         if self.memory_layer is not None and self.memory_layer < 0:
             raise ValueError(f"memory_layer = {self.memory_layer}: allowed are layers 0 to layers - 1")
+        if self.kind == "compressive" and self.segment_length % self.compression:
+            raise ValueError(
+                f"compression = {self.compression}: must divide segment_length = {self.segment_length}, "
+                "so that a whole segment is compressed"
+            )
         if not self.reconstruction_weight >= 0:
             raise ValueError(f"reconstruction_weight = {self.reconstruction_weight}: allowed are numbers >= 0")
         for name, kinds in EFFECT.items():
@@ -240,6 +245,10 @@ class ModelConfig:
     mixer: MixerConfig
     vocab_size: int
 
+    def __post_init__(self) -> None:
+        if self.mixer.kind == "memorizing":
+            retrieving_layer(self.trunk, self.mixer)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -257,3 +266,12 @@ class ModelConfig:
         return ModelConfig(
             trunk=TrunkConfig(**trunk), mixer=MixerConfig(**value["mixer"]), vocab_size=value["vocab_size"]
         )
+
+
+def retrieving_layer(trunk: TrunkConfig, mixer: MixerConfig) -> int:
+    """The 0-based layer of memorizing that retrieves: ``memory_layer``, or the one at 3/4 of the depth, rounded up.
+    Raises ValueError if there is no such layer."""
+    layer = -(-3 * trunk.layers // 4) - 1 if mixer.memory_layer is None else mixer.memory_layer
+    if layer >= trunk.layers:
+        raise ValueError(f"memory_layer = {layer}: allowed are layers 0 to {trunk.layers - 1}")
+    return layer

@@ -46,7 +46,8 @@ def cost(config: ModelConfig, sequence_length: int, *, kv_bytes: int = 4) -> Cos
     return Cost(
         parameters=weights + norms + head * (1 if trunk.tie_embeddings else 2) + arm.parameters,
         flops_per_token_forward=forward,
-        flops_per_token_training=3 * (forward + 4 * trunk.heads * d * more / sequence_length),
+        flops_per_token_training=3 * (forward + 4 * trunk.heads * d * more / sequence_length)
+        + arm.training_flops / sequence_length,
         state_elements=arm.state_kv + arm.state_fp32,
         state_bytes=arm.state_kv * kv_bytes + arm.state_fp32 * MEMORY_BYTES,
         live_kv_elements=arm.live_kv,

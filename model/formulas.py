@@ -8,7 +8,7 @@ counted by its paper's equations, however it is computed. Importable without tor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.config import Kind, ModelConfig, feature_dim
 
@@ -18,16 +18,19 @@ class Parts:
     """Of one sequence (batch 1), summed over the layers.
 
     parameters: the mixer's own, beside the trunk's q, k, v and o projections. pairs: query-key pairs attention scores,
-    per query head; training_pairs: those of a training step, where these are others. flops: forward, of matrix products other than the projections' and those pairs'. vectors: vectors
-    that pass through the layers for one sequence, where these are more than its tokens (rmt, landmark). state_kv and
-    state_fp32: numbers held of the context at the sequence's end, in the model's dtype and in float32. live_kv: those
-    of the unfinished segment or window, at their peak.
+    per query head; training_pairs: those of a training step, where these are others. flops: forward, of matrix
+    products other than the projections' and those pairs'. training_flops: what a training step takes beyond three
+    times forward (negative where part of the forward pass has no backward pass). vectors: vectors that pass through
+    the layers for one sequence, where these are more than its tokens (rmt, landmark). state_kv and state_fp32: numbers
+    held of the context at the sequence's end, in the model's dtype and in float32. live_kv: those of the unfinished
+    segment or window, at their peak.
     """
 
     parameters: int = 0
     pairs: int = 0
     training_pairs: int | None = None
     flops: int = 0
+    training_flops: int = 0
     vectors: int | None = None
     state_kv: int = 0
     state_fp32: int = 0
@@ -87,6 +90,27 @@ def xl(config: ModelConfig, length: int) -> Parts:
     pairs = segment_pairs(n, length) + max(length - n, 0) * n
     held = min(n, length) * per_token
     return Parts(pairs=layers * pairs, state_kv=held, live_kv=held)
+
+
+def memorizing(config: ModelConfig, length: int) -> Parts:
+    """Transformer-XL; in one layer the scores of all visible stored tokens, which have no backward pass, and attention
+    to the chosen ones."""
+    trunk, mixer, n = config.trunk, config.mixer, config.mixer.segment_length
+    kept = length if mixer.cache_tokens is None else mixer.cache_tokens
+    scored = chosen = 0
+    for segment in range(2, -(-length // n)):
+        queries, visible = min(n, length - segment * n), min((segment - 1) * n, kept)
+        scored += queries * visible
+        chosen += queries * min(visible, mixer.top_k)
+    score = 2 * trunk.heads * trunk.d_head
+    within = xl(config, length)
+    return replace(
+        within,
+        parameters=2 * trunk.heads,
+        flops=score * (scored + chosen),
+        training_flops=-2 * score * scored,
+        state_kv=within.state_kv + min(max(length // n - 1, 0) * n, kept) * 2 * trunk.n_kv_heads * trunk.d_head,
+    )
 
 
 def full(config: ModelConfig, length: int) -> Parts:
@@ -168,6 +192,7 @@ FORMULAS: Mapping[Kind, Callable[[ModelConfig, int], Parts]] = {
     "local": local,
     "window": window,
     "xl": xl,
+    "memorizing": memorizing,
     "full": full,
     "linear": linear,
     "deltanet": deltanet,

@@ -10,6 +10,7 @@ from model.mixers.infini import InfiniMixer
 from model.mixers.landmark import LandmarkMixer, LandmarkStream
 from model.mixers.linear import LinearMixer
 from model.mixers.local import LocalMixer
+from model.mixers.memorizing import MemorizingMixer
 from model.mixers.rmt import RMTMixer, RMTStream
 from model.mixers.stream import Stream
 from model.mixers.window import WindowMixer
@@ -23,6 +24,7 @@ KINDS: dict[str, type[Mixer]] = {
     "window": WindowMixer,
     "xl": XLMixer,
     "full": FullMixer,
+    "memorizing": MemorizingMixer,
     "rmt": RMTMixer,
     "landmark": LandmarkMixer,
     "linear": LinearMixer,

@@ -17,6 +17,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "local": {"kind": "local"},
     "window": {"kind": "window"},
     "xl": {"kind": "xl"},
+    "memorizing": {"kind": "memorizing", "cache_tokens": 12, "top_k": 3},
     "full": {"kind": "full"},
     "rmt": {"kind": "rmt", "memory_tokens": 3},
     "landmark": {"kind": "landmark", "segment_length": 4, "block_tokens": 4, "top_blocks": 2},
