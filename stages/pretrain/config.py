@@ -80,6 +80,10 @@ class MixtureConfig(Config):
     sources: dict[str, float] = Field(
         default={}, description="share of each source by its name (normalised); empty: in proportion to its size"
     )
+    order: Literal["shuffled", "documents"] = Field(
+        default="shuffled",
+        description="sequences at random, or each row of the batch one document after the other, in reading order",
+    )
     retrieval_share: float = Field(
         default=0.0, ge=0, lt=1, description="share of a batch's sequences that are passkey or bindings prompts"
     )
@@ -110,6 +114,18 @@ class PretrainSettings(OptimSettings):
     gate_lr: float = Field(default=0.01, gt=0, description="peak learning rate of the gates beta: they must move by ~4")
     mixture: MixtureConfig = MixtureConfig()
     monitor_every: int = Field(default=25, ge=1, description="steps between readings of gates and memory health")
+
+    @model_validator(mode="after")
+    def _lanes_keep_their_places(self) -> PretrainSettings:
+        share, size = self.mixture.retrieval_share, self.batch_sequences
+        if self.mixture.order == "documents" and abs(share * size - round(share * size)) > 1e-9:
+            lower = int(share * size)
+            near = [f"{count / size:g}" for count in (lower, lower + 1) if count < size]
+            raise ValueError(
+                f"mixture.retrieval_share = {share}: with mixture.order = documents every batch needs the same number "
+                f"of prompts, not {share * size:g} of batch_sequences = {size} (nearest: {' or '.join(near)})"
+            )
+        return self
 
 
 class PretrainConfig(PretrainSettings):

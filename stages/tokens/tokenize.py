@@ -41,7 +41,7 @@ Encoded = tuple["NDArray[np.int32]", list[int], list[int]]
 
 @dataclass
 class Document:
-    """A document on its way. joined: words that were cut in two by pieces."""
+    """A document on its way; what was counted of it so far."""
 
     doc_id: str
     source: str
@@ -53,7 +53,7 @@ class Document:
 
 @dataclass
 class Unit:
-    """One task's pieces of text, and for each: its document, whether it goes on inside a word, whether it is the last."""
+    """One task's pieces of text, and of each its document, whether it goes on inside a word, whether it is last."""
 
     texts: list[str] = field(default_factory=list)
     layout: list[tuple[Document, bool, bool]] = field(default_factory=list)
@@ -81,7 +81,7 @@ def tokenize(
         for name in SPLITS
     }
     found: dict[tuple[str, str], Statistics] = {}
-    total, done = _text_bytes(folder), 0
+    total, done, made = _text_bytes(folder), 0, 0
     eos = np.array([meta["eos_id"]], np.int32)
     waiting: deque[Unit] = deque()
     one_core = running_ray() is not None  # each task has a core of its own; without tasks the library may use all
@@ -101,10 +101,8 @@ def tokenize(
                     statistics = found.setdefault((document.source, document.split), Statistics())
                     _count(statistics, document, *writer.end())
                     table.add(document)
-                    done += document.bytes
-            context.progress(
-                min(done, total), total, "bytes", tokens=float(sum(s.counts.tokens for s in found.values()))
-            )
+            done, made = done + unit.size, made + len(tokens)
+            context.progress(min(done, total), total, "bytes", tokens=float(made))
     for writer in rows.values():
         writer.close()
     splits = {name: Counts() for name in SPLITS}
