@@ -80,7 +80,7 @@ class Audit:
     over: dict[int, float] = field(default_factory=dict)
     again: dict[str, tuple[Action, str]] = field(default_factory=dict)  # doc_id -> found again after cutting
     before: dict[int, float] = field(default_factory=dict)
-    after: dict[int, float] = field(default_factory=dict)
+    after: dict[int, float] | None = field(default_factory=dict)  # None: nothing was cleaned, nor scanned again
     removed_books: set[int] = field(default_factory=set)
     recalls: list[Recall] = field(default_factory=list)
     quotations: Recall = field(default_factory=lambda: Recall("quotation", 0, 0, 0))

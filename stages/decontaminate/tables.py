@@ -197,7 +197,8 @@ def _books(audit: Audit) -> list[dict[str, Any]]:
             "book_id": row["doc_id"], "title": row["title"], "split": row["split"],
             "words": audit.index.words_in(book),
             "bytes": int(audit.index.first_byte[book + 1] - audit.index.first_byte[book]),
-            "coverage": audit.before.get(book, 0.0), "coverage_after": audit.after.get(book, 0.0),
+            "coverage": audit.before.get(book, 0.0),
+            "coverage_after": None if audit.after is None else audit.after.get(book, 0.0),
             "documents": documents[book],
             "top_document": top[book][1] or None, "removed": book in audit.removed_books,
         }
