@@ -6,10 +6,9 @@ rows are its tokens, for queries those of the group's heads one after another: [
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from model.mixers.base import split_axis
 
 CHUNK = 64
 """Tokens a chunk has at most; results do not depend on it. Measured, forward + backward of one layer's recurrence on
@@ -40,7 +39,13 @@ def by_token(y: Tensor, tokens: int, size: int) -> Tensor:
 
 
 def causal(scores: Tensor, diagonal: int = 0) -> Tensor:
-    """Scores [B, S, K, G C, C] with 0 where the key is later than the query (``diagonal`` -1: or the same token)."""
-    size = scores.shape[-1]
-    seen = scores.new_ones(size, size).tril(diagonal)
-    return (split_axis(scores, -2, -1, size) * seen).flatten(-3, -2)
+    """Scores [B, S, K, G C, C], in place, with 0 where the key is later than the query (``diagonal`` -1: or the same
+    token)."""
+    rows, size = scores.shape[-2:]
+    return scores.mul_(scores.new_ones(size, size).tril(diagonal).repeat(rows // size, 1))
+
+
+def product_added(x: Tensor, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
+    """x + sign a b for stacks of matrices [B, S, K, ., .], in one pass."""
+    batch = x.shape[:-2]
+    return torch.baddbmm(*(t.flatten(0, -3) for t in (x, a, b)), alpha=sign).view(*batch, *x.shape[-2:])

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from model.config import MixerConfig, TrunkConfig
 from model.memory import feature_map
 from model.mixers.base import Knockout, LayerState, Mixer
-from model.mixers.chunks import by_chunk, by_token, causal, chunk_length
+from model.mixers.chunks import by_chunk, by_token, causal, chunk_length, product_added
 from model.rope import Rope
 from model.scan import recurrence
 
@@ -87,12 +87,12 @@ class DeltaNetMixer(Mixer):
             beta = torch.sigmoid(strength.to(k.dtype)).unsqueeze(-1)
             q, k, v, beta = (by_chunk(t, kv_heads, size) for t in (q, k, v.to(k.dtype), beta))
             before = k.new_zeros(*k.shape[:1], kv_heads, k.shape[-1], v.shape[-1]) if memory is None else memory.S
-            within = causal(beta * (k @ k.transpose(-1, -2)), diagonal=-1)
-            solved = _substitute(within, beta * torch.cat([k, v], dim=-1))
-            w, u = torch.split(solved, [k.shape[-1], v.shape[-1]], -1)
+            written = beta * k
+            within = causal(written @ k.transpose(-1, -2), diagonal=-1)
+            w, u = _substitute(within, written, beta * v)
             states = recurrence(k, w, k.transpose(-1, -2) @ u, before)
-            u = u - w @ states[:, :-1]
-            y = q @ states[:, :-1] + causal(q @ k.transpose(-1, -2)) @ u
+            u = product_added(u, w, states[:, :-1], -1)
+            y = product_added(q @ states[:, :-1], causal(q @ k.transpose(-1, -2)), u)
             return by_token(y, tokens, size), states
 
     def health(self, x: Tensor) -> dict[str, float]:
@@ -101,9 +101,9 @@ class DeltaNetMixer(Mixer):
         return {"memory_norm": states.norm(dim=(-2, -1)).max().item()}
 
 
-def _substitute(within: Tensor, right: Tensor) -> Tensor:
-    """(I + within)^-1 right: within [..., C, C] strictly lower triangular, right [..., C, D]."""
-    return cast(Tensor, _Substitution.apply(within, right))  # type: ignore[no-untyped-call]
+def _substitute(within: Tensor, *right: Tensor) -> tuple[Tensor, ...]:
+    """(I + within)^-1 R for each of ``right`` [..., C, D]; within [..., C, C] is strictly lower triangular."""
+    return cast(tuple[Tensor, ...], _Substitution.apply(within, *right))  # type: ignore[no-untyped-call]
 
 
 class _Substitution(torch.autograd.Function):
@@ -114,15 +114,18 @@ class _Substitution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, within: Tensor, right: Tensor) -> Tensor:
+    def forward(ctx: Any, within: Tensor, *right: Tensor) -> tuple[Tensor, ...]:
         eye = torch.eye(within.shape[-1], dtype=within.dtype, device=within.device).expand_as(within)
         inverse = torch.linalg.solve_triangular(within, eye, upper=False, unitriangular=True)
-        solved: Tensor = inverse @ right
-        ctx.save_for_backward(inverse, solved)
+        solved = tuple(inverse @ r for r in right)
+        ctx.save_for_backward(inverse, *solved)
         return solved
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        inverse, solved = ctx.saved_tensors
-        d_right = inverse.transpose(-1, -2) @ grads[0]
-        return -(d_right @ solved.transpose(-1, -2)), d_right
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        inverse, *solved = ctx.saved_tensors
+        d_right = [inverse.transpose(-1, -2) @ g for g in grads]
+        d_within = -(d_right[0] @ solved[0].transpose(-1, -2))
+        for d, x in zip(d_right[1:], solved[1:], strict=True):
+            d_within = product_added(d_within, d, x.transpose(-1, -2), -1)
+        return d_within, *d_right

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from model.memory import MemoryState, empty, feature_map
 from model.mixers.base import Knockout, LayerState, Mixer
-from model.mixers.chunks import by_chunk, by_token, causal, chunk_length
+from model.mixers.chunks import by_chunk, by_token, causal, chunk_length, product_added
 from model.rope import Rope
 
 
@@ -54,7 +54,7 @@ class LinearMixer(Mixer):
                 torch.cat([memory.z.unsqueeze(1), phi_k.sum(-2)], dim=1).cumsum(1),
             )
             scores = causal(phi_q @ phi_k.transpose(-1, -2))
-            seen = phi_q @ states.M[:, :-1] + scores @ v
+            seen = product_added(phi_q @ states.M[:, :-1], scores, v)
             total = phi_q @ states.z[:, :-1].unsqueeze(-1) + scores.sum(-1, keepdim=True)
             y = seen * (total + self.config.eps).reciprocal()
             return by_token(y, tokens, size), by_token(total, tokens, size), states
