@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from pipeline.cli import export, inspect, run, view
+from pipeline.cli import audit, export, inspect, run, view
 from pipeline.errors import UserError
 
 app = typer.Typer(
@@ -19,9 +19,10 @@ app = typer.Typer(
 )
 for command in (
     run.validate, run.plan, run.run, inspect.status, inspect.explain, inspect.ls, inspect.show, inspect.lineage,
-    inspect.verify, inspect.logs, inspect.gc, view.audit, view.report, view.ui, export.export,
+    inspect.verify, inspect.logs, inspect.gc, view.report, view.ui, export.export,
 ):  # fmt: skip
     app.command()(command)
+app.add_typer(audit.app)
 
 
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)

@@ -1,4 +1,4 @@
-"""Commands that show results: audit, report, ui."""
+"""Commands that show results: report, ui."""
 
 from __future__ import annotations
 
@@ -10,69 +10,11 @@ import typer
 
 from pipeline.cli.options import Json, Root, Set, StudyFile, Tracking, open_store, open_study, tracking_uri
 from pipeline.cli.render import VERDICT_STYLE, line, print_json, table
-from pipeline.errors import StudyError, UnknownName
+from pipeline.errors import StudyError
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan
     from pipeline.store import Commit, Store
-
-
-def audit(
-    study: StudyFile,
-    book: Annotated[
-        str | None, typer.Option("--book", metavar="ID", help="One evaluation document, with its spans.")
-    ] = None,
-    document: Annotated[
-        str | None, typer.Option("--document", metavar="ID", help="One training document, with its spans.")
-    ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many rows.")] = 30,
-    set_: Set = None,
-    root: Root = None,
-    json: Json = False,
-) -> None:
-    """The contamination audit: what of the evaluation documents was found in training, and what was done about it."""
-    import pyarrow.parquet as pq
-
-    opened = open_study(study, set_, root)
-    commit = _committed(opened.plan, opened.store, "decontaminate")
-    artifact = opened.store.artifact(commit)
-    books = pq.read_table(artifact.path("books.parquet")).to_pylist()
-    pairs = pq.read_table(artifact.path("pairs.parquet")).to_pylist()
-    decisions = {row["doc_id"]: row for row in pq.read_table(artifact.path("decisions.parquet")).to_pylist()}
-    spans: list[dict[str, object]] = []
-    if book is not None or document is not None:
-        known = {row["book_id"] for row in books} if book is not None else set(decisions)
-        wanted = str(book if book is not None else document)
-        if wanted not in known:
-            raise UnknownName("evaluation document" if book is not None else "training document", wanted, sorted(known))
-        column = "book_id" if book is not None else "doc_id"
-        pairs = [row for row in pairs if row[column] == wanted]
-        spans = [row for row in pq.read_table(artifact.path("spans.parquet")).to_pylist() if row[column] == wanted]
-    pairs.sort(key=lambda row: -row["matched_words"])
-    if json:
-        body = {"key": commit.key, "headline": commit.headline, "metrics": dict(commit.metrics), "books": books}
-        print_json("audit", {**body, "pairs": pairs, "spans": spans})
-        return
-    line(commit.headline)
-    line(f"evidence with both texts side by side: {artifact.path('audit.html')}")
-    line()
-    table(
-        ["training document", "evaluation document", "words", "longest", "of document", "of book", "document is"],
-        [
-            [
-                row["doc_id"], row["book_id"], str(row["matched_words"]), str(row["longest_words"]),
-                f"{row['document_share']:.1%}", f"{row['book_share']:.1%}", decisions[row["doc_id"]]["action"],
-            ]
-            for row in pairs[:limit]
-        ],
-    )  # fmt: skip
-    for span in spans[:limit]:
-        line()
-        for side, name in (("doc", span["doc_id"]), ("book", span["book_id"])):
-            text = " ".join(str(span[f"{side}_text"]).split())[:400]
-            line(f"{name} bytes {span[f'{side}_start']}-{span[f'{side}_end']}: {text}")
-    if len(pairs) > limit:
-        line(f"{limit} of {len(pairs)} pairs; --limit shows more")
 
 
 def report(
@@ -84,7 +26,7 @@ def report(
 ) -> None:
     """The verdict table and where the report lies."""
     opened = open_study(study, set_, root)
-    commit = _committed(opened.plan, opened.store, "report")
+    commit = committed(opened.plan, opened.store, "report")
     folder = opened.store.artifact(commit).path()
     if out is not None:
         try:
@@ -102,7 +44,8 @@ def report(
     line(f"report: {folder / 'report.html'}")
 
 
-def _committed(plan: Plan, store: Store, step_id: str) -> Commit:
+def committed(plan: Plan, store: Store, step_id: str) -> Commit:
+    """The artifact of a step of the plan. Raises StudyError where it is not made yet."""
     step = plan[step_id]
     commit = store.lookup_many([(step.stage.name, step.key)]).get(step.key)
     if commit is None:
