@@ -14,11 +14,12 @@ from numba import njit
 from numpy.typing import NDArray
 
 from stages.decontaminate.boilerplate import body
-from stages.decontaminate.index import MULTIPLIER, Index, leaving
-from stages.decontaminate.normalize import Words, as_bytes, next_word, tables, words
+from stages.decontaminate.index import MULTIPLIER, Index, leaving, slot_of
+from stages.decontaminate.normalize import Words, as_bytes, empty_words, read_words, tables, words
 
 OPEN_CHAINS = 512  # at the same time; beyond it the stalest is closed
 OUTSIDE, CHAIN_FIELDS = -1, 5
+BLOCK = 4096  # words read before they are looked up: 100 KB, about half of a core's own cache
 MARK = 256  # words between two places that are remembered, so that a chain's words can be read again
 
 
@@ -90,12 +91,12 @@ class _Document:
 def _chained(document: _Document, index: Index, max_gap: int, max_drift: int) -> tuple[NDArray[np.int64], int]:
     """(chains [c, 5]: book, first and last+1 word in the document, first and last+1 word in the book; words)."""
     size = 1024
+    block = empty_words(BLOCK)
     while True:
         out = np.empty((size, CHAIN_FIELDS), np.int64)
         count, total = _chains(
-            document.data, tables(), index.ngram, index.slots, index.grams, index.first_posting, index.posting_book,
-            index.posting_word, index.bitmap, max_gap, max_drift, np.empty((OPEN_CHAINS, CHAIN_FIELDS), np.int64),
-            document.marks, out,
+            document.data, *tables(), *block, index.ngram, index.table, index.postings, index.first_word,
+            index.bitmap, max_gap, max_drift, np.empty((OPEN_CHAINS, CHAIN_FIELDS), np.int64), document.marks, out,
         )  # fmt: skip
         if count <= size:
             return out[:count], total
@@ -104,78 +105,134 @@ def _chained(document: _Document, index: Index, max_gap: int, max_drift: int) ->
 
 @njit(cache=True, nogil=True)
 def _chains(
-    data: Any, tables: Any, n: int, slots: Any, known: Any, first_posting: Any, posting_book: Any, posting_word: Any,
-    bitmap: Any, max_gap: int, max_drift: int, live: Any, marks: Any, out: Any,
+    data: Any, ascii: Any, classes: Any, offsets: Any, flat: Any, hashes: Any, starts: Any, ends: Any, n: int,
+    table: Any, postings: Any, first_word: Any, bitmap: Any, max_gap: int, max_drift: int, live: Any, marks: Any,
+    out: Any,
 ) -> tuple[int, int]:  # fmt: skip
-    """Words, n-grams, look-up and chains in one pass over the bytes. Returns (chains found, words); chains beyond the
-    length of ``out`` are counted, not kept."""
-    mask = np.uint64(len(slots) - 1)
-    bits = np.uint64(len(bitmap) * 64 - 1)
-    m, last = np.uint64(MULTIPLIER), leaving(n)
-    recent = np.zeros(n, np.uint64)  # hashes of the last n words, a ring
+    """Words, n-grams, look-up and chains in one pass over the bytes, a block of words at a time so that they stay in
+    the cache. Returns (chains found, words); chains beyond the length of ``out`` are counted, not kept."""
+    block = np.zeros(len(hashes) + n, np.uint64)  # hashes of the last n words of the block before, then this one's
+    grams = np.empty(len(hashes), np.uint64)
+    candidates = np.empty(len(hashes), np.int32)
+    seeds = np.empty((len(hashes), 2), np.int64)
     gram = np.uint64(0)
-    total, at, ring = 0, 0, 0
+    total, at = 0, 0
     alive, count = 0, 0
     while True:
-        h, start, end, at = next_word(data, at, tables)
-        if start == end:
+        size, at = read_words(data, at, ascii, classes, offsets, flat, block[n:], starts, ends)
+        if size == 0:
             break
-        if total % MARK == 0:
-            marks[total // MARK] = start
-        gram = gram * m + h - recent[ring] * last
-        recent[ring] = h
-        ring = ring + 1 if ring + 1 < n else 0
-        total += 1
-        if total < n:
-            continue
-        bit = (gram >> np.uint64(20)) & bits
-        if (bitmap[bit >> np.uint64(6)] >> (bit & np.uint64(63))) & np.uint64(1) == np.uint64(0):
-            continue
-        slot = gram & mask
-        while slots[slot] >= 0 and known[slots[slot]] != gram:
-            slot = (slot + np.uint64(1)) & mask
-        if slots[slot] < 0:
-            continue
-        i = total - n
-        c = 0
-        while c < alive:  # close what can no longer go on
-            if i - live[c, 2] > max_gap:
-                count = _close(live, c, out, count, n)
-                alive -= 1
-                live[c] = live[alive]
-            else:
-                c += 1
-        g = slots[slot]
-        for p in range(first_posting[g], first_posting[g + 1]):
-            book, j = np.int64(posting_book[p]), np.int64(posting_word[p])
-            best, best_drift = OUTSIDE, max_drift + 1
-            for c in range(alive):
-                if (
-                    live[c, 0] == book
-                    and j + n > live[c, 4]
-                    and i + n > live[c, 2]
-                    and j - live[c, 4] <= max_gap + max_drift
-                ):
-                    drift = abs((i - live[c, 2]) - (j - live[c, 4]))
-                    if drift < best_drift:
-                        best, best_drift = c, drift
-            if best >= 0:
-                live[best, 2], live[best, 4] = i + n, j + n
+        for k in range((-total) % MARK, size, MARK):
+            marks[(total + k) // MARK] = starts[k]
+        gram = _roll(block, n, size, gram, grams)
+        some = _prefiltered(grams, max(0, n - 1 - total), size, bitmap, candidates)
+        found = _looked_up(grams, candidates, some, table, seeds)
+        for s in range(found):
+            i, value = total + seeds[s, 0] + 1 - n, np.uint64(seeds[s, 1])
+            c = 0
+            while c < alive:  # close what can no longer go on
+                if i - live[c, 2] > max_gap:
+                    count = _close(live, c, out, count, n)
+                    alive -= 1
+                    for field in range(CHAIN_FIELDS):
+                        live[c, field] = live[alive, field]
+                else:
+                    c += 1
+            if value >> np.uint64(63) == 0:
+                alive, count = _chain(i, np.int64(value), n, first_word, max_gap, max_drift, live, alive, out, count)
                 continue
-            if alive == len(live):
-                stalest = 0
-                for c in range(1, alive):
-                    if live[c, 2] < live[stalest, 2]:
-                        stalest = c
-                count = _close(live, stalest, out, count, n)
-                best = stalest
-            else:
-                best = alive
-                alive += 1
-            live[best, 0], live[best, 1], live[best, 2], live[best, 3], live[best, 4] = book, i, i + n, j, j + n
+            first = np.int64(value & np.uint64((1 << 40) - 1))
+            for p in range(first, first + np.int64((value >> np.uint64(40)) & np.uint64(0xFFFF))):
+                alive, count = _chain(
+                    i, np.int64(postings[p]), n, first_word, max_gap, max_drift, live, alive, out, count
+                )
+        total += size
+        block[:n] = block[size : size + n]
     for c in range(alive):
         count = _close(live, c, out, count, n)
     return count, total
+
+
+@njit(cache=True, nogil=True)
+def _roll(block: Any, n: int, size: int, gram: Any, grams: Any) -> Any:
+    """Hashes of the n-grams that end with each word of the block: ``index.ngrams``, rolled on from block to block."""
+    m, last = np.uint64(MULTIPLIER), leaving(n)
+    for k in range(size):
+        gram = gram * m + block[n + k] - block[k] * last
+        grams[k] = max(gram, np.uint64(1))
+    return gram
+
+
+@njit(cache=True, nogil=True)
+def _prefiltered(grams: Any, first: int, size: int, bitmap: Any, candidates: Any) -> int:
+    """Which n-grams the bitmap lets through. Without a branch, so that the memory is asked for many at a time."""
+    bits = np.uint64(len(bitmap) * 64 - 1)
+    some = 0
+    for k in range(first, size):
+        bit = (grams[k] >> np.uint64(20)) & bits
+        candidates[some] = k
+        some += np.int64((bitmap[bit >> np.uint64(6)] >> (bit & np.uint64(63))) & np.uint64(1))
+    return some
+
+
+@njit(cache=True, nogil=True)
+def _looked_up(grams: Any, candidates: Any, some: int, table: Any, seeds: Any) -> int:
+    """Enter what the index knows: [place in the block, second number of the slot]."""
+    found = 0
+    for c in range(some):
+        gram = grams[candidates[c]]
+        slot = slot_of(gram, len(table))
+        while table[slot, 0] != 0 and table[slot, 0] != gram:
+            slot = slot + 1 if slot + 1 < len(table) else 0
+        if table[slot, 0] == gram:
+            seeds[found, 0], seeds[found, 1] = candidates[c], np.int64(table[slot, 1])
+            found += 1
+    return found
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _chain(
+    i: int, place: int, n: int, first_word: Any, max_gap: int, max_drift: int, live: Any, alive: int, out: Any,
+    count: int,
+) -> tuple[int, int]:  # fmt: skip
+    """Let the seed at word ``i``, which stands at ``place`` of the index, prolong a chain or begin one. Returns (open
+    chains, finished ones)."""
+    best, best_drift = OUTSIDE, max_drift + 1
+    for c in range(alive):
+        book = live[c, 0]
+        j = place - first_word[book]
+        if (
+            j >= 0
+            and place < first_word[book + 1]
+            and j + n > live[c, 4]
+            and i + n > live[c, 2]
+            and j - live[c, 4] <= max_gap + max_drift
+        ):
+            drift = abs((i - live[c, 2]) - (j - live[c, 4]))
+            if drift < best_drift:
+                best, best_drift = c, drift
+    if best >= 0:
+        live[best, 2], live[best, 4] = i + n, place - first_word[live[best, 0]] + n
+        return alive, count
+    if alive == len(live):
+        best = 0
+        for c in range(1, alive):
+            if live[c, 2] < live[best, 2]:
+                best = c
+        count = _close(live, best, out, count, n)
+    else:
+        best = alive
+        alive += 1
+    book, high = 0, len(first_word) - 1
+    while high - book > 1:  # the evaluation document the place lies in
+        middle = (book + high) // 2
+        if first_word[middle] <= place:
+            book = middle
+        else:
+            high = middle
+    j = place - first_word[book]
+    live[best, 0], live[best, 1], live[best, 2], live[best, 3], live[best, 4] = book, i, i + n, j, j + n
+    return alive, count
 
 
 @njit(cache=True, nogil=True)

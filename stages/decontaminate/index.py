@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 from stages.decontaminate.boilerplate import LIST_NGRAM, body
 from stages.decontaminate.normalize import Words, words
 
+SEVERAL = 1 << 63
+"""In a slot's second number: what stands below is not a place (a word counted through all documents) but where in
+``postings`` the places begin, and above bit 40 how many there are."""
+LOAD = 0.7  # of the table's slots are taken
 MULTIPLIER = 0x9E3779B97F4A7C15  # of the rolling hash: odd, so that no word's weight ever becomes 0
 MAX_POSTINGS = 16  # of one n-gram: a refrain needs no more to be chained
 SAME_WORK_SHARE = 0.5  # of the smaller document's n-grams: copies and editions lie above 0.8, retellings below 0.1
@@ -24,7 +28,10 @@ SHARED_SHARE = 0.01  # evaluation documents that share more than this are named 
 
 
 class Index(NamedTuple):
-    """Evaluation documents and their n-grams. B documents, W words, G n-grams kept, P postings, S slots, K bits.
+    """Evaluation documents and their n-grams. B documents, W words, P postings, S slots, K bits.
+
+    Of the n-grams nearly all stand in one place, which the table holds itself: in contaminated text every look-up is a
+    cache miss, and one is better than four.
 
     A book's words are ``hashes[first_word[b] : first_word[b + 1]]``; positions count from the book's first word.
     """
@@ -37,11 +44,8 @@ class Index(NamedTuple):
     starts: NDArray[np.uint32]  # [W], bytes, within the book
     ends: NDArray[np.uint32]  # [W]
     first_word: NDArray[np.int64]  # [B + 1]
-    slots: NDArray[np.int32]  # [S] number of an n-gram, -1 for none; S is a power of two
-    grams: NDArray[np.uint64]  # [G]
-    first_posting: NDArray[np.uint32]  # [G + 1]
-    posting_book: NDArray[np.int32]  # [P]
-    posting_word: NDArray[np.int32]  # [P]
+    table: NDArray[np.uint64]  # [S, 2]: n-gram (0 in an empty slot) and where it stands, see ``SEVERAL``
+    postings: NDArray[np.uint32]  # [P] places of n-grams with several
     bitmap: NDArray[np.uint64]  # [K / 64]; K is a power of two
     excluded: NDArray[np.int64]  # [B] n-grams taken out because they stand in the exclusion lists
     shared: list[tuple[int, int, float]]  # (book, book, shared share of the smaller one's n-grams), largest first
@@ -64,7 +68,7 @@ class Index(NamedTuple):
     def digest(self) -> str:
         """16 hex digits over ids, texts and n-grams: indexes with the same digest find the same."""
         found = xxhash.xxh3_64(repr((self.book_ids, self.ngram)).encode())
-        for array in (self.text, self.first_byte, self.first_word, self.grams, self.posting_book, self.posting_word):
+        for array in (self.text, self.first_byte, self.first_word, self.table, self.postings):
             found.update(np.ascontiguousarray(array).view(np.uint8))
         return found.hexdigest()
 
@@ -102,9 +106,13 @@ def build(
     chosen = keep[group] & (np.arange(len(grams)) - first[group] < MAX_POSTINGS)
     kept_grams = grams[first[keep]]
 
-    slots = np.full(_power_of_two(len(kept_grams) * 4 // 3, 1 << 10), -1, np.int32)
+    table = np.zeros((int(len(kept_grams) / LOAD) + 16, 2), np.uint64)
     bitmap = np.zeros(_power_of_two(16 * len(kept_grams), 1 << 16) // 64, np.uint64)
-    _insert(kept_grams, slots, bitmap)
+    first_word = _offsets([len(each.hashes) for each in found])
+    places = (first_word[book] + word)[chosen].astype(np.uint32)
+    counts_kept = np.bincount(group[chosen], minlength=len(first))[keep]
+    values, postings = _values(places, counts_kept)
+    _insert(kept_grams, values, table, bitmap)
     index = Index(
         book_ids=[name for name, _ in books],
         ngram=ngram,
@@ -113,12 +121,9 @@ def build(
         hashes=np.concatenate([each.hashes for each in found]),
         starts=np.concatenate([each.starts for each in found]).astype(np.uint32),
         ends=np.concatenate([each.ends for each in found]).astype(np.uint32),
-        first_word=_offsets([len(each.hashes) for each in found]),
-        slots=slots,
-        grams=kept_grams,
-        first_posting=_offsets(np.bincount(group[chosen], minlength=len(first))[keep]).astype(np.uint32),
-        posting_book=book[chosen],
-        posting_word=word[chosen],
+        first_word=first_word,
+        table=table,
+        postings=postings,
         bitmap=bitmap,
         excluded=removed,
         shared=sorted((pair for pair in shared if pair[2] >= SHARED_SHARE), key=lambda pair: (-pair[2], pair)),
@@ -167,7 +172,7 @@ def _ngrams(hashes: Any, n: int, out: Any) -> None:
         if i >= n:
             h -= hashes[i - n] * last
         if i >= n - 1:
-            out[i - n + 1] = h
+            out[i - n + 1] = max(h, np.uint64(1))  # 0 marks an empty slot
 
 
 @njit(cache=True, nogil=True)
@@ -179,17 +184,33 @@ def leaving(n: int) -> Any:
     return power
 
 
+def _values(places: NDArray[np.uint32], counts: NDArray[Any]) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+    """(second numbers of the slots, postings) of n-grams that stand in ``counts`` places each."""
+    first = np.cumsum(counts) - counts
+    several = counts > 1
+    values = places[first].astype(np.uint64)
+    of_several = np.repeat(several, counts)
+    begin = np.cumsum(np.where(several, counts, 0)) - np.where(several, counts, 0)
+    packed = np.uint64(SEVERAL) | (counts.astype(np.uint64) << np.uint64(40)) | begin.astype(np.uint64)
+    return np.where(several, packed, values), places[of_several]
+
+
 @njit(cache=True, nogil=True)
-def _insert(grams: Any, slots: Any, bitmap: Any) -> None:
-    mask = np.uint64(len(slots) - 1)
+def slot_of(gram: Any, slots: int) -> Any:
+    """Where the search for an n-gram begins: its upper half, scaled, so that any number of slots will do."""
+    return np.int64(((gram >> np.uint64(32)) * np.uint64(slots)) >> np.uint64(32))
+
+
+@njit(cache=True, nogil=True)
+def _insert(grams: Any, values: Any, table: Any, bitmap: Any) -> None:
     bits = np.uint64(len(bitmap) * 64 - 1)
     for g in range(len(grams)):
         bit = (grams[g] >> np.uint64(20)) & bits
         bitmap[bit >> np.uint64(6)] |= np.uint64(1) << (bit & np.uint64(63))
-        slot = grams[g] & mask
-        while slots[slot] >= 0:
-            slot = (slot + np.uint64(1)) & mask
-        slots[slot] = g
+        slot = slot_of(grams[g], len(table))
+        while table[slot, 0] != 0:
+            slot = slot + 1 if slot + 1 < len(table) else 0
+        table[slot, 0], table[slot, 1] = grams[g], values[g]
 
 
 def _shared(group: NDArray[Any], book: NDArray[np.int32], books: int) -> list[tuple[int, int, float]]:

@@ -78,10 +78,14 @@ def tables() -> Tables:
 def words(text: bytes | NDArray[np.uint8]) -> Words:
     """The words of UTF-8 ``text``."""
     data = as_bytes(text)
-    hashes = np.empty(len(data) // 2 + 2, np.uint64)
-    starts, ends = np.empty(len(hashes), np.int64), np.empty(len(hashes), np.int64)
-    count = _words(data, tables(), hashes, starts, ends)
-    return Words(hashes[:count].copy(), starts[:count].copy(), ends[:count].copy())
+    found = empty_words(len(data) // 2 + 2)
+    count, _ = read_words(data, 0, *tables(), *found)
+    return Words(*(array[:count].copy() for array in found))
+
+
+def empty_words(size: int) -> Words:
+    """Room for ``size`` words. Memory that is never written to is never taken."""
+    return Words(np.empty(size, np.uint64), np.empty(size, np.int64), np.empty(size, np.int64))
 
 
 def as_bytes(text: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -120,71 +124,64 @@ def _mixed(h: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def next_word(data: Any, i: int, tables: Any) -> Any:
-    """(hash, start, end, where to go on) of the first word at or after byte ``i``; no word is left if start = end.
+def read_words(
+    data: Any, i: int, ascii: Any, classes: Any, offsets: Any, flat: Any, hashes: Any, starts: Any, ends: Any
+) -> tuple[int, int]:
+    """Words from byte ``i`` on, until the arrays are full or the text ends: (number of words, where to go on).
 
-    ``i`` must not stand inside a word. What lies before a word never matters to it.
+    ``i`` must not stand inside a word; what lies before a word never matters to it. Most text is ASCII, so that path
+    is short and the others are reached by one comparison.
     """
-    ascii, classes, offsets, flat = tables
-    n = len(data)
-    while i < n:  # to the first letter
+    n, room, count = len(data), len(hashes), 0
+    while i < n and count < room:
         b = data[i]
-        if b < 0x80:
-            if ascii[b]:
-                break
-            i += 1
-            continue
-        code, length = _decode(data, i)
-        kind = _class_of(code, classes)
-        if kind == IDEOGRAPH:
-            return _mixed((np.uint64(_BASIS) ^ np.uint64(code)) * np.uint64(_PRIME)), i, i + length, i + length
-        if kind == LETTER:
-            break
-        i += length
-    start, end, h = i, i, np.uint64(_BASIS)
-    while i < n:
-        b = data[i]
-        letter = ascii[b]
-        if letter:
-            h = (h ^ np.uint64(letter)) * np.uint64(_PRIME)
-            i += 1
-            end = i
-            continue
-        if b == 32:
-            break
-        code, length = _decode(data, i)
-        kind = _class_of(code, classes)
-        if kind == LETTER:
-            for k in range(offsets[code], offsets[code + 1]):
-                h = (h ^ np.uint64(flat[k])) * np.uint64(_PRIME)
-            i += length
-            end = i
-            continue
-        if kind == DROPPED:
-            i += length
-            continue
-        if kind == HYPHEN:
-            j = i + length
-            if j < n and data[j] == 10:
-                j += 1
-                while j < n and (data[j] == 32 or data[j] == 9):
-                    j += 1
-            if j < n and _class_of(_decode(data, j)[0], classes) == LETTER:
-                i = j
+        if not ascii[b]:
+            if b < 0x80:
+                i += 1
                 continue
-        break
-    return _mixed(h), start, end, i
-
-
-@njit(cache=True, nogil=True)
-def _words(data: Any, tables: Any, hashes: Any, starts: Any, ends: Any) -> int:
-    count = i = 0
-    while True:
-        h, start, end, i = next_word(data, i, tables)
-        if start == end:
-            return count
-        hashes[count], starts[count], ends[count] = h, start, end
+            code, length = _decode(data, i)
+            kind = _class_of(code, classes)
+            if kind == IDEOGRAPH:
+                hashes[count] = _mixed((np.uint64(_BASIS) ^ np.uint64(code)) * np.uint64(_PRIME))
+                starts[count], ends[count] = i, i + length
+                count += 1
+            if kind != LETTER:
+                i += length
+                continue
+        start, end, h = i, i, np.uint64(_BASIS)
+        while True:  # one turn a run of ASCII letters, then what follows it
+            while i < n:
+                letter = ascii[data[i]]
+                if not letter:
+                    break
+                h = (h ^ np.uint64(letter)) * np.uint64(_PRIME)
+                i += 1
+                end = i
+            if i >= n or data[i] == 32:
+                break
+            code, length = _decode(data, i)
+            kind = _class_of(code, classes)
+            if kind == LETTER:
+                for k in range(offsets[code], offsets[code + 1]):
+                    h = (h ^ np.uint64(flat[k])) * np.uint64(_PRIME)
+                i += length
+                end = i
+            elif kind == DROPPED:
+                i += length
+            elif kind == HYPHEN:
+                j = i + length
+                if j < n and data[j] == 10:
+                    j += 1
+                    while j < n and (data[j] == 32 or data[j] == 9):
+                        j += 1
+                if j >= n or _class_of(_decode(data, j)[0], classes) != LETTER:
+                    break
+                i = j
+            else:
+                break
+        hashes[count], starts[count], ends[count] = _mixed(h), start, end
         count += 1
+    return count, i
 
 
 def words_reference(text: str) -> list[tuple[str, int, int, int]]:

@@ -153,7 +153,7 @@ def _resized(sizes: np.ndarray[Any, Any], cleaned: CleanedShard) -> None:
 
 
 def _found_again(audit: Audit, scans: list[ShardScan], context: Context) -> tuple[list[int], Verdict]:
-    """(shards in which a scan of the output found what must be acted on, how); sets ``after``, ``again`` and ``rescan``."""
+    """(shards in which a scan of the output found what must be acted on, how); sets what the audit knows of it."""
     words = audit.index.book_words
     everything, left = Coverage(acted=True), Coverage(acted=False)
     decisions: list[tuple[int, str, Decision]] = []
