@@ -104,6 +104,10 @@ class MixtureConfig(Config):
 class PretrainSettings(OptimSettings):
     """The study file's ``pretrain`` section: the same for every arm and seed.
 
+    With ``curriculum_share`` the segment count of text grows as the recurrent memory transformer needs it
+    (arXiv:2207.06881): a sequence of 8 segments is read as 8, then 4, then 2 documents, then whole. Prompts stay whole,
+    tokens and their order stay the same.
+
     Loss: mean nll (nats) over target tokens of the text sequences; with ``mixture.retrieval_share`` = r it is
     (1 - r) x that + r x the mean nll of the prompts' answer tokens, so that a few answer tokens weigh as their share.
     """
@@ -114,6 +118,12 @@ class PretrainSettings(OptimSettings):
     gate_lr: float = Field(default=0.01, gt=0, description="peak learning rate of the gates beta: they must move by ~4")
     mixture: MixtureConfig = MixtureConfig()
     monitor_every: int = Field(default=25, ge=1, description="steps between readings of gates and memory health")
+    curriculum_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the steps in which text grows from one segment to sequences",
+    )
 
     @model_validator(mode="after")
     def _lanes_keep_their_places(self) -> PretrainSettings:
@@ -137,8 +147,16 @@ class PretrainConfig(PretrainSettings):
     @model_validator(mode="after")
     def _whole_segments(self) -> PretrainConfig:
         segment = self.mixer.segment_length
-        if self.mixer.kind in ("infini", "local", "xl") and self.sequence_length % segment:
+        if (
+            self.mixer.kind not in ("full", "window", "linear", "deltanet", "landmark")
+            and self.sequence_length % segment
+        ):
             raise ValueError(
                 f"sequence_length = {self.sequence_length}: must be a multiple of mixer.segment_length = {segment}"
+            )
+        if self.curriculum_share and self.sequence_length < 2 * segment:
+            raise ValueError(
+                f"curriculum_share = {self.curriculum_share}: has no effect on sequences of "
+                f"{self.sequence_length} tokens, the mixer's segments have {segment} (allowed: 0, or longer sequences)"
             )
         return self

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import nn
 
 from model.decoder import Decoder
@@ -75,7 +77,7 @@ def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) 
         )
         optim.set_lr(optimizer, factor)
         started = time.perf_counter()
-        losses, grad_norm = _step(recipe, decoder, optimizer, batch, runtime)
+        losses, grad_norm = _step(recipe, decoder, optimizer, batch, runtime, recipe.length_at(step))
         if not all(math.isfinite(value) for value in losses if value is not None) or not math.isfinite(grad_norm):
             raise StageError(
                 f"training diverged at step {step + 1}: loss {losses[0]}, gradient norm {grad_norm:.3g}, "
@@ -106,30 +108,34 @@ def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) 
 
 
 def _step(
-    recipe: Recipe, decoder: Decoder, optimizer: torch.optim.Optimizer, batch: Batch, runtime: Runtime
+    recipe: Recipe, decoder: Decoder, optimizer: torch.optim.Optimizer, batch: Batch, runtime: Runtime, length: int
 ) -> tuple[tuple[float | None, float | None], float]:
-    """One optimiser step. Returns ((text loss, answer loss), gradient norm before clipping); None: no such tokens."""
+    """One optimiser step, with text in pieces of ``length`` tokens. Returns ((text loss, answer loss), gradient norm
+    before clipping); None: no such tokens."""
     share = len(batch.tokens) // runtime.world_size
-    mine = slice(runtime.rank * share, (runtime.rank + 1) * share)
-    text, answer = loss_weights(batch, recipe.mixture.retrieval_share)
+    text, answer = loss_weights(batch, recipe.mixture.retrieval_share, length)
     has_text, has_answer = bool(text.any()), bool(answer.any())
     r = recipe.mixture.retrieval_share if has_text and has_answer else float(has_answer)
-    tokens, text_w, answer_w = (torch.from_numpy(a[mine]).to(runtime.device) for a in (batch.tokens, text, answer))
-    micro = runtime.micro_batch or share
+    slices = [slice(rank * share, (rank + 1) * share) for rank in range(runtime.world_size)]
+    rows = (batch.tokens, text, answer)
+    parts = [_parts(rows, batch.answers, its, length, runtime.micro_batch) for its in slices]
+    mine = parts[runtime.rank]
+    # every rank passes through the model equally often: its collectives wait for all
+    mine += [(mine[0][0], *map(np.zeros_like, mine[0][1:]))] * (max(map(len, parts)) - len(mine))
     cast: contextlib.AbstractContextManager[object] = (
         torch.autocast(runtime.device.type, torch.bfloat16) if recipe.dtype == "bf16" else contextlib.nullcontext()
     )
     sums = torch.zeros(2, dtype=torch.float64, device=runtime.device)
     optimizer.zero_grad(set_to_none=True)
-    for start in range(0, share, micro):
-        part = slice(start, start + micro)
+    for part in mine:
+        tokens, text_w, answer_w = (torch.from_numpy(a).to(runtime.device) for a in part)
         with cast:
-            nll, auxiliary = decoder.training_nll(tokens[part])
-        text_loss, answer_loss = (nll * text_w[part]).sum(), (nll * answer_w[part]).sum()
+            nll, auxiliary = decoder.training_nll(tokens)
+        text_loss, answer_loss = (nll * text_w[:, 1:]).sum(), (nll * answer_w[:, 1:]).sum()
         # FSDP averages gradients over ranks; the weights already normalise over the global batch
         loss = ((1 - r) * text_loss + r * answer_loss) * runtime.world_size
-        if auxiliary is not None:  # a mean over its sequences: weighted by their share of the rank's slice
-            loss = loss + auxiliary * (len(tokens[part]) / share)
+        if auxiliary is not None:  # a mean over its tokens: weighted by their share of the rank's slice
+            loss = loss + auxiliary * (tokens.numel() * runtime.world_size / batch.tokens.size)
         loss.backward()
         sums += torch.stack([text_loss.detach(), answer_loss.detach()]).double()
     if runtime.world_size > 1:
@@ -140,6 +146,24 @@ def _step(
         norm = norm.full_tensor()
     text_sum, answer_sum = sums.tolist()
     return (text_sum if has_text else None, answer_sum if has_answer else None), float(norm)
+
+
+Rows = tuple[NDArray[Any], ...]
+
+
+def _parts(rows: Rows, prompts: NDArray[np.bool_], mine: slice, length: int, micro: int | None) -> list[Rows]:
+    """Micro-batches of the rows ``mine`` of arrays [B, T], of the tokens of ``micro`` sequences each (None: all).
+
+    Where text is cut into pieces of ``length`` tokens, the prompts [B], which stay whole, go by themselves."""
+    rows, prompts, whole = tuple(a[mine] for a in rows), prompts[mine], rows[0].shape[1]
+    groups = [rows]
+    if length < whole:
+        groups = [tuple(a[~prompts].reshape(-1, length) for a in rows), tuple(a[prompts] for a in rows)]
+    made = []
+    for group in groups:
+        size = (micro or len(prompts)) * whole // group[0].shape[1]
+        made += [tuple(a[start : start + size] for a in group) for start in range(0, len(group[0]), size)]
+    return made
 
 
 def shard(decoder: Decoder) -> None:

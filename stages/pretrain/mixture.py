@@ -78,10 +78,11 @@ class Batches:
         return self.prompts_before(step + 1) - self.prompts_before(step)
 
 
-def loss_weights(batch: Batch, retrieval_share: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weights [B, T-1] of the nll of tokens 1..T-1 in the text loss and in the answer loss; each sums to 1 over the
-    global batch, or to 0 where it has no such token. The training loss is (1 - r) text + r answer, so neither the
-    split into ranks nor into micro-batches changes it."""
-    text = batch.mask[:, 1:] & ~batch.answers[:, None]
-    answer = batch.mask[:, 1:] & batch.answers[:, None]
+def loss_weights(batch: Batch, retrieval_share: float, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weights [B, T] of the nll of each token in the text loss and in the answer loss; each sums to 1 over the global
+    batch, or to 0 where it has no such token. The training loss is (1 - r) text + r answer, so neither the split into
+    ranks nor into micro-batches changes it. Nothing predicts the first token of each ``length`` tokens of text."""
+    text = batch.mask & ~batch.answers[:, None]
+    text[:, ::length] = False
+    answer = batch.mask & batch.answers[:, None]
     return tuple((part / max(1, part.sum())).astype(np.float32) for part in (text, answer))

@@ -28,6 +28,14 @@ class Recipe:
     checkpoint_every: int
     monitor_every: int
     mixture: MixtureConfig
+    lengths: tuple[int, ...] = ()  # a curriculum's shorter sequences, in order, for equal shares of curriculum_steps
+    curriculum_steps: int = 0
+
+    def length_at(self, step: int) -> int:
+        """Tokens of the pieces that text is read in at ``step`` (0-based): a curriculum's, then whole sequences."""
+        if step >= self.curriculum_steps:
+            return self.sequence_length
+        return self.lengths[step * len(self.lengths) // self.curriculum_steps]
 
 
 def _optim(optim: OptimSettings) -> dict[str, object]:
@@ -64,5 +72,13 @@ def of_pretrain(config: PretrainConfig) -> Recipe:
         gate_lr=config.gate_lr,
         monitor_every=config.monitor_every,
         mixture=config.mixture,
+        lengths=curriculum(config.sequence_length, config.mixer.segment_length),
+        curriculum_steps=round(config.steps * config.curriculum_share),
         **_optim(config),  # type: ignore[arg-type]
     )
+
+
+def curriculum(sequence_length: int, segment_length: int) -> tuple[int, ...]:
+    """Lengths shorter than a sequence, in whole segments, that a sequence can be cut into: 8 segments into 1, 2, 4."""
+    segments = sequence_length // segment_length
+    return tuple(n * segment_length for n in range(1, segments) if segments % n == 0)

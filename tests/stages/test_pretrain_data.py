@@ -86,7 +86,7 @@ def test_prompts_take_their_share_and_weigh_as_it(rows: TokenRows) -> None:
     assert sum(int(b.answers.sum()) for b in made) == 12  # of 40
     numbers = [-1 - i for b in made for i in sorted(b.ids[b.answers], reverse=True)]
     assert numbers == list(range(12))  # every prompt once, in order
-    text, answer = loss_weights(made[0], 0.3)
+    text, answer = loss_weights(made[0], 0.3, made[0].tokens.shape[1])
     assert text.sum() == pytest.approx(1) and answer.sum() == pytest.approx(1)
     assert (answer[made[0].answers] > 0).sum() == 3 * made[0].answers.sum()
     assert not text[made[0].answers].any()

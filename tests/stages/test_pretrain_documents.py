@@ -89,9 +89,9 @@ def test_prompts_keep_their_rows_and_every_token_counts_as_before(windows: Windo
     assert any(batch.continues.any() for batch in steps)
     for batch in steps:
         assert not batch.mask[:, 0].any() and batch.mask[:, 1:].all()
-        text, answer = loss_weights(batch, 0.25)
+        text, answer = loss_weights(batch, 0.25, batch.tokens.shape[1])
         assert text.sum() == pytest.approx(1) and answer.sum() == pytest.approx(1)
-        assert (text[~batch.answers] == text[~batch.answers][0, 0]).all()  # continuing rows weigh as the others
+        assert (text[~batch.answers, 1:] == text[~batch.answers][0, 1]).all()  # continuing rows weigh as the others
 
 
 def test_a_share_of_prompts_that_moves_the_lanes_is_refused() -> None:
