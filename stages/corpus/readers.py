@@ -204,17 +204,22 @@ def checked(raw: Raw) -> Raw:
 
 
 def _not_utf8(text: bytes) -> int | None:
-    """The place of the first byte that is not UTF-8, None where all is. In pieces: the decoded text of a long document
-    would be several times its size."""
-    start = 0
-    while start < len(text):
-        piece = text[start : start + _CHECKED_AT_ONCE] if len(text) > _CHECKED_AT_ONCE else text
-        try:
-            _, used = codecs.utf_8_decode(piece, "strict", start + len(piece) >= len(text))
-        except UnicodeDecodeError as error:
-            return start + error.start
-        start += used
-    return None
+    """The place of the first byte that is not UTF-8, None where all is. Nothing is decoded as a whole: of a long text
+    that would take several times its size."""
+    import pyarrow as pa
+
+    offsets = pa.array([0, len(text)], pa.int64()).buffers()[1]
+    try:
+        pa.LargeStringArray.from_buffers(1, offsets, pa.py_buffer(text)).validate(full=True)
+        return None
+    except pa.ArrowInvalid:
+        start = 0
+        while True:
+            piece = text[start : start + _CHECKED_AT_ONCE]
+            try:
+                start += codecs.utf_8_decode(piece, "strict", start + len(piece) >= len(text))[1]
+            except UnicodeDecodeError as error:
+                return start + error.start
 
 
 def _python_docs(source: PythonDocs, file: ExternalFile) -> Iterator[Raw]:
