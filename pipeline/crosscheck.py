@@ -41,6 +41,12 @@ def _mixture(study: Study) -> Iterator[str]:
 
 def _arms(study: Study) -> Iterator[str]:
     """Sections that would make no step, and prompts too short to tell memory from the local segment."""
+    for name, arm in study.arms.items():
+        if arm.memory_layer is not None and arm.memory_layer >= study.trunk.layers:
+            yield (
+                f"arms.{name}.memory_layer = {arm.memory_layer}: the trunk has layers 0 to {study.trunk.layers - 1}. "
+                "Fix: name one of them, or leave it out"
+            )
     memories = {name: arm for name, arm in study.arms.items() if arm.kind == "infini"}
     if study.ablate is not None and not memories:
         yield "ablate: has no effect, no arm has kind infini. Fix: add one to arms, or remove the section"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from model.config import MixerConfig
 from stages.claims.evidence import Evidence
 from stages.claims.table import CLAIMS, decide
 from stages.claims.verdict import DECISIONS, Number, Verdict
@@ -71,9 +72,7 @@ def setup(evidence: Evidence) -> dict[str, str]:
         "seeds": ", ".join(str(seed) for seed in evidence.seeds),
     }
     for arm, mixer in evidence.arms.items():
-        rule = f", {mixer.rule} rule, {mixer.feature_map}" if mixer.kind == "infini" else ""
-        reach = "over everything" if mixer.kind == "full" else f"segments of {mixer.segment_length} tokens"
-        rows[f"arm {arm}"] = f"{mixer.kind}{rule}, {reach}"
+        rows[f"arm {arm}"] = describe(mixer)
     if tokenizer:
         rows["tokenizer"] = f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens"
     if tokens:
@@ -83,6 +82,26 @@ def setup(evidence: Evidence) -> dict[str, str]:
     present = [stage for stage in ("evaluate", "ablate", "control", "summarize") if evidence.runs(stage)]
     rows["evidence"] = ", ".join(f"{stage}: {len(evidence.runs(stage))} runs" for stage in present) or "none"
     return rows
+
+
+def describe(mixer: MixerConfig) -> str:
+    """One arm in words: what it attends to, and what it keeps of the rest."""
+    n = mixer.segment_length
+    compressed = mixer.compressed_tokens or n
+    own = {
+        "infini": f"{mixer.rule} rule, {mixer.feature_map}, segments of {n} tokens",
+        "local": f"segments of {n} tokens, no memory",
+        "window": f"the last {n} tokens",
+        "xl": f"segments of {n} tokens and the one before",
+        "full": "over everything",
+        "memorizing": f"segments of {n} tokens and the one before; one layer retrieves {mixer.top_k} earlier tokens",
+        "compressive": f"segments of {n} tokens and the one before; {compressed} states compressed {mixer.compression}:1",
+        "rmt": f"segments of {n} tokens that hand on {mixer.memory_tokens} memory tokens",
+        "linear": f"linear attention, {mixer.feature_map}, no segments",
+        "deltanet": f"fast weights, {mixer.feature_map}, no segments",
+        "landmark": f"about {n} tokens, and {mixer.top_blocks} retrieved blocks of {mixer.block_tokens}",
+    }
+    return f"{mixer.kind}: {own[mixer.kind]}"
 
 
 def _metrics(

@@ -53,8 +53,9 @@ def arm_styles(evidence: Evidence) -> dict[str, ArmStyle]:
         if mixer.kind == "local":
             styles[arm] = ArmStyle(BASELINE, "X", (0, (2, 1.5)))
             continue
-        i = place % len(PALETTE)
-        styles[arm] = ArmStyle(PALETTE[i], MARKERS[i], DASHES[i])
+        again, i = divmod(place, len(PALETTE))  # a colour's second arm has another marker and another line
+        j = (i + 3 * again) % len(PALETTE)
+        styles[arm] = ArmStyle(PALETTE[i], MARKERS[j], DASHES[j])
         place += 1
     return styles
 
