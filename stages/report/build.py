@@ -95,7 +95,7 @@ def describe(mixer: MixerConfig) -> str:
         "xl": f"segments of {n} tokens and the one before",
         "full": "over everything",
         "memorizing": f"segments of {n} tokens and the one before; one layer retrieves {mixer.top_k} earlier tokens",
-        "compressive": f"segments of {n} tokens and the one before; {compressed} states compressed {mixer.compression}:1",
+        "compressive": f"segments of {n} tokens, the one before, {compressed} states compressed {mixer.compression}:1",
         "rmt": f"segments of {n} tokens that hand on {mixer.memory_tokens} memory tokens",
         "linear": f"linear attention, {mixer.feature_map}, no segments",
         "deltanet": f"fast weights, {mixer.feature_map}, no segments",
