@@ -135,9 +135,7 @@ def _texts(tokenizer: Path, vocab_size: int, special: Mapping[str, int]) -> dict
     pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((e[0], i) for i, e in enumerate(vocabulary))
     known = {number: text for text, number in pairs} | added
     if known and max(known) >= vocab_size:
-        raise ValueError(
-            f"{tokenizer}: has token {max(known)}, the model {vocab_size} tokens (fix: use its own tokenizer)"
-        )
+        raise ValueError(f"{tokenizer}: token {max(known)} is not in the model (allowed: 0 to {vocab_size - 1})")
     for name, number in special.items():
         if number not in known:
             raise ValueError(f"special_tokens: {name} = {number}: {tokenizer} has no such token")

@@ -1,7 +1,7 @@
 """``config.json`` of Llama-family checkpoints, both ways: importable without torch.
 
-Reads what transformers 4 and 5 write (``rope_scaling`` beside ``rope_theta``, or both inside ``rope_parameters``) and
-writes the older spelling, which both read.
+Reads what transformers 4 and 5 write: ``rope_scaling`` beside ``rope_theta``, or both inside ``rope_parameters``. Of a
+Llama it writes the older spelling, which both read.
 """
 
 from __future__ import annotations
@@ -132,11 +132,16 @@ def llama_fields(config: ModelConfig, like: dict[str, Any] | None = None) -> dic
         "attention_bias": False,
         "mlp_bias": False,
     }
-    if trunk.rope_scaling is not None:
-        scaling = trunk.rope_scaling.given()
-        own["rope_scaling"] = {"rope_type": scaling.pop("type"), **scaling}
     # transformers' own defaults would name tokens 1 and 2, whatever the tokenizer says they are
     fields: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
+    if trunk.rope_scaling is not None:
+        scaling = trunk.rope_scaling.given()
+        scaling = {"rope_type": scaling.pop("type"), **scaling}
+        # transformers 5 stumbles over the older spelling where it does not know the family
+        own |= {"rope_scaling": scaling} if full else {"rope_parameters": scaling | {"rope_theta": trunk.rope_theta}}
+        if trunk.rope_scaling.original_max_position_embeddings is not None:
+            longest = round(trunk.rope_scaling.original_max_position_embeddings * trunk.rope_scaling.factor)
+            fields["max_position_embeddings"] = longest
     fields |= {name: value for name, value in (like or {}).items() if name not in _NOT_CARRIED}
     return fields | own | {BLOCK: config.to_dict()}
 

@@ -87,10 +87,9 @@ class InfiniStudyForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)
-        block = dict(config.infini_study)
-        # gates and the like, whose stored precision is kept whatever dtype the model is loaded in
-        self._keep_in_fp32_modules_strict = set(block.pop("keep_in_float32", ()))
-        own = ModelConfig.from_dict(block)
+        # the gates, whatever dtype the model is loaded in; transformers takes these for patterns
+        self._keep_in_fp32_modules_strict = {rf"\b{name}$" for name in getattr(config, "keep_in_float32", ())}
+        own = ModelConfig.from_dict(config.infini_study)
         # what the constructors compute must be real, though transformers builds models on the "meta" device
         with torch.device("cpu"):
             self.model = Decoder(own)
