@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stages.corpus.parallel import spread
 from stages.dedup.shingles import common, passage, shingle
 from stages.dedup.signatures import SAID, Texts
@@ -12,7 +15,7 @@ from stages.dedup.signatures import SAID, Texts
 GROUP_BYTES = 16 * 2**20  # of text for one task
 
 Pair = tuple[int, int]
-Group = tuple[list[Pair], dict[int, bytes]]
+Group = tuple[list[Pair], dict[int, NDArray[np.uint8]]]
 
 
 class Compared(NamedTuple):
@@ -50,7 +53,7 @@ def compare(
 def _groups(pairs: Sequence[Pair], texts: Texts, sizes: Sequence[int]) -> Iterator[Group]:
     """Pairs that fit into one task, with the texts they need."""
     group: list[Pair] = []
-    held: dict[int, bytes] = {}
+    held: dict[int, NDArray[np.uint8]] = {}
     for pair in pairs:
         new = [document for document in pair if document not in held]
         if group and sum(map(len, held.values())) + sum(sizes[document] for document in new) > GROUP_BYTES:

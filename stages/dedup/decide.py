@@ -53,23 +53,29 @@ class Decided:
         return at
 
 
-def preference(distinct: NDArray[np.int64], years: Sequence[int | None]) -> NDArray[np.int64]:
-    """Document numbers, the one to be kept first: most distinct n-grams, earliest year, smallest id (documents are
-    numbered by id)."""
-    year = np.array([NO_YEAR if year is None else year for year in years], np.int64)
-    return np.lexsort((np.arange(len(distinct)), year, -distinct))
+@dataclass(frozen=True)
+class Described:
+    """What else of the documents counts, by number."""
+
+    ids: Sequence[str]
+    digests: Sequence[str]  # sha256 of the texts
+    years: Sequence[int | None]
 
 
-def decide(
-    signed: Signatures, digests: Sequence[str], years: Sequence[int | None], config: DedupConfig, compare: Compare
-) -> Decided:
-    """``digests``: sha256 of each text. ``compare`` takes pairs (other document, document)."""
+def preference(distinct: NDArray[np.int64], described: Described) -> NDArray[np.int64]:
+    """Document numbers, the one to be kept first: most distinct n-grams, earliest year (none is last), smallest id."""
+    year = np.array([NO_YEAR if year is None else year for year in described.years], np.int64)
+    return np.lexsort((np.array(described.ids, dtype=object), year, -distinct))
+
+
+def decide(signed: Signatures, described: Described, config: DedupConfig, compare: Compare) -> Decided:
+    """All rules, one after the other. ``compare`` takes pairs (other document, document)."""
     decided = Decided()
     for document, filtered in signed.filtered.items():
         decided.verdicts[document] = Verdict(*filtered)
-    order = preference(signed.distinct, years)
+    order = preference(signed.distinct, described)
     if config.exact:
-        _equal_texts(decided, order, signed, digests, compare)
+        _equal_texts(decided, order, signed, described.digests, compare)
     if config.editions is not None:
         _editions(decided, order, signed, config, compare)
     if config.containment is not None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 PASSAGE = 2000  # bytes, at the beginning, in the middle and at the end: foreign front matter does not decide
 UNKNOWN = "und"
 
@@ -17,12 +20,12 @@ def _identifier() -> Any:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-def language_of(text: bytes, min_confidence: float) -> tuple[str, float]:
+def language_of(text: NDArray[np.uint8], min_confidence: float) -> tuple[str, float]:
     """(ISO 639 code, confidence in 0..1); ``und`` below ``min_confidence`` and for text without language."""
     if len(text) <= 3 * PASSAGE:
-        sample = text
+        sample = text.tobytes()
     else:
         middle, last = len(text) // 2, len(text) - PASSAGE
-        sample = b"\n".join(text[at : at + PASSAGE] for at in (0, middle, last))
+        sample = b"\n".join(text[at : at + PASSAGE].tobytes() for at in (0, middle, last))
     code, confidence = _identifier().classify(sample.decode(errors="ignore"))
     return (str(code) if confidence >= min_confidence and code != "zxx" else UNKNOWN), float(confidence)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.corpus.documents import write_table
+from stages.corpus.documents import document_files, write_documents
 from stages.corpus.parallel import spread
 from stages.dedup import tables
 from stages.dedup.candidates import Pair
 from stages.dedup.compare import Compared, compare
-from stages.dedup.decide import Decided, decide
+from stages.dedup.decide import Decided, Described, decide
 from stages.dedup.shingles import common, minhash, passage, permutations, shingle
 from stages.dedup.signatures import Signatures, Texts, joined, sign
 from stages.dedup.stage import DedupConfig
@@ -36,40 +37,29 @@ RULES = {
 }
 
 
+class Found(NamedTuple):
+    """What deduplication knows of the training documents, and what it decided. Counts and numbers run over parts."""
+
+    parts: list[Path]
+    counts: list[int]  # training documents of each part
+    described: Described
+    signed: Signatures
+    decided: Decided
+    pairs: int  # compared
+
+
 def dedup(config: DedupConfig, documents: Artifact, output: Path, context: Context) -> Summary:
     """Write ``documents/``, ``decisions.parquet``, ``fates.parquet``, ``pairs.parquet`` (docs/formats.md).
 
     Raises StageError where filters leave no training document.
     """
-    source = documents.path("documents")
-    parts = sorted(source.glob("*.parquet"))
-    names = [_names(part) for part in parts]
-    ids = [name for part in names for name in part["doc_id"].to_pylist()]
-    size = sum(part.stat().st_size for part in parts)
-    signed = _signed(parts, config, size > WORTH_TASKS, context)
-    texts = Texts(parts, [len(part) for part in names], READ_BYTES)
-    sizes = signed.sizes.tolist()
-    compared = 0
-
-    def compared_so_far(pairs: Iterable[Pair]) -> list[Compared]:
-        nonlocal compared
-        wanted, before = list(pairs), compared
-
-        def report(done: int) -> None:
-            context.progress(before + done, before + len(wanted), "pairs")
-
-        found = list(compare(wanted, texts, sizes, config.ngram, len(wanted) > WORTH_COMPARING, report))
-        compared += len(found)
-        return found
-
-    digests = [digest for part in names for digest in part["sha256"].to_pylist()]
-    years = [year for part in names for year in part["year"].to_pylist()]
-    decided = decide(signed, digests, years, config, compared_so_far)
-    rows = tables.decisions(tables.audited(documents), ids, signed, decided)
+    found = find(config, documents, context.progress)
+    ids, decided = found.described.ids, found.decided
+    rows = tables.decisions(tables.audited(documents), ids, found.signed, decided)
     _check_something_left(decided, ids)
-    _write(parts, [len(part) for part in names], decided, output / "documents")
+    _write(found, output / "documents")
     tables.write(rows, ids, decided, output)
-    metrics = _metrics(signed, decided, compared)
+    metrics = _metrics(found)
     metrics["corpus_documents"] = float(len(rows))
     metrics["corpus_bytes"] = float(sum(row["bytes_in"] for row in rows))
     return Summary(
@@ -79,32 +69,60 @@ def dedup(config: DedupConfig, documents: Artifact, output: Path, context: Conte
     )
 
 
+def find(config: DedupConfig, documents: Artifact, progress: Callable[[float, float, str], None]) -> Found:
+    """Everything but writing: ``documents`` needs a folder ``documents/`` only. ``progress``: done, total, unit."""
+    parts = document_files(documents.path("documents"))
+    names = [_names(part) for part in parts]
+    columns = ([value for part in names for value in part[name].to_pylist()] for name in ("doc_id", "sha256", "year"))
+    described, counts = Described(*columns), [len(part) for part in names]
+    signed = _signed(documents, parts, config, progress)
+    texts, sizes = Texts(parts, counts, READ_BYTES), signed.sizes.tolist()
+    compared = 0
+
+    def compare_all(pairs: Iterable[Pair]) -> list[Compared]:
+        nonlocal compared
+        wanted, before = list(pairs), compared
+
+        def report(done: int) -> None:
+            progress(before + done, before + len(wanted), "pairs")
+
+        found = list(compare(wanted, texts, sizes, config.ngram, len(wanted) > WORTH_COMPARING, report))
+        compared += len(found)
+        return found
+
+    decided = decide(signed, described, config, compare_all)
+    return Found(parts, counts, described, signed, decided, compared)
+
+
 def _names(part: Path) -> pa.Table:
     """All but the texts of the training documents of a part file."""
     table = pq.read_table(part, columns=["doc_id", "year", "split", "sha256"])
     return table.filter(pc.equal(table["split"], "train"))
 
 
-def _signed(parts: list[Path], config: DedupConfig, worth_it: bool, context: Context) -> Signatures:
+def _signed(
+    documents: Artifact, parts: list[Path], config: DedupConfig, progress: Callable[[float, float, str], None]
+) -> Signatures:
     _compile()
     found: list[Signatures] = []
-    contents: Iterator[bytes] = (part.read_bytes() for part in parts)  # tasks of other machines cannot see the files
-    for signed in spread(sign, contents, config, worth_it=worth_it):
+    worth_it = sum(part.stat().st_size for part in parts) > WORTH_TASKS
+    paths = [f"documents/{part.name}" for part in parts]
+    for signed in spread(sign, paths, documents, config, worth_it=worth_it):
         found.append(signed)
-        context.progress(len(found), len(parts), "parts", documents=float(sum(len(each.words) for each in found)))
+        progress(len(found), len(parts), "parts")
     return joined(found)
 
 
 def _compile() -> None:
     """Compiles the kernels once, before workers need them."""
-    text = b"two texts of so many words compile everything"
+    text = np.frombuffer(b"two texts of so many words compile everything", np.uint8)
     grams = shingle(text, 2).grams
     minhash(grams, permutations(1))
     common(grams, grams)
     passage(text, text, grams, 2, 10)
 
 
-def _check_something_left(decided: Decided, ids: list[str]) -> None:
+def _check_something_left(decided: Decided, ids: Sequence[str]) -> None:
     if len(decided.verdicts) == len(ids):
         rules = Counter(verdict.rule for verdict in decided.verdicts.values())
         worst = max(("length", "language"), key=lambda rule: rules[rule])
@@ -115,12 +133,12 @@ def _check_something_left(decided: Decided, ids: list[str]) -> None:
         )
 
 
-def _write(parts: list[Path], counts: list[int], decided: Decided, folder: Path) -> None:
+def _write(found: Found, folder: Path) -> None:
     """The part files without the dropped documents; one that loses none is copied as it is, an empty one left out."""
     folder.mkdir()
     start = 0
-    for part, count in zip(parts, counts, strict=True):
-        dropped = [i - start for i in range(start, start + count) if i in decided.verdicts]
+    for part, count in zip(found.parts, found.counts, strict=True):
+        dropped = [i - start for i in range(start, start + count) if i in found.decided.verdicts]
         start += count
         if not dropped:
             shutil.copyfile(part, folder / part.name)
@@ -130,10 +148,11 @@ def _write(parts: list[Path], counts: list[int], decided: Decided, folder: Path)
         keep = np.ones(len(table), bool)
         keep[training[dropped]] = False
         if keep.any():
-            write_table(table.filter(pa.array(keep)), folder / part.name)
+            write_documents(table.filter(pa.array(keep)), folder / part.name)
 
 
-def _metrics(signed: Signatures, decided: Decided, compared: int) -> dict[str, float]:
+def _metrics(found: Found) -> dict[str, float]:
+    signed, decided = found.signed, found.decided
     rules = Counter(METRICS.get(verdict.rule, verdict.rule) for verdict in decided.verdicts.values())
     dropped = list(decided.verdicts)
     metrics = {
@@ -144,7 +163,7 @@ def _metrics(signed: Signatures, decided: Decided, compared: int) -> dict[str, f
         "documents_kept": float(len(signed.words) - len(dropped)),
         "bytes_in": float(signed.sizes.sum()),
         "bytes_kept": float(signed.sizes.sum() - signed.sizes[dropped].sum()),
-        "pairs_compared": float(compared),
+        "pairs_compared": float(found.pairs),
     }
 
 

@@ -1,8 +1,7 @@
 """A text as the set of its n-grams of words, and what is derived from that set: MinHash bands and fingerprints.
 
-Words are those of ``stages.decontaminate.normalize``, so that typography makes no difference. ``shingle`` hashes words
-and rolls n-grams in one pass over the bytes, without keeping where the words stood; ``located`` does the same in two
-steps and keeps it, for evidence.
+Words are those of ``stages.decontaminate.normalize``, so that typography makes no difference. ``shingle`` rolls n-grams
+along some thousand words at a time and forgets where they stood; ``located`` keeps it, for evidence.
 """
 
 from __future__ import annotations
@@ -13,21 +12,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from stages.decontaminate.normalize import (
-    _BASIS,
-    _PRIME,
-    SEPARATOR,
-    Words,
-    _mixed,
-    as_bytes,
-    next_word,
-    tables,
-    words,
-)
+from stages.decontaminate.normalize import Words, as_bytes, empty_words, read_words, tables, words
 
 MULTIPLIER = 0xD6E8FEB86659FD93  # of the rolling hash: odd, so that no word's weight ever becomes 0
 _MASK = 2**64 - 1
-BLOCK = 4096  # n-grams hashed at a time: 16 KiB stay in the first-level cache under all permutations
+WORDS = 4096  # read at a time: their 96 KiB stay in the second-level cache
+BLOCK = 4096  # n-grams permuted at a time: 16 KiB stay in the first-level cache under all permutations
 
 
 class Shingled(NamedTuple):
@@ -42,10 +32,17 @@ def shingle(text: bytes | NDArray[np.uint8], n: int) -> Shingled:
     """The set of n-grams of words of UTF-8 ``text``; empty below ``n`` words."""
     data = as_bytes(text)
     grams = np.empty(len(data) // 2 + 2, np.uint64)  # pages beyond the last n-gram are never touched
-    count, first, second = _rolled(data, tables(), n, grams)
-    grams = grams[: max(0, count - n + 1)]
+    state, recent = np.array([0, 1, 2], np.uint64), np.zeros(n, np.uint64)
+    block, total, at = empty_words(WORDS), 0, 0
+    while True:
+        count, at = read_words(data, at, *tables(), *block)
+        _roll(block.hashes[:count], total, n, state, recent, grams)
+        total += count
+        if count < WORDS:
+            break
+    grams = grams[: max(0, total - n + 1)]
     grams.sort()
-    return Shingled(count, (int(first), int(second)), grams[: _distinct(grams)].copy())
+    return Shingled(total, (int(state[1]), int(state[2])), grams[: _distinct(grams)].copy())
 
 
 def located(text: bytes | NDArray[np.uint8], n: int) -> tuple[Words, NDArray[np.uint64]]:
@@ -75,39 +72,28 @@ def _finished_all(grams: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _rolled(data: Any, tables: Any, n: int, grams: Any) -> Any:
-    """Writes the hash of every n-gram, in order; (number of words, two 64-bit hashes of their sequence)."""
-    m = np.uint64(MULTIPLIER)
-    leaving = np.uint64(1)
+def _roll(hashes: Any, before: int, n: int, state: Any, recent: Any, grams: Any) -> None:
+    """The next words of a text of which ``before`` were seen: writes the hash of every n-gram that ends in them.
+
+    ``state``: the rolling polynomial of the last n words, h[0] m^(n-1) + ... + h[n-1] modulo 2^64, and two hashes of
+    the whole sequence; ``recent``: those n words, word i at i modulo n.
+    """
+    m, leaving = np.uint64(MULTIPLIER), np.uint64(1)
     for _ in range(n):
         leaving *= m
-    recent = np.zeros(n, np.uint64)
-    ascii, classes, _, _ = tables
-    h, first, second = np.uint64(0), np.uint64(1), np.uint64(2)
-    size, i, count, slot = len(data), 0, 0, 0
-    while True:
-        while i < size and data[i] < 0x80 and not ascii[data[i]]:
-            i += 1
-        start, word = i, np.uint64(_BASIS)
-        while i < size and ascii[data[i]]:
-            word = (word ^ np.uint64(ascii[data[i]])) * np.uint64(_PRIME)
-            i += 1
-        if start < i and (i == size or (data[i] < 0x80 and classes[data[i]] == SEPARATOR)):
-            i += 1
-            word = _mixed(word)  # letters and digits of ASCII up to a blank or such: nine words in ten
-        else:
-            word, start, end, i = next_word(data, start, tables)
-            if start == end:
-                return count, _finished(first), _finished(second)
+    h, first, second = state
+    slot = before % n
+    for i in range(len(hashes)):
+        word = hashes[i]
         h = h * m + word - recent[slot] * leaving
         recent[slot] = word
         slot = slot + 1 if slot + 1 < n else 0
         first = first * np.uint64(0x9E3779B97F4A7C15) + word
         second = (second ^ word) * np.uint64(0xFF51AFD7ED558CCD)
         second ^= second >> np.uint64(29)
-        count += 1
-        if count >= n:
-            grams[count - n] = _finished(h)
+        if before + i + 1 >= n:
+            grams[before + i + 1 - n] = _finished(h)
+    state[0], state[1], state[2] = h, first, second
 
 
 @njit(cache=True, nogil=True)
@@ -194,7 +180,9 @@ def fingerprints(grams: NDArray[np.uint64], sample: int) -> NDArray[np.uint64]:
     return grams[: np.searchsorted(grams, np.uint64(_MASK // sample), side="right")].copy()
 
 
-def passage(text: bytes, other: bytes, other_grams: NDArray[np.uint64], n: int, characters: int) -> tuple[str, str]:
+def passage(
+    text: NDArray[np.uint8], other: NDArray[np.uint8], other_grams: NDArray[np.uint64], n: int, characters: int
+) -> tuple[str, str]:
     """The beginning of the longest run of words of ``text`` whose n-grams all stand in ``other``, on both sides.
 
     The beginnings of both texts where they share no n-gram (texts shorter than one).
@@ -219,12 +207,15 @@ def passage(text: bytes, other: bytes, other_grams: NDArray[np.uint64], n: int, 
     )
 
 
-def beginning(text: bytes, characters: int) -> str:
+def beginning(text: NDArray[np.uint8], characters: int) -> str:
     """The first ``characters`` of a text, without blanks before them."""
-    return shortened(text[: 8 * characters].lstrip(), characters)
+    blank = 0
+    while blank < len(text) and text[blank] in b" \t\r\n":
+        blank += 1
+    return shortened(text[blank:], characters)
 
 
-def shortened(text: bytes, characters: int) -> str:
+def shortened(text: NDArray[np.uint8], characters: int) -> str:
     """At most ``characters`` of UTF-8 text, with a sign where it goes on."""
-    said = text[: 4 * characters + 4].decode(errors="ignore")
+    said = text[: 4 * characters + 4].tobytes().decode(errors="ignore")
     return said if len(said) <= characters and len(text) <= 4 * characters + 4 else said[:characters] + " …"

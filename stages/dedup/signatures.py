@@ -12,9 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from stages.decontaminate.boilerplate import body as body_range
 from stages.dedup.language import language_of
 from stages.dedup.shingles import Permutations, bands, beginning, fingerprints, minhash, permutations, shingle
 from stages.dedup.stage import DedupConfig, Length
+from stages.stage import Artifact
 
 SAID = 300  # characters of readable evidence, on each side
 
@@ -44,9 +46,9 @@ class Signatures(NamedTuple):
     filtered: dict[int, Filtered]
 
 
-def training_texts(part: bytes | pa.Buffer) -> pa.LargeStringArray:
+def training_texts(part: Path) -> pa.LargeStringArray:
     """The texts of the training documents of a Parquet file, in order."""
-    table = pq.read_table(pa.BufferReader(part), columns=["text", "split"])
+    table = pq.read_table(part, columns=["text", "split"])
     return table.filter(pc.equal(table["split"], "train"))["text"].combine_chunks()
 
 
@@ -62,10 +64,16 @@ def views(texts: pa.LargeStringArray) -> Iterator[NDArray[np.uint8]]:
         yield whole[start:end]
 
 
-def sign(part: bytes, config: DedupConfig) -> Signatures:
-    """One task: the signatures of one part file."""
+def body(text: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A text without transcribers' header and licence: short books would be near-duplicates by them alone."""
+    start, end = body_range(text)
+    return text[start:end]
+
+
+def sign(part: str, documents: Artifact, config: DedupConfig) -> Signatures:
+    """One task: the signatures of the training documents in the file ``part`` below ``documents``."""
     by = permutations(config.editions.bands * config.editions.rows) if config.editions else None
-    rows = [_sign(text, config, by) for text in views(training_texts(part))]
+    rows = [_sign(text, config, by) for text in views(training_texts(documents.path(part)))]
     sizes, words, distinct, same, banded, printed, languages, filtered = zip(*rows, strict=True) if rows else [()] * 8
     count = config.editions.bands if config.editions else 0
     return Signatures(
@@ -82,7 +90,7 @@ def sign(part: bytes, config: DedupConfig) -> Signatures:
 
 
 def _sign(text: NDArray[np.uint8], config: DedupConfig, by: Permutations | None) -> tuple[Any, ...]:
-    shingled = shingle(text, config.ngram)
+    shingled = shingle(body(text), config.ngram)
     banded = np.zeros(0, np.uint64)
     if by is not None and config.editions is not None:
         banded = bands(minhash(shingled.grams, by), config.editions.rows)
@@ -91,12 +99,12 @@ def _sign(text: NDArray[np.uint8], config: DedupConfig, by: Permutations | None)
     if config.length is not None:
         filtered = _by_length(len(text), shingled.words, config.length)
     if config.language is not None:
-        language, confidence = language_of(text.tobytes(), config.language.min_confidence)
+        language, confidence = language_of(text, config.language.min_confidence)
         if filtered is None and language not in (*config.language.keep, "und"):
             reason = f"written in {language} (confidence {confidence:.2f}), not in {', '.join(config.language.keep)}"
             filtered = Filtered("language", reason, "confidence", confidence, config.language.min_confidence, "")
     if filtered is not None:
-        filtered = filtered._replace(text=beginning(text.tobytes(), SAID))
+        filtered = filtered._replace(text=beginning(text, SAID))
     return len(text), shingled.words, len(shingled.grams), shingled.same, banded, printed, language, filtered
 
 
@@ -132,12 +140,14 @@ class Texts:
         self._starts = np.cumsum([0, *counts])
         self._read: dict[int, pa.LargeStringArray] = {}  # in order of use, the latest last
 
-    def __getitem__(self, document: int) -> bytes:
+    def __getitem__(self, document: int) -> NDArray[np.uint8]:
+        """UTF-8 without boilerplate."""
         part = int(np.searchsorted(self._starts, document, side="right")) - 1
         texts = self._read.pop(part, None)
         if texts is None:
-            texts = training_texts(self._parts[part].read_bytes())
+            texts = training_texts(self._parts[part])
         self._read[part] = texts
         while len(self._read) > 1 and sum(kept.nbytes for kept in self._read.values()) > self._keep_bytes:
             del self._read[next(iter(self._read))]
-        return texts[document - int(self._starts[part])].as_buffer().to_pybytes()
+        at = document - int(self._starts[part])
+        return body(next(views(texts[at : at + 1]))).copy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -77,7 +78,11 @@ class Language(Config):
     def _known(cls, keep: tuple[str, ...]) -> tuple[str, ...]:
         for code in keep:
             if code not in LANGUAGES:
-                raise ValueError(f"keep: {code!r} is no language known here (allowed: {', '.join(sorted(LANGUAGES))})")
+                near = difflib.get_close_matches(code, LANGUAGES, 3, 0.5) or ["en", "de", "zh"]
+                raise ValueError(
+                    f"{code!r} is no language known here (allowed: {len(LANGUAGES)} ISO 639 codes, such as "
+                    f"{', '.join(near)})"
+                )
         return keep
 
 
@@ -92,9 +97,7 @@ class Length(Config):
     @model_validator(mode="after")
     def _something_between(self) -> Length:
         if not self.model_dump(exclude_none=True):
-            raise ValueError(
-                "length: has no effect without a bound. Fix: set min_bytes, max_bytes, min_words or max_words"
-            )
+            raise ValueError("has no effect without a bound. Fix: set min_bytes, max_bytes, min_words or max_words")
         for low, high in (("min_bytes", "max_bytes"), ("min_words", "max_words")):
             least, most = getattr(self, low), getattr(self, high)
             if least is not None and most is not None and least > most:
@@ -120,7 +123,7 @@ class DedupConfig(Config):
     @model_validator(mode="after")
     def _does_something(self) -> DedupConfig:
         if not (self.exact or self.editions or self.containment or self.language or self.length):
-            raise ValueError("dedup: has no effect, all of it is switched off. Fix: remove the section")
+            raise ValueError("has no effect, all of it is switched off. Fix: remove the section")
         return self
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _short(text: str) -> str:
 
 
 def decisions(
-    before: dict[str, dict[str, Any]], ids: list[str], signed: Signatures, decided: Decided
+    before: dict[str, dict[str, Any]], ids: Sequence[str], signed: Signatures, decided: Decided
 ) -> list[dict[str, Any]]:
     """One row per training document of the corpus, the gravest first.
 
@@ -124,7 +125,7 @@ def _of_audit(doc_id: str, earlier: dict[str, Any], left: bool) -> dict[str, Any
     return row
 
 
-def _stands_for(row: dict[str, Any], number: dict[str, int], ids: list[str], decided: Decided) -> str | None:
+def _stands_for(row: dict[str, Any], number: dict[str, int], ids: Sequence[str], decided: Decided) -> str | None:
     if row["fate"] != "dropped":
         return str(row["doc_id"])
     at = number.get(row["doc_id"] if row["stage"] == "dedup" else row["other_id"])
@@ -145,7 +146,7 @@ def fates(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def pairs(ids: list[str], decided: Decided) -> list[dict[str, Any]]:
+def pairs(ids: Sequence[str], decided: Decided) -> list[dict[str, Any]]:
     """Every comparison of editions and parts, the most similar first: also those that stayed below the thresholds."""
     rows = []
     for found in decided.compared:
@@ -161,7 +162,7 @@ def pairs(ids: list[str], decided: Decided) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (-max(row["jaccard"], row["containment"]), row["doc_id"], row["other_id"]))
 
 
-def write(rows: list[dict[str, Any]], ids: list[str], decided: Decided, folder: Path) -> None:
+def write(rows: list[dict[str, Any]], ids: Sequence[str], decided: Decided, folder: Path) -> None:
     """Write decisions, fates and pairs."""
     for name, schema, found in (
         ("decisions", DECISIONS, rows),

@@ -1,0 +1,275 @@
+"""Fast kernels against slow references; candidates and decisions against trying every pair."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.decontaminate.normalize import words_reference
+from stages.dedup.accuracy import KINDS, measure
+from stages.dedup.candidates import buckets, contained_pairs, proposals
+from stages.dedup.compare import Compared
+from stages.dedup.decide import Described, decide, preference
+from stages.dedup.shingles import (
+    MULTIPLIER,
+    bands,
+    common,
+    fingerprints,
+    located,
+    minhash,
+    passage,
+    permutations,
+    shingle,
+)
+from stages.dedup.signatures import Signatures
+from stages.dedup.stage import DedupConfig
+from tests.stages.test_decontaminate_match import prose
+
+MASK = 2**64 - 1
+PARTS = (
+    "cat",
+    "Cat,",
+    "naïve",
+    "to-day",
+    "don't",
+    "don’t",
+    "line-\n  break",
+    "漢字",
+    "Æsop",
+    "-",
+    "--",
+    "1859",
+    "\n",
+    "é",
+)
+TEXTS = st.lists(st.sampled_from(PARTS), max_size=40).map(" ".join) | st.text(max_size=60)
+
+
+def utf8(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8).copy()
+
+
+def mixed(h: int) -> int:
+    h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) & MASK
+    return h ^ (h >> 31)
+
+
+def grams_reference(text: str, n: int) -> list[int]:
+    """The hash of every n-gram of words in order, as said in ``shingles``: polynomial, then mix."""
+    hashes = [h for _, h, _, _ in words_reference(text)]
+    return [
+        mixed(sum(h * pow(MULTIPLIER, n - 1 - k, 2**64) for k, h in enumerate(hashes[i : i + n])) & MASK)
+        for i in range(len(hashes) - n + 1)
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS, st.integers(2, 6))
+def test_the_set_of_ngrams_is_that_of_the_slow_reference(text: str, n: int) -> None:
+    text = text.encode(errors="ignore").decode()
+    expected = grams_reference(text, n)
+    found = shingle(utf8(text), n)
+    assert found.words == len(words_reference(text))
+    assert found.grams.tolist() == sorted(set(expected))
+    places, in_order = located(utf8(text), n)
+    assert in_order.tolist() == expected and len(places.hashes) == found.words
+
+
+def test_texts_longer_than_a_block_are_rolled_across_its_border() -> None:
+    text = " ".join(prose(1, 9000))
+    assert shingle(utf8(text), 5).grams.tolist() == sorted(set(grams_reference(text, 5)))
+
+
+def test_typography_makes_no_difference_and_order_does() -> None:
+    one, other = "Don't stop -- to-day, naïve Cat!", "DONT STOP: to-\nday; naive cat"
+    assert shingle(utf8(one), 3).same == shingle(utf8(other), 3).same
+    assert shingle(utf8("a b c a"), 2).same != shingle(utf8("a c b a"), 2).same
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, MASK), max_size=50), st.integers(1, 12))
+def test_minhash_is_the_smallest_permuted_value(values: list[int], count: int) -> None:
+    grams, by = np.array(sorted(set(values)), np.uint64), permutations(count)
+    expected = [
+        min(((f * (g & 0xFFFFFFFF) + o) & 0xFFFFFFFF for g in grams.tolist()), default=0xFFFFFFFF)
+        for f, o in zip(by.factors.tolist(), by.offsets.tolist(), strict=True)
+    ]
+    assert minhash(grams, by).tolist() == expected
+    assert all(f % 2 for f in by.factors.tolist()), "an even factor would be no permutation"
+
+
+@pytest.mark.parametrize("similarity", [0.3, 0.5, 0.7, 0.9])
+def test_minhash_estimates_the_jaccard_similarity(similarity: float) -> None:
+    """With 1000 permutations the estimate scatters by at most 0.016; four of those are allowed."""
+    rng, size = np.random.default_rng(0), 3000
+    shared = round(2 * size * similarity / (1 + similarity))
+    pool = rng.integers(0, MASK, 2 * size, dtype=np.uint64)
+    a, b = pool[:size], np.concatenate([pool[:shared], pool[size : 2 * size - shared]])
+    true = shared / (2 * size - shared)
+    by = permutations(1000)
+    estimate = float(np.mean(minhash(a, by) == minhash(b, by)))
+    assert abs(estimate - true) < 0.065
+
+
+def test_bands_agree_only_where_all_their_rows_do() -> None:
+    values = np.arange(20, dtype=np.uint32)
+    other = values.copy()
+    other[7] = 99
+    assert (bands(values, 5) == bands(other, 5)).tolist() == [True, False, True, True]
+    same = np.full(20, 3, np.uint32)
+    assert len(set(bands(same, 5).tolist())) == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
+def test_common_is_the_size_of_the_intersection(a: set[int], b: set[int]) -> None:
+    assert common(np.array(sorted(a), np.uint64), np.array(sorted(b), np.uint64)) == len(a & b)
+
+
+def test_fingerprints_of_a_part_are_fingerprints_of_the_whole() -> None:
+    part = prose(1, 4000)
+    whole = shingle(utf8(" ".join(prose(2, 3000) + part + prose(3, 3000))), 5).grams
+    inside = shingle(utf8(" ".join(part)), 5).grams
+    sample = fingerprints(inside, 16)
+    assert set(sample.tolist()) <= set(fingerprints(whole, 16).tolist())
+    assert 150 < len(sample) < 350, "one in sixteen of four thousand"
+
+
+def test_the_evidence_is_the_longest_shared_passage_on_both_sides() -> None:
+    middle = prose(5, 60)
+    one = " ".join([*prose(6, 300), "Begin", *middle[:40], "end", *prose(7, 30), *middle[50:]])
+    other = "\n".join([*prose(8, 200), "BEGIN,", *(w.upper() for w in middle[:40]), "end", *prose(9, 100)])
+    text, other_text = passage(utf8(one), utf8(other), shingle(utf8(other), 5).grams, 5, 10_000)
+    assert text == " ".join(["Begin", *middle[:40], "end"])
+    assert other_text == "\n".join(["BEGIN,", *(w.upper() for w in middle[:40]), "end"])
+    shortened, _ = passage(utf8(one), utf8(other), shingle(utf8(other), 5).grams, 5, 20)
+    assert shortened == text[:20] + " …"
+
+
+def test_texts_that_share_nothing_show_how_they_begin() -> None:
+    one, other = utf8("  a b"), utf8("c d e f g")
+    assert passage(one, other, shingle(other, 5).grams, 5, 3) == ("a b", "c d …")
+
+
+class World:
+    """Documents with given similarities, all in one bucket: what ``decide`` does is compared with trying every pair."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        chance = random.Random(seed)
+        self.size = size
+        self.distinct = [chance.randrange(1000, 1010) for _ in range(size)]
+        self.years = [chance.choice([None, 1850, 1851]) for _ in range(size)]
+        self.jaccard = {(i, j): chance.choice([0.1, 0.72, 0.9]) for i in range(size) for j in range(i)}
+        for i in range(size):
+            for j in range(i):
+                if chance.random() < 0.8:
+                    self.jaccard[i, j] = 0.0
+        self.asked = 0
+
+    def compare(self, pairs: Iterable[tuple[int, int]]) -> list[Compared]:
+        found = []
+        for other, document in pairs:
+            self.asked += 1
+            similar = self.jaccard[max(other, document), min(other, document)]
+            found.append(Compared(document, other, similar, similar, similar, 0, "", ""))
+        return found
+
+    def signatures(self) -> Signatures:
+        n, empty = self.size, np.empty(0, np.uint64)
+        ones = np.ones(n, np.int64)
+        same = np.arange(2 * n, dtype=np.uint64).reshape(n, 2)
+        distinct, banded = np.array(self.distinct), np.ones((n, 3), np.uint64)
+        return Signatures(ones, ones, distinct, same, banded, empty, np.zeros(n + 1, np.int64), [""] * n, {})
+
+    def described(self) -> Described:
+        ids = [f"d{i:03}" for i in range(self.size)]
+        return Described(ids, ids, self.years)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_decisions_are_those_of_comparing_every_pair(seed: int) -> None:
+    world = World(60, seed)
+    config = DedupConfig.model_validate({"containment": None})
+    decided = decide(world.signatures(), world.described(), config, world.compare)
+    kept: list[int] = []
+    key = lambda d: (-world.distinct[d], world.years[d] or 9999, d)  # noqa: E731
+    for document in sorted(range(60), key=key):
+        if all(world.jaccard[max(k, document), min(k, document)] < 0.7 for k in kept):
+            kept.append(document)
+    assert sorted(set(range(60)) - set(decided.verdicts)) == sorted(kept)
+    for document, verdict in decided.verdicts.items():
+        assert verdict.other in kept, "each dropped document names a kept one it is similar to itself"
+        assert world.jaccard[max(document, verdict.other), min(document, verdict.other)] == verdict.score >= 0.7
+
+
+def test_many_copies_of_one_text_cost_one_comparison_each() -> None:
+    world = World(300, 0)
+    world.jaccard = dict.fromkeys(world.jaccard, 0.95)
+    config = DedupConfig.model_validate({"containment": None})
+    decided = decide(world.signatures(), world.described(), config, world.compare)
+    assert len(decided.verdicts) == 299 and world.asked == 299
+
+
+def test_the_preferred_document_has_most_text_then_the_earliest_year_then_the_smallest_id() -> None:
+    described = Described(["e", "d", "c", "b", "a"], [""] * 5, [1800, 1900, None, 1850, 1850])
+    assert preference(np.array([9, 10, 9, 9, 9]), described).tolist() == [1, 0, 4, 3, 2]
+
+
+def test_buckets_hold_documents_that_share_a_band_and_no_others() -> None:
+    table = np.array([[1, 5], [2, 6], [1, 7], [3, 6], [4, 8]], np.uint64)
+    assert [g.tolist() for g in buckets(table, np.arange(5))] == [[0, 2], [1, 3]]
+    assert [g.tolist() for g in buckets(table, np.array([0, 1, 3]))] == [[1, 3]]
+    assert not buckets(table, np.empty(0, np.int64))
+
+
+def test_large_buckets_propose_the_pairs_of_one_document_at_a_time() -> None:
+    bucket = np.arange(20)
+    first = set(proposals(bucket, set()))
+    assert first == {(0, k) for k in range(1, 20)}
+    assert set(proposals(bucket, first)) == {(1, k) for k in range(2, 20)}
+    assert len(set(proposals(bucket[:5], set()))) == 10
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_candidates_of_containment_are_those_of_counting_every_pair(seed: int) -> None:
+    chance = random.Random(seed)
+    sets = [set(chance.sample(range(2000), chance.randrange(20, 120))) for _ in range(12)]
+    sets[5] |= sets[9]
+    sets[2] |= set(sorted(sets[7])[:-3])
+    values = np.array([v for s in sets for v in sorted(s)], np.uint64)
+    owners = np.repeat(np.arange(12, dtype=np.int32), [len(s) for s in sets])
+    small = np.array([3, 7, 9, 11], np.int32)
+    expected = {
+        (a, b)
+        for b in small.tolist()
+        for a in range(b)
+        if len(sets[a] & sets[b]) >= 0.8 * len(sets[b]) - 3 * (0.16 * len(sets[b])) ** 0.5
+    }
+    assert set(contained_pairs(values, owners, small, 0.8)) == expected >= {(5, 9), (2, 7)}
+
+
+def test_a_common_phrase_neither_hides_a_containment_nor_makes_one() -> None:
+    """Fingerprint 0 to 9 stand in a hundred documents; document 99 stands in 98, which is not among the longest."""
+    own = {d: set(range(1000 * d + 10, 1000 * d + 40)) for d in range(100)}
+    own[99] = set(sorted(own[98])[:25])
+    sets = [own[d] | set(range(10)) for d in range(100)]
+    values = np.array([v for s in sets for v in sorted(s)], np.uint64)
+    owners = np.repeat(np.arange(100, dtype=np.int32), [len(s) for s in sets])
+    assert contained_pairs(values, owners, np.arange(100, dtype=np.int32), 0.8) == [(98, 99)]
+
+
+def test_planted_repeats_are_found_and_other_texts_left_alone() -> None:
+    texts = [" ".join(prose(100 + k, 3001 * 4)) for k in range(26)]
+    results, alone, wrong = measure(texts)
+    assert len(results) == len(KINDS) and alone > 0 and wrong == 0
+    for result in results:
+        if result.kind.repeat:
+            assert result.found == result.planted >= 3, result
+    quoted = next(result for result in results if "quoted" in result.kind.name)
+    assert quoted.found == 0
