@@ -84,7 +84,8 @@ class _Document:
             start = int(self.marks[a])
             end = int(self.marks[b]) if b * MARK < total else len(self.data)
             found = words(self.data[start:end])
-            self._read = (a, b, Words(found.hashes, found.starts + start, found.ends + start))
+            hashes = found.hashes.astype(np.uint32)  # as in the index
+            self._read = (a, b, Words(hashes, found.starts + start, found.ends + start))
         return self._read[0] * MARK, self._read[2]
 
 

@@ -20,7 +20,7 @@ from stages.decontaminate.normalize import Words, words
 SEVERAL = 1 << 63
 """In a slot's second number: what stands below is not a place (a word counted through all documents) but where in
 ``postings`` the places begin, and above bit 40 how many there are."""
-LOAD = 0.7  # of the table's slots are taken
+LOAD = 0.75  # of the table's slots are taken
 MULTIPLIER = 0x9E3779B97F4A7C15  # of the rolling hash: odd, so that no word's weight ever becomes 0
 MAX_POSTINGS = 16  # of one n-gram: a refrain needs no more to be chained
 SAME_WORK_SHARE = 0.5  # of the smaller document's n-grams: copies and editions lie above 0.8, retellings below 0.1
@@ -40,7 +40,7 @@ class Index(NamedTuple):
     ngram: int
     text: NDArray[np.uint8]  # all texts, one after the other
     first_byte: NDArray[np.int64]  # [B + 1]
-    hashes: NDArray[np.uint64]  # [W]
+    hashes: NDArray[np.uint32]  # [W] lower half of each word's hash: enough to align words that shared n-grams lead to
     starts: NDArray[np.uint32]  # [W], bytes, within the book
     ends: NDArray[np.uint32]  # [W]
     first_word: NDArray[np.int64]  # [B + 1]
@@ -118,7 +118,7 @@ def build(
         ngram=ngram,
         text=np.frombuffer(b"".join(text for _, text in books), np.uint8),
         first_byte=_offsets([len(text) for _, text in books]),
-        hashes=np.concatenate([each.hashes for each in found]),
+        hashes=np.concatenate([each.hashes for each in found]).astype(np.uint32),
         starts=np.concatenate([each.starts for each in found]).astype(np.uint32),
         ends=np.concatenate([each.ends for each in found]).astype(np.uint32),
         first_word=first_word,
