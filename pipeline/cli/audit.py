@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from pipeline.cli.options import Json, Root, Set, StudyFile, open_study
 from pipeline.cli.render import line, note, print_json, size, table
 from pipeline.errors import StudyError, UnknownName
+from stages.decontaminate.wording import percent, verdict
 
 if TYPE_CHECKING:
     from stages.decontaminate.standalone import Report
@@ -132,13 +133,13 @@ def _print_totals(totals: dict[str, Any]) -> None:
     if rescan := totals.get("rescan"):
         line(
             f"second scan of the output: {rescan['documents']} documents, {rescan['documents_to_act_on']} to act on, "
-            f"coverage at most {rescan['coverage_max']:.2%}"
+            f"coverage at most {percent(rescan['coverage_max'])}"
         )
     canaries = totals["canaries"]
     if canaries["recall"] is not None:
         line(
             f"canaries: {canaries['acted']} of {canaries['planted']} acted on "
-            f"({canaries['recall']:.1%}, 95% interval {canaries['low']:.1%} to {canaries['high']:.1%})"
+            f"({percent(canaries['recall'])}, 95% interval {percent(canaries['low'])} to {percent(canaries['high'])})"
         )
 
 
@@ -155,14 +156,14 @@ def _print_books(found: dict[str, Any], limit: int) -> None:
     most: dict[str, list[str]] = {}
     for row in found["sources"]:
         if row["rank"] <= 2:
-            most.setdefault(row["book_id"], []).append(f"{row['doc_id']} {row['share']:.1%}")
+            most.setdefault(row["book_id"], []).append(f"{row['doc_id']} {percent(row['share'])}")
     line()
     table(
         ["evaluation document", "words", "covered", "after", "not found", "in", "most in"],
         [
             [
-                row["book_id"], f"{row['words']:,}", f"{row['coverage']:.1%}",
-                "" if row["coverage_after"] is None else f"{row['coverage_after']:.1%}",
+                row["book_id"], f"{row['words']:,}", percent(row['coverage']),
+                "" if row["coverage_after"] is None else percent(row['coverage_after']),
                 f"{row['uncovered_words']:,}", str(row["documents"]), ", ".join(most.get(row["book_id"], [])),
             ]
             for row in books[:limit]
@@ -181,7 +182,7 @@ def _print_pairs(pairs: Sequence[dict[str, Any]], limit: int) -> None:
         [
             [
                 row["doc_id"], row["book_id"], row["class"], row["action"], f"{row['matched_words']:,}",
-                f"{row['longest_words']:,}", f"{row['document_share']:.1%}", f"{row['book_share']:.1%}",
+                f"{row['longest_words']:,}", percent(row['document_share']), percent(row['book_share']),
                 row["reason"] + (f" (near miss: {row['near_miss']})" if row["near_miss"] else ""),
             ]
             for row in pairs[:limit]
@@ -202,7 +203,7 @@ def _print_uncovered(rows: Sequence[dict[str, Any]], limit: int) -> None:
 def _print_spans(spans: Sequence[dict[str, Any]], limit: int) -> None:
     for span in spans[:limit]:
         line()
-        line(f"{span['words']:,} agreeing words, {span['identity']:.1%} of the longer side")
+        line(f"{span['words']:,} agreeing words, {percent(span['identity'])} of the longer side")
         for side, name in (("doc", span["doc_id"]), ("book", span["book_id"])):
             where = f"{name} bytes {span[f'{side}_start']}-{span[f'{side}_end']}"
             line(f"  {where}: {_one_line(span[f'{side}_text'])}")
@@ -363,8 +364,6 @@ class _Shown:
 
 
 def _print_scan(report: Report, out: Path | None, limit: int) -> None:
-    from stages.decontaminate.page import verdict
-
     metrics = report.totals["metrics"]
     line(verdict(report.totals, report.books).removesuffix(" Nothing was removed: this audit only reports."))
     line(

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from stages.decontaminate.classify import CLASSES, NEAR
 from stages.decontaminate.decide import SEVERITY
 from stages.decontaminate.highlight import highlighted
+from stages.decontaminate.wording import percent, signed, verdict
 
 TEMPLATES = Path(__file__).with_name("templates")
 TOP_BOOKS, TOP_PAIRS, TOP_SPANS, TOP_NEAR = 200, 30, 3, 100  # shown on audit.html
@@ -117,20 +118,6 @@ def _environment() -> Callable[..., str]:
     return lambda template, **values: environment.get_template(template).render(**values)
 
 
-def signed(value: float) -> str:
-    """A margin: '+12', '−0.8'."""
-    return (f"{value:+,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:+.1f}").replace("-", "−")
-
-
-def percent(value: float) -> str:
-    """0.0123 -> '1.2%'; what is neither 0 nor 100% never looks so."""
-    if 0 < value < 0.0005:
-        return "<0.1%"
-    if 0.9995 <= value < 1:
-        return ">99.9%"
-    return f"{value:.0%}" if value in (0, 1) else f"{value:.1%}"
-
-
 def _span_rows(path: Path) -> dict[tuple[str, str], list[int]]:
     """(document, evaluation document) -> numbers of its rows in the table of spans, the longest span first."""
     found: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -225,7 +212,7 @@ def _summary(totals: Row, tables: Mapping[str, list[Row]], first_page: Mapping[s
         "canaries": canaries,
         "shared": totals.get("evaluation_documents_shared", [])[:30],
         "parameters": parameters,
-        "method": [*((f"sha256 of {name}", value) for name, value in sorted(totals.get("digests", {}).items())),
+        "method": [*((f"digest of {name}", value) for name, value in sorted(totals.get("digests", {}).items())),
                    ("parameters", json.dumps(parameters, sort_keys=True))],
     }  # fmt: skip
 
@@ -233,30 +220,6 @@ def _summary(totals: Row, tables: Mapping[str, list[Row]], first_page: Mapping[s
 def metrics_planted(canaries: Sequence[Row]) -> int:
     """Canaries planted in all."""
     return sum(row["planted"] for row in canaries)
-
-
-def verdict(totals: Row, books: Sequence[Row]) -> str:
-    """The finding in a few sentences."""
-    limit = totals["parameters"]["coverage_limit"]
-    found = [book["coverage"] for book in books if book["coverage"] > 0]
-    if not found:
-        return f"None of the {len(books)} evaluation documents shares a verified span with a training document."
-    over = sum(share > limit for share in found)
-    text = (
-        f"{len(found)} of {len(books)} evaluation documents share text with training documents, {over} of them above "
-        f"the limit of {100 * limit:.3g}%; the most covered one to {percent(max(found))}."
-    )
-    rescan = totals.get("rescan")
-    if rescan is not None:
-        left = sum((book["coverage_after"] or 0) > limit for book in books)
-        text += (
-            f" After cleaning, a second scan of all {rescan['documents']:,} documents that are left finds "
-            f"{'more' if rescan['documents_to_act_on'] else 'nothing'} to act on: {left or 'no'} evaluation document"
-            f"{'s' if left > 1 else ''} above the limit, at most {percent(rescan['coverage_max'])} of any."
-        )
-    elif totals["parameters"]["action"] == "report_only":
-        text += " Nothing was removed: this audit only reports."
-    return text
 
 
 def _tiles(totals: Row, metrics: Mapping[str, float]) -> list[dict[str, str]]:
