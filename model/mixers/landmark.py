@@ -26,6 +26,7 @@ S blocks of queries.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,16 @@ from model.rope import Rope, rotate
 
 AT_ONCE = 2**22
 """Numbers in the largest tensor that queries are cut into pieces for (16 MiB in float32)."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """All complete blocks as they are read: keys rotated by their place in the block. landmarks [B, J, K, d]; k, v
+    [B, K, J, (L - 1) d], a head's block in one piece, so that what queries retrieve is copied row by row."""
+
+    landmarks: Tensor
+    k: Tensor
+    v: Tensor
 
 
 class LandmarkMixer(Mixer):
@@ -93,8 +104,10 @@ class LandmarkMixer(Mixer):
         """The form outside of training: local context and retrieved blocks, [B, T, K, G, d] for q of that shape."""
         whole = len(seen) // self.size
         table = rope.table(0, self.size, q.device, q.dtype)
-        store = KeyValue(*(split_axis(t[:, : whole * self.size], 1, -1, self.size) for t in (seen.k, seen.v)))
-        store = KeyValue(rotate(store.k, *table), store.v)
+        k, v = (split_axis(t[:, : whole * self.size], 1, whole, self.size) for t in (seen.k, seen.v))
+        k = rotate(k, *table)
+        packed = (t[:, :, :-1].permute(0, 3, 1, 2, 4).flatten(-2).contiguous() for t in (k, v))
+        store = Store(k[:, :, -1], *packed)
         per_query = max((self.near + 1) * self.size, 2 * self.config.top_blocks * self.size * self.d_head)
         rows = max(1, AT_ONCE // (q.shape[0] * q.shape[2] * q.shape[3] * per_query * self.size))
         parts = []
@@ -102,13 +115,13 @@ class LandmarkMixer(Mixer):
             first, offset = divmod(position + span.start, self.size)
             blocks = split_axis(span.of(q), 1, -1, self.size if span.whole else span.length)
             for start in range(0, blocks.shape[1], rows):
-                y = self._retrieved(blocks[:, start : start + rows], seen, store, first + start, offset, rope)
+                piece = blocks[:, start : start + rows]
+                y = self._retrieved(piece, seen, store, first + start, offset, rope)
                 parts.append(y.flatten(1, 2))
         return torch.cat(parts, dim=1)
 
-    def _retrieved(self, q: Tensor, seen: KeyValue, store: KeyValue, first: int, offset: int, rope: Rope) -> Tensor:
-        """q [B, S, n, K, G, d]: S blocks from block ``first`` on, n queries from ``offset`` on in each. store: the
-        complete blocks [B, J, L, K, d], keys rotated by their place in the block."""
+    def _retrieved(self, q: Tensor, seen: KeyValue, store: Store, first: int, offset: int, rope: Rope) -> Tensor:
+        """q [B, S, n, K, G, d]: S blocks from block ``first`` on, n queries from ``offset`` on in each."""
         segments, n, near = q.shape[1], q.shape[2], self.near
         low = max(0, first - near)
         blocks = first + segments - low  # of the keys that are local to any of the queries
@@ -136,19 +149,18 @@ class LandmarkMixer(Mixer):
         return torch.einsum("bskgnj,bjkd->bsnkgd", local, v) + y.permute(0, 1, 4, 2, 3, 5)
 
     def _far(
-        self, q: Tensor, store: KeyValue, first: int, inside: Tensor, cos: Tensor, sin: Tensor
+        self, q: Tensor, store: Store, first: int, inside: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Logits [B, S, K, G, n, t, L - 1] and values [..., d] of the t best blocks beyond the local context."""
         top, near, device = self.config.top_blocks, self.near, q.device
         base = torch.arange(q.shape[1], device=device) + (first - near)  # [S]: blocks before this one are far
         count = int(first + q.shape[1] - 1 - near)
-        k, v = store.k[:, :count], store.v[:, :count]
         # a query as it stands to blocks at distance 1 .. top, and to all beyond: [B, S, n, K, G, top + 1, d]
         steps = torch.arange(near + 1, near + top + 2, device=device)
         at = inside.unsqueeze(1) + steps * self.size
         variants = _rotate_each(q, cos[at], sin[at])
         distance = base.unsqueeze(1) - torch.arange(count, device=device)  # [S, J]
-        landmarks = k[:, :, -1]  # [B, J, K, d]
+        landmarks = store.landmarks[:, :count]
         scores = torch.einsum("bsnkgd,bjkd->bskgnj", variants[..., -1, :], landmarks)
         # the blocks just before the local context keep their distance: J of them stand behind ``top`` unused columns
         close = base.unsqueeze(1) - torch.arange(1, top + 1, device=device)  # [S, top]
@@ -161,9 +173,10 @@ class LandmarkMixer(Mixer):
         slot = (distance.clamp(1, top + 1) - 1)[:, None, None, None].expand_as(scores).gather(-1, which)
         variants = variants.permute(0, 1, 3, 4, 2, 5, 6)  # [B, S, K, G, n, top + 1, d]
         asked = variants.gather(-2, slot.unsqueeze(-1).expand(*slot.shape, self.d_head))
-        row = torch.arange(len(k), device=device).view(-1, 1, 1, 1, 1, 1)
-        head = torch.arange(self.kv_heads, device=device).view(1, 1, -1, 1, 1, 1)
-        k, v = (t[:, :, :-1].transpose(2, 3).transpose(1, 2)[row, head, which] for t in (k, v))  # [..., t, L - 1, d]
+        rows = torch.arange(len(q) * self.kv_heads, device=device).view(len(q), 1, self.kv_heads, 1, 1, 1)
+        rows = (rows * store.k.shape[2] + which).flatten()
+        shape = (*which.shape, self.size - 1, self.d_head)
+        k, v = (t.flatten(0, 2).index_select(0, rows).view(shape) for t in (store.k, store.v))
         within = _scaled((k @ asked.unsqueeze(-1)).squeeze(-1), q)
         return within + (best - within.logsumexp(-1)).unsqueeze(-1), v
 
