@@ -15,49 +15,65 @@ from stages.stage import Artifact, Config, Context, Stage, StageError, Summary
 
 class TokenizerConfig(Config):
     """Which tokenizer: ``bpe`` is trained on the training documents (byte-level, digits one by one), ``bytes`` has
-    one token per byte, ``file`` takes any tokenizer.json.
+    one token per byte, ``file`` takes any tokenizer.json, ``hub`` that of a repository on the Hugging Face Hub.
 
     Every kind ends as one tokenizer.json with an end-of-document and a padding token.
     """
 
-    kind: Literal["bpe", "bytes", "file"]
+    kind: Literal["bpe", "bytes", "file", "hub"]
     vocab_size: int | None = Field(default=None, ge=258, description="bpe: size with the 256 bytes and two specials")
     train_bytes: int = Field(
         default=20_000_000, ge=1, description="bpe: training text read at most, evenly over documents"
     )
-    path: str | None = Field(default=None, description="file: path of a tokenizer.json; relative to the study file")
+    path: str | None = Field(
+        default=None,
+        description="file: a tokenizer.json or a folder with one (relative to the study file, or a URL); hub: its id",
+    )
+    revision: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{40}$", description="hub: commit of the repository (a branch can move)"
+    )
     pin: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$", description="file: digest of the file")
-    eos_token: str | None = Field(default=None, description="file: token that ends a document")
-    pad_token: str | None = Field(default=None, description="file: token that pads (default: the eos token)")
+    eos_token: str | None = Field(default=None, description="file, hub: token that ends a document")
+    pad_token: str | None = Field(default=None, description="file, hub: token that pads (default: the eos token)")
 
     @model_validator(mode="after")
     def _fields_of_kind(self) -> TokenizerConfig:
-        if (self.kind == "bpe") != (self.vocab_size is not None):
-            raise ValueError(f"vocab_size = {self.vocab_size}: kind bpe needs it, the other kinds have their own")
-        for name in ("path", "eos_token"):
-            if (self.kind == "file") != (getattr(self, name) is not None):
-                raise ValueError(
-                    f"{name} = {getattr(self, name)!r}: kind file needs it, the other kinds have no use for it"
-                )
-        if self.kind != "file" and (self.pin or self.pad_token):
-            raise ValueError("pin and pad_token have an effect with kind file only; remove them")
+        needed = {"bpe": {"vocab_size"}, "file": {"path", "eos_token"}, "hub": {"path", "revision", "eos_token"}}
+        possible = {"bpe": {"train_bytes"}, "file": {"pin", "pad_token"}, "hub": {"pad_token"}}
+        here = needed.get(self.kind, set())
+        for name in sorted(here):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is missing: kind {self.kind} needs {', '.join(sorted(here))}")
+        for name, field in type(self).model_fields.items():
+            if name != "kind" and name not in here | possible.get(self.kind, set()):
+                value = getattr(self, name)
+                if value != field.default:
+                    raise ValueError(f"{name} = {value!r} has no effect with kind {self.kind}; remove it")
         return self
 
     def key_fields(self) -> dict[str, Any]:
-        """A file counts by its digest, not by where it lies."""
-        return self.model_dump(mode="json", exclude={"path"})
+        """A file counts by its digest, not by where it lies; a repository by its name and commit."""
+        return self.model_dump(mode="json", exclude={"path"} if self.kind == "file" else set())
 
 
 def pin_tokenizer(config: TokenizerConfig, base_dir: Path) -> TokenizerConfig:
-    """The config with the file's digest. Raises StageError where the file is missing or is not the pinned one."""
+    """The config with the file's place and digest. Raises StageError where the file is missing or not the pinned one,
+    and where the Hub says that it has none."""
+    if config.kind == "hub":
+        from stages.tokens.hub import tokenizer_json
+
+        tokenizer_json(config, needed=False)
+        return config
     if config.path is None:
         return config
-    path = base_dir / config.path
-    if not path.is_file():
-        raise StageError(
-            "no such file", field="tokenizer.path", value=config.path, fix=f"put a tokenizer.json at {path}"
-        )
-    digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    said = place = config.path
+    if "://" not in place:
+        path = base_dir / Path(place).expanduser()
+        place = str(path / "tokenizer.json" if path.is_dir() else path)
+    config = config.model_copy(update={"path": place})
+    content = read_tokenizer(config, said=said)
+    assert content is not None
+    digest = "sha256:" + hashlib.sha256(content).hexdigest()
     if config.pin not in (None, digest):
         raise StageError(
             f"the file now has the digest {digest}",
@@ -65,21 +81,49 @@ def pin_tokenizer(config: TokenizerConfig, base_dir: Path) -> TokenizerConfig:
             value=config.pin,
             fix="write the new digest, or restore the file",
         )
-    return config.model_copy(update={"path": str(path), "pin": digest})
+    return config.model_copy(update={"pin": digest})
+
+
+def read_tokenizer(config: TokenizerConfig, *, needed: bool = True, said: str | None = None) -> bytes | None:
+    """The bytes of the tokenizer.json of kinds ``file`` (pinned) and ``hub``; None where the Hub cannot be reached and
+    the file is not ``needed``. Raises StageError where there is none; ``said``: the path as the study file has it."""
+    if config.kind == "hub":
+        from stages.tokens.hub import tokenizer_json
+
+        found = tokenizer_json(config, needed=needed)
+        return None if found is None else found.read_bytes()
+    assert config.path is not None
+    try:
+        if "://" in config.path:
+            import fsspec
+
+            with fsspec.open(config.path, "rb") as file:
+                return bytes(file.read())
+        return Path(config.path).read_bytes()
+    except Exception as error:  # each kind of storage raises its own
+        raise StageError(
+            "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}",
+            field="tokenizer.path",
+            value=said or config.path,
+            allowed="a tokenizer.json or a folder that holds one",
+            fix=f"put a tokenizer.json at {config.path}",
+        ) from error
 
 
 def vocabulary_size(config: TokenizerConfig) -> int | None:
     """Size of the pinned tokenizer's vocabulary as far as it is known without making it; None for ``bpe``, which may
-    find fewer tokens than it was asked for.
+    find fewer tokens than it was asked for, and for a repository that cannot be reached now.
 
     Raises StageError for a file that is no tokenizer.json or lacks a named token.
     """
-    if config.kind != "file":
+    if config.kind in ("bytes", "bpe"):
         return 258 if config.kind == "bytes" else None
-    assert config.path is not None
+    content = read_tokenizer(config, needed=False)
+    if content is None:
+        return None
     not_one = "a tokenizer.json as Hugging Face's tokenizers write it"
     try:
-        body = json.loads(Path(config.path).read_text(encoding="utf-8"))
+        body = json.loads(content)
         entries = body["model"]["vocab"]
         tokens = {entry if isinstance(entries, dict) else entry[0] for entry in entries}  # Unigram: [token, score]
         tokens |= {token["content"] for token in body.get("added_tokens") or ()}
@@ -101,7 +145,7 @@ class Tokenizer(Stage[TokenizerConfig]):
     """Documents in, tokenizer.json out."""
 
     name = "tokenizer"
-    code_version = 1
+    code_version = 2
     inputs = ("documents",)
     uses = ("stages.corpus",)
 

@@ -1,21 +1,22 @@
-"""Makes the study's tokenizer.json: trained byte-level BPE, plain bytes, or a given file."""
+"""Makes the study's tokenizer.json: trained byte-level BPE, plain bytes, or a given one."""
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.corpus.documents import read_documents
+from stages.corpus.documents import read_texts
 from stages.stage import Artifact, Context, StageError, Summary
-from stages.tokens.stage import TokenizerConfig
+from stages.tokens.stage import TokenizerConfig, read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
 
 PAD, EOS = "<pad>", "<eos>"
-_CHUNK = 1 << 16  # characters handed to the trainer at once, so that progress moves inside long books
+_CHUNK = 1 << 16  # bytes handed to the trainer at once, so that progress moves inside long books
 
 
 def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, context: Context) -> Summary:
@@ -23,9 +24,11 @@ def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, c
 
     Raises StageError for a file without the named tokens or that does not round-trip text.
     """
-    if config.kind == "file":
+    if config.kind in ("file", "hub"):
         assert config.path is not None and config.eos_token is not None
-        tokenizer = _from_file(config.path)
+        content = read_tokenizer(config)
+        assert content is not None
+        tokenizer = _given(config.path, content)
         eos = _token_id(tokenizer, "eos_token", config.eos_token)
         pad = eos if config.pad_token is None else _token_id(tokenizer, "pad_token", config.pad_token)
     else:
@@ -75,25 +78,23 @@ def _train(tokenizer: Library, config: TokenizerConfig, documents: Artifact, con
 def _training_text(config: TokenizerConfig, documents: Artifact, context: Context) -> Iterator[str]:
     """The beginning of every training document, as much of each as brings all to ``train_bytes`` together."""
 
-    def texts() -> Iterator[str]:
-        return (row["text"] for row in read_documents(documents.path("documents"), ["train"], ["text"]))
-
-    total = sum(map(len, texts()))
+    total = sum(len(text.data) for text in read_texts(documents.path("documents"), ["train"]))
     share = min(1.0, config.train_bytes / max(1, total))
     done = 0
-    for whole in texts():
-        text = whole[: max(1, int(len(whole) * share))]
-        for start in range(0, len(text), _CHUNK):
-            yield text[start : start + _CHUNK]
-        done += len(text)
-        context.progress(done, total * share, "characters")
+    for text in read_texts(documents.path("documents"), ["train"]):
+        end = max(1, int(len(text.data) * share))
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        for start in range(0, end, _CHUNK):
+            yield decoder.decode(text.data[start : min(end, start + _CHUNK)])
+        done += end
+        context.progress(done, total * share, "bytes")
 
 
-def _from_file(path: str) -> Library:
+def _given(path: str, content: bytes) -> Library:
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_file(path)
+        tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises bare Exception for every fault of the file
         raise StageError(f"not a tokenizer.json: {error}", field="tokenizer.path", value=path) from error
     probe = "The pass key is 4071.\n  x_1 = {y}\n"
