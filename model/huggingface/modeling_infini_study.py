@@ -87,8 +87,6 @@ class InfiniStudyForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)
-        # the gates, whatever dtype the model is loaded in; transformers takes these for patterns
-        self._keep_in_fp32_modules_strict = {rf"\b{name}$" for name in getattr(config, "keep_in_float32", ())}
         own = ModelConfig.from_dict(config.infini_study)
         # what the constructors compute must be real, though transformers builds models on the "meta" device
         with torch.device("cpu"):
@@ -96,6 +94,8 @@ class InfiniStudyForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm_head = self.model.lm_head  # where Llama has it; None where it is tied
         self.model.lm_head = None
         self.post_init()
+        # the gates, whatever dtype the model is loaded in; transformers takes these for patterns
+        self._keep_in_fp32_modules_strict = {rf"\b{name}$" for name in getattr(config, "keep_in_float32", ())}
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
