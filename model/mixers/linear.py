@@ -12,8 +12,8 @@ head, as in infini.
 Adapted to the Llama trunk: no rotation. The paper adds absolute positions to the embeddings, which a Llama checkpoint
 does not have. RoPE here would make scores sigma(q) R sigma(k) of either sign: the normaliser could cross zero, and the
 output would leave the convex hull of the values. (RoFormer, arXiv:2104.09864, sec. 3.3, rotates the numerator alone,
-which gives that up.) Infini's memory sees its keys unrotated too, so this arm is infini-linear with segments of one
-token and an open gate; order reaches it only through the causal recurrence.
+which gives that up.) Infini's memory sees its keys unrotated too: this arm is infini-linear with the gate open, segments
+of one token, and the token's own write read. Order reaches it only through the causal recurrence.
 """
 
 from __future__ import annotations

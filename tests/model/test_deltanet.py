@@ -163,8 +163,11 @@ def test_substitution_has_the_gradients_of_the_inverse() -> None:
 def test_state_stays_float32_under_bfloat16_autocast() -> None:
     layer, x = mixer().float(), inputs(1, 200).float()
     expected, _ = run(layer, x)
+    heads = (*layer.project(x), layer.write_strength(x), None)
+    recalled = layer.recall(*heads)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, state = run(layer, x)
+        assert torch.equal(layer.recall(*heads)[0], recalled)
     assert isinstance(state.memory, FastWeights) and state.memory.S.dtype == torch.float32
     assert found.dtype == torch.bfloat16
     assert F.mse_loss(found.float(), expected) < 1e-3 * expected.square().mean()

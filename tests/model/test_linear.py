@@ -126,8 +126,11 @@ def test_a_query_that_meets_no_key_reads_zero() -> None:
 def test_state_stays_float32_under_bfloat16_autocast() -> None:
     layer, x = mixer().float(), inputs(1, 200).float()
     expected, _ = run(layer, x)
+    heads = layer.project(x)
+    recalled = layer.recall(*heads, None)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, state = run(layer, x)
+        assert torch.equal(layer.recall(*heads, None)[0], recalled)
     assert state.memory is not None and {t.dtype for t in vars(state.memory).values()} == {torch.float32}
     assert found.dtype == torch.bfloat16
     assert F.mse_loss(found.float(), expected) < 1e-3 * expected.square().mean()
