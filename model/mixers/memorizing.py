@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from model.config import MixerConfig, TrunkConfig, retrieving_layer
 from model.mixers.base import KeyValue, Knockout, LayerState, join, split_axis
-from model.mixers.xl import XLMixer
+from model.mixers.xl import XLMixer, rotated
 from model.rope import Rope, rotate
 
 SCORES_AT_ONCE = 2**22
@@ -82,14 +82,14 @@ class MemorizingMixer(XLMixer):
         if not self.retrieves:
             return super().mix(x, state, position=position, rope=rope, knockout=knockout, keep_state=keep_state)
         n, end = self.segment_length, position + x.shape[1]
-        q, k, v = self.project(x)
         cos, sin = rope.table(position, x.shape[1], x.device, x.dtype)
-        own = KeyValue(rotate(k, cos, sin), v)
-        live, live_start = _rotated(state.live, position, rope)
-        cached, start = _rotated(state.cached, live_start, rope)
-        y, _, _ = self.recur(rotate(q, cos, sin), own, self.shown(x, own, cos, sin), live, cached, position)
-
-        recent = join(state.live, k, v)
+        q, own, shown = self.seen_twice(x)
+        live, live_start = _placed(state.live, position, rope)
+        cached, start = _placed(state.cached, live_start, rope)
+        y, _, _ = self.recur(
+            rotate(q, cos, sin), rotated(own, cos, sin), rotated(shown, cos, sin), live, cached, position
+        )
+        recent = join(state.live, own.k, own.v)
         recent = join(state.cached, recent.k, recent.v)  # all tokens from ``start`` on
         before = cast(Store | None, state.memory)
         leave, open_start = max(end // n - 1, 0) * n - start, end // n * n - start
@@ -217,13 +217,12 @@ def _part(tokens: KeyValue, start: int, end: int) -> KeyValue | None:
     return KeyValue(tokens.k[:, start:end], tokens.v[:, start:end]) if end > start else None
 
 
-def _rotated(tokens: KeyValue | None, end: int, rope: Rope) -> tuple[KeyValue | None, int]:
-    """``tokens``, the last of which stands before position ``end``, with positions; and the first one's position."""
+def _placed(tokens: KeyValue | None, end: int, rope: Rope) -> tuple[KeyValue | None, int]:
+    """``tokens``, which end before position ``end``, with positions; and the first one's position."""
     if tokens is None:
         return None, end
     start = end - len(tokens)
-    cos, sin = rope.table(start, len(tokens), tokens.k.device, tokens.k.dtype)
-    return KeyValue(rotate(tokens.k, cos, sin), tokens.v), start
+    return rotated(tokens, *rope.table(start, len(tokens), tokens.k.device, tokens.k.dtype)), start
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

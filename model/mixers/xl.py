@@ -13,7 +13,10 @@ loss does not reach W_k, W_v through the cache of the chunk before.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right, spans, split_axis
@@ -25,19 +28,29 @@ class XLMixer(Mixer):
     def mix(
         self, x: Tensor, state: LayerState, *, position: int, rope: Rope, knockout: Knockout, keep_state: bool
     ) -> tuple[Tensor, LayerState]:
-        q, k, v = self.project(x)
         cos, sin = rope.table(position, x.shape[1], x.device, x.dtype)
-        q, own = rotate(q, cos, sin), KeyValue(rotate(k, cos, sin), v)
-        y, live, cached = self.recur(q, own, self.shown(x, own, cos, sin), state.live, state.cached, position)
+        q, own, shown = self.seen_twice(x)
+        q, own, shown = rotate(q, cos, sin), rotated(own, cos, sin), rotated(shown, cos, sin)
+        y, live, cached = self.recur(q, own, shown, state.live, state.cached, position)
         return y, LayerState(live=live, cached=cached and cached.detach())
 
-    def shown(self, x: Tensor, own: KeyValue, cos: Tensor, sin: Tensor) -> KeyValue:
-        """Rotated keys and values [B, T, K, d] of x [B, T, C] as the next segment sees them: the values of ``own``, with
-        gradients for W_k and W_v alone."""
+    def seen_twice(self, x: Tensor) -> tuple[Tensor, KeyValue, KeyValue]:
+        """Of x [B, T, C], without positions: queries [B, T, H, d]; keys and values [B, T, K, d] as their own segment
+        sees them, and as the next one does, for which x is a constant."""
+        q = self.heads_of(self.q_proj(x))
+        pairs = [self._twice(x, projection.weight) for projection in (self.k_proj, self.v_proj)]
+        own, shown = (KeyValue(*(self.heads_of(t) for t in tensors)) for tensors in zip(*pairs, strict=True))
+        return q, own, shown
+
+    def _twice(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         if not (torch.is_grad_enabled() and x.requires_grad and x.shape[1] > self.segment_length):
-            return own
-        cached = x.detach()
-        return KeyValue(rotate(self.heads_of(self.k_proj(cached)), cos, sin), self.heads_of(self.v_proj(cached)))
+            y = F.linear(x, weight)
+            return y, y
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            x, weight = (t.to(torch.get_autocast_dtype(device)) for t in (x, weight))
+        y, shown = _LinearTwice.apply(x, weight)  # type: ignore[no-untyped-call]
+        return y, shown
 
     def recur(
         self,
@@ -72,3 +85,27 @@ class XLMixer(Mixer):
             else:
                 live = open_segment
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), live, cached
+
+
+def rotated(tokens: KeyValue, cos: Tensor, sin: Tensor) -> KeyValue:
+    """``tokens`` with positions (see ``rope.rotate``)."""
+    return KeyValue(rotate(tokens.k, cos, sin), tokens.v)
+
+
+class _LinearTwice(torch.autograd.Function):
+    """x W^T twice, the second time with gradients for W only: at the cost, forward and backward, of once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight)
+        ctx.set_materialize_grads(False)
+        y = F.linear(x, weight)
+        return y, y.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        own, shown = grads
+        both = own if shown is None else shown if own is None else own + shown
+        for_weight = None if both is None else both.flatten(0, -2).T @ x.flatten(0, -2)
+        return None if own is None else own @ weight, for_weight
