@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from model.config import ModelConfig
 from model.formulas import FORMULAS, memory_elements
 
-MEMORY_BYTES = 4  # memory and normaliser are float32 whatever the model's dtype
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -48,8 +46,8 @@ def cost(config: ModelConfig, sequence_length: int, *, kv_bytes: int = 4) -> Cos
         flops_per_token_forward=forward,
         flops_per_token_training=3 * (forward + 4 * trunk.heads * d * more / sequence_length)
         + arm.training_flops / sequence_length,
-        state_elements=arm.state_kv + arm.state_fp32,
-        state_bytes=arm.state_kv * kv_bytes + arm.state_fp32 * MEMORY_BYTES,
+        state_elements=arm.state_kv + arm.state_memory,
+        state_bytes=arm.state_kv * kv_bytes + arm.state_memory * arm.memory_bytes,
         live_kv_elements=arm.live_kv,
         live_kv_bytes=arm.live_kv * kv_bytes,
     )

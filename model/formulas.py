@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from model.config import Kind, ModelConfig, feature_dim
+from model.config import Kind, ModelConfig, StateDtype, feature_dim
+
+MEMORY_BYTES: Mapping[StateDtype, int] = {"float32": 4, "float64": 8, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class Parts:
     per query head; training_pairs: those of a training step, where these are others. flops: forward, of matrix
     products other than the projections' and those pairs'. training_flops: what a training step takes beyond three
     times forward (negative where part of the forward pass has no backward pass). vectors: vectors that pass through
-    the layers for one sequence, where these are more than its tokens (rmt, landmark). state_kv and state_fp32: numbers
-    held of the context at the sequence's end, in the model's dtype and in float32. live_kv: those of the unfinished
-    segment or window, at their peak.
+    the layers for one sequence, where these are more than its tokens (rmt, landmark). state_kv and state_memory: numbers
+    held of the context at the sequence's end, those in the model's dtype and those of ``memory_bytes`` bytes each.
+    live_kv: those of the unfinished segment or window, at their peak.
     """
 
     parameters: int = 0
@@ -33,7 +35,8 @@ class Parts:
     training_flops: int = 0
     vectors: int | None = None
     state_kv: int = 0
-    state_fp32: int = 0
+    state_memory: int = 0
+    memory_bytes: int = 4  # float32 whatever the model's dtype
     live_kv: int = 0
 
 
@@ -60,20 +63,26 @@ def local(config: ModelConfig, length: int) -> Parts:
 
 def infini(config: ModelConfig, length: int) -> Parts:
     """Local attention; reads by every query after the first segment, and writes of every complete segment (the delta
-    rule reads its keys first, from the second segment on)."""
+    rule reads its keys first, from the second segment on). A learned initial memory is read by the first as well."""
     trunk, mixer, n = config.trunk, config.mixer, config.mixer.segment_length
     d, heads, kv = trunk.d_head, trunk.heads, trunk.n_kv_heads
     features = feature_dim(mixer.feature_map, d)
-    written = length // n * n
-    reads = heads * max(length - n, 0)
+    start = kv * memory_elements(features, d) if mixer.initial_memory == "learned" else 0
+    gates = {"head": heads, "channel": heads * d, "token": heads * (1 + trunk.dim)}[mixer.gate]
+    written, unread = length // n * n, 0 if start else n
+    reads = heads * max(length - unread, 0)
     if mixer.rule == "delta":
-        reads += kv * max(written - n, 0)
+        reads += kv * max(written - unread, 0)
+    flops = reads * features * (d + 1) + kv * written * features * d
+    if mixer.gate == "token":
+        flops += length * heads * trunk.dim
     within = local(config, length)
     return Parts(
-        parameters=trunk.layers * heads,
+        parameters=trunk.layers * (gates + start),
         pairs=within.pairs,
-        flops=2 * trunk.layers * (reads * features * (d + 1) + kv * written * features * d),
-        state_fp32=trunk.layers * kv * memory_elements(features, d),
+        flops=2 * trunk.layers * flops,
+        state_memory=trunk.layers * kv * memory_elements(features, d) if written else 0,
+        memory_bytes=MEMORY_BYTES[mixer.state_dtype],
         live_kv=within.live_kv,
     )
 
@@ -126,7 +135,7 @@ def linear(config: ModelConfig, length: int) -> Parts:
     per_token = trunk.heads * features * (d + 1) + kv * features * d
     return Parts(
         flops=2 * trunk.layers * length * per_token,
-        state_fp32=trunk.layers * kv * memory_elements(features, d),
+        state_memory=trunk.layers * kv * memory_elements(features, d),
     )
 
 
@@ -140,7 +149,7 @@ def deltanet(config: ModelConfig, length: int) -> Parts:
     return Parts(
         parameters=trunk.layers * strengths,
         flops=2 * trunk.layers * length * per_token,
-        state_fp32=trunk.layers * kv * features * d,
+        state_memory=trunk.layers * kv * features * d,
     )
 
 
