@@ -23,9 +23,9 @@ class Parts:
     per query head; training_pairs: those of a training step, where these are others. flops: forward, of matrix
     products other than the projections' and those pairs'. training_flops: what a training step takes beyond three
     times forward (negative where part of the forward pass has no backward pass). vectors: vectors that pass through
-    the layers for one sequence, where these are more than its tokens (rmt, landmark). state_kv and state_memory: numbers
-    held of the context at the sequence's end, those in the model's dtype and those of ``memory_bytes`` bytes each.
-    live_kv: those of the unfinished segment or window, at their peak.
+    the layers for one sequence, where these are more than its tokens (rmt, landmark). state_kv and state_memory:
+    numbers held of the context at the sequence's end, those in the model's dtype and those of ``memory_bytes`` bytes
+    each. live_kv: those of the unfinished segment or window, at their peak.
     """
 
     parameters: int = 0
