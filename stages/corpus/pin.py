@@ -44,6 +44,9 @@ SKIPPED_FOLDERS = frozenset(
 Listing = Mapping[str, Sequence[Mapping[str, Any]]]
 """Source name -> its files, each with ``name``, ``size``, ``digest``: the content of listing.json."""
 
+Found = tuple[str, str, Mapping[str, Any] | None]
+"""A file that was found: its name in the source, its location, and what a remote storage's listing says of it."""
+
 RACY_NS = 2_000_000_000  # a file touched this recently may change again within one tick of its clock: not cached
 
 
@@ -239,45 +242,51 @@ def _url_files(source: Pg19 | Parquet | JsonLines | Text, digests: DigestCache, 
     return _described(found, digests)
 
 
-def _described(found: Iterable[tuple[str, str]], digests: DigestCache) -> list[ExternalFile]:
+def _described(found: Iterable[Found], digests: DigestCache) -> list[ExternalFile]:
     files = []
-    for name, location in sorted(found):
-        if is_remote(location):
-            files.append(_remote_file(name, location))
+    for name, location, info in sorted(found, key=lambda entry: entry[:2]):
+        if info is not None:
+            files.append(_remote_file(name, location, info))
         else:
             status = os.stat(location)
             files.append(ExternalFile(name, location, status.st_size, digests.digest(location, status)))
     return files
 
 
-def _remote_file(name: str, url: str) -> ExternalFile:
-    """Size and entity tag where the storage has one; otherwise the content is read and hashed."""
+def _remote_file(name: str, url: str, info: Mapping[str, Any]) -> ExternalFile:
+    """Size and entity tag where the storage lists one; otherwise the content is read and hashed."""
     import fsspec
 
-    filesystem, path = fsspec.core.url_to_fs(url)
-    info = filesystem.info(path)
     tag = next((str(info[key]) for key in ("ETag", "etag", "md5Hash", "content_md5") if info.get(key)), None)
     if tag is not None:
         return ExternalFile(name, url, int(info["size"]), "etag:" + tag.strip('"'))
+    filesystem, path = fsspec.core.url_to_fs(url)
     content = filesystem.cat_file(path)
     return ExternalFile(name, url, len(content), "sha256:" + hashlib.sha256(content).hexdigest())
 
 
-def _glob(url: str) -> Iterator[tuple[str, str]]:
-    """(name, location) of the files that match; names are relative to the longest part without wildcards."""
+def _glob(url: str) -> Iterator[Found]:
+    """The files that match; names are relative to the longest part without wildcards. What a storage says of its
+    files comes with its listing: one request for a thousand files."""
     fixed = _fixed_part(url)
     if is_remote(url):
         import fsspec
 
+        # never a listing that is older than this plan
         filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem.invalidate_cache()
         root = _fixed_part(path)
-        for found in filesystem.glob(path) if globbing.has_magic(path) else [path] if filesystem.isfile(path) else []:
-            if filesystem.isfile(found):
-                yield str(PurePosixPath(found).relative_to(root)), filesystem.unstrip_protocol(found)
+        if globbing.has_magic(path):
+            listed = filesystem.glob(path, detail=True)
+        else:
+            listed = {path: filesystem.info(path)} if filesystem.isfile(path) else {}
+        for found, info in listed.items():
+            if info["type"] == "file":
+                yield str(PurePosixPath(found).relative_to(root)), filesystem.unstrip_protocol(found), info
         return
     for found in globbing.glob(url, recursive=True):
         if os.path.isfile(found):
-            yield Path(found).relative_to(fixed).as_posix(), found
+            yield Path(found).relative_to(fixed).as_posix(), found, None
 
 
 def _fixed_part(url: str) -> str:
@@ -286,11 +295,11 @@ def _fixed_part(url: str) -> str:
     return "/".join(parts[:keep]) or "/"
 
 
-def _pg19_files(source: Pg19, field: str) -> list[tuple[str, str]]:
+def _pg19_files(source: Pg19, field: str) -> list[Found]:
     root = source.url.rstrip("/")
-    found: list[tuple[str, str]] = []
+    found: list[Found] = []
     for split in SPLITS:
-        books = [(f"{split}/{name}", location) for name, location in _glob(f"{root}/{split}/*.txt")]
+        books = [(f"{split}/{name}", *where) for name, *where in _glob(f"{root}/{split}/*.txt")]
         if source.ids is not None:
             books = [book for book in books if book_id(book[0]) in source.ids]
         if source.limit is not None:
@@ -304,7 +313,7 @@ def _pg19_files(source: Pg19, field: str) -> list[tuple[str, str]]:
             allowed="a folder with train/*.txt, validation/*.txt, test/*.txt",
             fix="correct the path; relative paths start at the folder of the study file",
         )
-    missing = sorted(set(source.ids or ()) - {book_id(name) for name, _ in found})
+    missing = sorted(set(source.ids or ()) - {book_id(name) for name, *_ in found})
     if missing:
         raise StageError(
             f"no such book below {source.url}: {', '.join(missing[:5])}",
@@ -312,8 +321,7 @@ def _pg19_files(source: Pg19, field: str) -> list[tuple[str, str]]:
             value=missing[0],
             fix="remove the id, or add the file train|validation|test/<id>.txt",
         )
-    found += [(name, location) for name, location in _glob(f"{root}/metadata.cs[v]")]
-    return found
+    return [*found, *_glob(f"{root}/metadata.cs[v]")]
 
 
 def book_id(name: str) -> str:
@@ -326,12 +334,12 @@ def possible_splits(source: Source) -> set[SplitName]:
     if isinstance(source, Hub):
         return set(source.splits)
     if isinstance(source, Pg19) and not is_remote(source.url):
-        return {split for split in SPLITS if any(name.startswith(f"{split}/") for name, _ in _pg19_files(source, ""))}
+        return {split for split in SPLITS if any(name.startswith(f"{split}/") for name, *_ in _pg19_files(source, ""))}
     split = getattr(source, "split", None)
     return {split} if split in SPLITS else set(SPLITS)
 
 
-def _python_files(source: PythonDocs, field: str) -> Iterator[tuple[str, str]]:
+def _python_files(source: PythonDocs, field: str) -> Iterator[Found]:
     standard = sysconfig.get_paths()["stdlib"]
     yield from _walk("stdlib", standard)
     for package in source.packages:
@@ -348,7 +356,7 @@ def _python_files(source: PythonDocs, field: str) -> Iterator[tuple[str, str]]:
             for folder in spec.submodule_search_locations:
                 yield from _walk(package, folder)
         else:
-            yield f"{package}.py", spec.origin
+            yield f"{package}.py", spec.origin, None
 
 
 def _package(name: str) -> ModuleSpec | None:
@@ -358,14 +366,14 @@ def _package(name: str) -> ModuleSpec | None:
         return None
 
 
-def _walk(prefix: str, root: str) -> Iterator[tuple[str, str]]:
+def _walk(prefix: str, root: str) -> Iterator[Found]:
     for folder, children, names in os.walk(root):
         children[:] = sorted(c for c in children if c not in SKIPPED_FOLDERS and not c.startswith("config-"))
         inside = os.path.relpath(folder, root).replace(os.sep, "/")
         base = prefix if inside == "." else f"{prefix}/{inside}"
         for name in sorted(names):
             if name.endswith(".py"):
-                yield f"{base}/{name}", os.path.join(folder, name)
+                yield f"{base}/{name}", os.path.join(folder, name), None
 
 
 def _hub_files(source: Hub, digests: DigestCache, field: str) -> list[ExternalFile]:
@@ -378,9 +386,9 @@ def _hub_files(source: Hub, digests: DigestCache, field: str) -> list[ExternalFi
                 fix="remove revision",
             )
         found = [
-            (name, location)
-            for name, location in _glob(f"{source.path}/**/*")
-            if not any(part.startswith(".") for part in PurePosixPath(name).parts)
+            entry
+            for entry in _glob(f"{source.path}/**/*")
+            if not any(part.startswith(".") for part in PurePosixPath(entry[0]).parts)
         ]
         if not found:
             raise StageError("the folder holds no file", field=f"{field}.path", value=source.path)

@@ -40,9 +40,7 @@ def tokenizer_json(config: TokenizerConfig, *, needed: bool) -> Path | None:
             value=config.path,
             fix="correct tokenizer.path and tokenizer.revision (a private one needs HF_TOKEN)",
         ) from error
-    except (
-        Exception
-    ) as error:  # offline mode, no network, timeouts, a server that fails: each library layer has its own
+    except Exception as error:  # no network, offline mode, timeouts: each layer raises its own
         if not needed:
             return None
         raise StageError(
