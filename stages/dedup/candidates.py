@@ -16,8 +16,8 @@ Pair = tuple[int, int]
 """(preferred document, other document)."""
 
 SMALL_BUCKET = 16  # documents among which all pairs are proposed at once
-POSTINGS = 64  # of one fingerprint: in more documents it is a common phrase, looked for in the preferred ones only
-FEW = 8  # fingerprints a document needs besides common phrases to be judged by those alone
+POSTINGS = 64  # of one fingerprint: in more documents it is a common phrase and says little
+FEW = 8  # fingerprints that are none: with fewer a document is judged by all, in the first POSTINGS documents of each
 DEVIATIONS = 3.0  # of the sampling error below the threshold: misses 1 in 700 pairs at it
 
 
@@ -77,12 +77,15 @@ def _contained(
     touched = np.empty(documents, np.int32)
     found = []
     for document in small:
-        seen, rare = 0, 0
         mine = of_owner[begins[document] : begins[document + 1]]
+        rare = 0
+        for group in mine:
+            rare += first[group + 1] - first[group] <= POSTINGS
+        total, seen = rare if rare >= FEW else len(mine), 0
         for group in mine:
             start, end = first[group], first[group + 1]
-            if end - start <= POSTINGS:
-                rare += 1
+            if end - start > POSTINGS and rare >= FEW:
+                continue
             for at in range(start, min(end, start + POSTINGS)):
                 longer = postings[at]
                 if longer >= document:
@@ -91,7 +94,6 @@ def _contained(
                     touched[seen] = longer
                     seen += 1
                 counts[longer] += 1
-        total = rare if rare >= FEW else len(mine)
         needed = threshold * total - DEVIATIONS * np.sqrt(threshold * (1 - threshold) * total)
         for k in range(seen):
             longer = touched[k]

@@ -122,6 +122,7 @@ NOVEL, ESSAY, TALE = prose(1, 6000), prose(2, 3000), prose(3, 2000)
 def corpus() -> dict[str, Book]:
     """Every kind of repeat once, and texts that are none."""
     return {
+        "s/a-test": Book(lines(edited(NOVEL, 0.01)), split="validation"),
         "s/anthology": Book(lines(prose(10, 3000) + TALE + prose(11, 3000))),
         "s/clean": Book(lines(prose(12, 4000))),
         "s/essay": Book(lines(ESSAY), 1850),
@@ -137,7 +138,6 @@ def corpus() -> dict[str, Book]:
         "s/signs-too": Book("- - -"),
         "s/tale": Book(lines(TALE)),
         "s/test": Book(lines(NOVEL), split="test"),
-        "s/test-too": Book(lines(edited(NOVEL, 0.01)), split="validation"),
     }
 
 

@@ -255,13 +255,22 @@ def test_candidates_of_containment_are_those_of_counting_every_pair(seed: int) -
 
 
 def test_a_common_phrase_neither_hides_a_containment_nor_makes_one() -> None:
-    """Fingerprint 0 to 9 stand in a hundred documents; document 99 stands in 98, which is not among the longest."""
-    own = {d: set(range(1000 * d + 10, 1000 * d + 40)) for d in range(100)}
+    """Fingerprints 0 to 39 stand in a hundred documents; 99 stands in 98, which is not among the longest."""
+    own = {d: set(range(1000 * d + 40, 1000 * d + 70)) for d in range(100)}
     own[99] = set(sorted(own[98])[:25])
-    sets = [own[d] | set(range(10)) for d in range(100)]
+    assert common_phrases(own) == [(98, 99)]
+
+
+def test_a_text_of_nothing_but_common_fingerprints_is_still_looked_for_in_the_longest_documents() -> None:
+    own: dict[int, set[int]] = {d: set() for d in range(70)}
+    assert {other for other, document in common_phrases(own) if document == 69} == set(range(64))
+
+
+def common_phrases(own: dict[int, set[int]]) -> list[tuple[int, int]]:
+    sets = [own[d] | set(range(40)) for d in own]
     values = np.array([v for s in sets for v in sorted(s)], np.uint64)
-    owners = np.repeat(np.arange(100, dtype=np.int32), [len(s) for s in sets])
-    assert contained_pairs(values, owners, np.arange(100, dtype=np.int32), 0.8) == [(98, 99)]
+    owners = np.repeat(np.arange(len(sets), dtype=np.int32), [len(s) for s in sets])
+    return contained_pairs(values, owners, np.arange(len(sets), dtype=np.int32), 0.8)
 
 
 def test_planted_repeats_are_found_and_other_texts_left_alone() -> None:
