@@ -101,6 +101,32 @@ def xl(config: ModelConfig, length: int) -> Parts:
     return Parts(pairs=layers * pairs, state_kv=held, live_kv=held)
 
 
+def compressive(config: ModelConfig, length: int) -> Parts:
+    """Transformer-XL with slots behind the cache. A slot takes the convolution, its keys and its values; none of them
+    passes gradients to its inputs. Training adds the reconstruction: slots' keys and values again, attention to the
+    segment before without a backward pass, and to its slots without gradients for queries."""
+    trunk, mixer, n, c = config.trunk, config.mixer, config.mixer.segment_length, config.mixer.compression
+    shown = mixer.compressed_tokens or n
+    segments, rest = divmod(length, n)
+    counts = [min(max(segment - 1, 0) * n // c, shown) for segment in range(segments + 1)]
+    slots = length // c
+    convolution, projection = 2 * c * trunk.dim**2, 2 * trunk.dim * 2 * trunk.n_kv_heads * trunk.d_head
+    pairs = 4 * trunk.heads * trunk.d_head
+    followed = max(segments - 1, 0) if mixer.reconstruction_weight else 0
+    reconstruction = followed * (2 * projection * n // c + pairs * n * n + pairs * n * n // c * 5 // 2)
+    training = reconstruction - slots * projection - slots * convolution * (1 if followed else 2)
+    within = xl(config, length)
+    held = length // c - max(max(segments - 1, 0) * n // c - shown, 0)
+    return replace(
+        within,
+        parameters=trunk.layers * c * trunk.dim**2,
+        pairs=within.pairs + trunk.layers * (sum(counts[:segments]) * n + counts[segments] * rest),
+        flops=trunk.layers * slots * (convolution + projection),
+        training_flops=trunk.layers * training,
+        state_kv=within.state_kv + held * kv_per_token(config) + trunk.layers * (length % c) * trunk.dim,
+    )
+
+
 def memorizing(config: ModelConfig, length: int) -> Parts:
     """Transformer-XL; in one layer the scores of all visible stored tokens, which have no backward pass, and attention
     to the chosen ones."""
@@ -201,6 +227,7 @@ FORMULAS: Mapping[Kind, Callable[[ModelConfig, int], Parts]] = {
     "local": local,
     "window": window,
     "xl": xl,
+    "compressive": compressive,
     "memorizing": memorizing,
     "full": full,
     "linear": linear,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from model.config import MixerConfig, TrunkConfig
 from model.mixers.base import Held, KeyValue, Knockout, LayerState, Mixer
+from model.mixers.compressive import CompressiveMixer
 from model.mixers.deltanet import DeltaNetMixer
 from model.mixers.full import FullMixer
 from model.mixers.infini import InfiniMixer
@@ -24,6 +25,7 @@ KINDS: dict[str, type[Mixer]] = {
     "window": WindowMixer,
     "xl": XLMixer,
     "full": FullMixer,
+    "compressive": CompressiveMixer,
     "memorizing": MemorizingMixer,
     "rmt": RMTMixer,
     "landmark": LandmarkMixer,

@@ -13,7 +13,7 @@ loss does not reach W_k, W_v through the cache of the chunk before.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,18 @@ from torch import Tensor
 from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right, spans, split_axis
 from model.mixers.twoblock import two_blocks
 from model.rope import Rope, rotate
+
+
+class Further(Protocol):
+    """Keys and values [B, J, K, d], with positions, that a segment attends to beside its cache and itself."""
+
+    def behind(self, segment: int) -> KeyValue:
+        """Those of the document's segment number ``segment``, oldest first."""
+        ...
+
+    def attend(self, q: Tensor, own: KeyValue, shown: KeyValue, before: KeyValue | None, segment: int) -> Tensor:
+        """``two_blocks``, with them, for q [B, S, N, H, d] of the segments from number ``segment`` on."""
+        ...
 
 
 class XLMixer(Mixer):
@@ -60,11 +72,12 @@ class XLMixer(Mixer):
         live: KeyValue | None,
         cached: KeyValue | None,
         position: int,
+        further: Further | None = None,
     ) -> tuple[Tensor, KeyValue | None, KeyValue | None]:
         """Outputs [B, T, H, d] of rotated queries q [B, T, H, d], the open segment and the cache after them.
 
         own: rotated keys and values of the same tokens; shown: theirs for the next segment. live, cached: those of the
-        open segment and of the one before it, before these tokens.
+        open segment and of the one before it, before these tokens. further: what is attended to behind the cache.
         """
         n, outputs = self.segment_length, []
         for span in spans(position, q.shape[1], n):
@@ -73,12 +86,18 @@ class XLMixer(Mixer):
                 blocks, shown_blocks = (
                     KeyValue(*(split_axis(t, 1, -1, n) for t in pair)) for pair in ((k, v), (k_shown, v_shown))
                 )
-                y = two_blocks(split_axis(q_span, 1, -1, n), blocks, shown_blocks, cached, window=None)
+                q_blocks = split_axis(q_span, 1, -1, n)
+                if further is None:
+                    y = two_blocks(q_blocks, blocks, shown_blocks, cached, window=None)
+                else:
+                    y = further.attend(q_blocks, blocks, shown_blocks, cached, (position + span.start) // n)
                 outputs.append(y.flatten(1, 2))
                 cached = KeyValue(k_shown[:, -n:], v_shown[:, -n:])
                 continue
             open_segment = join(live, k, v)
             seen = join(cached, open_segment.k, open_segment.v)
+            if further is not None:
+                seen = join(further.behind((position + span.start) // n), seen.k, seen.v)
             outputs.append(attend(q_span, seen.k, seen.v, mask=lower_right(span.length, len(seen), q.device)))
             if len(open_segment) == n:
                 live, cached = None, open_segment.detach()

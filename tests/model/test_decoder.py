@@ -238,7 +238,7 @@ def test_chunked_vocabulary_projection_changes_nothing(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_activation_checkpointing_changes_no_gradient(arm: str) -> None:
-    model, ids = decoder(arm), tokens()
+    model, ids = decoder(arm).train(), tokens()
     gradients = []
     for model.activation_checkpointing in (False, True):
         model.zero_grad()

@@ -17,6 +17,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "local": {"kind": "local"},
     "window": {"kind": "window"},
     "xl": {"kind": "xl"},
+    "compressive": {"kind": "compressive", "compression": 2, "compressed_tokens": 5},
     "memorizing": {"kind": "memorizing", "cache_tokens": 12, "top_k": 3},
     "full": {"kind": "full"},
     "rmt": {"kind": "rmt", "memory_tokens": 3},

@@ -1,0 +1,192 @@
+"""Compressive Transformers (arXiv:1911.05507) on a RoPE trunk: Transformer-XL whose cache, when it is given up, is
+compressed c:1 into a queue that queries go on seeing.
+
+A query of segment s attends in one softmax to the newest ``compressed_tokens`` slots of the queue, which end where its
+cache begins; to segment s - 1; and to its own segment (sec. 3.1). A slot is a strided convolution of c layer inputs,
+
+    cm_j = sum_(i < c) U_i h_(j c + i)   (f_c in the paper, of its forms the one it reports the best results with),
+
+and gives keys and values through the layer's own W_k and W_v. The convolution learns from the attention it loses, and
+from nothing else (sec. 3.2, algorithm 2): with everything but U constant, the queries of segment s attend by content,
+without positions, to segment s - 1 and to its compression,
+
+    L = mean (attn(q_s, h_(s-1)) - attn(q_s, f_c(h_(s-1))))^2   over batch, tokens, heads and channels.
+
+What is easy to get wrong, and held by tests: the auxiliary loss reaches U and nothing else; the language model's loss
+reaches everything but U, and no layer input through a slot; a token is never seen both in the cache and in a slot.
+
+Each c tokens are compressed as soon as they are there, those of all segments at once, and shown two segments later: of
+a token that has a slot, only keys and values have to be kept, and those of the newest slots wait in the state.
+
+Adapted: RoPE instead of the paper's relative positions, which number slots on as if they were tokens. Here a slot
+stands where the last of its c tokens stood, so that a distance means the same for slots and tokens. (The middle of the
+c is no whole position; the shift is the same for all slots.) Inputs are the normed ones of a pre-norm trunk. U is drawn
+at random as in the paper, so a checkpoint grafted under this mixer has to learn it first.
+
+Shapes: B batch, T tokens, S segments of N tokens, H query heads, K key/value heads, d head size, C model size, J slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import MixerConfig, TrunkConfig
+from model.mixers.base import KeyValue, Knockout, LayerState, attend, join, lower_right, split_axis
+from model.mixers.twoblock import two_blocks
+from model.mixers.xl import XLMixer, rotated
+from model.rope import Rope, rotate
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Keys (with position) and values of slots, oldest first, [B, J, K, d], those not shown yet among them, and the
+    inputs [B, r, C] of the r < c tokens that wait for others."""
+
+    k: Tensor
+    v: Tensor
+    waiting: Tensor
+
+    def detach(self) -> Queue:
+        return Queue(self.k.detach(), self.v.detach(), self.waiting.detach())
+
+    @property
+    def elements(self) -> int:
+        return sum(t.numel() for t in (self.k, self.v, self.waiting))
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.k, self.v, self.waiting))
+
+
+class CompressiveMixer(XLMixer):
+    def __init__(self, trunk: TrunkConfig, config: MixerConfig, layer: int = 0) -> None:
+        super().__init__(trunk, config, layer)
+        self.compress = nn.Linear(config.compression * trunk.dim, trunk.dim, bias=False)  # the convolution, stride c
+
+    def mix(
+        self, x: Tensor, state: LayerState, *, position: int, rope: Rope, knockout: Knockout, keep_state: bool
+    ) -> tuple[Tensor, LayerState]:
+        c, end = self.config.compression, position + x.shape[1]
+        cos, sin = rope.table(position, x.shape[1], x.device, x.dtype)
+        q, own, shown = self.seen_twice(x)
+        before = cast(Queue | None, state.memory)
+        inputs, slots = x.detach(), KeyValue(own.k[:, :0], own.v[:, :0])
+        if before is not None:
+            inputs, slots = torch.cat([before.waiting, inputs], dim=1), KeyValue(before.k, before.v)
+        first, new, auxiliary = position // c - len(slots), inputs.shape[1] // c, None
+        if new:
+            compressed = self.compress(inputs[:, : new * c].reshape(len(x), new, -1))
+            auxiliary = self.reconstruction(q, own, compressed, position)
+            fixed = compressed.detach()  # the language model's loss trains W_k and W_v on it, not the compression
+            last = slice((-1 - position) % c, None, c)  # the last token of every slot completed now is one of x
+            k = rotate(self.heads_of(self.k_proj(fixed)), cos[last], sin[last])
+            slots = join(slots, k, self.heads_of(self.v_proj(fixed)))
+        shown_slots = self.config.compressed_tokens or self.segment_length
+        queue = Slots(slots, first, self.segment_length // c, shown_slots)
+        q, own, shown = rotate(q, cos, sin), rotated(own, cos, sin), rotated(shown, cos, sin)
+        y, live, cached = self.recur(q, own, shown, state.live, state.cached, position, queue)
+        kept = queue.part(queue.bounds(end // self.segment_length)[0], first + len(slots))
+        memory = Queue(kept.k, kept.v, inputs[:, new * c :]).detach()
+        return y, LayerState(live=live, cached=cached and cached.detach(), memory=memory, auxiliary=auxiliary)
+
+    def reconstruction(self, q: Tensor, own: KeyValue, compressed: Tensor, position: int) -> Tensor | None:
+        """The attention-reconstruction loss times its weight, a scalar; None where nothing is trained, or no segment
+        of this call follows a whole one.
+
+        q [B, T, H, d], own [B, T, K, d]: without positions; compressed [B, J, C]: the slots completed by this call.
+        """
+        n, c = self.segment_length, self.config.compression
+        start = -position % n
+        segments = max(q.shape[1] - start, 0) // n
+        if not (self.training and torch.is_grad_enabled() and segments > 1 and self.config.reconstruction_weight):
+            return None
+        followed = slice(start, start + (segments - 1) * n)
+        with torch.no_grad():
+            k, v = (split_axis(t[:, followed], 1, -1, n) for t in (own.k, own.v))
+            queries = split_axis(q[:, start + n : start + segments * n], 1, -1, n)
+            wanted = attend(queries, k, v)
+        skipped = (position + start) // c - position // c
+        compressed = compressed[:, skipped : skipped + (segments - 1) * (n // c)]
+        weights = (self.k_proj.weight.detach(), self.v_proj.weight.detach())
+        k, v = (split_axis(self.heads_of(F.linear(compressed, w)), 1, segments - 1, -1) for w in weights)
+        found = attend(queries, k, v)
+        with torch.autocast(q.device.type, enabled=False):
+            at_least = torch.promote_types(found.dtype, torch.float32)
+            return F.mse_loss(found.to(at_least), wanted.to(at_least)) * self.config.reconstruction_weight
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The queue while a chunk is mixed: ``tokens`` [B, J, K, d], of which the first is the document's slot ``first``;
+    ``per_segment`` slots a segment, of which a query sees the newest ``shown``."""
+
+    tokens: KeyValue
+    first: int
+    per_segment: int
+    shown: int
+
+    def bounds(self, segment: int) -> tuple[int, int]:
+        """First slot that ``segment`` sees, and the one after its last: where its cache begins."""
+        end = max(segment - 1, 0) * self.per_segment
+        return max(end - self.shown, 0), end
+
+    def part(self, start: int, end: int) -> KeyValue:
+        """Slots ``start`` to ``end`` - 1 of the document."""
+        at = slice(start - self.first, end - self.first)
+        return KeyValue(self.tokens.k[:, at], self.tokens.v[:, at])
+
+    def behind(self, segment: int) -> KeyValue:
+        return self.part(*self.bounds(segment))
+
+    def attend(self, q: Tensor, own: KeyValue, shown: KeyValue, before: KeyValue | None, segment: int) -> Tensor:
+        """``two_blocks`` with the slots behind them: q [B, S, N, H, d] of segments from number ``segment`` on."""
+        segments = q.shape[1]
+        bare = min(max(2 - segment, 0), segments)  # the first two segments have no slots behind them
+        outputs = []
+        if bare:
+            mine, kept = (KeyValue(t.k[:, :bare], t.v[:, :bare]) for t in (own, shown))
+            outputs.append(two_blocks(q[:, :bare], mine, kept, before, window=None))
+        if bare < segments:
+            segment += bare
+            start, end = self.bounds(segment), self.bounds(segment + segments - bare - 1)
+            size = end[1] - end[0]
+            lacking = size - (start[1] - start[0])
+            slots = self.part(start[0], end[1])
+            before_k, before_v = (None, None) if before is None else (before.k, before.v)
+            k = self._windows(slots.k, size, lacking, own.k, shown.k, before_k, bare)
+            v = self._windows(slots.v, size, lacking, own.v, shown.v, before_v, bare)
+            outputs.extend(self._masked(q[:, bare:], k, v, size, segment))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+    def _windows(
+        self, slots: Tensor, size: int, lacking: int, own: Tensor, shown: Tensor, before: Tensor | None, bare: int
+    ) -> Tensor:
+        """What each segment but the first ``bare`` sees, [B, S, size + 2 N, K, d]: a window of ``slots``, before which
+        ``lacking`` are made up, the segment before, and itself."""
+        windows = F.pad(slots, (0, 0, 0, 0, lacking, 0)).unfold(1, size, self.per_segment).movedim(-1, 2)
+        if bare:
+            cached = shown[:, bare - 1 : -1]
+        else:
+            assert before is not None  # only a document's first segment has none
+            cached = torch.cat([before.unsqueeze(1), shown[:, :-1]], dim=1)
+        return torch.cat([windows, cached, own[:, bare:]], dim=2)
+
+    def _masked(self, q: Tensor, k: Tensor, v: Tensor, size: int, segment: int) -> list[Tensor]:
+        """Attention of segments from number ``segment`` on, of which the first ones do not see ``size`` slots yet."""
+        batch, segments, n = q.shape[:3]
+        mask = lower_right(n, k.shape[2], q.device)
+        filling = min(max(-(-size // self.per_segment) + 1 - segment, 0), segments)
+        outputs = []
+        if filling:
+            numbers = torch.arange(segment, segment + filling, device=q.device).unsqueeze(1)
+            real = torch.arange(k.shape[2], device=q.device) >= size - (numbers - 1) * self.per_segment
+            own_mask = (mask & real.unsqueeze(1)).expand(batch, -1, -1, -1).flatten(0, 1).unsqueeze(1)
+            outputs.append(attend(q[:, :filling], k[:, :filling], v[:, :filling], mask=own_mask))
+        if filling < segments:
+            outputs.append(attend(q[:, filling:], k[:, filling:], v[:, filling:], mask=mask))
+        return outputs
