@@ -17,6 +17,8 @@ from stages.control.stage import ControlConfig
 from stages.corpus.pin import pin
 from stages.corpus.stage import STAGE as INGEST
 from stages.decontaminate.stage import STAGE as DECONTAMINATE
+from stages.decontaminate.taskaudit import STAGE as TASK_AUDIT
+from stages.decontaminate.taskaudit import TaskAuditConfig, pin_sources, task_of_pairs
 from stages.dedup.stage import STAGE as DEDUP
 from stages.evaluate.stage import STAGE as EVALUATE
 from stages.pretrain.config import BaseConfig, BaseSettings, MixtureConfig, PretrainConfig
@@ -41,6 +43,8 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
         corpus = pin(study.corpus, folder, cache)
         tokenizer_config = pin_tokenizer(study.tokenizer, folder)
         summarize = study.summarize and pin_pairs(study.summarize, folder)
+        tasks = pin_sources(study.task_audit.sources if study.task_audit else (), folder)
+        tasks += task_of_pairs(summarize and summarize.pairs, tasks)
         base_config = BaseConfig(**_fields(_base_from(study.base, folder)), trunk=study.trunk)
         preflight.check(study, corpus, tokenizer_config, base_config, cache)
     except StageError as error:
@@ -51,6 +55,9 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     made = [ingest, documents]
     if study.dedup is not None:  # after the audit, which so covers the whole corpus
         made.append(documents := graph.add(DEDUP, study.dedup, {"documents": documents}))
+    if tasks:
+        task_audit = TaskAuditConfig(sources=tasks, rule=study.decontaminate)
+        made.append(graph.add(TASK_AUDIT, task_audit, {"documents": documents}))
     tokenizer = graph.add(TOKENIZER, tokenizer_config, {"documents": documents})
     tokens = graph.add(TOKENIZE, study.tokenize, {"documents": documents, "tokenizer": tokenizer})
     data = {"tokens": tokens, "tokenizer": tokenizer}

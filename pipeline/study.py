@@ -27,6 +27,7 @@ from stages.claims.config import ClaimsConfig
 from stages.control.stage import ControlSettings
 from stages.corpus.config import IngestConfig
 from stages.decontaminate.stage import DecontaminateConfig
+from stages.decontaminate.taskaudit import TaskAuditSettings
 from stages.dedup.stage import DedupConfig
 from stages.evaluate.stage import EvaluateConfig
 from stages.pretrain.stage import BaseSettings, PretrainSettings
@@ -47,6 +48,7 @@ class Study(Config):
     corpus: IngestConfig
     decontaminate: DecontaminateConfig = DecontaminateConfig()
     dedup: DedupConfig | None = None
+    task_audit: TaskAuditSettings | None = None
     tokenizer: TokenizerConfig
     tokenize: TokenizeConfig
     trunk: TrunkConfig

@@ -9,6 +9,9 @@ from stages.claims.verdict import Finding, Number, not_measured
 STEP = "decontaminate"
 
 
+TASKS = "taskaudit"
+
+
 def clean_data(evidence: Evidence) -> Finding:
     """C8: coverage of every evaluation document by training documents, before and after the audit."""
     rule = evidence.rules.clean_data
@@ -57,15 +60,37 @@ def clean_data(evidence: Evidence) -> Finding:
     short = (
         f"{over_before} of {len(books)} were covered above {percent(rule.coverage_limit, 0)}, {over_after} still are"
     )
+    tasks = _tasks(evidence, numbers)
     if over_after:
-        reason = f"{text}; these are left out of every score"
+        reason = f"{text}; these are left out of every score{tasks}"
         return Finding("refuted", reason, headline=worst, numbers=tuple(numbers), summary=short)
     if recall is None:
-        reason = f"{text}; no canaries were planted, so the audit is not shown to find what it should"
+        reason = f"{text}; no canaries were planted, so the audit is not shown to find what it should{tasks}"
         return Finding("inconclusive", reason, "no canaries", worst, tuple(numbers), f"{short}; no canaries planted")
     text += f"; canaries acted on: {percent(recall)}"
     short += f"; {percent(recall, 0)} of the planted canaries acted on"
     if recall < rule.canary_recall:
-        text += f", below {rule.canary_recall:.0%}"
+        text += f", below {rule.canary_recall:.0%}{tasks}"
         return Finding("inconclusive", text, "audit misses", worst, tuple(numbers), short)
-    return Finding("supported", text, headline=worst, numbers=tuple(numbers), summary=short)
+    return Finding("supported", text + tasks, headline=worst, numbers=tuple(numbers), summary=short)
+
+
+def _tasks(evidence: Evidence, numbers: list[Number]) -> str:
+    """Adds, per evaluation task, the share of its items that are in the training text; the same as a clause."""
+    clauses = []
+    tasks = evidence.table(TASKS, "tasks.parquet")
+    for task, rows in tasks.groupby("task") if len(tasks) else ():
+        found = rows["found"] != "no"
+        numbers.append(
+            Number(
+                f"contamination.task.{task}",
+                f"items of {task} whose source or reference is in the training text",
+                float(found.mean()),
+                n=len(rows),
+                unit="share",
+                method="count, by id or by text",
+                sources=(evidence.source(TASKS, "tasks.parquet", f"task == {task!r} and found != 'no'"),),
+            )
+        )
+        clauses.append(f"of the {len(rows)} items of {task} {int(found.sum())} are in the training text")
+    return "".join(f"; {clause}" for clause in clauses)

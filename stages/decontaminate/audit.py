@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from stages.decontaminate.balance import balance, documents_digest
 from stages.decontaminate.derive import derive
 from stages.decontaminate.figures import draw
+from stages.decontaminate.findings import Audit, ShardState
 from stages.decontaminate.index import Index
 from stages.decontaminate.page import write_pages
+from stages.decontaminate.shards import ShardScan
 from stages.decontaminate.stage import DecontaminateConfig
 from stages.decontaminate.tables import TABLES
 
@@ -45,3 +51,34 @@ def publish(folder: Path, index: Index, rule: DecontaminateConfig, source: Path 
     drawings = draw(folder, rule)
     pages = write_pages(folder, drawings)
     return Published(dict(TABLES), [*pages, *(f"figures/{name}.png" for name in drawings)])
+
+
+def observe(index: Index, books: list[dict[str, Any]], rule: DecontaminateConfig, scans: Sequence[ShardScan]) -> Audit:
+    """The findings of a scan after which nothing is cleaned; exact copies among the documents are left alone."""
+    states = [ShardState(scan, {}, np.array(scan.table()["bytes"].to_numpy(), np.int64)) for scan in scans]
+    audit = Audit(index, books, rule, states)
+    audit.judge()
+    audit.after = None
+    return audit
+
+
+def totals_of(audit: Audit, more: Mapping[str, float]) -> dict[str, Any]:
+    """What ``publish`` needs in audit.json of an audit made by ``observe``; ``more`` metrics."""
+    counts = audit.counts()
+    metrics = {f"documents_{name}": float(counts[name]) for name in ("keep", "note", "excise", "drop")}
+    metrics |= {name: float(counts[name]) for name in ("documents_in", "bytes_in")}
+    metrics |= {
+        "evaluation_documents": float(len(audit.books)),
+        "coverage_max": max(audit.before.values(), default=0.0),
+        "quotations_acted": float(audit.quotations.acted),
+    }
+    ids = audit.index.book_ids
+    return {
+        "metrics": {**metrics, **more},
+        "parameters": audit.rule.model_dump(mode="json"),
+        "quotations": vars(audit.quotations),
+        "evaluation_documents_shared": [
+            {"a": ids[a], "b": ids[b], "split_a": "", "split_b": "", "share_of_smaller": round(share, 6)}
+            for a, b, share in audit.index.shared
+        ],
+    }

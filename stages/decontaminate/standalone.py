@@ -18,15 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from stages.corpus.config import Columns
 from stages.decontaminate import tables
-from stages.decontaminate.audit import publish
+from stages.decontaminate.audit import observe, publish, totals_of
 from stages.decontaminate.canary import HOST_BYTES, plant
 from stages.decontaminate.files import FileShard, Found, Kind, Reading, Stopped, find
-from stages.decontaminate.findings import Audit, ShardState
+from stages.decontaminate.findings import Audit
 from stages.decontaminate.index import Index, build
 from stages.decontaminate.shards import ShardScan, basis_of, scan_shard, warm_up
 from stages.decontaminate.stage import DecontaminateConfig
@@ -220,11 +219,7 @@ def _scanned(
     finally:
         reading.stop.set()  # without effect where all is done
         pool.shutdown(wait=True, cancel_futures=True)
-    states = [ShardState(scan, {}, np.array(scan.table()["bytes"].to_numpy(), np.int64)) for scan in scans]
-    audit = Audit(index, books, options.rule, states)
-    audit.judge()
-    audit.after = None
-    return audit, shards
+    return observe(index, books, options.rule, scans), shards
 
 
 def _hosts(shards: Sequence[FileShard], audit: Audit) -> list[bytes]:
@@ -247,29 +242,8 @@ def _hosts(shards: Sequence[FileShard], audit: Audit) -> list[bytes]:
 def _write_totals(
     audit: Audit, problems: Sequence[dict[str, str]], corpus: Sequence[Found], evaluation: Sequence[Found], path: Path
 ) -> None:
-    counts = audit.counts()
-    metrics = {f"documents_{name}": float(counts[name]) for name in ("keep", "note", "excise", "drop")}
-    metrics |= {name: float(counts[name]) for name in ("documents_in", "bytes_in")}
-    metrics |= {
-        "evaluation_documents": float(len(audit.books)),
-        "coverage_max": max(audit.before.values(), default=0.0),
-        "quotations_acted": float(audit.quotations.acted),
-        "problems": float(len(problems)),
-        "files": float(len(corpus)),
-        "files_against": float(len(evaluation)),
-    }
-    index = audit.index
-    totals = {
-        "metrics": metrics,
-        "parameters": audit.rule.model_dump(mode="json"),
-        "quotations": vars(audit.quotations),
-        "digests": {"corpus": _digest(audit)},
-        "evaluation_documents_shared": [
-            {"a": index.book_ids[a], "b": index.book_ids[b], "split_a": "", "split_b": "", "share_of_smaller": share}
-            for a, b, share in index.shared
-        ],
-        "problems": list(problems),
-    }
+    more = {"problems": float(len(problems)), "files": float(len(corpus)), "files_against": float(len(evaluation))}
+    totals = totals_of(audit, more) | {"digests": {"corpus": _digest(audit)}, "problems": list(problems)}
     path.write_text(json.dumps(totals, indent=1, sort_keys=True) + "\n")
 
 
