@@ -53,7 +53,7 @@ def look(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
         samples.append(said.tolist())
     found["samples"] = samples
     if found["model"] == "InfiniStudyForCausalLM":
-        found["refusals"] = refusals(model, asked)
+        found["refusals"] = refusals(model, folder, asked)
     model.save_pretrained(folder / "again")
     again = AutoModelForCausalLM.from_pretrained(folder / "again", trust_remote_code=True).eval()
     rounded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16)
@@ -66,8 +66,10 @@ def look(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def refusals(model: Any, asked: dict[str, Any]) -> dict[str, str]:
+def refusals(model: Any, folder: Path, asked: dict[str, Any]) -> dict[str, str]:
     """What it says of requests it cannot serve."""
+    from transformers import AutoModelForCausalLM
+
     ids, right = asked["padded"], asked["mask"].flip(1)
     holes = asked["mask"].clone()
     holes[:, -2] = 0
@@ -78,6 +80,8 @@ def refusals(model: Any, asked: dict[str, Any]) -> dict[str, str]:
         "nothing": lambda: model(ids, attention_mask=holes * 0),
         "embeddings": lambda: model(ids, inputs_embeds=ids),
         "labels": lambda: model(ids, labels=ids, logits_to_keep=2),
+        "assistant": lambda: model.generate(ids[:1], assistant_model=model, max_new_tokens=2, pad_token_id=0),
+        "untrusted": lambda: AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False),
     }
     said = {}
     for name, request in requests.items():

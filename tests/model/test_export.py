@@ -158,6 +158,8 @@ def test_what_a_memory_cannot_do_is_refused(found: dict[str, Any]) -> None:
         "nothing": "a row of pads alone",
         "embeddings": "this model reads tokens",
         "labels": "labels need all logits",
+        "assistant": "assisted generation is not supported with stateful models",
+        "untrusted": "trust_remote_code=True",
     }
     assert said.keys() == expected.keys()
     for name, text in expected.items():
