@@ -136,31 +136,29 @@ def _decided(scan: ShardScan, index: Index, rule: DecontaminateConfig, verdict: 
 
 def _write(shard: Any, actions: Actions, removed: frozenset[str], fs: Any, path: str) -> dict[str, Any]:
     """Write the file; the fields of ``CleanedShard`` but name and URL."""
-    table = pq.read_table(shard.local())
+    table = pq.read_table(shard.local()).combine_chunks()
     training = np.flatnonzero(pc.equal(table["split"], "train").to_numpy())
     keep = ~pc.is_in(table["doc_id"], pa.array(sorted(removed), pa.string())).to_numpy()
-    changed = np.zeros(len(table), bool)
-    texts, digests, rows, sizes = [], [], [], []
+    new: dict[int, bytes] = {}
+    rows, sizes = [], []
     for row, cuts in sorted(actions.items()):
         at = int(training[row])
-        left = b"" if cuts is None else cut(table["text"][at].as_buffer().to_pybytes(), cuts)
-        if not left.strip():
+        left = b"" if cuts is None else cut(memoryview(table["text"][at].as_buffer()), cuts)
+        if not left or left.isspace():
             left, keep[at] = b"", False
         else:
-            changed[at] = True
-            texts.append(left)
-            digests.append(hashlib.sha256(left).hexdigest())
+            new[at] = left
         rows.append(row)
         sizes.append(len(left))
-    if texts:
-        for name, values in (("text", texts), ("sha256", digests)):
-            column = table.schema.get_field_index(name)
-            new = pa.array(values, pa.large_binary() if name == "text" else pa.string()).cast(
-                table.schema.types[column]
-            )
-            old = table[name].combine_chunks()
-            replaced = pc.replace_with_mask(old, pa.array(changed), new)
-            table = table.set_column(column, table.schema.field(column), replaced)
+    if new:
+        digests = table["sha256"].to_pylist()
+        for at, left in new.items():
+            digests[at] = hashlib.sha256(left).hexdigest()
+        column = table.schema.get_field_index("text")
+        table = table.set_column(column, table.schema.field(column), _replaced(table["text"], new))
+        column = table.schema.get_field_index("sha256")
+        table = table.set_column(column, table.schema.field(column), pa.array(digests, table.schema.types[column]))
+        new.clear()
     if not keep.all():
         table = table.filter(pa.array(keep))
     with tempfile.TemporaryDirectory() as folder:
@@ -171,6 +169,17 @@ def _write(shard: Any, actions: Actions, removed: frozenset[str], fs: Any, path:
     train = table.filter(pc.equal(table["split"], "train"))
     total = pc.sum(pc.binary_length(train["text"])).as_py() or 0
     return {"size": size, "documents": len(train), "bytes": total, "rows": rows, "sizes": sizes}
+
+
+def _replaced(texts: pa.ChunkedArray, new: dict[int, bytes]) -> pa.ChunkedArray:
+    """The column with some texts replaced; neither the others nor the new ones are copied."""
+    parts, at = [], 0
+    for row, text in sorted(new.items()):
+        parts += texts.slice(at, row - at).chunks
+        offsets = pa.py_buffer(np.array([0, len(text)], np.int64))
+        parts.append(pa.LargeStringArray.from_buffers(1, offsets, pa.py_buffer(text)))
+        at = row + 1
+    return pa.chunked_array([*parts, *texts.slice(at).chunks], pa.large_string())
 
 
 def put_whole(fs: Any, file: Path, path: str) -> None:

@@ -13,6 +13,8 @@ from stages.decontaminate.stage import DecontaminateConfig
 Action = Literal["keep", "note", "excise", "drop"]
 SEVERITY: dict[Action, int] = {"keep": 0, "note": 1, "excise": 2, "drop": 3}
 
+_BLANK = b" \t\n\r\x0b\f"
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -154,12 +156,17 @@ def covered(ranges: Iterable[tuple[int, int]]) -> int:
     return sum(end - start for start, end in merged(ranges))
 
 
-def cut(text: bytes, cuts: Iterable[tuple[int, int]]) -> bytes:
+def cut(text: bytes | memoryview, cuts: Iterable[tuple[int, int]]) -> bytes:
     """``text`` without the byte ranges; a blank line stands where something was, so that no new sentence arises."""
-    parts: list[bytes] = []
-    at = 0
-    for start, end in cuts:
-        parts.append(text[at:start].rstrip() if not parts else text[at:start].strip())
-        at = end
-    parts.append(text[at:].lstrip() if parts else text)
-    return b"\n\n".join(part for part in parts if part)
+    view = memoryview(text)
+    edges = [0, *(edge for part in cuts for edge in part), len(view)]
+    parts = []
+    for at in range(0, len(edges), 2):
+        start, end = edges[at], edges[at + 1]
+        while at > 0 and start < end and view[start] in _BLANK:
+            start += 1
+        while at + 2 < len(edges) and start < end and view[end - 1] in _BLANK:
+            end -= 1
+        if start < end:
+            parts.append(view[start:end])
+    return b"\n\n".join(parts)

@@ -115,11 +115,11 @@ def texts_of(path: Path, splits: Sequence[str]) -> Iterator[Text]:
     """The documents of the named splits in one Parquet file, a few in memory at a time, their texts not copied."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(16, columns=["doc_id", "split", "text", "sha256"]):
-            chosen = batch.filter(pc.is_in(batch["split"], pa.array(splits)))
-            names, digests, texts = chosen["doc_id"].to_pylist(), chosen["sha256"].to_pylist(), chosen["text"]
-            for row, (name, digest) in enumerate(zip(names, digests, strict=True)):
-                buffer = texts[row].as_buffer()
-                yield Text(name, digest, np.frombuffer(buffer, np.uint8) if buffer.size else np.empty(0, np.uint8))
+            rows = np.flatnonzero(pc.is_in(batch["split"], pa.array(splits)).to_numpy(zero_copy_only=False))
+            for row in rows.tolist():
+                buffer = batch["text"][row].as_buffer()
+                text = np.frombuffer(buffer, np.uint8) if buffer.size else np.empty(0, np.uint8)
+                yield Text(batch["doc_id"][row].as_py(), batch["sha256"][row].as_py(), text)
 
 
 class Evidence(NamedTuple):
