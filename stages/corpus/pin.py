@@ -116,11 +116,15 @@ def pin(config: IngestConfig, base_dir: Path, cache: Path | None = None) -> Inge
     ``cache`` is the JSON file of known digests. Raises StageError for a missing or empty input, and where a pin
     written in the study file does not match what is there.
     """
+    from stages.corpus.check import check_files
+
     digests = DigestCache(cache)
     sources = []
+    listed = []
     for index, source in enumerate(config.sources):
         resolved = resolve(source, base_dir)
         files = list_files(resolved, digests, f"corpus.sources.{index}")
+        listed.append((resolved, files))
         if not any(file.size for file in files) and not (isinstance(source, Hub) and source.revision):
             raise StageError(
                 f"all {len(files)} file(s) of the source are empty",
@@ -139,6 +143,7 @@ def pin(config: IngestConfig, base_dir: Path, cache: Path | None = None) -> Inge
             )
         sources.append(resolved.model_copy(update={"pin": found}))
     digests.save()
+    check_files(listed)
     return config.model_copy(update={"sources": tuple(sources)})
 
 
@@ -333,8 +338,12 @@ def possible_splits(source: Source) -> set[SplitName]:
     """Splits the resolved source may have documents of, as far as that is known without reading them."""
     if isinstance(source, Hub):
         return set(source.splits)
-    if isinstance(source, Pg19) and not is_remote(source.url):
-        return {split for split in SPLITS if any(name.startswith(f"{split}/") for name, *_ in _pg19_files(source, ""))}
+    if isinstance(source, Pg19 | Text) and not is_remote(source.url):
+        from stages.corpus.check import split_of_file
+
+        names = [name for name, *_ in (_pg19_files(source, "") if isinstance(source, Pg19) else _glob(source.url))]
+        found = {split_of_file(source, name) for name in names}
+        return {split for split in SPLITS if split in found}
     split = getattr(source, "split", None)
     return {split} if split in SPLITS else set(SPLITS)
 

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from stages.corpus.config import (
@@ -92,7 +91,9 @@ def _documents(source: Source, file: ExternalFile) -> Iterator[Raw]:
         if file.name != "metadata.csv":
             yield _text_file(file, book_id(file.name), file.name.split("/")[0])
     elif isinstance(source, Text):
-        name = str(PurePosixPath(file.name).with_suffix("")) if "." in file.name else file.name
+        from stages.corpus.check import text_id
+
+        name = text_id(file.name)
         yield _text_file(file, name, split_of(name, source.split))
     elif isinstance(source, Parquet):
         yield from _parquet(source, file)
@@ -176,14 +177,14 @@ def _content(file: ExternalFile) -> bytes:
 def _text_file(file: ExternalFile, name: str, split: str) -> Raw:
     """A file that is one document."""
     if file.size > MAX_TEXT_BYTES:  # packed or not: nothing of it is read
-        return _too_long(Raw(name), file.size)
+        return _too_long(Raw(name))
     with _open(file) as stream:
         content = stream.read(MAX_TEXT_BYTES + 4)  # one more than is allowed, with a byte-order mark
     return checked(Raw(name, content, split))
 
 
-def _too_long(raw: Raw, size: int) -> Raw:
-    return Raw(raw.id, problem="too_long", detail=f"{size:,} bytes of text, at most {MAX_TEXT_BYTES:,} can be stored")
+def _too_long(raw: Raw) -> Raw:
+    return Raw(raw.id, problem="too_long", detail=f"more than {MAX_TEXT_BYTES:,} bytes of text cannot be stored")
 
 
 def checked(raw: Raw) -> Raw:
@@ -192,7 +193,7 @@ def checked(raw: Raw) -> Raw:
     if b"\r\n" in text:
         text = text.replace(b"\r\n", b"\n")
     if len(text) > MAX_TEXT_BYTES:
-        return _too_long(raw, len(text))
+        return _too_long(raw)
     if (at := _not_utf8(text)) is not None:
         return Raw(raw.id, problem="undecodable", detail=f"byte {at} is not UTF-8: {text[at]:#04x}")
     if (at := text.find(b"\0")) >= 0:
