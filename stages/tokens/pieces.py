@@ -45,7 +45,7 @@ def splits_between_words(tokenizer: Tokenizer) -> bool:
             normal = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
             at = len(normal(whole)) - len(normal(right))
             spans = [span for _, span in tokenizer.pre_tokenizer.pre_tokenize_str(normal(whole))]
-            if at not in {start for start, _ in spans} or ids(whole) != ids(left) + ids(right):
+            if any(start < at < end for start, end in spans) or ids(whole) != ids(left) + ids(right):
                 return False
     return True
 
