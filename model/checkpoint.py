@@ -43,15 +43,14 @@ def save(
     """Write config.json and the weights (tied heads once) into ``directory``, made if absent.
 
     like: folder of the checkpoint the decoder was made from; fields of its config.json that do not change the
-    computation (special tokens, longest position) are carried over. dtype: of the trunk's tensors (None: as they are);
-    the arm's own parameters, gates above all, keep theirs. shard_bytes: start another file before one gets larger
-    (None: a single file).
+    computation (special tokens, longest position) are carried over. dtype: of the tensors (None: as they are); gates
+    keep theirs. shard_bytes: start another file before one gets larger (None: a single file).
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {}
+    tensors, gates = {}, gates_of(decoder)
     for name, tensor in decoder.state_dict().items():
-        wanted = dtype if dtype is not None and _is_trunk(name) else tensor.dtype
+        wanted = tensor.dtype if dtype is None or name in gates else dtype
         tensors[_to_hf(name)] = tensor.detach().to("cpu", wanted).contiguous()
     files = _shards(tensors, shard_bytes)
     (directory / INDEX).unlink(missing_ok=True)  # of an earlier save: it would be read instead
@@ -90,8 +89,8 @@ def graft(
     """A base checkpoint's trunk under another mixer: every arm of a study starts from the same tensors.
 
     directory: a folder of ``save``, or any Llama-family one of Hugging Face's. Parameters the base does not have are
-    initialised from ``seed``, in float32; those the new mixer does not have (gates) are left behind. dtype: of the
-    trunk, None for the checkpoint's own.
+    initialised from ``seed``; those the new mixer does not have are left behind. dtype: of all but the gates, which are
+    float32; None for the checkpoint's own.
     """
     tensors, trunk, vocab_size = import_hf(directory, dtype)
     config = ModelConfig(trunk=trunk, mixer=mixer, vocab_size=vocab_size)
@@ -127,12 +126,21 @@ def import_hf(
     return {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}, trunk, vocab_size
 
 
+def gates_of(decoder: Decoder) -> set[str]:
+    """Names of the gates' parameters. They stay in float32 whatever the others' dtype is: bfloat16 has steps of 2^-8,
+    and would round away what a gate learns."""
+    gates = {id(parameter) for parameter in decoder.gate_parameters()}
+    return {name for name, parameter in decoder.named_parameters() if id(parameter) in gates}
+
+
 def _fill(config: ModelConfig, tensors: dict[str, Tensor], source: Path, *, seed: int, fresh: bool) -> Decoder:
     """A decoder that holds ``tensors``. The arm's own parameters must be among them, unless ``fresh``: then those that
     are not keep their initial values."""
     decoder = Decoder(config, seed=seed)
+    gates, others = gates_of(decoder), next((tensor.dtype for tensor in tensors.values()), torch.float32)
     for name, own in decoder.state_dict(keep_vars=True).items():
         if name not in tensors:
+            own.data = own.data if name in gates else own.data.to(others)
             continue
         if tensors[name].shape != own.shape:
             found, wanted = (" x ".join(map(str, t.shape)) for t in (tensors[name], own))

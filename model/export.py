@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import save
+from model.checkpoint import gates_of, save
 from model.decoder import Decoder
 
 ROOT = Path(__file__).parent
@@ -58,7 +58,8 @@ def export(
     fields: dict[str, Any] = json.loads((directory / "config.json").read_text())
     fields |= {f"{name}_token_id": number for name, number in (special_tokens or {}).items()}
     if decoder.config.mixer.kind != "full":
-        fields |= {"auto_map": AUTO_MAP, "keep_in_float32": gate_names(decoder)}
+        gates = sorted({name.rpartition(".")[2] for name in gates_of(decoder)})
+        fields |= {"auto_map": AUTO_MAP, "keep_in_float32": gates}
         for name, text in sources().items():
             (directory / name).write_text(text)
     _write_json(directory / "config.json", fields)
@@ -66,13 +67,6 @@ def export(
         shutil.copyfile(tokenizer, directory / "tokenizer.json")
         tokens = {f"{name}_token": text for name, text in texts.items()}
         _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | tokens)
-
-
-def gate_names(decoder: Decoder) -> list[str]:
-    """Last parts of the gates' parameter names: bfloat16 would round what they learned, so they stay in float32
-    whatever dtype the model is loaded in."""
-    gates = {id(parameter) for parameter in decoder.gate_parameters()}
-    return sorted({name.rpartition(".")[2] for name, p in decoder.named_parameters() if id(p) in gates})
 
 
 def sources() -> dict[str, str]:
