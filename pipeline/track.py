@@ -393,7 +393,9 @@ class MlflowTracker(Tracker):
 
 
 def _made(commit: Commit, run: str, reused: bool = False) -> Made:
-    return Made(run, commit.headline, tuple(name for name in commit.figures if name.endswith(".html")), reused)
+    """Of pages in folders, such as those of evidence, there are too many to name."""
+    pages = tuple(name for name in commit.figures if name.endswith(".html") and "/" not in name)
+    return Made(run, commit.headline, pages, reused)
 
 
 def _source() -> dict[str, str]:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from pipeline.errors import StudyError, UnknownName
 from stages.decontaminate.wording import percent, verdict
 
 if TYPE_CHECKING:
+    from pipeline.cli.options import Loaded
     from stages.decontaminate.standalone import Report
 
 CONTAMINATED = 1  # exit code of a scan that found something to act on
@@ -65,11 +67,13 @@ def study(
     folder = opened.store.artifact(commit).path()
     found = _tables(folder)
     spans = _chosen(found, folder, book, document)
+    tasks = _tasks(opened) if book is None and document is None else None
     if json:
         keys = ("books", "pairs", "sources", "uncovered", "canaries", "decisions")
         body = {"key": commit.key, "headline": commit.headline, "metrics": dict(commit.metrics)}
         body |= {"path": str(folder / "audit.html"), "totals": found["totals"]}
         body |= {name: found[name] for name in keys if name != "decisions" or document is not None}
+        body |= {} if tasks is None else {"tasks": {"headline": tasks.headline, "items": tasks.rows}}
         print_json("audit", {**body, "spans": spans})
         return
     line(commit.headline)
@@ -82,6 +86,8 @@ def study(
     if book is not None:
         _print_uncovered(found["uncovered"], limit)
     _print_spans(spans, limit)
+    if tasks is not None:
+        _print_tasks(tasks, limit)
 
 
 def _tables(folder: Path) -> dict[str, Any]:
@@ -124,6 +130,49 @@ def _chosen(found: dict[str, Any], folder: Path, book: str | None, document: str
         found["uncovered"] = [] if book is None else found["uncovered"]
     spans: list[dict[str, Any]] = pq.read_table(folder / "spans.parquet", filters=condition).to_pylist()
     return sorted(spans, key=lambda row: (row["doc_id"], row["book_id"], row["doc_start"]))
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    """The audit of the evaluation tasks' sources and references."""
+
+    headline: str
+    rows: list[dict[str, Any]]
+
+
+def _tasks(opened: Loaded) -> _Tasks | None:
+    """None where the study has no such tasks, or the step is not made yet."""
+    import pyarrow.parquet as pq
+
+    if "taskaudit" not in [step.id for step in opened.plan.steps]:
+        return None
+    step = opened.plan["taskaudit"]
+    commit = opened.store.lookup_many([(step.stage.name, step.key)]).get(step.key)
+    if commit is None:
+        return None
+    path = opened.store.artifact(commit).path("tasks.parquet")
+    return _Tasks(commit.headline, pq.read_table(path).to_pylist())
+
+
+def _print_tasks(tasks: _Tasks, limit: int) -> None:
+    found = [row for row in tasks.rows if row["found"] != "no"]
+    line()
+    line(f"tasks: {tasks.headline}")
+    if found:
+        table(
+            ["task", "item", "id", "found by", "text in", "", "summary in", "", "title"],
+            [
+                [
+                    row["task"], str(row["item"]), row["id"] or "", row["found"],
+                    row["text_document"] or "", "" if row["text_coverage"] is None else percent(row["text_coverage"]),
+                    row["summary_document"] or "",
+                    "" if row["summary_coverage"] is None else percent(row["summary_coverage"]), row["title"] or "",
+                ]
+                for row in found[:limit]
+            ],
+            last_below=True,
+        )  # fmt: skip
+        _left(len(found), limit, "items")
 
 
 def _print_totals(totals: dict[str, Any]) -> None:
