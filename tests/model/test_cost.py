@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.config import feature_dim
 from model.cost import attended_pairs, cost, paper_table
 from model.decoder import Decoder
+from model.formulas import FORMULAS
 from model.memory import empty, read, write
 from tests.model.tiny import ARMS, N, config, tokens
 
@@ -47,6 +48,74 @@ def test_attended_pairs_are_those_the_masks_allow(kind: str, length: int) -> Non
     assert attended_pairs(config(kind), length) == allowed
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("length", [1, 5, N, 2 * N + 3, 5 * N + 2])
+def test_pairs_and_landmarks_are_those_of_the_blocks_in_sight(length: int, training: bool) -> None:
+    """The stream's query at i, in block i // 5, whose last vector is a landmark, which no one attends to as a token."""
+    model_config = config("landmark")
+    vectors = length + length // 4  # block_tokens = 4, segment_length = 4: one near block; top_blocks = 2
+    pairs = landmarks = 0
+    for i in range(vectors):
+        block = i // 5
+        pairs += sum(j % 5 != 4 for j in range(5 * block, i + 1))
+        pairs += 4 * (block if training else min(block, 1 + 2))
+        landmarks += block
+    parts, trunk = FORMULAS["landmark"](model_config, length), model_config.trunk
+    found = parts.training_pairs if training else parts.pairs
+    assert found == pairs * trunk.layers and parts.vectors == vectors
+    assert parts.flops == 2 * trunk.layers * trunk.heads * trunk.d_head * landmarks
+
+
+@pytest.mark.parametrize("length", [1, 5, N, N + 1, 4 * N, 4 * N + 3])
+def test_pairs_of_framed_segments_are_causal_within_the_frame(length: int) -> None:
+    """[memory; text] in the last segment, the memory tokens again behind each that another one follows."""
+    frames, rest = [], length
+    while rest:
+        text = min(N, rest)
+        rest -= text
+        frames.append(3 + text + (3 if rest else 0))
+    parts = FORMULAS["rmt"](config("rmt"), length)
+    assert parts.pairs == 2 * sum(i + 1 for frame in frames for i in range(frame))
+    assert parts.vectors == sum(frames)
+
+
+@pytest.mark.parametrize("length", [1, N, 2 * N + 1, 3 * N, 5 * N + 3])
+def test_compressed_slots_are_seen_besides_segment_and_cache(length: int) -> None:
+    """Of the query at i: the newest 5 slots of 2 tokens each that end where its cache begins."""
+    slots = sum(min(max(0, i // N - 1) * N // 2, 5) for i in range(length))
+    pairs = FORMULAS["compressive"](config("compressive"), length).pairs
+    assert pairs == FORMULAS["xl"](config("xl"), length).pairs + config("compressive").trunk.layers * slots
+
+
+@pytest.mark.parametrize("length", [1, N, 2 * N + 1, 3 * N, 5 * N + 3])
+def test_retrieval_scores_what_has_left_the_local_context(length: int) -> None:
+    """Of the query at i: tokens up to the segment before last, the latest 12 of them; it attends to 3, in one layer."""
+    scored = chosen = 0
+    for i in range(length):
+        visible = min(12, max(0, i // N - 1) * N)
+        scored, chosen = scored + visible, chosen + min(visible, 3)
+    parts, trunk = FORMULAS["memorizing"](config("memorizing"), length), config("memorizing").trunk
+    assert parts.flops == 2 * trunk.heads * trunk.d_head * (scored + chosen)
+    assert parts.pairs == FORMULAS["xl"](config("xl"), length).pairs
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_projection_flops_equal_the_counted_ones(arm: str, shape: dict[str, int]) -> None:
+    """Every product of a matrix of weights with the vectors that pass through, memory and landmark tokens too. What
+    the mixers multiply among themselves is a batch of products, another operation for torch."""
+    model, length = Decoder(config(arm, trunk=shape), seed=0).eval(), 3 * N + 5
+    trunk = model.config.trunk
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(tokens(1, length))
+    parts = FORMULAS[model.config.mixer.kind](model.config, length)
+    strengths = 2 * trunk.layers * length * trunk.dim * trunk.n_kv_heads
+    weighed = {"deltanet": strengths, "compressive": parts.flops}.get(arm, 0)  # the mixer's own weights
+    mixing = 4 * trunk.heads * trunk.d_head * parts.pairs + parts.flops - weighed
+    counted = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+    assert round(cost(model.config, length).flops_per_token_forward * length) - mixing == counted
+
+
 @pytest.mark.parametrize("arm", ["local", "full"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_flops_equal_the_counted_ones(arm: str, shape: dict[str, int]) -> None:
@@ -60,6 +129,51 @@ def test_flops_equal_the_counted_ones(arm: str, shape: dict[str, int]) -> None:
     unseen = 4 * trunk.layers * trunk.heads * trunk.d_head * (square - attended_pairs(model.config, length))
     assert cost(model.config, length).flops_per_token_forward * length == counter.get_total_flops() - unseen
     assert cost(model.config, length).flops_per_token_training * length == 3 * (counter.get_total_flops() - unseen)
+
+
+@pytest.mark.parametrize("shape", [{}, {"kv_heads": 4}, {"kv_heads": 1, "head_dim": 6}])
+@pytest.mark.parametrize("feature_map", ["elu1", "dpfp2"])
+@pytest.mark.parametrize("arm", ["linear", "deltanet"])
+def test_flops_of_token_recurrences_equal_those_of_the_equations(
+    arm: str, feature_map: str, shape: dict[str, int]
+) -> None:
+    """Counted on a loop over tokens; the normaliser of linear attention is one more column of its values."""
+    model_config, length = config(arm, trunk=shape, feature_map=feature_map), 5
+    trunk = model_config.trunk
+    d, features = trunk.d_head, feature_dim(model_config.mixer.feature_map, trunk.d_head)
+    strength = torch.rand(trunk.dim, trunk.n_kv_heads)
+    with FlopCounterMode(display=False) as counter:
+        for _ in range(length):
+            S = torch.rand(trunk.n_kv_heads, features, d)
+            phi_k, v = torch.rand(trunk.n_kv_heads, 1, features), torch.rand(trunk.n_kv_heads, 1, d)
+            phi_q = torch.rand(trunk.n_kv_heads, trunk.heads // trunk.n_kv_heads, features)
+            if arm == "deltanet":
+                beta = torch.sigmoid(torch.rand(1, trunk.dim) @ strength).view(-1, 1, 1)
+                S = S + phi_k.mT @ (beta * (v - phi_k @ S))
+            else:
+                S = torch.cat([S + phi_k.mT @ v, torch.rand(trunk.n_kv_heads, features, 1)], dim=-1)
+            phi_q @ S
+    parts = FORMULAS[model_config.mixer.kind](model_config, length)
+    assert parts.flops == counter.get_total_flops() * trunk.layers and parts.pairs == 0
+
+
+@pytest.mark.parametrize("arm", ["infini-linear", "infini-delta"])
+def test_infinis_options_cost_what_they_add(arm: str) -> None:
+    plain, length = FORMULAS["infini"](config(arm), 3 * N), 3 * N
+    trunk = config(arm).trunk
+    memory = 2 * (4 * 4 + 4)  # key/value heads; M and z of heads of 4
+    for gate, more in (("channel", 4 * 4 - 4), ("token", 4 * trunk.dim)):
+        parts = FORMULAS["infini"](config(arm, gate=gate), length)
+        assert parts.parameters - plain.parameters == trunk.layers * more
+        assert parts.flops - plain.flops == (2 * trunk.layers * length * 4 * trunk.dim if gate == "token" else 0)
+    learned = FORMULAS["infini"](config(arm, initial_memory="learned"), length)
+    assert learned.parameters - plain.parameters == trunk.layers * memory
+    readers = 4 if arm == "infini-linear" else 4 + 2  # queries of the first segment, and its keys
+    assert learned.flops - plain.flops == 2 * trunk.layers * N * readers * 4 * 5
+    for dtype, size in (("float32", 4), ("bfloat16", 2), ("float64", 8)):
+        sized = cost(config(arm, state_dtype=dtype), length)
+        assert sized.state_bytes == size * sized.state_elements == size * trunk.layers * memory
+    assert cost(config(arm), N - 1).state_elements == 0
 
 
 @pytest.mark.parametrize("rule", ["linear", "delta"])
