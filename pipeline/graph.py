@@ -17,6 +17,7 @@ from stages.control.stage import ControlConfig
 from stages.corpus.pin import pin
 from stages.corpus.stage import STAGE as INGEST
 from stages.decontaminate.stage import STAGE as DECONTAMINATE
+from stages.decontaminate.stage import pin_exclusions
 from stages.decontaminate.taskaudit import STAGE as TASK_AUDIT
 from stages.decontaminate.taskaudit import TaskAuditConfig, pin_sources, task_of_pairs
 from stages.dedup.stage import STAGE as DEDUP
@@ -41,6 +42,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     folder = loaded.path.resolve().parent  # relative paths start at the study file
     try:
         corpus = pin(study.corpus, folder, cache)
+        decontaminate = pin_exclusions(study.decontaminate, folder, cache)
         tokenizer_config = pin_tokenizer(study.tokenizer, folder)
         summarize = study.summarize and pin_pairs(study.summarize, folder)
         tasks = pin_sources(study.task_audit.sources if study.task_audit else (), folder)
@@ -51,7 +53,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
         raise StudyError(f"{loaded.path}: {error}") from error
     graph = PlanBuilder()
     ingest = graph.add(INGEST, corpus, {})
-    documents = graph.add(DECONTAMINATE, study.decontaminate, {"documents": ingest})
+    documents = graph.add(DECONTAMINATE, decontaminate, {"documents": ingest})
     made = [ingest, documents]
     if study.dedup is not None:  # after the audit, which so covers the whole corpus
         made.append(documents := graph.add(DEDUP, study.dedup, {"documents": documents}))

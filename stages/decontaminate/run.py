@@ -23,6 +23,7 @@ from stages.decontaminate.audit import publish
 from stages.decontaminate.canary import HOST_BYTES, plant
 from stages.decontaminate.clean import CleanedShard, Job, Verdict, clean_shards
 from stages.decontaminate.decide import Coverage, Decision, decide_document, without_notes
+from stages.decontaminate.exclude import excluded_hashes
 from stages.decontaminate.findings import Audit, shard_states
 from stages.decontaminate.index import Index, build
 from stages.decontaminate.shards import DocumentsShard, ShardScan, documents_shards, scan_shards
@@ -70,7 +71,8 @@ def _evaluation(config: DecontaminateConfig, documents: Artifact) -> tuple[Index
             value="no document in validation or test",
             fix="give a source documents in one of these splits",
         )
-    index = build([(row["doc_id"], row["text"].encode()) for row in books], config.ngram, config.max_books_per_ngram)
+    texts = [(row["doc_id"], row["text"].encode()) for row in books]
+    index = build(texts, config.ngram, config.max_books_per_ngram, excluded_hashes(config))
     return index, [{name: value for name, value in row.items() if name != "text"} for row in books]
 
 
