@@ -27,6 +27,8 @@ from model.rope import Rope
 
 __all__ = ["Decoder", "DecoderState", "Knockout"]
 
+STARTS_AS_BUILT = ("beta", "gate_weight", "memory_start", "normaliser_start")
+"""Parameters of two dimensions or more whose start is a stated value, not a draw: gates, and M_0, z_0."""
 LOGITS_AT_ONCE = 2**25
 """Logits held at a time by nll and loss (128 MiB in float32); more than that is projected chunk by chunk."""
 
@@ -119,7 +121,7 @@ class Decoder(nn.Module):
         """Draw the weights: std fan_in^-1/2 (0.02 at width 2,500, and alive at width 64), residual outputs divided by
         sqrt(2 layers), norms 1, gates ``gate_init``."""
         for name, parameter in self.named_parameters():
-            if parameter.ndim < 2:
+            if parameter.ndim < 2 or name.rpartition(".")[2] in STARTS_AS_BUILT:
                 continue
             std = parameter.shape[1] ** -0.5
             if name.endswith(("o_proj.weight", "down_proj.weight")):

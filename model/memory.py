@@ -11,6 +11,7 @@ off by 14%, a float16 z has overflowed long before.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -49,17 +50,21 @@ def feature_map(name: FeatureMap, x: Tensor) -> Tensor:
     """sigma(x): [..., d] -> [..., F], non-negative, in float32 at least.
 
     elu1 is ELU + 1 (Katharopoulos et al., 2020), dpfp1..3 the deterministic parameter-free projection of
-    Schlag et al. (2021): with r = [relu(x), relu(-x)], the products r_i r_(i - j) for j = 1..nu.
+    Schlag et al. (2021): with r = [relu(x), relu(-x)], the products r_i r_(i - j) for j = 1..nu. softmax is taken over
+    the features (Shen et al., 2018: efficient attention): every token then writes and reads with the same total weight
+    1, and a key can address few features sharply where elu1 spreads at least exp(x) over each.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     if name == "elu1":
-        return F.elu(x) + 1
+        return x.clamp(max=0).exp() + x.clamp(min=0)  # ELU + 1, but exp(-20) stays 2e-9 in float32
     if name == "relu":
         return F.relu(x)
     if name in ("dpfp1", "dpfp2", "dpfp3"):
         r = torch.cat([F.relu(x), F.relu(-x)], dim=-1)
         return torch.cat([r * r.roll(j, -1) for j in range(1, int(name[-1]) + 1)], dim=-1)
-    raise ValueError(f"feature_map = {name!r}: allowed are elu1, relu, dpfp1, dpfp2, dpfp3")
+    if name == "softmax":
+        return x.softmax(-1)
+    raise ValueError(f"feature_map = {name!r}: allowed are elu1, relu, dpfp1, dpfp2, dpfp3, softmax")
 
 
 def empty(
@@ -93,3 +98,18 @@ def write(state: MemoryState, phi_k: Tensor, v: Tensor, rule: Rule, eps: float) 
     if rule == "delta":
         v = v - read(state, phi_k, eps)
     return MemoryState(state.M + phi_k.transpose(-1, -2) @ v, state.z + phi_k.sum(-2))
+
+
+def stored(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """x rounded to ``dtype``, in its own dtype (None: x). The gradient passes as if there were no rounding."""
+    return x if dtype is None else cast(Tensor, _Rounded.apply(x, dtype))  # type: ignore[no-untyped-call]
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None

@@ -7,54 +7,63 @@ z is a prefix sum that does not depend on M, and both rules are affine in M,
 
 so everything with a token axis is batched over segments. The linear rule is a cumulative sum. The delta rule leaves
 a recurrence over F x E matrices, run in order inside one autograd function: its backward is the mirrored recurrence
-G_(s-1) = A_s^T G_s + dM_(s-1), and the gradients of Phi, P and B are again batched over segments.
+G_(s-1) = A_s^T G_s + dM_(s-1), and the gradients of A and B are again batched over segments.
 
-Why a recurrence and not an associative scan: the scan multiplies F x F by F x F at every node. Measured forward +
-backward on one CPU core, in ms (this recurrence / work-efficient associative scan / the same loop left to autograd):
-S=16, N=64, 32 memories of 32 x 32: 16 / 43 / 55; S=64, N=128, 8 of 64 x 64: 139 / 247 / 949; S=512, N=64, 4 of
-32 x 32: 114 / 174 / 6,450 (autograd zero-fills a whole gradient for every slice it takes).
+Why a recurrence and not an associative scan: the scan multiplies F x F by F x F at every node. ``python -m model.bench
+scan`` measures both, and the same loop left to autograd, which zero-fills a whole gradient for every slice it takes;
+docs/performance.md has the numbers.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from model.config import Rule
-from model.memory import MemoryState
+from model.fused import segment_sums, transition
+from model.memory import MemoryState, stored
 
 
-def scan(initial: MemoryState | None, phi_k: Tensor, v: Tensor, rule: Rule, eps: float) -> MemoryState:
+def scan(
+    initial: MemoryState | None,
+    phi_k: Tensor,
+    v: Tensor,
+    rule: Rule,
+    eps: float,
+    *,
+    cuts: Collection[int] = (),
+    store: torch.dtype | None = None,
+) -> MemoryState:
     """The memories of a row of whole segments.
 
     initial: the memory before the first segment, None if nothing was ever written. phi_k [B, S, H, N, F] and
-    v [B, S, H, N, E]: the segments' features of keys, and values.
+    v [B, S', H, N, E]: the segments' features of keys, and values; of S' > S segments the last are not written.
+    cuts: states s (0 = ``initial``, s = after s segments) that no gradient passes (truncated BPTT). store: every
+    state is rounded to this dtype before the next segment sees it, None: not rounded; gradients pass as if it were not.
 
     Returns M [B, S+1, H, F, E] and z [B, S+1, H, F]: before the first segment, and after each. Without ``initial``
     the (empty) first one is left out, so there are S: after each segment.
     """
-    v = v.to(phi_k.dtype)
-    writes = phi_k.transpose(-1, -2) @ v
-    z = torch.cumsum(phi_k.sum(-2), dim=1)
-    if initial is not None:
-        z = torch.cat([initial.z.unsqueeze(1), initial.z.unsqueeze(1) + z], dim=1)
-
-    if rule == "linear":
-        M = torch.cumsum(writes, dim=1)
-        if initial is not None:
-            M = torch.cat([initial.M.unsqueeze(1), initial.M.unsqueeze(1) + M], dim=1)
-        return MemoryState(M, z)
-
+    writes, totals = segment_sums(phi_k, v)
     if initial is None:  # the first write meets an empty memory: both rules agree, and A_1 never enters
-        first, phi_k, writes = writes[:, 0], phi_k[:, 1:], writes[:, 1:]
-    else:
-        first = initial.M
+        initial = MemoryState(stored(writes[:, 0], store), stored(totals[:, 0], store))
+        phi_k, writes, totals = phi_k[:, 1:], writes[:, 1:], totals[:, 1:]
+        cuts = [cut - 1 for cut in cuts if cut > 0]
     if phi_k.shape[1] == 0:
-        return MemoryState(first.unsqueeze(1), z)
-    scaled = phi_k * (phi_k @ z[:, :-1].unsqueeze(-1) + eps).reciprocal()
-    return MemoryState(recurrence(phi_k, scaled, writes, first), z)
+        M, z = initial.M.unsqueeze(1), initial.z.unsqueeze(1)
+        return MemoryState(M.detach(), z.detach()) if 0 in cuts else MemoryState(M, z)
+    z = _evolve((), totals.unsqueeze(-1), initial.z.unsqueeze(-1), cuts, store).squeeze(-1)
+    if rule == "linear":
+        return MemoryState(_evolve((), writes, initial.M, cuts, store), z)
+    if _worth_forming(phi_k, writes):
+        factors: tuple[Tensor, ...] = (transition(phi_k, z[:, :-1], eps),)
+    else:
+        factors = (phi_k, phi_k * (phi_k @ z[:, :-1].unsqueeze(-1) + eps).reciprocal())
+    return MemoryState(_evolve(factors, writes, initial.M, cuts, store), z)
 
 
 def recurrence(phi: Tensor, p: Tensor, b: Tensor, m0: Tensor) -> Tensor:
@@ -62,10 +71,29 @@ def recurrence(phi: Tensor, p: Tensor, b: Tensor, m0: Tensor) -> Tensor:
 
     phi, p [B, S, H, N, F]; b [B, S, H, F, E]; m0 [B, H, F, E].
     """
-    M = _DeltaRecurrence.apply(  # type: ignore[no-untyped-call]
-        *(_segments_first(t) for t in (phi, p, b)), m0.flatten(0, 1)
+    if _worth_forming(phi, b):
+        eye = torch.eye(phi.shape[-1], dtype=phi.dtype, device=phi.device)
+        return _evolve((eye - phi.transpose(-1, -2) @ p,), b, m0, (), None)
+    return _evolve((phi, p), b, m0, (), None)
+
+
+def _worth_forming(phi: Tensor, b: Tensor) -> bool:
+    """Whether forming and applying Phi^T P [F, F] is less work than applying its factors, N > F roughly."""
+    (tokens, features), values = phi.shape[-2:], b.shape[-1]
+    return bool(features * (tokens + values) < 2 * tokens * values)
+
+
+def _evolve(
+    factors: tuple[Tensor, ...], b: Tensor, m0: Tensor, cuts: Collection[int], store: torch.dtype | None
+) -> Tensor:
+    """M_0 .. M_S [B, S+1, H, F, E] of b [B, S, H, F, E] and m0 [B, H, F, E]. factors: none for A = I, (A,), or
+    (Phi, P) for A = I - Phi^T P."""
+    if not factors and not cuts and store is None and b.is_cuda:  # on a CPU torch's cumsum takes 4 to 9 times the loop
+        return torch.cat([m0.unsqueeze(1), b], dim=1).cumsum(1)
+    states = _Recurrence.apply(  # type: ignore[no-untyped-call]
+        _segments_first(b), m0.flatten(0, 1), tuple(cuts), store, *(_segments_first(t) for t in factors)
     )
-    return M.unflatten(1, m0.shape[:2]).transpose(0, 1)  # type: ignore[no-any-return]
+    return cast(Tensor, states.unflatten(1, m0.shape[:2]).transpose(0, 1))
 
 
 def _segments_first(x: Tensor) -> Tensor:
@@ -73,45 +101,58 @@ def _segments_first(x: Tensor) -> Tensor:
     return x.transpose(0, 1).contiguous().flatten(1, 2)
 
 
-class _DeltaRecurrence(torch.autograd.Function):
-    """M_s = M_(s-1) - Phi_s^T (P_s M_(s-1)) + B_s for s = 1..S: [S+1, L, F, E], M_0 included.
+class _Recurrence(torch.autograd.Function):
+    """M_s = A_s M_(s-1) + B_s for s = 1..S: [S+1, L, F, E], M_0 included.
 
-    phi, p [S, L, N, F]; b [S, L, F, E]; m0 [L, F, E]. The erase operator Phi^T P is formed (batched over all
-    segments) when that makes the step cheaper, N > F roughly, and applied as two thin products otherwise.
+    b [S, L, F, E]; m0 [L, F, E]; factors as in ``_evolve`` [S, L, ...]. One product a step where A is formed.
     """
 
     @staticmethod
-    def forward(ctx: Any, phi: Tensor, p: Tensor, b: Tensor, m0: Tensor) -> Tensor:
-        erase = _erase(phi, p, m0.shape[-1])
+    def forward(
+        ctx: Any, b: Tensor, m0: Tensor, cuts: tuple[int, ...], store: torch.dtype | None, *factors: Tensor
+    ) -> Tensor:
         states = m0.new_empty(len(b) + 1, *m0.shape)
         states[0] = m0
-        for s in range(len(b)):
-            m, out = states[s], states[s + 1]
-            torch.sub(b[s], _apply(erase, phi, p, s, m), out=out)
-            out += m
-        ctx.save_for_backward(phi, p, states, erase)
+        for s, (m, written, out) in enumerate(zip(states[:-1], b, states[1:], strict=True)):
+            if not factors:
+                torch.add(m, written, out=out)
+            elif len(factors) == 1:
+                torch.baddbmm(written, factors[0][s], m, out=out)
+            else:
+                phi, p = factors
+                torch.baddbmm(written, phi[s].transpose(1, 2), p[s] @ m, alpha=-1, out=out)
+                out.add_(m)
+            if store is not None:
+                out.copy_(out.to(store))
+        ctx.save_for_backward(states, *factors)
+        ctx.cuts = cuts
         return states
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        phi, p, states, erase = ctx.saved_tensors
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        states, *factors = ctx.saved_tensors
         g = grads[0].clone(memory_format=torch.contiguous_format)
-        for s in reversed(range(len(phi))):
-            g[s] += g[s + 1]
-            # (Phi^T P)^T = P^T Phi: the same product with the factors exchanged
-            g[s] -= _apply(None if erase is None else erase.transpose(-1, -2), p, phi, s, g[s + 1])
+        for s in reversed(range(len(g))):
+            if s in ctx.cuts:
+                g[s] = 0
+            elif s == len(g) - 1:
+                continue
+            elif len(factors) == 1:
+                g[s].baddbmm_(factors[0][s].transpose(1, 2), g[s + 1])
+            else:
+                g[s] += g[s + 1]
+                if factors:  # (Phi^T P)^T = P^T Phi: the same product with the factors exchanged
+                    phi, p = factors
+                    g[s].baddbmm_(p[s].transpose(1, 2), phi[s] @ g[s + 1], alpha=-1)
         before, after = states[:-1], g[1:]
-        d_phi = -(p @ before) @ after.transpose(-1, -2)
-        d_p = -(phi @ after) @ before.transpose(-1, -2)
-        return d_phi, d_p, after, g[0]
-
-
-def _erase(phi: Tensor, p: Tensor, values: int) -> Tensor | None:
-    """Phi^T P [S, L, F, F], or None where applying the factors is less work than forming and applying it."""
-    tokens, features = phi.shape[-2:]
-    formed = features * (tokens + values)
-    return phi.transpose(-1, -2) @ p if formed < 2 * tokens * values else None
-
-
-def _apply(erase: Tensor | None, left: Tensor, right: Tensor, s: int, m: Tensor) -> Tensor:
-    return left[s].transpose(-1, -2) @ (right[s] @ m) if erase is None else erase[s] @ m
+        d_factors: tuple[Tensor, ...] = ()
+        if len(factors) == 1:
+            d_factors = (after @ before.transpose(-1, -2),)
+        elif factors:
+            phi, p = factors
+            d_factors = (
+                -(p @ before) @ after.transpose(-1, -2),
+                -(phi @ after) @ before.transpose(-1, -2),
+            )
+        return after, g[0], None, None, *d_factors

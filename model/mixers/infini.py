@@ -5,15 +5,20 @@
 What is easy to get wrong, and held by tests: the memory sees Q and K without RoPE; read comes before write; gradients
 flow through the memory across segments; with grouped queries the memory belongs to the key/value head and query head
 h reads memory h // (H / K); memory, gate and division stay in float32 under autocast.
+
+Beyond the paper, each an option of MixerConfig: gates per channel (beta [H, d]) or per token (beta + w x, w starting
+at 0), a learned M_0 and z_0, other feature maps, gradients through the states cut every k segments, a bfloat16 state.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import MixerConfig, TrunkConfig
-from model.memory import MemoryState, feature_map, read
+from model.config import MixerConfig, TrunkConfig, feature_dim
+from model.fused import features, recall
+from model.memory import MemoryState
 from model.mixers.base import KeyValue, Knockout, split_axis
 from model.mixers.local import LocalMixer
 from model.scan import scan
@@ -25,95 +30,145 @@ class InfiniMixer(LocalMixer):
 
     def __init__(self, trunk: TrunkConfig, config: MixerConfig, layer: int = 0) -> None:
         super().__init__(trunk, config, layer)
-        self.beta = nn.Parameter(torch.full((self.heads,), config.gate_init))
+        shape = (self.heads, self.d_head) if config.gate == "channel" else (self.heads,)
+        self.beta = nn.Parameter(torch.full(shape, config.gate_init))
+        if config.gate == "token":
+            self.gate_weight = nn.Parameter(torch.zeros(self.heads, trunk.dim))
+        if config.initial_memory == "learned":
+            f = feature_dim(config.feature_map, self.d_head)
+            self.memory_start = nn.Parameter(torch.zeros(self.kv_heads, f, self.d_head))
+            # z_0 = softplus of this, so it stays positive; 1 at the start: what about one token adds to z
+            self.normaliser_start = nn.Parameter(torch.full((self.kv_heads, f), 0.5413))
+        self.rounds_to = torch.bfloat16 if config.state_dtype == "bfloat16" else None
 
     def combine(
         self,
         local: Tensor,
+        x: Tensor,
         q: Tensor,
         segments: KeyValue | None,
         memory: MemoryState | None,
         knockout: Knockout,
         *,
+        number: int,
         write_last: bool,
     ) -> tuple[Tensor, MemoryState | None]:
         with torch.autocast(q.device.type, enabled=False):
-            states, after = self.states(segments, memory, knockout, write_last=write_last)
+            dtype = self.computed_in(q.dtype)
+            states, after = self.states(segments, memory, knockout, number, len(q), dtype, write_last=write_last)
+            if after is not None:
+                after = MemoryState(*(t.to(self.rounds_to or dtype) for t in (after.M, after.z)))
             if knockout is Knockout.gate_closed:
                 return local, after
-            g = torch.sigmoid(self.beta.to(torch.promote_types(local.dtype, torch.float32))).unsqueeze(-1)
-            # 1 at the start of documents, where the first segment has nothing to read; else 0
-            unread = local.shape[1] - (0 if states is None else states.M.shape[1])
-            parts = []
-            if unread:
-                first, local = torch.split(local, [unread, local.shape[1] - unread], 1)
-                q = q[:, unread:]
-                parts.append(first if self.config.empty_memory == "bypass" else (first * (1 - g)).to(local.dtype))
-            if states is not None:
-                if knockout is Knockout.zero_read:
-                    mixed = local * (1 - g)
-                else:
-                    if knockout is Knockout.swap:
-                        states = _swapped(states)
-                    mixed = torch.lerp(local.to(g.dtype), self.recall(states, q), g)
-                parts.append(mixed.to(local.dtype))
-            return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), after
+            g, literal = self.gate(x, local), self.config.empty_memory == "literal"
+            if states is None:  # the first segment of a document, alone: nothing to read
+                return (local * (1 - g)).to(local.dtype) if literal else local, after
+            if knockout is Knockout.zero_read:
+                states = MemoryState(torch.zeros_like(states.M), states.z)
+            elif knockout is Knockout.swap:
+                states = _swapped(states)
+            phi_q = features(self.config.feature_map, q, q.shape[1] - states.M.shape[1], q.shape[1], dtype)
+            return recall(local, phi_q, states, g, self.config.eps, literal=literal), after
 
-    def recall(self, states: MemoryState, q: Tensor) -> Tensor:
-        """A_mem [B, S, n, H, d] of queries q [B, S, n, H, d] on M [B, S, K, F, d]; heads of a group share a memory."""
-        n, group = q.shape[2], self.heads // self.kv_heads
-        phi = split_axis(feature_map(self.config.feature_map, q), 3, self.kv_heads, group)  # [B, S, n, K, G, F]
-        phi = phi.permute(0, 1, 3, 4, 2, 5).flatten(3, 4)  # [B, S, K, G n, F]
-        found = split_axis(read(states, phi, self.config.eps), 3, group, n)
-        return found.permute(0, 1, 4, 2, 3, 5).flatten(3, 4)
+    def gate(self, x: Tensor, local: Tensor) -> Tensor:
+        """g, to multiply outputs [B, S, n, H, d] with: [H, 1], [H, d] or [B, S, n, H, 1]; float32 at least."""
+        dtype = torch.promote_types(local.dtype, torch.float32)
+        beta = self.beta.to(dtype)
+        if self.config.gate == "channel":
+            return torch.sigmoid(beta)
+        if self.config.gate == "token":
+            beta = beta + F.linear(x.to(dtype), self.gate_weight.to(dtype))
+        return torch.sigmoid(beta).unsqueeze(-1)
+
+    def computed_in(self, dtype: torch.dtype) -> torch.dtype:
+        """Of the memory's features, sums and divisions, for inputs of ``dtype``: float32 at least."""
+        least = torch.float64 if self.config.state_dtype == "float64" else torch.float32
+        return torch.promote_types(dtype, least)
+
+    def start(self, batch: int, dtype: torch.dtype) -> MemoryState | None:
+        """M_0 and z_0 of ``batch`` documents; None while both are 0."""
+        if self.config.initial_memory == "zero":
+            return None
+        M, z = self.memory_start.to(dtype), F.softplus(self.normaliser_start.to(dtype))
+        return MemoryState(M.expand(batch, -1, -1, -1), z.expand(batch, -1, -1))
 
     def states(
-        self, segments: KeyValue | None, memory: MemoryState | None, knockout: Knockout, *, write_last: bool
+        self,
+        segments: KeyValue | None,
+        memory: MemoryState | None,
+        knockout: Knockout,
+        number: int,
+        batch: int,
+        dtype: torch.dtype,
+        *,
+        write_last: bool,
     ) -> tuple[MemoryState | None, MemoryState | None]:
-        """The memory each segment reads ([B, S', ...]; S' = S, or S - 1 at a document's start, where the first segment
-        has nothing to read; None for 0), and the memory after the last.
+        """The memory each segment reads ([B, S', ...]; S' = S, or S - 1 at the start of a document with empty memory,
+        where the first segment has nothing to read; None for 0), and the memory after the last.
+
+        number: of the first segment, counted from the document's start. The memory after is None, or what it was, if
+        nothing was written.
         """
-        if segments is not None and not write_last:
-            segments = KeyValue(segments.k[:, :-1], segments.v[:, :-1])
-        if segments is None or segments.k.shape[1] == 0:
-            return (None if memory is None else _stacked(memory)), memory
-        phi_k = feature_map(self.config.feature_map, segments.k).transpose(2, 3)
+        before = self.start(batch, dtype) if memory is None else MemoryState(memory.M.to(dtype), memory.z.to(dtype))
+        count = 0 if segments is None else segments.k.shape[1] - (not write_last)
+        bptt = self.config.bptt_segments
+        cuts = [s for s in range(count + 1) if bptt and number + s > 0 and (number + s) % bptt == 0]
+        if segments is None or count == 0:
+            if before is not None and cuts:
+                before = before.detach()
+            return before and _stacked(before), memory
+        phi_k = features(self.config.feature_map, segments.k, 0, count, dtype)
         v = segments.v.transpose(2, 3)
         if knockout is Knockout.reset:
-            v = v.to(phi_k.dtype)
-            seen = MemoryState(phi_k.transpose(-1, -2) @ v, phi_k.sum(-2))
-            if memory is not None:
-                before = _stacked(memory)
-                seen = MemoryState(torch.cat([before.M, seen.M], dim=1), torch.cat([before.z, seen.z], dim=1))
+            seen = self.separate(before, phi_k, v[:, :count])
         else:
-            seen = scan(memory, phi_k, v, self.config.rule, self.config.eps)
+            seen = scan(before, phi_k, v, self.config.rule, self.config.eps, cuts=cuts, store=self.rounds_to)
         if not write_last:
             return seen, None
-        after = MemoryState(seen.M[:, -1], seen.z[:, -1])
-        if seen.M.shape[1] == 1:
-            return None, after
-        return MemoryState(seen.M[:, :-1], seen.z[:, :-1]), after
+        S = seen.M.shape[1]
+        (M, last_M), (z, last_z) = (torch.split(t, [S - 1, 1], dim=1) for t in (seen.M, seen.z))
+        return (MemoryState(M, z) if S > 1 else None), MemoryState(last_M.squeeze(1), last_z.squeeze(1))
+
+    def separate(self, before: MemoryState | None, phi_k: Tensor, v: Tensor) -> MemoryState:
+        """Before the first segment (unless nothing is) and after each, where each is written into a memory that is as
+        new (the ``reset`` knock-out)."""
+        batch, count = phi_k.shape[:2]
+        alone = scan(
+            self.start(batch * count, phi_k.dtype), phi_k.flatten(0, 1).unsqueeze(1), v.flatten(0, 1).unsqueeze(1),
+            self.config.rule, self.config.eps, store=self.rounds_to,
+        )  # fmt: skip
+        M, z = (split_axis(t[:, -1], 0, batch, count) for t in (alone.M, alone.z))
+        if before is not None:
+            M, z = torch.cat([before.M.unsqueeze(1), M], dim=1), torch.cat([before.z.unsqueeze(1), z], dim=1)
+        return MemoryState(M, z)
 
     def health(self, x: Tensor) -> dict[str, float]:
-        """memory_norm, z_min and erase_lambda_max (see ``Decoder.monitor``) of one layer on its normed inputs
-        x [B, T, C]; {} if there is no second segment to read."""
-        n, name = self.segment_length, self.config.feature_map
+        """gate_* of data-dependent gates; memory_norm, z_min and erase_lambda_max (see ``Decoder.monitor``) of one
+        layer on its normed inputs x [B, T, C], the last three unless there is nothing to read."""
+        n, name, numbers = self.segment_length, self.config.feature_map, {}
+        if self.config.gate == "token":
+            g = self.gate(x, x)
+            numbers = {"gate_mean": g.mean().item(), "gate_min": g.min().item(), "gate_max": g.max().item()}
         whole = x.shape[1] // n
-        if whole < 2:
-            return {}
-        q, k, v = (split_axis(t[:, : whole * n], 1, whole, n) for t in self.project(x))
+        q, k, v = (split_axis(t[:, : whole * n], 1, whole, n) for t in self.project(x)) if whole else (x, x, x)
         with torch.autocast(x.device.type, enabled=False):
-            phi_k = feature_map(name, k).transpose(2, 3)
-            states = scan(None, phi_k, v.transpose(2, 3), self.config.rule, self.config.eps)
-            phi_q = split_axis(feature_map(name, q[:, 1:]), 3, self.kv_heads, -1)
-            den = torch.einsum("bsnkgf,bskf->bsnkg", phi_q, states.z[:, :-1])
-            # a spread of segments, the first written one among them: there z is smallest and the erase strongest
-            picked = sorted({1, 2, whole // 2, whole - 1} & set(range(1, whole)))
+            dtype = self.computed_in(x.dtype)
+            before = self.start(len(x), dtype)
+            first = 1 if before is None else 0  # segment that reads
+            if whole <= first:
+                return numbers
+            phi_k = features(name, k, 0, whole, dtype)
+            states = scan(before, phi_k, v.transpose(2, 3), self.config.rule, self.config.eps, store=self.rounds_to)
+            phi_q = features(name, q, first, whole, dtype)
+            z = states.z[:, :-1]
+            divisors = split_axis(phi_q, 2, self.kv_heads, -1) @ z[:, :, :, None, :, None]
+            # a spread of segments, the first that erases among them: there z is smallest and the erase strongest
+            picked = sorted({first, first + 1, whole // 2, whole - 1} & set(range(first, whole)))
             phi = phi_k[0, picked]  # [P, K, N, F]
-            scale = (phi @ states.z[0, [p - 1 for p in picked]].unsqueeze(-1) + self.config.eps).rsqrt()
-            return {
+            scale = (phi @ z[0, [p - first for p in picked]].unsqueeze(-1) + self.config.eps).rsqrt()
+            return numbers | {
                 "memory_norm": states.M.norm(dim=(-2, -1)).max().item(),
-                "z_min": den.min().item(),
+                "z_min": divisors.min().item(),
                 "erase_lambda_max": _largest_eigenvalue(phi * scale).max().item(),
             }
 

@@ -32,7 +32,10 @@ class LocalMixer(Mixer):
                 cos, sin = rope.table(0, n, x.device, x.dtype)
                 local = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, causal=True)
                 more = keep_state or span.start + span.length < x.shape[1]
-                y, memory = self.combine(local, q, KeyValue(k, v), memory, knockout, write_last=more)
+                y, memory = self.combine(
+                    local, split_axis(span.of(x), 1, -1, n), q, KeyValue(k, v), memory, knockout,
+                    number=(position + span.start) // n, write_last=more,
+                )  # fmt: skip
                 outputs.append(y.flatten(1, 2))
                 continue
             live = join(live, k, v)
@@ -42,7 +45,10 @@ class LocalMixer(Mixer):
             local = attend(q_local, rotate(live.k, cos, sin), live.v, mask=mask)
             complete = len(live) == n
             segment = KeyValue(live.k.unsqueeze(1), live.v.unsqueeze(1)) if complete else None
-            y, memory = self.combine(local.unsqueeze(1), q.unsqueeze(1), segment, memory, knockout, write_last=True)
+            y, memory = self.combine(
+                local.unsqueeze(1), span.of(x).unsqueeze(1), q.unsqueeze(1), segment, memory, knockout,
+                number=(position + span.start) // n, write_last=True,
+            )  # fmt: skip
             outputs.append(y.squeeze(1))
             live = None if complete else live
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
@@ -51,16 +57,19 @@ class LocalMixer(Mixer):
     def combine(
         self,
         local: Tensor,
+        x: Tensor,
         q: Tensor,
         segments: KeyValue | None,
         memory: MemoryState | None,
         knockout: Knockout,
         *,
+        number: int,
         write_last: bool,
     ) -> tuple[Tensor, MemoryState | None]:
         """What becomes of the local output [B, S, n, H, d]: here, nothing.
 
-        q [B, S, n, H, d] without positions. segments: keys and values [B, S, N, K, d] of completed segments, None
+        x [B, S, n, C]: the layer's inputs. q [B, S, n, H, d] without positions. number: of the first of the S segments,
+        counted from the document's start. segments: keys and values [B, S, N, K, d] of completed segments, None
         while the segment is open. memory: before the first of them. ``write_last`` false: the memory after the last
         segment is not needed.
         """

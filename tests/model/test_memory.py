@@ -155,12 +155,14 @@ def test_feature_maps() -> None:
     torch.testing.assert_close(feature_map("relu", x), torch.tensor([1.0, 0.0]))
     # r = [1, 0, 0, 2]; r_i r_(i-1) = [1*2, 0, 0, 0]; r_i r_(i-2) = 0
     torch.testing.assert_close(feature_map("dpfp1", x), torch.tensor([2.0, 0, 0, 0]))
-    for name in ("elu1", "relu", "dpfp1", "dpfp2", "dpfp3"):
+    torch.testing.assert_close(feature_map("softmax", x), torch.tensor([0.9525741, 0.0474259]))
+    for name in ("elu1", "relu", "dpfp1", "dpfp2", "dpfp3", "softmax"):
         features = feature_map(name, torch.randn(3, 6))
         assert features.shape == (3, feature_dim(name, 6))
         assert (features >= 0).all()
-    with pytest.raises(ValueError, match=r"feature_map = 'softmax'.*elu1"):
-        feature_map("softmax", x)  # type: ignore[arg-type]
+    assert feature_map("elu1", torch.tensor([-30.0])) > 0  # ELU(x) + 1 in float32 would be 0
+    with pytest.raises(ValueError, match=r"feature_map = 'tanh'.*elu1"):
+        feature_map("tanh", x)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rule", RULES)
