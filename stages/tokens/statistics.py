@@ -75,23 +75,25 @@ def _draw(histograms: Mapping[tuple[str, str], list[dict[str, int]]], path: Path
     colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f7a00", "#7b4fa3")
     splits = [split for split in ("train", "validation", "test") if any(key[1] == split for key in histograms)]
     sources = list(dict.fromkeys(source for source, _ in histograms))
+    tallest = 0.0
     figure = Figure(figsize=(2.9 * len(splits) + 0.8, 2.8), layout="constrained")
-    for axes, split in zip(figure.subplots(1, len(splits), sharey=True, squeeze=False)[0], splits, strict=True):
+    panels = figure.subplots(1, len(splits), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, split in zip(panels, splits, strict=True):
         for source in sources:
             bins = histograms.get((source, split))
             if not bins:
                 continue
             total = sum(b["tokens"] for b in bins)
             by_start = {b["tokens_from"]: b["tokens"] for b in bins}
-            starts = [bins[0]["tokens_from"] * 2**i for i in range(bins[-1]["tokens_to"].bit_length() - 1)]
-            starts = [start for start in starts if start < bins[-1]["tokens_to"]]
-            heights = [100 * by_start.get(start, 0) / total for start in starts]
+            first, last = bins[0]["tokens_from"].bit_length() - 1, bins[-1]["tokens_from"].bit_length() - 1
+            heights = [100 * by_start.get(2**i, 0) / total for i in range(first, last + 1)]
             colour = colours[sources.index(source) % len(colours)]
-            axes.stairs(heights, [*starts, bins[-1]["tokens_to"]], color=colour, lw=1.6, label=source)
-        axes.set(xscale="log", title=split, xlabel="document length (tokens)")
+            tallest = max(tallest, *heights)
+            axes.stairs(heights, [2**i for i in range(first, last + 2)], color=colour, lw=1.6, label=source)
+        axes.set(title=split, xlabel="document length (tokens)")
         axes.set_xscale("log", base=2)
-        axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("share of the tokens (%)")
+    figure.axes[0].set_ylim(0, 1.06 * tallest)
     figure.axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130, metadata={"Software": None})
