@@ -25,12 +25,13 @@ from tests.model.tiny import ARMS, VOCAB, N, config, tokens
 LENGTHS, NEW = (5, 2 * N, 21, 5), 14
 SCALING = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 TRUNK: dict[str, Any] = {"dim": 32, "tie_embeddings": False}  # a tied head of random weights repeats one token
-TIED = "tied"  # one more model: tied, RoPE scaled
+TIED = "tied"  # one more model: tied, RoPE scaled, with the memory's options
 
 
 def made(arm: str) -> Decoder:
     if arm == TIED:
-        whole = config("infini-delta", trunk={"dim": 32, "rope_scaling": RopeScaling(**SCALING)})
+        options = {"gate": "token", "initial_memory": "learned", "feature_map": "dpfp2"}
+        whole = config("infini-delta", trunk={"dim": 32, "rope_scaling": RopeScaling(**SCALING)}, **options)
     else:
         whole = config(arm, trunk=TRUNK)
     model = Decoder(whole, seed=1).eval()
