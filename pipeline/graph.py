@@ -58,7 +58,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     if study.dedup is not None:  # after the audit, which so covers the whole corpus
         made.append(documents := graph.add(DEDUP, study.dedup, {"documents": documents}))
     if tasks:
-        task_audit = TaskAuditConfig(sources=tasks, rule=study.decontaminate)
+        task_audit = TaskAuditConfig(sources=tasks, rule=decontaminate)
         made.append(graph.add(TASK_AUDIT, task_audit, {"documents": documents}))
     tokenizer = graph.add(TOKENIZER, tokenizer_config, {"documents": documents})
     tokens = graph.add(TOKENIZE, study.tokenize, {"documents": documents, "tokenizer": tokenizer})

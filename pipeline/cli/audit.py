@@ -312,6 +312,13 @@ def scan(
     max_books_per_ngram: Annotated[
         int | None, typer.Option("--max-books-per-ngram", help="N-grams in more of them are no evidence (2).")
     ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="TEXTS", help="Quoted everywhere, no evidence: text or Parquet; repeatable."),
+    ] = None,
+    boilerplate: Annotated[
+        str | None, typer.Option("--boilerplate", help="Built-in list of licence wording, or none.")
+    ] = None,
     canaries: Annotated[
         int, typer.Option("--canaries", min=0, help="Planted passages per kind, to measure what is found.")
     ] = 20,
@@ -333,6 +340,8 @@ def scan(
         "act_words": act_words, "drop_words": drop_words, "drop_document_share": drop_document_share,
         "drop_book_share": drop_book_share, "coverage_limit": coverage_limit,
         "max_books_per_ngram": max_books_per_ngram,
+        "boilerplate": boilerplate,
+        "exclude": [os.path.abspath(place) if "://" not in place else place for place in exclude] if exclude else None,
     }  # fmt: skip
     rule = _rule({name: value for name, value in given.items() if value is not None}, canaries)
     if format_ not in (None, "parquet", "jsonl", "text"):

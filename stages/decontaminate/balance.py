@@ -87,9 +87,9 @@ def _fates(before: pa.Table, after: pa.Table, decided: pa.Table) -> pa.Table:
     for wrong, what in (
         (pc.is_null(joined["bytes_in"]), "came out but never went in"),
         (pc.is_null(joined["action"]), "has no decision"),
+        (pc.and_(gone, pc.invert(may_go)), "is gone without a decision to drop it"),
         (pc.not_equal(joined["bytes_in"], joined["decided_in"]), "has another size than its decision says"),
         (pc.not_equal(out, joined["decided_out"]), "came out with another size than its decision says"),
-        (pc.and_(gone, pc.invert(may_go)), "is gone without a decision to drop it"),
         (pc.and_(cut, pc.not_equal(joined["action"], "excise")), "was changed without a decision to cut it"),
     ):
         wrong = pc.fill_null(wrong, False)  # noqa: PLW2901

@@ -24,6 +24,7 @@ from stages.corpus.config import Columns
 from stages.decontaminate import tables
 from stages.decontaminate.audit import observe, publish, totals_of
 from stages.decontaminate.canary import HOST_BYTES, plant
+from stages.decontaminate.exclude import excluded_hashes
 from stages.decontaminate.files import FileShard, Found, Kind, Reading, Stopped, find
 from stages.decontaminate.findings import Audit
 from stages.decontaminate.index import Index, build
@@ -78,6 +79,7 @@ def scan_corpus(options: Options, progress: Progress = lambda *_: None) -> Repor
     """
     if options.out is not None:
         _check_out(options.out)
+    _excluded(options.rule)  # a fault there is told before any work
     evaluation, ignored_there = find(options.against, options.format, "--against")
     corpus, ignored_here = find(options.corpus, options.format, "CORPUS")
     notes = _notes(corpus, evaluation, [*ignored_here, *ignored_there])
@@ -154,7 +156,17 @@ def _index(
         progress("reading evaluation documents", number + 1, len(files), len(texts), sum(len(t) for _, t in texts))
     if not texts:
         raise _unreadable("--against", options.against, problems)
-    return build(texts, options.rule.ngram, options.rule.max_books_per_ngram), books, problems
+    rule = options.rule
+    return build(texts, rule.ngram, rule.max_books_per_ngram, _excluded(rule)), books, problems
+
+
+def _excluded(rule: DecontaminateConfig) -> Any:
+    try:
+        return excluded_hashes(rule)
+    except StageError as error:
+        raise StageError(
+            error.message, field="--exclude", value=error.value, allowed=error.allowed, fix=error.fix
+        ) from error
 
 
 def _raws(shard: FileShard, option: str) -> Iterator[Any]:

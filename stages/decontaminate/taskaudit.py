@@ -50,7 +50,7 @@ class TaskAuditConfig(TaskAuditSettings):
         fields = self.model_dump(mode="json")
         for source in fields["sources"]:
             del source["path"]
-        return fields
+        return {**fields, "rule": self.rule.key_fields()}
 
 
 def pin_sources(sources: tuple[TaskSource, ...], base_dir: Path) -> tuple[TaskSource, ...]:

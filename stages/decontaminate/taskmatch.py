@@ -16,6 +16,7 @@ from stages.corpus.documents import write_table
 from stages.decontaminate import tables
 from stages.decontaminate.audit import observe, publish, totals_of
 from stages.decontaminate.canary import plant
+from stages.decontaminate.exclude import excluded_hashes
 from stages.decontaminate.index import Index, build
 from stages.decontaminate.shards import ShardScan, documents_shards, scan_shards
 from stages.decontaminate.taskaudit import TaskAuditConfig
@@ -84,7 +85,7 @@ def _texts(found: Sequence[Item]) -> list[tuple[str, str, str]]:
 
 def _indexed(found: Sequence[Item], config: TaskAuditConfig) -> Index:
     texts = [(name, text.encode()) for name, _, text in _texts(found)]
-    return build(texts, config.rule.ngram, config.rule.max_books_per_ngram)
+    return build(texts, config.rule.ngram, config.rule.max_books_per_ngram, excluded_hashes(config.rule))
 
 
 def _by_text(
