@@ -36,7 +36,7 @@ class Base(Stage[BaseConfig]):
     """Inputs ``tokens``, ``tokenizer``. Scratch: full causal attention within the short context; hf: an import."""
 
     name: ClassVar[str] = "base"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     inputs = ("tokens", "tokenizer")
     uses = ("model", "stages.tasks")
     deterministic: ClassVar[bool] = False  # tokens per second are in the log
@@ -77,7 +77,7 @@ class Pretrain(Stage[PretrainConfig]):
     """One arm and seed. Inputs ``tokens``, ``tokenizer``, ``base``."""
 
     name: ClassVar[str] = "pretrain"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     inputs = ("tokens", "tokenizer", "base")
     uses = ("model", "stages.tasks")
     deterministic: ClassVar[bool] = False

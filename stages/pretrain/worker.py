@@ -202,7 +202,7 @@ def export(job: Job, config: ModelConfig, weights: dict[str, Any], state: RunSta
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(target) if is_local(fs) else Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        save(decoder, folder / "model")
+        save(decoder, folder / "model", like=None if job.base is None else job.base.path("model"))
         write_tables(folder, config, job.recipe.sequence_length, state)
         if not is_local(fs):
             put_tree(fs, target, folder)
