@@ -24,6 +24,22 @@ def feature_dim(name: FeatureMap, d: int) -> int:
     return 2 * d * int(name[-1]) if name.startswith("dpfp") else d
 
 
+ARMS: Mapping[str, Mapping[str, str]] = {
+    "infini-linear": {"kind": "infini", "rule": "linear"},
+    "infini-delta": {"kind": "infini", "rule": "delta"},
+    "local": {"kind": "local"},
+    "window": {"kind": "window"},
+    "xl": {"kind": "xl"},
+    "compressive": {"kind": "compressive"},
+    "memorizing": {"kind": "memorizing"},
+    "rmt": {"kind": "rmt"},
+    "landmark": {"kind": "landmark"},
+    "linear": {"kind": "linear"},
+    "deltanet": {"kind": "deltanet"},
+    "full": {"kind": "full"},
+}
+"""The study's twelve arms: what of ``MixerConfig`` makes each, the segment length and options aside."""
+
 EFFECT: Mapping[str, tuple[Kind, ...]] = {
     "rule": ("infini",),
     "feature_map": ("infini", "linear", "deltanet"),
@@ -78,10 +94,12 @@ class MixerConfig:
     # g at the start of a document: "bypass" leaves the local output unscaled while the memory is empty (A_mem is
     # 0/0 there); "literal" mixes as written, which scales the first segment by 1 - g.
     empty_memory: Literal["bypass", "literal"] = "bypass"
-    # M_0 and z_0, unstated in the paper. zero: nothing was written, so nothing is read. learned: parameters that
-    # every document starts from; the first segment then reads them.
+    # M_0 and z_0, unstated in the paper. zero: nothing was written, so nothing is read. learned: parameters per layer
+    # and key/value head that every document starts from (M_0 = 0 and z_0 = 1 at first, z_0 > 0 always); the first
+    # segment then reads them through the gate as every other does, and empty_memory has no say.
     initial_memory: Literal["zero", "learned"] = "zero"
-    # Of M and z. At a million tokens a bfloat16 z is off by 14%: float32 unless that is what is studied.
+    # M and z are held in this between segments; all arithmetic is float32 at least. At a million tokens a bfloat16 z is
+    # off by 14%: float32 unless that is what is studied.
     state_dtype: StateDtype = "float32"
     eps: float = 1e-6  # added to sigma(Q) z; z is float32, so this never underflows
     # Back-propagation through the states of at most so many segments (truncated BPTT); None: through all, as the
@@ -116,6 +134,11 @@ class MixerConfig:
             )
         if not self.reconstruction_weight >= 0:
             raise ValueError(f"reconstruction_weight = {self.reconstruction_weight}: allowed are numbers >= 0")
+        if self.initial_memory == "learned" and self.empty_memory == "literal":
+            raise ValueError(
+                "empty_memory = 'literal': has no effect with initial_memory = 'learned', as no memory is ever empty "
+                "(the first segment reads M_0); fix: remove it"
+            )
         for name, kinds in EFFECT.items():
             value = getattr(self, name)
             if not has_effect(name, self.kind) and value != getattr(type(self), name):

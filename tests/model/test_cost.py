@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.config import feature_dim
+from model.config import ARMS as CONFIGURED
+from model.config import MixerConfig, ModelConfig, TrunkConfig, feature_dim
 from model.cost import attended_pairs, cost, paper_table
 from model.decoder import Decoder
 from model.formulas import FORMULAS
 from model.memory import empty, read, write
+from model.mixers import KINDS, memorizing
 from tests.model.tiny import ARMS, N, config, tokens
 
 SHAPES = [{}, {"kv_heads": 4, "tie_embeddings": False}, {"head_dim": 6, "ffn_dim": 20, "layers": 1}]
@@ -176,6 +181,35 @@ def test_infinis_options_cost_what_they_add(arm: str) -> None:
     assert cost(config(arm), N - 1).state_elements == 0
 
 
+@pytest.mark.parametrize("arm", ["xl", "compressive", "memorizing"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_flops_behind_a_cache_equal_the_counted_ones(
+    arm: str, shape: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and training step, to the last FLOP: cached inputs, slots, reconstruction and search have backward passes
+    of their own. Whole blocks are computed where a query sees a part; chosen rows are summed by a kernel that the
+    counter does not know."""
+    monkeypatch.setattr(memorizing, "SCORES_AT_ONCE", 1)  # no block of queries: each scores what it sees
+    model, segments = Decoder(config(arm, trunk=shape), seed=0), 5
+    length, trunk, options = segments * N, model.config.trunk, model.config.mixer
+    ids, score = tokens(1, length), 2 * trunk.heads * trunk.d_head
+    slots = [min((s - 1) * N // options.compression, 5) if arm == "compressive" and s else 0 for s in range(segments)]
+    slots[2:] = [max(slots)] * 3 if arm == "compressive" else slots[2:]  # windows of one size, the first ones masked
+    computed = sum(N * (count + min(s + 1, 2) * N) for s, count in enumerate(slots))
+    chosen = 3 * N * options.top_k if arm == "memorizing" else 0
+    for trained in (False, True):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(trained):
+            loss = model.loss(ids)
+            if trained:
+                loss.backward()
+        expected = cost(model.config, length)
+        per_token = expected.flops_per_token_training if trained else expected.flops_per_token_forward
+        unseen = 2 * score * (trunk.layers * computed - FORMULAS[arm](model.config, length).pairs)
+        head = 2 * trunk.dim * model.config.vocab_size  # of the last token, which predicts nothing
+        difference = (3 if trained else 1) * (unseen - score * chosen - head)
+        assert round(per_token * length) + difference == counter.get_total_flops()
+
+
 @pytest.mark.parametrize("rule", ["linear", "delta"])
 @pytest.mark.parametrize("feature_map", ["elu1", "dpfp1"])
 def test_memory_flops_equal_those_of_the_equations(rule: str, feature_map: str) -> None:
@@ -206,13 +240,14 @@ def test_the_papers_114_and_what_it_leaves_out() -> None:
     assert infini.compression == pytest.approx(115.7, abs=0.05)
     with_live = rows["infini", "state + live segment"]
     assert with_live.compression == pytest.approx(4.5, abs=0.05)
+    assert rows["rmt", "state"].elements == 24 * rows["rmt vectors", "state"].elements == 24 * 100 * 1024
+    assert rows["rmt", "state + live segment"].compression == pytest.approx(4.4, abs=0.05)
+    assert rows["linear attention", "state + live segment"].compression == pytest.approx(147.5, abs=0.05)
     assert rows["full attention, 65,536 tokens", "state"].elements / infini.elements == pytest.approx(1016, abs=1)
     assert infini.bytes == 4 * infini.elements and memorizing.bytes == 2 * memorizing.elements
 
 
 def test_the_papers_infini_configuration_costs_what_its_table_says() -> None:
-    from model.config import MixerConfig, ModelConfig, TrunkConfig
-
     paper = ModelConfig(
         trunk=TrunkConfig(dim=1024, layers=12, heads=8, ffn_dim=4096),
         mixer=MixerConfig(kind="infini", segment_length=2048),
@@ -225,3 +260,25 @@ def test_the_papers_infini_configuration_costs_what_its_table_says() -> None:
     attention = 4 * 12 * 1024 * attended_pairs(local, 32_768) / 32_768
     extra = cost(paper, 32_768).flops_per_token_forward - cost(local, 32_768).flops_per_token_forward
     assert extra / attention == pytest.approx(2 * 128 / 2048, rel=0.05)
+
+
+def test_command_prints_all_arms_and_the_papers_table_without_torch() -> None:
+    code = "import sys, runpy; runpy.run_module('model.cost', run_name='__main__'); assert 'torch' not in sys.modules"
+    arguments = ["--dim", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--vocab", "100", "--segment", "8"]
+    command = [sys.executable, "-c", code, *arguments, "--length", "60", "--kv-bytes", "4"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    printed = {line.split()[0]: [number.replace(",", "") for number in line.split()[1:]] for line in lines[4:16]}
+    trunk = TrunkConfig(dim=64, layers=2, heads=4, kv_heads=2)
+    for arm, fields in CONFIGURED.items():
+        model_config = ModelConfig(trunk=trunk, mixer=MixerConfig(segment_length=8, **fields), vocab_size=100)  # type: ignore[arg-type]
+        expected = cost(model_config, 60)
+        assert int(printed[arm][0]) == expected.parameters
+        assert [int(n) for n in printed[arm][3:]] == [
+            expected.state_elements, expected.state_bytes, expected.live_kv_elements, expected.live_kv_bytes
+        ]  # fmt: skip
+    assert any("115.7x" in line and line.endswith("1.6M, 114x") for line in lines)
+
+
+def test_every_kind_of_mixer_is_an_arm_with_a_formula() -> None:
+    assert len(CONFIGURED) == 12
+    assert {fields["kind"] for fields in CONFIGURED.values()} == set(KINDS) == set(FORMULAS)
