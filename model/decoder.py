@@ -12,6 +12,7 @@ Shapes: B batch, T tokens, C model size, V vocabulary.
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -107,7 +108,14 @@ class Decoder(nn.Module):
         trunk = config.trunk
         self.config = config
         self.activation_checkpointing = False
-        """Recompute each layer in the backward pass instead of keeping its activations."""
+        """Recompute activations in the backward pass instead of keeping them: of a layer at a time, with
+        ``chunk_tokens`` of all layers of a chunk at a time."""
+        self.chunk_tokens: int | None = None
+        """nll, training_nll and loss read longer sequences in pieces of so many tokens, best a multiple of the segment
+        length; None: in one. The result is that of one pass, and so are gradients through the states of infini, rmt,
+        linear, deltanet, local, window and full attention; what xl, compressive and memorizing carry from chunk to
+        chunk is detached. With activation checkpointing the memory of training then does not grow with T, a few states
+        aside."""
         self.embed_tokens = nn.Embedding(config.vocab_size, trunk.dim)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(trunk.layers))
         self.stream = STREAMS.get(config.mixer.kind, Stream)(config)
@@ -152,15 +160,45 @@ class Decoder(nn.Module):
 
     def nll(self, tokens: Tensor, state: DecoderState | None = None, knockout: Knockout | str | None = None) -> Tensor:
         """Negative log-likelihood in nats of tokens[:, 1:] given what precedes each: [B, T - 1], float32."""
-        hidden, _ = self._run(tokens, state, knockout, keep_state=False)
-        return self.token_nll(hidden[:, :-1], tokens[:, 1:])
+        return self._in_chunks(tokens, state, knockout)[0]
 
     def training_nll(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """``nll`` of whole documents, and the sum of the layers' auxiliary losses (compressive: reconstruction of the
         attention, averaged over batch and tokens), None for arms without."""
-        hidden, state = self._run(tokens, None, None, keep_state=False)
+        return self._in_chunks(tokens, None, None)
+
+    def _in_chunks(
+        self, tokens: Tensor, state: DecoderState | None, knockout: Knockout | str | None
+    ) -> tuple[Tensor, Tensor | None]:
+        length = tokens.shape[1]
+        size = min(self.chunk_tokens or length, length)
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        pieces, auxiliary = [], []
+        for start in range(0, max(length - 1, 1), size):
+            stop = min(start + size, length)
+            work = tokens[:, start:stop], tokens[:, start + 1 : stop + 1], state, knockout, stop < length
+            if recompute and size < length:  # the whole chunk at once: what is kept of it is its state
+                nll, extra, state = checkpoint(self._chunk, *work, use_reentrant=False)
+            else:
+                nll, extra, state = self._chunk(*work, recompute_layers=recompute)
+            pieces.append(nll)
+            auxiliary += [part * ((stop - start) / length) for part in extra]
+        return torch.cat(pieces, dim=1), torch.stack(auxiliary).sum() if auxiliary else None
+
+    def _chunk(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        state: DecoderState | None,
+        knockout: Knockout | str | None,
+        keep_state: bool,
+        *,
+        recompute_layers: bool = False,
+    ) -> tuple[Tensor, list[Tensor], DecoderState]:
+        """nll of ``targets`` (one fewer than tokens where the document ends), auxiliary losses, state after."""
+        hidden, state = self._run(tokens, state, knockout, keep_state=keep_state, recompute_layers=recompute_layers)
         extra = [layer.auxiliary for layer in state.layers if layer.auxiliary is not None]
-        return self.token_nll(hidden[:, :-1], tokens[:, 1:]), torch.stack(extra).sum() if extra else None
+        return self.token_nll(hidden[:, : targets.shape[1]], targets), extra, state
 
     def token_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """-log p(targets [B, n]) of ``hidden`` [B, n, C]: [B, n] float32, without ever holding all logits."""
@@ -187,7 +225,13 @@ class Decoder(nn.Module):
         return loss if auxiliary is None else loss + auxiliary
 
     def _run(
-        self, tokens: Tensor, state: DecoderState | None, knockout: Knockout | str | None, *, keep_state: bool
+        self,
+        tokens: Tensor,
+        state: DecoderState | None,
+        knockout: Knockout | str | None,
+        *,
+        keep_state: bool,
+        recompute_layers: bool = False,
     ) -> tuple[Tensor, DecoderState]:
         knocked_out = Knockout(knockout or "none")
 
@@ -196,7 +240,7 @@ class Decoder(nn.Module):
             after = []
             for number, layer in enumerate(self.layers):
                 before = layers[number] if layers else None
-                if self.activation_checkpointing and torch.is_grad_enabled():
+                if recompute_layers:
                     x, new = checkpoint(layer, x, before, options, use_reentrant=False)
                 else:
                     x, new = layer(x, before, options)
@@ -232,14 +276,16 @@ class Decoder(nn.Module):
     def monitor(self, tokens: Tensor) -> dict[str, float]:
         """Health of the memory on tokens [B, T]; {} for arms without gate or memory to watch.
 
-        gate_mean, gate_min, gate_max; memory_norm: largest Frobenius norm of any M_s; z_min: smallest sigma(q) z
-        any query divides by; erase_lambda_max: largest eigenvalue of Phi^T D^-1 Phi over the first batch row's
+        gate_mean, gate_min, gate_max: over layers, heads, channels and, where gates depend on them, tokens;
+        memory_norm: largest Frobenius norm of any M_s; z_min: smallest sigma(q) z any query divides by;
+        erase_lambda_max: largest eigenvalue of Phi^T D^-1 Phi over the first batch row's
         segments (the delta rule amplifies what it holds where this exceeds 2). The last three need a second segment
         and are left out without one.
         """
         numbers = {}
-        gates = self.gates()
-        if gates is not None:
+        betas = self.gate_parameters()
+        if betas:
+            gates = torch.cat([torch.sigmoid(beta.detach().float()).flatten() for beta in betas])
             numbers = {
                 "gate_mean": gates.mean().item(),
                 "gate_min": gates.min().item(),
@@ -249,12 +295,15 @@ class Decoder(nn.Module):
             return numbers
         x = self.embed_tokens(tokens)
         options = {"position": 0, "rope": self.rope, "keep_state": False}
+        seen: dict[str, list[float]] = {}
         for module in self.layers:
             layer = cast(Layer, module)
             for name, value in layer.self_attn.health(layer.input_layernorm(x)).items():
-                worst = min if name == "z_min" else max
-                numbers[name] = worst(numbers.get(name, value), value)
+                seen.setdefault(name, []).append(value)
             x, _ = layer(x, None, options)
+        for name, values in seen.items():
+            worst = min if name.endswith("_min") else max
+            numbers[name] = statistics.fmean(values) if name.endswith("_mean") else worst(values)
         return numbers
 
 

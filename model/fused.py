@@ -166,24 +166,25 @@ class _Recall(torch.autograd.Function):
         dy, dtype = grads[0], found.dtype
         unread, segments = local.shape[1] - phi.shape[1], local.shape[1]
         d_local = torch.empty_like(local)
+        # dA_mem is g dy; along E it meets A_mem itself, once for g and once for the divisor
+        gate = _of(g, unread, segments).to(dtype)
+        d_found = dy[:, unread:].transpose(2, 3).to(dtype, memory_format=torch.contiguous_format, copy=True)
+        by_head = gate.transpose(-3, -2) if gate.ndim == 5 else gate.unsqueeze(-2)  # [.., H, N or 1, 1 or E]
+        met = d_found * found
+        if by_head.shape[-1] == 1:
+            met = met.sum(-1, keepdim=True)
+            divided = met * by_head
+        else:
+            divided = (met * by_head).sum(-1, keepdim=True)
+        d_g = None
+        if ctx.needs_input_grad[4]:  # d_local lends its memory to an intermediate result
+            d_g = _gate_gradient(met, dy, local, g, unread, d_local, literal=ctx.literal)
         if unread:
             first = dy[:, :unread]
             d_local[:, :unread] = first * (1 - _of(g, 0, unread)) if ctx.literal else first
-        gate = _of(g, unread, segments).to(dtype)
         torch.mul(dy[:, unread:], 1 - gate, out=d_local[:, unread:])
 
-        # dA_mem is g dy; along E it meets A_mem itself, once for g and once for the divisor
-        d_found = dy[:, unread:].transpose(2, 3).to(dtype, memory_format=torch.contiguous_format, copy=True)
-        gate = gate.transpose(-3, -2) if gate.ndim == 5 else gate.unsqueeze(-2)  # [.., H, N or 1, 1 or E]
-        met = d_found * found
-        if gate.shape[-1] == 1:
-            met = met.sum(-1, keepdim=True)
-            divided = met * gate
-        else:
-            divided = (met * gate).sum(-1, keepdim=True)
-        d_g = _gate_gradient(met, dy, local, g, unread, literal=ctx.literal) if ctx.needs_input_grad[4] else None
-
-        d_found = _by_memory(d_found.mul_(gate * r.view_as(divided)), M)
+        d_found = _by_memory(d_found.mul_(by_head * r.view_as(divided)), M)
         d_den = _by_memory(divided, M).mul(r).neg_()
         grouped = _by_memory(phi, M)
         d_phi = (d_found @ M.transpose(-1, -2)).addcmul_(d_den, z.unsqueeze(-2))
@@ -192,16 +193,18 @@ class _Recall(torch.autograd.Function):
         return d_local, d_phi.view_as(phi), d_M, d_z, d_g, None, None
 
 
-def _gate_gradient(met: Tensor, dy: Tensor, local: Tensor, g: Tensor, unread: int, *, literal: bool) -> Tensor:
-    """sum of dy (A_mem - A_dot) over what shares a gate. met: dy A_mem [B, S', H, N, 1 or E]."""
-    dtype = met.dtype
+def _gate_gradient(
+    met: Tensor, dy: Tensor, local: Tensor, g: Tensor, unread: int, scratch: Tensor, *, literal: bool
+) -> Tensor:
+    """sum of dy (A_mem - A_dot) over what shares a gate. met: dy A_mem [B, S', H, N, 1 or E]; scratch: overwritten."""
     start = 0 if literal else unread
-    lost = dy[:, start:].to(dtype) * local[:, start:].to(dtype)
+    pairs = dy[:, start:], local[:, start:]
+    lost = torch.mul(*pairs, out=scratch[:, start:]) if local.dtype == met.dtype else pairs[0].to(met.dtype) * pairs[1]
     if g.shape[-1] == 1:
         lost = lost.sum(-1, keepdim=True)
     if g.ndim == 2:
         return (met.sum((0, 1, 3)) - lost.sum((0, 1, 2))).to(g.dtype)
-    d_g = torch.zeros_like(g, dtype=dtype)
+    d_g = torch.zeros_like(g, dtype=met.dtype)
     d_g[:, unread:] = met.transpose(2, 3)
     d_g[:, start:] -= lost
     return d_g.to(g.dtype)

@@ -248,6 +248,30 @@ def test_activation_checkpointing_changes_no_gradient(arm: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
 
 
+DETACHED = ("xl", "compressive", "memorizing")  # what they carry from chunk to chunk passes no gradient
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_long_sequence_trains_in_chunks_with_exact_gradients(arm: str, recompute: bool) -> None:
+    model, ids = decoder(arm), tokens(2)
+    mask = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.7
+    gradients, losses = [], []
+    for model.chunk_tokens, model.activation_checkpointing in ((None, False), (N, recompute), (11, recompute)):
+        model.zero_grad()
+        losses.append(model.loss(ids, mask))
+        losses[-1].backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    for loss, found in zip(losses[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(loss, losses[0], **CLOSE)
+        assert found.keys() == gradients[0].keys()
+        if arm not in DETACHED:
+            for name, gradient in found.items():
+                torch.testing.assert_close(gradient, gradients[0][name], **CLOSE)
+    with torch.no_grad():
+        torch.testing.assert_close(model.nll(ids)[:, 3:], model.nll(ids[:, 3:], model(ids[:, :3])[1]), **CLOSE)
+
+
 @pytest.mark.parametrize("arm", ["infini-linear", "infini-delta"])
 def test_gates_learn_from_the_start_and_towards_memory_when_it_helps(arm: str) -> None:
     """At beta = 0 every head's gradient is alive, and g rises where opening it lowers the loss."""
