@@ -247,13 +247,17 @@ def test_the_known_overlaps_of_real_books_are_found_and_clean_books_left_alone(
     }  # fmt: skip
     assert known <= acted
     with open(shared_data / "pg19" / "overlap_13gram.csv") as file:
-        overlaps = {
-            (row["id_a"], row["id_b"]) if row["split_a"] == "train" else (row["id_b"], row["id_a"])
-            for row in csv.DictReader(file)
-            if {row["split_a"], row["split_b"]} not in ({"train"}, {"test"}, {"validation"})
-        }
-    assert overlaps <= acted
-    extra = acted - overlaps  # 78 words of one volume's last page begin the next volume
+        rows = [row for row in csv.DictReader(file) if (row["split_a"] == "train") != (row["split_b"] == "train")]
+    overlaps = {}
+    for row in rows:
+        train, book = ("a", "b") if row["split_a"] == "train" else ("b", "a")
+        overlaps[row[f"id_{train}"], row[f"id_{book}"]] = float(row[f"containment_of_{book}_in_{train}"])
+    assert set(overlaps) <= acted
+    shares = {
+        (p.doc_id.removeprefix("pg19/"), p.book_id.removeprefix("pg19/")): p.book_share for p in pairs.itertuples()
+    }
+    assert {pair: shares[pair] for pair in overlaps} == pytest.approx(overlaps, abs=0.01)
+    extra = acted - set(overlaps)  # 78 words of one volume's last page begin the next volume
     assert extra <= {("3339", "3340")}
     assert summary.metrics["documents_keep"] == 49
     assert summary.metrics["coverage_after_max"] < 0.001
