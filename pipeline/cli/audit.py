@@ -361,7 +361,8 @@ def scan(
         raise StudyError(str(error)) from error
     except KeyboardInterrupt:
         shown.end()
-        raise
+        note("interrupted" if out is None else "interrupted; the same command goes on from there")
+        raise typer.Exit(130) from None
     shown.end()
     for text in report.notes:
         note(f"warning: {text}")

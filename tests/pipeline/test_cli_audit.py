@@ -1,0 +1,408 @@
+"""The audit from the command line: of a study that was run, of any files, and of the sources of tasks."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.cli import app
+from tests.stages.test_decontaminate import LETTER, NOVEL, text_of
+from tests.stages.test_decontaminate_match import prose
+from tests.tiny import STUDY, write_books
+
+
+@dataclass(frozen=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Command = Callable[..., Said]
+
+
+def caller(folder: Path, patch: pytest.MonkeyPatch, captured: Callable[[], Any]) -> Command:
+    patch.chdir(folder)
+    patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    patch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> Said:
+        patch.setattr(sys, "argv", ["infini-study", *arguments])
+        captured()
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        found = captured()
+        assert "Traceback" not in found.err
+        return Said(int(str(ended.value.code)), found.out, found.err)
+
+    return call
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command in a folder with a corpus of text files (train/) and evaluation documents (eval/)."""
+    files = {
+        "eval/novel.txt": text_of(NOVEL),
+        "eval/letter.txt": text_of(LETTER),
+        "train/clean.txt": text_of(prose(12, 5000)),
+        "train/deep/er/anthology.txt": text_of(prose(10, 4000) + NOVEL + prose(11, 4000)),
+        "train/note.txt": text_of(prose(15, 5000) + NOVEL[200:240]),
+        "train/passage.txt": text_of(prose(16, 9000) + NOVEL[100:180] + prose(17, 9000)),
+        "clean/one.txt": text_of(prose(18, 3000)),
+        "clean/quoting.txt": text_of(prose(19, 3000) + LETTER[:20]),
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return caller(tmp_path, monkeypatch, capsys.readouterr)
+
+
+SCAN = ("audit", "scan", "train", "--against", "eval", "--canaries", "2")
+
+
+def test_a_contaminated_corpus_is_told_shown_and_exit_code_1(cli: Command) -> None:
+    said = cli(*SCAN, "--out", "found")
+    assert said.code == 1
+    assert "1 of 2 evaluation documents share text with training documents, 1 of them above the limit" in said.out
+    assert "4 documents" in said.out and "1 clean, 1 noted, 1 to cut, 1 to drop" in said.out
+    assert re.search(r"deep/er/anthology\.txt +novel\.txt +anthology +drop", said.out)
+    assert re.search(r"passage\.txt +novel\.txt +excerpt +excise", said.out)
+    assert "canaries: " in said.out and "95% interval" in said.out
+    assert {"audit.html", "audit.json", "pairs.parquet", "spans.parquet", "evidence"} <= set(os.listdir("found"))
+    assert ".work" not in os.listdir("found")
+    own = Path("train/passage.txt").read_bytes()
+    span = pd.read_parquet("found/spans.parquet").set_index("doc_id").loc["passage.txt"]
+    assert own[span["doc_start"] : span["doc_end"]].decode().split() == NOVEL[100:180]
+    again = cli(*SCAN, "--out", "found")
+    assert (again.code, again.out) == (said.code, said.out)
+
+
+def test_a_clean_corpus_is_exit_code_0(cli: Command) -> None:
+    said = cli("audit", "scan", "clean", "--against", "eval", "--canaries", "2")
+    assert said.code == 0 and "None of the 2 evaluation documents shares a verified span" in said.out
+    assert cli(*SCAN, "--exit-zero").code == 0
+
+
+def test_thresholds_decide(cli: Command) -> None:
+    strict = cli(*SCAN, "--act-words", "40", "--json").json
+    assert {pair["doc_id"]: pair["action"] for pair in strict["pairs"]}["note.txt"] == "excise"
+    assert strict["totals"]["parameters"]["act_words"] == 40
+    short = cli("audit", "scan", "clean", "--against", "eval", "--min-span-words", "15", "--act-words", "15", "--json")
+    assert short.code == 1 and short.json["pairs"][0]["doc_id"] == "quoting.txt"
+
+
+def test_json_is_one_document_with_numbers_that_add_up(cli: Command) -> None:
+    said = cli(*SCAN, "--json")
+    body = said.json
+    assert (said.code, body["schema_version"], body["command"], body["contaminated"]) == (1, 1, "audit scan", True)
+    metrics = body["totals"]["metrics"]
+    parts = [metrics[f"documents_{action}"] for action in ("keep", "note", "excise", "drop")]
+    assert sum(parts) == metrics["documents_in"] == 4
+    assert metrics["bytes_in"] == sum(p.stat().st_size for p in Path("train").rglob("*.txt"))
+    (book,) = [book for book in body["books"] if book["coverage"] > 0]
+    assert (book["book_id"], book["coverage"], book["uncovered_words"]) == ("novel.txt", 1.0, 0)
+    assert {span["doc_id"] for span in body["spans"]} == {pair["doc_id"] for pair in body["pairs"]}
+
+
+def as_parquet(folder: Path, rows: list[dict[str, str]]) -> str:
+    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
+    return "rows.parquet"
+
+
+def as_jsonl(folder: Path, rows: list[dict[str, str]]) -> str:
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return "rows.jsonl"
+
+
+def as_packed_jsonl(folder: Path, rows: list[dict[str, str]]) -> str:
+    with gzip.open(folder / "rows.jsonl.gz", "wt") as file:
+        file.write("\n".join(map(json.dumps, rows)))
+    return "rows.jsonl.gz"
+
+
+def as_url(folder: Path, rows: list[dict[str, str]]) -> str:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/corpus/rows.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    return "memory://corpus"
+
+
+@pytest.mark.parametrize("write", [as_parquet, as_jsonl, as_packed_jsonl, as_url])
+@pytest.mark.parametrize("ids", [True, False])
+def test_any_format_is_read(cli: Command, tmp_path: Path, write: Callable[..., str], ids: bool) -> None:
+    rows = [
+        {"name": path.stem, "body": path.read_text()} for path in sorted(Path("train").rglob("*.txt"))
+    ]  # anthology, clean, note, passage come in this order of their paths
+    place = write(tmp_path, [*rows, {**rows[-1], "body": text_of(prose(77, 500))}])
+    options = ("--text-column", "body", *(("--id-column", "name") if ids else ()))
+    Path("eval.jsonl").write_text(json.dumps({"name": "novel", "body": text_of(NOVEL)}))
+    said = cli("audit", "scan", place, "--against", "eval.jsonl", *options, "--canaries", "0", "--json")
+    found = {pair["doc_id"]: pair["action"] for pair in said.json["pairs"]}
+    names = [row["name"] for row in rows]
+    expected = {"anthology": "drop", "passage": "excise", "note": "note"}
+    file = Path(place).name if "://" not in place else "rows.jsonl"
+    if not ids:
+        expected = {f"{file}:{names.index(name):07d}": action for name, action in expected.items()}
+    assert found == expected
+    assert said.json["totals"]["metrics"]["documents_in"] == len(rows) + 1
+    assert said.json["books"][0]["book_id"] == ("novel" if ids else "eval.jsonl:0000000")
+
+
+def test_globs_several_places_and_repeated_ids(cli: Command, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        rows = [{"id": "1", "text": text_of(NOVEL[:300])}, {"id": "1", "text": text_of(prose(5, 300))}]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    said = cli("audit", "scan", "*.jsonl", "train/note.txt", "--against", "eval/novel.txt", "--against", "eval/l*.txt",
+               "--id-column", "id", "--json")  # fmt: skip
+    assert {pair["doc_id"] for pair in said.json["pairs"]} == {"a.jsonl:1", "b.jsonl:1", "train/note.txt"}
+    assert said.json["totals"]["metrics"]["documents_in"] == 5
+    assert {book["book_id"] for book in said.json["books"]} == {"novel.txt", "letter.txt"}
+
+
+BOTH = ("train", "--against", "eval")
+MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
+    "no evaluation documents named": (("train",), r"[Mm]issing option '--against'"),
+    "no corpus named": (("--against", "eval"), r"[Mm]issing argument 'CORPUS"),
+    "no such corpus": (("nowhere", "--against", "eval"), r"CORPUS = 'nowhere': nothing to read there .*Fix: correct"),
+    "no such evaluation": (("train", "--against", "nowhere"), r"--against = 'nowhere': nothing to read there"),
+    "a glob that matches nothing": (("train/*.parquet", "--against", "eval"), r"CORPUS = 'train/\*\.parquet'"),
+    "files of other kinds": (("other", "--against", "eval"), r"it holds 1 file\(s\) of other kinds, such as .*x\.csv"),
+    "an unknown protocol": (("abc://x", "--against", "eval"), r"CORPUS = 'abc://x': cannot be read: ValueError"),
+    "an unknown format": ((*BOTH, "--format", "pdf"), r"--format = 'pdf': unknown \(allowed"),
+    "thresholds out of order": ((*BOTH, "--act-words", "10"), r"act_words = 10.*Fix"),
+    "a threshold out of range": ((*BOTH, "--drop-book-share", "7"), r"--drop-book-share = 7\.0: "),
+    "no such column": (
+        ("rows.parquet", "--against", "eval", "--text-column", "body"),
+        r"--text-column = 'body'.*allowed: text",
+    ),
+    "no such id": (("rows.parquet", "--against", "eval", "--id-column", "key"), r"--id-column = 'key'"),
+    "no field of the name": (
+        ("rows.jsonl", "--against", "eval"),
+        r"no document could be read \(1 skipped.*no field 'text'",
+    ),
+    "nothing but empty documents": (
+        ("empty.txt", "--against", "eval"),
+        r"CORPUS = 'empty.txt': no document could be read",
+    ),
+    "an output folder with other files": ((*BOTH, "--out", "eval"), r"--out = 'eval': the folder holds"),
+    "an output that is a file": ((*BOTH, "--out", "empty.txt"), r"--out = 'empty.txt': it is a file"),
+    "an exclusion that is not there": ((*BOTH, "--exclude", "nowhere.txt"), r"--exclude = .*nowhere"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(cli: Command, tmp_path: Path, name: str) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.csv").write_text("a,b\n")
+    (tmp_path / "empty.txt").touch()
+    pq.write_table(pa.table({"text": ["a text"]}), "rows.parquet")
+    (tmp_path / "rows.jsonl").write_text('{"content": "a text"}\n')
+    arguments, expected = MISTAKES[name]
+    said = cli("audit", "scan", *arguments)
+    assert said.code == 2 and not said.out
+    (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert re.search(expected, line) and "Fix: " in line
+    as_json = cli("audit", "scan", *arguments, "--json")
+    assert (as_json.code, as_json.json["command"], as_json.json["exit_code"]) == (2, "error", 2)
+
+
+def test_what_cannot_be_read_is_counted_and_what_stands_on_both_sides_is_told(cli: Command, tmp_path: Path) -> None:
+    (tmp_path / "train" / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 90)
+    (tmp_path / "train" / "empty.txt").touch()
+    (tmp_path / "train" / "notes.csv").write_text("a,b\n")
+    said = cli("audit", "scan", "train", "eval", "--against", "eval", "--canaries", "0", "--json")
+    problems = {problem["name"]: problem["problem"] for problem in said.json["problems"]}
+    assert problems == {"train/latin": "undecodable", "train/empty": "empty"}
+    assert said.json["totals"]["metrics"]["documents_in"] == 6 and said.json["totals"]["metrics"]["problems"] == 2
+    assert any("2 file(s) stand on both sides" in text for text in said.json["warnings"])
+    assert any("1 file(s) of other kinds were left out" in text for text in said.json["warnings"])
+    assert "2 document(s) could not be read" in said.err
+
+
+def test_any_number_of_threads_gives_the_same_bytes(cli: Command) -> None:
+    for jobs in ("1", "3"):
+        cli(*SCAN, "--out", f"out{jobs}", "--jobs", jobs)
+    for path in sorted(p for p in Path("out1").rglob("*") if p.is_file()):
+        assert path.read_bytes() == ("out3" / path.relative_to("out1")).read_bytes(), path
+
+
+def test_ctrl_c_ends_a_scan_with_130_and_the_next_goes_on(cli: Command, tmp_path: Path) -> None:
+    for n in range(40):
+        (tmp_path / "train" / f"more-{n:02d}.txt").write_text(text_of(prose(100 + n % 5, 4000)) * 40)
+    command = [sys.executable, "-m", "pipeline.cli", *SCAN, "--out", "found", "--jobs", "1"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("found/.work/scan/*.json")) and time.monotonic() < deadline:
+            if running.poll() is not None:
+                break
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=120)
+    assert running.returncode == 130, err
+    assert err == "interrupted; the same command goes on from there\n"
+    done = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("found/.work/scan/*.json")}
+    assert 0 < len(done) < 44
+    said = cli(*SCAN, "--out", "found")
+    assert said.code == 1 and "44 documents" in said.out and ".work" not in os.listdir("found")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (("audit",), 2, r"audit scan CORPUS|scan\b"),
+        (("audit", "--help"), 0, r"STUDY(.|\n)*scan CORPUS(.|\n)*study (.|\n)*scan "),
+        (("audit", "scan", "--help"), 0, r"Exit codes(.|\n)*--against"),
+        (("audit", "study", "--help"), 0, r"--book(.|\n)*--document"),
+    ],
+)
+def test_help_names_both_forms(cli: Command, arguments: tuple[str, ...], code: int, expected: str) -> None:
+    said = cli(*arguments)
+    assert said.code == code
+    assert re.search(expected, said.out + said.err)
+
+
+PAIRS = [
+    {"id": "103", "text": "", "summary": "in training by its id alone"},
+    {"id": "elsewhere", "text": "", "summary": ""},
+    {"id": "nowhere", "text": text_of(prose(500, 300)), "summary": text_of(prose(501, 90))},
+]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny study with pairs to summarize, run until its audits are made."""
+    folder = tmp_path_factory.mktemp("study")
+    write_books(folder / "books")
+    book = (folder / "books" / "train" / "104.txt").read_text()
+    summary = " ".join((folder / "books" / "train" / "105.txt").read_text().split()[100:200])
+    rows = [*PAIRS, {"id": "x", "text": book, "summary": summary}]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    tasks = "task_audit: {sources: [{name: booksum, path: pairs.jsonl, text: text, summary: summary}]}\n"
+    (folder / "tiny.yaml").write_text(STUDY + tasks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["x", "run", "tiny.yaml", "--until", "taskaudit", "--address", "inline", "-q"])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        assert ended.value.code == 0
+    return folder
+
+
+@pytest.fixture
+def here(study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return caller(study, monkeypatch, capsys.readouterr)
+
+
+def test_the_audit_of_a_study_reconciles_and_names_its_page(here: Command) -> None:
+    body = here("audit", "tiny.yaml", "--json").json
+    balance = body["totals"]["balance"]
+    assert balance["in"]["bytes"] == sum(balance[fate]["bytes"] for fate in ("kept", "cut", "dropped"))
+    (pair,) = body["pairs"]
+    assert (pair["doc_id"], pair["book_id"], pair["action"]) == ("books/107", "books/1", "drop")
+    assert body["totals"]["rescan"]["documents_to_act_on"] == 0 and Path(body["path"]).is_file()
+    said = here("audit", "tiny.yaml")
+    assert said.code == 0 and "they balance" in said.out
+    assert "second scan of the output: 7 documents, 0 to act" in said.out
+    assert here("audit", "study", "tiny.yaml").out == said.out == here("audit", "--limit", "30", "tiny.yaml").out
+
+
+@pytest.mark.parametrize("option", [("--book", "books/1"), ("--document", "books/107")])
+def test_one_document_is_shown_with_its_evidence(here: Command, study: Path, option: tuple[str, str]) -> None:
+    body = here("audit", "tiny.yaml", *option, "--json").json
+    (span,) = body["spans"]
+    own = (study / "books/train/107.txt").read_bytes()[span["doc_start"] : span["doc_end"]].decode()
+    other = (study / "books/test/1.txt").read_bytes()[span["book_start"] : span["book_end"]].decode()
+    assert own.split() == other.split() and 215 <= len(own.split()) <= 225
+    said = here("audit", "tiny.yaml", *option).out
+    assert f"books/107 bytes {span['doc_start']}-{span['doc_end']}: " in said
+    assert f"books/1 bytes {span['book_start']}-{span['book_end']}: " in said
+    if option[0] == "--book":
+        assert "words found nowhere" in said
+    else:
+        assert "books/107: drop" in said and body["decisions"][0]["bytes_out"] == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--book", "books/11"), "unknown evaluation document 'books/11'; did you mean 'books/1'"),
+        (("--document", "books/1"), "unknown training document 'books/1'; did you mean"),
+    ],
+)
+def test_an_unknown_document_is_told(here: Command, option: tuple[str, str], said: str) -> None:
+    done = here("audit", "tiny.yaml", *option)
+    assert done.code == 2 and said in done.err
+
+
+def test_a_clean_document_of_a_study_says_that_nothing_was_found(here: Command) -> None:
+    said = here("audit", "tiny.yaml", "--document", "books/100")
+    assert said.code == 0 and "books/100: keep" in said.out and "nothing found in it" in said.out
+
+
+def test_sources_of_tasks_are_found_by_id_and_by_text(here: Command) -> None:
+    tasks = here("audit", "tiny.yaml", "--json").json["tasks"]
+    found = {row["id"]: row for row in tasks["items"]}
+    assert {name: row["found"] for name, row in found.items()} == {
+        "103": "id", "elsewhere": "no", "nowhere": "no", "x": "text and summary",
+    }  # fmt: skip
+    assert found["103"]["id_document"] == "books/103"
+    assert (found["x"]["text_document"], found["x"]["summary_document"]) == ("books/104", "books/105")
+    assert found["x"]["text_coverage"] > 0.99 and found["nowhere"]["text_coverage"] == 0
+    said = here("audit", "tiny.yaml").out
+    assert "tasks: booksum: 2 of 4 items in the training text (1 by id, 1 by text, 1 by summary)" in said
+
+
+TASKS = "task_audit: {sources: [{name: t, path: FILE, OPTION}]}\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "option", "expected"),
+    [
+        ("nowhere.jsonl", "id: id", r"task_audit\.sources\.0\.path = 'nowhere\.jsonl': no such file"),
+        (
+            "pairs.jsonl",
+            "id: key",
+            r"task_audit\.sources\.0\.id = 'key': pairs\.jsonl has no such column \(allowed",
+        ),
+        ("pairs.jsonl", "id: null", r"task_audit\.sources\.0 = 't': nothing to look for"),
+        ("tiny.yaml", "id: id", r"cannot be read: .*allowed: JSON Lines or CSV"),
+        ("pairs.jsonl", "pin: 'sha256:" + "0" * 64 + "'", r"sources\.0\.pin = .*the file now has the digest"),
+    ],
+)
+def test_a_mistake_in_the_tasks_is_told_before_any_work(
+    here: Command, study: Path, file: str, option: str, expected: str
+) -> None:
+    path = study / "wrong.yaml"
+    path.write_text(STUDY + TASKS.replace("FILE", file).replace("OPTION", option))
+    said = here("plan", "wrong.yaml")
+    assert said.code == 2 and re.search(expected, said.err) and "Fix" in said.err
+
+
+def test_pairs_to_summarize_are_audited_without_being_asked(here: Command, study: Path) -> None:
+    summarize = "summarize: {documents: 2, prompt_tokens: 96, new_tokens: 16"
+    path = study / "pairs.yaml"
+    path.write_text(STUDY.replace(summarize, summarize + ", pairs: {path: pairs.jsonl}"))
+    steps = {step["step"]: step for step in here("plan", "pairs.yaml", "--json").json["steps"]}
+    assert "taskaudit" in steps
+    path.write_text(STUDY)
+    assert "taskaudit" not in {step["step"] for step in here("plan", "pairs.yaml", "--json").json["steps"]}
