@@ -11,7 +11,7 @@ ARGS   ?=
 export OMP_NUM_THREADS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup study books test test-all bench lint format ui report clean
+.PHONY: help setup study books test test-all bench bench-corpus lint format ui report clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -44,10 +44,25 @@ test: $(STAMP)
 test-all: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
 
-## bench      speed, side by side in one run: the arms, the corpus kernels
+## bench      speed, side by side in one run: the arms
 bench: $(STAMP)
 	@$(BIN)/python -m model.bench
-	@$(BIN)/python -m stages.decontaminate.bench
+
+## bench-corpus  the corpus's kernels beside other tools (in an environment of their own) and their accuracy: [TEXTS=/folder]
+BENCH := $(VENV)/bench
+bench-corpus: $(STAMP) $(BENCH)/.made
+	@$(BIN)/python -m stages.decontaminate.bench $(TEXTS) --datatrove $(BENCH)/bin/python
+	@$(BIN)/python -m stages.decontaminate.accuracy $(TEXTS)
+	@PYTHONPATH=$(BENCH)/beside $(BIN)/python -m stages.dedup.bench $(TEXTS)
+	@$(BIN)/python -m stages.tokens.bench $(TEXTS)
+
+$(BENCH)/.made: pyproject.toml | $(STAMP)
+	@echo "setting up $(BENCH) (datatrove, rensa, datasketch: a minute)"
+	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")' > $(BENCH)/requirements.txt
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -r $(BENCH)/requirements.txt
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(BENCH)/beside datasketch==2.0.0 rensa==0.5.0
+	@touch $@
 
 ## lint       ruff and mypy
 lint: $(STAMP)
