@@ -106,10 +106,9 @@ class CompressiveMixer(XLMixer):
         if not (self.training and torch.is_grad_enabled() and segments > 1 and self.config.reconstruction_weight):
             return None
         followed = slice(start, start + (segments - 1) * n)
+        queries = split_axis(q.detach()[:, start + n : start + segments * n], 1, -1, n)
         with torch.no_grad():
-            k, v = (split_axis(t[:, followed], 1, -1, n) for t in (own.k, own.v))
-            queries = split_axis(q[:, start + n : start + segments * n], 1, -1, n)
-            wanted = attend(queries, k, v)
+            wanted = attend(queries, *(split_axis(t[:, followed], 1, -1, n) for t in (own.k, own.v)))
         skipped = (position + start) // c - position // c
         compressed = compressed[:, skipped : skipped + (segments - 1) * (n // c)]
         weights = (self.k_proj.weight.detach(), self.v_proj.weight.detach())
