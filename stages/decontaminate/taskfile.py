@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ def items(source: TaskSource) -> list[Item]:
     found = []
     for number, row in _rows(path, f"task_audit: {source.name}"):
         values = {role: _cell(row.get(columns[role])) if role in columns else "" for role in _ROLES}
+        values["id"] = re.sub(r"^(\d+)\.0$", r"\1", values["id"].strip())  # what spreadsheets make of a whole number
         found.append(Item(source.name, number, **values))
     return found
 
