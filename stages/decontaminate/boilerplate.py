@@ -27,9 +27,17 @@ def body(text: Any) -> tuple[int, int]:
     """Bytes [start, end) of ``text`` (bytes or a uint8 array) between header and licence; all where there is none."""
     view = memoryview(text)
     start, end = 0, len(view)
-    for found in _BEGIN.finditer(view[:HEAD]):
-        start = found.end()
-    tail = max(start, end - TAIL)
-    if found_end := _END.search(view[tail:]):
-        end = tail + found_end.start()
+    head = bytes(view[:HEAD])
+    if _named(head):
+        for found in _BEGIN.finditer(head):
+            start = found.end()
+    at = max(start, end - TAIL)
+    tail = bytes(view[at:])
+    if _named(tail) and (found_end := _END.search(tail)):
+        end = at + found_end.start()
     return start, end
+
+
+def _named(text: bytes) -> bool:
+    """A hundred times faster than the marks' expressions, and false for nearly every document."""
+    return b"utenberg" in text or b"UTENBERG" in text

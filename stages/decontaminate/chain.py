@@ -69,13 +69,16 @@ def scan(text: bytes | NDArray[np.uint8], index: Index, max_gap: int, max_drift:
     return Scanned(len(data), document_words, _without_nested(spans))
 
 
+_NONE = empty_words(0)
+
+
 class _Document:
     """A text that gives its words by number: from every ``MARK``-th word on, whose place is known, they are read."""
 
     def __init__(self, data: NDArray[np.uint8], offset: int) -> None:
         self.data, self.offset = data, offset
         self.marks = np.empty(len(data) // (2 * MARK) + 2, np.int64)
-        self._read: tuple[int, int, Words] = (0, 0, words(b""))
+        self._read: tuple[int, int, Words] = (0, -1, _NONE)
 
     def words(self, first: int, last: int, total: int) -> tuple[int, Words]:
         """(number of the first one, some words): at least [first, last) and up to ``MARK`` more on both sides."""
