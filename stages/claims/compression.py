@@ -1,7 +1,7 @@
 """C9 compression: the published ratio from the paper's own configuration, the honest ones beside it, and real states.
 
-Real states are those of ``model.Decoder`` itself: one layer with the true heads, head size and segment (its width does
-not enter the state), fed two segments, times the number of layers.
+Real states are those of ``model.Decoder`` itself, fed two segments: all its layers, with the true heads, head size and
+segment, but narrow, since the width enters only what recurrent memory carries beside the layers' states.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ FORMULA = Source("model.cost", "", "paper_table()", "the paper's 12 layers x 8 h
 
 
 def measured_state(trunk: TrunkConfig, mixer: MixerConfig) -> int:
-    """Elements of the context state a real decoder carries after two segments (one sequence, all layers)."""
+    """Elements of the context state a real decoder carries after two segments of one sequence."""
     import torch
 
     from model.decoder import Decoder
 
-    one = replace(trunk, dim=2 * trunk.heads, layers=1, head_dim=trunk.d_head, kv_heads=trunk.n_kv_heads, ffn_dim=32)
-    decoder = Decoder(ModelConfig(trunk=one, mixer=mixer, vocab_size=16))
+    narrow = replace(
+        trunk, dim=2 * trunk.heads, head_dim=trunk.d_head, kv_heads=trunk.n_kv_heads, ffn_dim=32, tie_embeddings=True
+    )
+    decoder = Decoder(ModelConfig(trunk=narrow, mixer=mixer, vocab_size=16)).eval()
     with torch.no_grad():
         _, state = decoder(torch.zeros(1, 2 * mixer.segment_length, dtype=torch.long))
-    return int(state.elements()) * trunk.layers
+    layers = sum(layer.elements() for layer in state.layers)
+    return layers + (0 if state.carried is None else state.carried.shape[1] * trunk.dim)
 
 
 def compression(evidence: Evidence) -> Finding:
