@@ -28,6 +28,7 @@ Shapes: B batch, T tokens, S segments of N tokens, H query heads, K key/value he
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import cast
 
@@ -37,7 +38,6 @@ from torch import Tensor, nn
 
 from model.config import MixerConfig, TrunkConfig
 from model.mixers.base import KeyValue, Knockout, LayerState, attend, join, lower_right, split_axis
-from model.mixers.twoblock import two_blocks
 from model.mixers.xl import XLMixer, rotated
 from model.rope import Rope, rotate
 
@@ -143,49 +143,54 @@ class Slots:
         return self.part(*self.bounds(segment))
 
     def attend(self, q: Tensor, own: KeyValue, shown: KeyValue, before: KeyValue | None, segment: int) -> Tensor:
-        """``two_blocks`` with the slots behind them: q [B, S, N, H, d] of segments from number ``segment`` on."""
-        segments = q.shape[1]
-        bare = min(max(2 - segment, 0), segments)  # the first two segments have no slots behind them
+        """``two_blocks`` with the slots behind them: q [B, S, N, H, d] of segments from number ``segment`` on.
+
+        In up to four groups of segments that see alike: a document's first, which has no cache, its second, which has
+        no slots, those that do not see ``shown`` slots yet, and all others.
+        """
+        stop = segment + q.shape[1]
+        full = -(-self.shown // self.per_segment) + 1
+        edges = [segment, *(edge for edge in (1, 2, full) if segment < edge < stop), stop]
+        groups = list(itertools.pairwise(sorted(set(edges))))
+        sizes = [b - a for a, b in groups]
+        # split, not slices: the gradients of slices are zero-filled tensors of full size
+        queries, keys, values = (torch.split(t, sizes, 1) for t in (q, own.k, own.v))
+        before_k, before_v = (None, None) if before is None else (before.k, before.v)
+        cached_keys, cached_values = self._cached(shown.k, before_k, sizes), self._cached(shown.v, before_v, sizes)
         outputs = []
-        if bare:
-            mine, kept = (KeyValue(t.k[:, :bare], t.v[:, :bare]) for t in (own, shown))
-            outputs.append(two_blocks(q[:, :bare], mine, kept, before, window=None))
-        if bare < segments:
-            segment += bare
-            start, end = self.bounds(segment), self.bounds(segment + segments - bare - 1)
-            size = end[1] - end[0]
-            lacking = size - (start[1] - start[0])
-            slots = self.part(start[0], end[1])
-            before_k, before_v = (None, None) if before is None else (before.k, before.v)
-            k = self._windows(slots.k, size, lacking, own.k, shown.k, before_k, bare)
-            v = self._windows(slots.v, size, lacking, own.v, shown.v, before_v, bare)
-            outputs.extend(self._masked(q[:, bare:], k, v, size, segment))
+        for group, (first, end) in enumerate(groups):
+            k, v = keys[group], values[group]
+            if first == 0:
+                outputs.append(attend(queries[group], k, v, causal=True))
+                continue
+            size = self._count(end - 1)
+            slots = self.part(self.bounds(first)[0], self.bounds(end - 1)[1])
+            k = self._behind(slots.k, size, first, cached_keys[group], k)
+            v = self._behind(slots.v, size, first, cached_values[group], v)
+            mask = lower_right(q.shape[2], k.shape[2], q.device)
+            if self._count(first) < size:
+                numbers = torch.arange(first, end, device=q.device).view(-1, 1, 1)
+                real = torch.arange(k.shape[2], device=q.device) >= size - (numbers - 1) * self.per_segment
+                mask = (mask & real).expand(len(q), -1, -1, -1).flatten(0, 1).unsqueeze(1)
+            outputs.append(attend(queries[group], k, v, mask=mask))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
-    def _windows(
-        self, slots: Tensor, size: int, lacking: int, own: Tensor, shown: Tensor, before: Tensor | None, bare: int
-    ) -> Tensor:
-        """What each segment but the first ``bare`` sees, [B, S, size + 2 N, K, d]: a window of ``slots``, before which
-        ``lacking`` are made up, the segment before, and itself."""
-        windows = F.pad(slots, (0, 0, 0, 0, lacking, 0)).unfold(1, size, self.per_segment).movedim(-1, 2)
-        if bare:
-            cached = shown[:, bare - 1 : -1]
-        else:
-            assert before is not None  # only a document's first segment has none
-            cached = torch.cat([before.unsqueeze(1), shown[:, :-1]], dim=1)
-        return torch.cat([windows, cached, own[:, bare:]], dim=2)
+    def _cached(self, shown: Tensor, before: Tensor | None, sizes: list[int]) -> tuple[Tensor, ...]:
+        """Each group's segments as their successors see them, [B, S, N, K, d], moved on by one: ``before`` [B, N, K, d]
+        comes first. A document's first segment is a group of its own and has nothing (an empty tensor)."""
+        kept = torch.split(shown, [sum(sizes) - 1, 1], 1)[0]
+        if before is None:
+            return torch.split(kept, [0, *sizes[1:]], 1)
+        return torch.split(torch.cat([before.unsqueeze(1), kept], dim=1), sizes, 1)
 
-    def _masked(self, q: Tensor, k: Tensor, v: Tensor, size: int, segment: int) -> list[Tensor]:
-        """Attention of segments from number ``segment`` on, of which the first ones do not see ``size`` slots yet."""
-        batch, segments, n = q.shape[:3]
-        mask = lower_right(n, k.shape[2], q.device)
-        filling = min(max(-(-size // self.per_segment) + 1 - segment, 0), segments)
-        outputs = []
-        if filling:
-            numbers = torch.arange(segment, segment + filling, device=q.device).unsqueeze(1)
-            real = torch.arange(k.shape[2], device=q.device) >= size - (numbers - 1) * self.per_segment
-            own_mask = (mask & real.unsqueeze(1)).expand(batch, -1, -1, -1).flatten(0, 1).unsqueeze(1)
-            outputs.append(attend(q[:, :filling], k[:, :filling], v[:, :filling], mask=own_mask))
-        if filling < segments:
-            outputs.append(attend(q[:, filling:], k[:, filling:], v[:, filling:], mask=mask))
-        return outputs
+    def _count(self, segment: int) -> int:
+        start, end = self.bounds(segment)
+        return end - start
+
+    def _behind(self, slots: Tensor, size: int, first: int, cached: Tensor, own: Tensor) -> Tensor:
+        """What segments from number ``first`` on see, [B, S, size + 2 N, K, d]: a window of ``slots`` (before the first
+        slots of the document, zeros), the segment before, and themselves."""
+        if not size:
+            return torch.cat([cached, own], dim=2)
+        slots = F.pad(slots, (0, 0, 0, 0, size - self._count(first), 0))
+        return torch.cat([slots.unfold(1, size, self.per_segment).movedim(-1, 2), cached, own], dim=2)

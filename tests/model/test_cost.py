@@ -194,7 +194,6 @@ def test_flops_behind_a_cache_equal_the_counted_ones(
     length, trunk, options = segments * N, model.config.trunk, model.config.mixer
     ids, score = tokens(1, length), 2 * trunk.heads * trunk.d_head
     slots = [min((s - 1) * N // options.compression, 5) if arm == "compressive" and s else 0 for s in range(segments)]
-    slots[2:] = [max(slots)] * 3 if arm == "compressive" else slots[2:]  # windows of one size, the first ones masked
     computed = sum(N * (count + min(s + 1, 2) * N) for s, count in enumerate(slots))
     chosen = 3 * N * options.top_k if arm == "memorizing" else 0
     for trained in (False, True):
