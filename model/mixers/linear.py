@@ -12,8 +12,8 @@ head, as in infini.
 Adapted to the Llama trunk: no rotation. The paper adds absolute positions to the embeddings, which a Llama checkpoint
 does not have. RoPE here would make scores sigma(q) R sigma(k) of either sign: the normaliser could cross zero, and the
 output would leave the convex hull of the values. (RoFormer, arXiv:2104.09864, sec. 3.3, rotates the numerator alone,
-which gives that up.) Infini's memory sees its keys unrotated too: this arm is infini-linear with the gate open, segments
-of one token, and the token's own write read. Order reaches it only through the causal recurrence.
+which gives that up.) Infini's memory sees its keys unrotated too: this arm is infini-linear with the gate open,
+segments of one token, and the token's own write read. Order reaches it only through the causal recurrence.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from model.memory import MemoryState, empty, feature_map
+from model.memory import MemoryState, empty
 from model.mixers.base import Knockout, LayerState, Mixer
-from model.mixers.chunks import by_chunk, by_token, causal, chunk_length, product_added
+from model.mixers.chunks import by_token, causal, chunk_length, key_features, product_added, query_features, rows
 from model.rope import Rope
 
 
@@ -43,12 +43,13 @@ class LinearMixer(Mixer):
         """out [B, T, H, d] of q [B, T, H, d] and k, v [B, T, K, d] after ``memory``, in float32 at least; the
         normalisers sigma(q_t) z_t [B, T, H, 1]; and the states [B, S+1, K, F, d], [B, S+1, K, F] before the first
         chunk and after each."""
-        batch, tokens, size = q.shape[0], q.shape[1], chunk_length(q.shape[1])
+        tokens, size, name = q.shape[1], chunk_length(q.shape[1]), self.config.feature_map
+        dtype = torch.promote_types(q.dtype, torch.float32)
         with torch.autocast(q.device.type, enabled=False):
-            phi_q, phi_k = (feature_map(self.config.feature_map, t) for t in (q, k))
+            phi_q = query_features(name, q, size, self.kv_heads, dtype)
+            phi_k, v = key_features(name, k, size, dtype), rows(v, size, dtype)
             if memory is None:
-                memory = empty(batch, self.kv_heads, phi_k.shape[-1], v.shape[-1], device=v.device, dtype=phi_k.dtype)
-            phi_q, phi_k, v = (by_chunk(t, self.kv_heads, size) for t in (phi_q, phi_k, v.to(phi_k.dtype)))
+                memory = empty(len(q), self.kv_heads, phi_k.shape[-1], v.shape[-1], device=v.device, dtype=dtype)
             states = MemoryState(
                 torch.cat([memory.M.unsqueeze(1), phi_k.transpose(-1, -2) @ v], dim=1).cumsum(1),
                 torch.cat([memory.z.unsqueeze(1), phi_k.sum(-2)], dim=1).cumsum(1),
