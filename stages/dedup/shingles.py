@@ -1,18 +1,19 @@
 """A text as the set of its n-grams of words, and what is derived from that set: MinHash bands and fingerprints.
 
 Words are those of ``stages.decontaminate.normalize``, so that typography makes no difference. ``shingle`` rolls n-grams
-along some thousand words at a time and forgets where they stood; ``located`` keeps it, for evidence.
+along some thousand words at a time and forgets where they stood; ``located`` says it, for evidence.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from stages.decontaminate.normalize import Words, as_bytes, empty_words, read_words, tables, words
+from stages.decontaminate.normalize import as_bytes, empty_words, read_words, tables, words
 
 MULTIPLIER = 0xD6E8FEB86659FD93  # of the rolling hash: odd, so that no word's weight ever becomes 0
 _MASK = 2**64 - 1
@@ -40,19 +41,26 @@ def shingle(text: bytes | NDArray[np.uint8], n: int) -> Shingled:
         total += count
         if count < WORDS:
             break
-    grams = grams[: max(0, total - n + 1)]
-    grams.sort()
-    return Shingled(total, (int(state[1]), int(state[2])), grams[: _distinct(grams)].copy())
+    grams[: max(0, total - n + 1)].sort()
+    grams.resize(_distinct(grams[: max(0, total - n + 1)]), refcheck=False)  # in place: a copy doubles the peak
+    return Shingled(total, (int(state[1]), int(state[2])), grams)
 
 
-def located(text: bytes | NDArray[np.uint8], n: int) -> tuple[Words, NDArray[np.uint64]]:
-    """The words of ``text`` with their places, and the hash of the n-gram that begins at each but the last n - 1."""
-    found = words(text)
+def located(text: bytes | NDArray[np.uint8], n: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64]]]:
+    """(first byte, hash) of every n-gram in order, some thousand at a time."""
+    data, block, at = as_bytes(text), empty_words(WORDS), 0
+    hashes, starts = np.empty(0, np.uint64), np.empty(0, np.int64)
     m = np.uint64(MULTIPLIER)
-    grams = np.zeros(max(0, len(found.hashes) - n + 1), np.uint64)
-    for k in range(n):
-        grams = grams * m + found.hashes[k : k + len(grams)]
-    return found, _finished_all(grams)
+    while True:
+        count, at = read_words(data, at, *tables(), *block)
+        hashes, starts = np.r_[hashes, block.hashes[:count]], np.r_[starts, block.starts[:count]]
+        grams = np.zeros(max(0, len(hashes) - n + 1), np.uint64)
+        for k in range(n):
+            grams = grams * m + hashes[k : k + len(grams)]
+        yield starts[: len(grams)], _finished_all(grams)
+        if count < WORDS:
+            return
+        hashes, starts = hashes[len(grams) :], starts[len(grams) :]
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -149,14 +157,17 @@ def permutations(count: int) -> Permutations:
 def minhash(grams: NDArray[np.uint64], by: Permutations) -> NDArray[np.uint32]:
     """The smallest permuted n-gram under every permutation (Broder 1997); all ones for an empty set."""
     smallest = np.full(len(by.factors), 0xFFFFFFFF, np.uint32)
-    _minhash(grams.astype(np.uint32), by.factors, by.offsets, smallest)  # the low halves
+    _minhash(grams, by.factors, by.offsets, smallest)
     return smallest
 
 
 @njit(cache=True, nogil=True)
 def _minhash(grams: Any, factors: Any, offsets: Any, smallest: Any) -> None:
+    low = np.empty(BLOCK, np.uint32)  # halves of some n-grams
     for start in range(0, len(grams), BLOCK):
-        block = grams[start : start + BLOCK]
+        block = low[: min(BLOCK, len(grams) - start)]
+        for i in range(len(block)):
+            block[i] = np.uint32(grams[start + i])
         for j in range(len(factors)):
             factor, offset, least = factors[j], offsets[j], smallest[j]
             for i in range(len(block)):  # the compiler makes vectors of 8 or 16 n-grams of this loop
@@ -187,24 +198,45 @@ def passage(
 
     The beginnings of both texts where they share no n-gram (texts shorter than one).
     """
-    found, grams = located(text, n)
-    at = np.searchsorted(other_grams, grams)
-    inside = np.zeros(len(grams) + 2, np.int8)  # with a 0 at both ends
-    if len(other_grams):
-        inside[1:-1] = other_grams[np.minimum(at, len(other_grams) - 1)] == grams
-    edges = np.flatnonzero(np.diff(inside))
-    if not len(edges):
+    length, start, first = _longest_run(text, other_grams, n)
+    if not length:
         return beginning(text, characters), beginning(other, characters)
-    starts, ends = edges[::2], edges[1::2]
-    longest = int(np.argmax(ends - starts))
-    first, last = int(starts[longest]), int(ends[longest]) + n - 2
-    there, there_grams = located(other, n)
-    begin = int(np.flatnonzero(there_grams == grams[first])[0])
-    end = min(begin + last - first, len(there.hashes) - 1)
-    return (
-        shortened(text[int(found.starts[first]) : int(found.ends[last])], characters),
-        shortened(other[int(there.starts[begin]) : int(there.ends[end])], characters),
-    )
+    there = next(int(s[found[0]]) for s, grams in located(other, n) if len(found := np.flatnonzero(grams == first)))
+    count = length + n - 1
+    return _some_words(text[start:], count, characters), _some_words(other[there:], count, characters)
+
+
+def _longest_run(text: NDArray[np.uint8], known: NDArray[np.uint64], n: int) -> tuple[int, int, np.uint64]:
+    """(n-grams, first byte, first n-gram) of the first longest run of n-grams that are all in ``known`` (sorted)."""
+    best = running = (0, 0, np.uint64(0))
+    for starts, grams in located(text, n):
+        at = np.minimum(np.searchsorted(known, grams), max(0, len(known) - 1))
+        inside = np.zeros(len(grams) + 2, np.int8)  # with a 0 at both ends
+        if len(known):
+            inside[1:-1] = known[at] == grams
+        edges = np.flatnonzero(np.diff(inside))
+        begins, lengths = edges[::2], np.diff(edges)[::2]
+        runs = [(int(lengths[k]), int(starts[begins[k]]), grams[begins[k]]) for k in _ends_and_longest(lengths)]
+        if runs and begins[0] == 0 and running[0]:  # goes on from the words before
+            runs[0] = (running[0] + runs[0][0], *running[1:])
+        best = max(best, *runs, key=lambda run: run[0]) if runs else best
+        open_end = len(edges) and edges[-1] == len(grams)
+        running = runs[0 if len(begins) == 1 else -1] if open_end else (0, 0, np.uint64(0))
+    return best
+
+
+def _ends_and_longest(lengths: NDArray[np.int64]) -> list[int]:
+    """The first run, the longest one and the last one: only these can be the longest or go on over a border."""
+    return sorted({0, int(np.argmax(lengths)), len(lengths) - 1}) if len(lengths) else []
+
+
+def _some_words(text: NDArray[np.uint8], count: int, characters: int) -> str:
+    """The first ``count`` words of ``text``, which begins with one, or of what ``characters`` can hold of it."""
+    end = min(len(text), 8 * characters)
+    while end < len(text) and text[end] & 0xC0 == 0x80:  # not inside a character
+        end -= 1
+    ends = words(text[:end].copy()).ends
+    return shortened(text[: int(ends[count - 1])] if count <= len(ends) else text, characters)
 
 
 def beginning(text: NDArray[np.uint8], characters: int) -> str:

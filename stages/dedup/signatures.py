@@ -157,4 +157,5 @@ class Texts:
         while len(self._read) > 1 and sum(kept.nbytes for kept in self._read.values()) > self._keep_bytes:
             del self._read[next(iter(self._read))]
         at = document - int(self._starts[part])
-        return body(next(views(texts[at : at + 1]))).copy()
+        text = body(next(views(texts[at : at + 1])))
+        return text if 2 * len(text) > texts.nbytes else text.copy()  # a view keeps its whole part in memory

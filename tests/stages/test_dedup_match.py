@@ -77,13 +77,16 @@ def test_the_set_of_ngrams_is_that_of_the_slow_reference(text: str, n: int) -> N
     found = shingle(utf8(text), n)
     assert found.words == len(words_reference(text))
     assert found.grams.tolist() == sorted(set(expected))
-    places, in_order = located(utf8(text), n)
-    assert in_order.tolist() == expected and len(places.hashes) == found.words
+    assert [gram for _, grams in located(utf8(text), n) for gram in grams.tolist()] == expected
 
 
 def test_texts_longer_than_a_block_are_rolled_across_its_border() -> None:
-    text = " ".join(prose(1, 9000))
-    assert shingle(utf8(text), 5).grams.tolist() == sorted(set(grams_reference(text, 5)))
+    text, expected = " ".join(prose(1, 9000)), grams_reference(" ".join(prose(1, 9000)), 5)
+    assert shingle(utf8(text), 5).grams.tolist() == sorted(set(expected))
+    blocks = list(located(utf8(text), 5))
+    assert len(blocks) == 3 and [gram for _, grams in blocks for gram in grams.tolist()] == expected
+    starts = [start for begins, _ in blocks for start in begins.tolist()]
+    assert starts == [start for _, _, start, _ in words_reference(text)][:-4]
 
 
 def test_typography_makes_no_difference_and_order_does() -> None:
@@ -150,6 +153,21 @@ def test_the_evidence_is_the_longest_shared_passage_on_both_sides() -> None:
     assert other_text == "\n".join(["BEGIN,", *(w.upper() for w in middle[:40]), "end"])
     shortened, _ = passage(utf8(one), utf8(other), shingle(utf8(other), 5).grams, 5, 20)
     assert shortened == text[:20] + " …"
+
+
+@pytest.mark.parametrize("before", [3000, 4080, 4096, 4100, 8000])
+def test_a_shared_passage_is_followed_over_the_border_of_blocks(before: int) -> None:
+    middle, other = prose(5, 5000), utf8(" ".join(prose(5, 5000)))
+    text = [*(f"w{k}" for k in range(before)), *middle, *(f"v{k}" for k in range(200)), *middle[:4000]]
+    shown, there = passage(utf8(" ".join(text)), other, shingle(other, 5).grams, 5, 10**6)
+    assert shown.split() == there.split() == middle
+
+
+def test_evidence_is_cut_between_characters() -> None:
+    text = utf8("aé漢字仮名交" * 9)
+    for characters in range(1, 9):
+        shown, there = passage(text, text, shingle(text, 3).grams, 3, characters)
+        assert shown == there == ("aé漢字仮名交" * 2)[:characters] + " …"
 
 
 def test_texts_that_share_nothing_show_how_they_begin() -> None:
