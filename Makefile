@@ -54,6 +54,7 @@ bench-corpus: $(STAMP) $(BENCH)/.made
 	@$(BIN)/python -m stages.decontaminate.bench $(TEXTS) --datatrove $(BENCH)/bin/python
 	@$(BIN)/python -m stages.decontaminate.accuracy $(TEXTS)
 	@PYTHONPATH=$(BENCH)/beside $(BIN)/python -m stages.dedup.bench $(TEXTS)
+	@$(BIN)/python -m stages.dedup.accuracy $(TEXTS)
 	@$(BIN)/python -m stages.tokens.bench $(TEXTS)
 
 $(BENCH)/.made: pyproject.toml | $(STAMP)
