@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from stages.corpus.pin import DigestCache, possible_splits
 from stages.pretrain.config import BaseConfig
 from stages.stage import StageError
+from stages.tasks.prompts import PromptMaker
+from stages.tokens.preview import preview
 from stages.tokens.stage import TokenizerConfig, vocabulary_size
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ def check(study: Study, corpus: IngestConfig, tokenizer: TokenizerConfig, base: 
         check_folder(base, vocabulary, lambda file: digests.digest(str(file), file.stat()).removeprefix("sha256:"))
         digests.save()
     _workers(study)
+    _prompts(study, tokenizer)
 
 
 def _splits(study: Study, corpus: IngestConfig) -> None:
@@ -43,6 +46,25 @@ def _splits(study: Study, corpus: IngestConfig) -> None:
                 value=[source.name for source in corpus.sources],
                 fix=f"add a source with such documents (a folder {split}/, a share, a split column)",
             )
+
+
+def _prompts(study: Study, tokenizer: TokenizerConfig) -> None:
+    """Prompts must hold their needles with this tokenizer; one that is still to be trained cannot be asked yet."""
+    codec = preview(tokenizer)
+    if codec is None:
+        return
+    haystack = range(2**62)  # of which only the length is asked; that of the real one is known after tokenize
+    sections = [("evaluate", study.evaluate.retrieval)]
+    if study.ablate is not None:
+        sections.append(("ablate", study.ablate.retrieval))
+    for section, asked in sections:
+        maker = PromptMaker(codec, haystack, asked.format, 0, "evaluation")  # type: ignore[arg-type]
+        for length in asked.lengths:
+            maker.check(length, 1, field=f"{section}.retrieval.lengths", bindings=False)
+        if asked.binding_trials or asked.control_trials:
+            field = f"{section}.retrieval." + ("lengths" if asked.binding_lengths is None else "binding_lengths")
+            for length in asked.lengths_of_bindings:
+                maker.check(length, max(asked.rivals), field=field, bindings=True)
 
 
 def _workers(study: Study) -> None:
