@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -75,6 +75,7 @@ def segment_loop(mixer: CompressiveMixer, rope: Rope, x: Tensor) -> tuple[Tensor
 
 
 @settings(max_examples=25, deadline=None)
+@example(compression=2, slots_per_segment=2, shown=5, segments=5, rest=3, kv_heads=2)
 @given(
     compression=st.integers(1, 3),
     slots_per_segment=st.integers(1, 3),

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -62,7 +62,8 @@ def token_loop(mixer: MemorizingMixer, rope: Rope, x: Tensor) -> Tensor:
     return mixer.o_proj(torch.stack(rows, dim=1).flatten(2))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=15, deadline=None)
+@example(segment=3, length=14, cache_tokens=7, top_k=3, kv_heads=2, at_once=100)
 @given(
     segment=st.integers(1, 5),
     length=st.integers(1, 23),
