@@ -59,10 +59,10 @@ def contained_pairs(
         return []
     order = np.argsort(fingerprints, kind="stable")
     values, postings = fingerprints[order], owners[order]
-    group = np.cumsum(np.r_[False, values[1:] != values[:-1]])
     first = np.flatnonzero(np.r_[True, values[1:] != values[:-1], True])
-    of_owner = np.empty(len(group), np.int64)
-    of_owner[order] = group
+    of_owner = np.empty(len(values), np.int32)  # the number of a fingerprint's group
+    of_owner[order] = np.cumsum(np.r_[False, values[1:] != values[:-1]], dtype=np.int32)
+    del order, values
     documents = int(owners.max()) + 1
     begins = np.searchsorted(owners, np.arange(documents + 1))
     found = _contained(of_owner, begins, postings, first, small, threshold, documents)
