@@ -6,6 +6,7 @@ cleaning goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -45,7 +46,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Job:
-    """One shard to clean: its Parquet file (``path()`` is local), its scan, and which documents are exact copies."""
+    """One shard to clean: its Parquet file (``on_disk()``), its scan, and which documents are exact copies."""
 
     shard: Any
     scan: ShardScan
@@ -67,20 +68,24 @@ class CleanedShard:
     rows: tuple[int, ...]
     sizes: tuple[int, ...]
 
-    def local(self) -> Path:
-        """The file on this machine's disk, fetched to a temporary place where storage is remote."""
+    @contextlib.contextmanager
+    def on_disk(self) -> Iterator[Path]:
+        """The file on this machine's disk; fetched, and removed afterwards, where storage is remote."""
         place = storage.local_path(self.url)
-        if place is None:
-            place = Path(tempfile.gettempdir(), f"cleaned-{hashlib.sha256(self.url.encode()).hexdigest()[:16]}.parquet")
-            if not place.exists():
-                storage.get_file(*storage.filesystem(self.url), place)
-        return place
+        if place is not None:
+            yield place
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder, "cleaned.parquet")
+            storage.get_file(*storage.filesystem(self.url), place)
+            yield place
 
     def digest(self) -> str:
         return hashlib.sha256(self.url.encode()).hexdigest()  # the name holds the digest of all it follows from
 
     def texts(self) -> Iterator[Text]:
-        yield from texts_of(self.local(), ("train",))
+        with self.on_disk() as path:
+            yield from texts_of(path, ("train",))
 
 
 def clean_shards(
@@ -136,7 +141,8 @@ def _decided(scan: ShardScan, index: Index, rule: DecontaminateConfig, verdict: 
 
 def _write(shard: Any, actions: Actions, removed: frozenset[str], fs: Any, path: str) -> dict[str, Any]:
     """Write the file; the fields of ``CleanedShard`` but name and URL."""
-    table = pq.read_table(shard.local()).combine_chunks()
+    with shard.on_disk() as file:
+        table = pq.read_table(file, memory_map=False).combine_chunks()
     training = np.flatnonzero(pc.equal(table["split"], "train").to_numpy())
     keep = ~pc.is_in(table["doc_id"], pa.array(sorted(removed), pa.string())).to_numpy()
     new: dict[int, bytes] = {}

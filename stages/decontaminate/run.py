@@ -114,7 +114,8 @@ def _clean(source: list[DocumentsShard], audit: Audit, target: Path, context: Co
     target.mkdir()
     if audit.rule.action == "report_only":
         for shard in source:
-            shutil.copyfile(shard.local(), target / f"{shard.name}.parquet")
+            with shard.on_disk() as file:
+                shutil.copyfile(file, target / f"{shard.name}.parquet")
         return
     verdict = Verdict(over=audit.over)
     if audit.rule.remove_from == "evaluation":

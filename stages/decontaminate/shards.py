@@ -13,6 +13,7 @@ Ray tasks where Ray runs (the index goes to the object store once and is mapped,
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
@@ -93,6 +94,11 @@ class DocumentsShard:
     def local(self) -> Path:
         """The file on this machine's disk."""
         return self.artifact.path(self.path)
+
+    @contextlib.contextmanager
+    def on_disk(self) -> Iterator[Path]:
+        """The same, as files that must be fetched for a while offer it."""
+        yield self.local()
 
     def digest(self) -> str:
         table = pq.read_table(self.local(), columns=["doc_id", "split", "sha256"])

@@ -96,6 +96,14 @@ def test_an_interrupted_run_goes_on_with_the_shards_that_are_not_done(
     assert len(scanned) < whole - after + 2  # one call compiles the kernels, one is the one that failed
 
 
+def test_a_work_folder_on_remote_storage_makes_no_difference(corpus: Corpus, tmp_path: Path) -> None:
+    source = corpus(ten_documents())
+    for out, work in (("local", str(tmp_path / "work")), ("remote", "memory://decontaminate-work")):
+        (tmp_path / out).mkdir()
+        STAGE.run(DecontaminateConfig(), {"documents": source}, tmp_path / out, LocalContext(work))
+    assert contents(tmp_path / "local") == contents(tmp_path / "remote")
+
+
 def test_results_of_other_texts_or_rules_are_not_taken_for_these(corpus: Corpus, tmp_path: Path) -> None:
     texts = ten_documents()
     run(corpus(texts), tmp_path / "work", tmp_path / "one")
