@@ -107,7 +107,7 @@ def test_a_state_can_be_continued_twice() -> None:
         assert torch.equal(model(ids[:, 11:], state)[0], first)
 
 
-LIKE_FULL = ("infini-linear", "infini-delta", "local", "window", "xl", "full", "compressive")
+LIKE_FULL = ("infini-linear", "infini-delta", "local", "window", "xl", "full", "compressive", "memorizing")
 
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm in LIKE_FULL])
@@ -304,6 +304,42 @@ def test_memory_stays_float32_under_bfloat16_autocast(rule: str) -> None:
     assert state.layers[0].live is not None and state.layers[0].live.k.dtype == torch.bfloat16
     assert model.gate_parameters()[0].grad.dtype == torch.float32
     assert abs(loss.item() - expected.mean().item()) < 0.02
+
+
+@pytest.mark.parametrize("arm", ["infini-linear", "infini-delta"])
+def test_the_memory_does_not_see_positions(arm: str) -> None:
+    """Other rotations, the same memory: keys are written, and queries read, before RoPE."""
+    model, other, ids = (
+        decoder(arm, trunk={"layers": 1}),
+        decoder(arm, trunk={"layers": 1, "rope_theta": 7.0}),
+        tokens(),
+    )
+    other.load_state_dict(model.state_dict())
+    mixer, states = model.mixers()[0], []
+    with torch.no_grad():
+        assert (model(ids)[0] - other(ids)[0]).abs().max() > 1e-6
+        for m in (model, other):
+            _, state = m(ids)
+            states.append(state.layers[0].memory)
+        assert torch.equal(states[0].M, states[1].M) and torch.equal(states[0].z, states[1].z)
+        mixer.beta.fill_(60)  # memory alone: nothing that RoPE touched is left from the second segment on
+        other.mixers()[0].beta.fill_(60)
+        torch.testing.assert_close(model(ids)[0][:, N:], other(ids)[0][:, N:], **CLOSE)
+
+
+@pytest.mark.parametrize("arm", ["infini-linear", "infini-delta"])
+def test_an_unfinished_segment_writes_nothing_and_reads_come_before_writes(arm: str) -> None:
+    """A part of a segment in memory would make the delta rule explode later; and a token must not read itself."""
+    model, ids = decoder(arm, trunk={"layers": 1}), tokens()
+    other = ids.clone()
+    other[:, 2 * N + 3] = (other[:, 2 * N + 3] + 1) % VOCAB
+    with torch.no_grad():
+        at_border, later = (model(ids[:, :length])[1].layers[0].memory for length in (2 * N, 3 * N - 1))
+        assert torch.equal(at_border.M, later.M) and torch.equal(at_border.z, later.z)
+        model.mixers()[0].beta.fill_(60)  # reads alone
+        changed = (model(ids)[0] - model(other)[0]).abs().amax((0, 2)) > 1e-9
+    own = torch.arange(29) == 2 * N + 3  # its own query changed
+    assert torch.equal(changed[: 3 * N], own[: 3 * N]) and changed[3 * N :].all()
 
 
 def test_state_is_bounded_and_counts_its_parts() -> None:
