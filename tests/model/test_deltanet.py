@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -76,6 +76,7 @@ def gradients(layer: DeltaNetMixer, y: Tensor, x: Tensor) -> list[Tensor]:
     feature=st.sampled_from(["elu1", "dpfp1", "dpfp3"]),
     cut=st.integers(0, 40),
 )
+@example(tokens=20, size=8, kv_heads=2, feature="elu1", cut=11)  # 11 tokens are 2 chunks of 6: one is made up
 def test_chunked_form_is_the_token_loop(tokens: int, size: int, kv_heads: int, feature: str, cut: int) -> None:
     """Forward and gradients, in chunks of any size, and continued from a state at any token."""
     layer, x = mixer(kv_heads, feature), inputs(2, tokens).requires_grad_()
