@@ -54,7 +54,7 @@ class Rows:
     def __post_init__(self) -> None:
         row_bytes = self.length * (4 + 1)
         self._rows = max(1, min(BATCH_BYTES, self.shard_bytes) // row_bytes)
-        self._rows_of_shard = max(self._rows, self.shard_bytes // row_bytes)
+        self._rows_of_shard = max(1, self.shard_bytes // row_bytes // self._rows) * self._rows  # whole batches
         self._tokens: NDArray[np.int32] = np.empty(self._rows * self.length, np.int32)
         self._mask: NDArray[np.uint8] = np.ones(self._rows * self.length, np.uint8)
         self._fill = 0  # tokens in the batch; a document begins at a whole row
