@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster import storage
-from stages.corpus.documents import read_documents
 from stages.decontaminate import shards as scanning
 from stages.decontaminate import tables
 from stages.decontaminate.audit import publish
@@ -63,7 +64,16 @@ def decontaminate(config: DecontaminateConfig, documents: Artifact, output: Path
 
 def _evaluation(config: DecontaminateConfig, documents: Artifact) -> tuple[Index, list[dict[str, Any]]]:
     """(index of the evaluation documents, their rows without the texts)."""
-    books = list(read_documents(documents.path("documents"), EVALUATION))
+    books, texts = [], []
+    for shard in documents_shards(documents):
+        with pq.ParquetFile(shard.local()) as file:
+            splits = file.read(columns=["split"])["split"]
+            if not pc.any(pc.is_in(splits, pa.array(EVALUATION))).as_py():
+                continue  # training text, perhaps one document of a gigabyte: not read here
+            for batch in file.iter_batches(16):
+                for row in batch.filter(pc.is_in(batch["split"], pa.array(EVALUATION))).to_pylist():
+                    texts.append((row["doc_id"], row.pop("text").encode()))
+                    books.append(row)
     if not books:
         raise StageError(
             "there is no evaluation document to compare the training documents with",
@@ -71,9 +81,7 @@ def _evaluation(config: DecontaminateConfig, documents: Artifact) -> tuple[Index
             value="no document in validation or test",
             fix="give a source documents in one of these splits",
         )
-    texts = [(row["doc_id"], row["text"].encode()) for row in books]
-    index = build(texts, config.ngram, config.max_books_per_ngram, excluded_hashes(config))
-    return index, [{name: value for name, value in row.items() if name != "text"} for row in books]
+    return build(texts, config.ngram, config.max_books_per_ngram, excluded_hashes(config)), books
 
 
 class _Progress:
