@@ -27,9 +27,10 @@ def balance(source: Path, output: Path, decisions: Path) -> dict[str, dict[str, 
     ``source`` and ``output`` are folders of documents, ``decisions`` the Parquet table. Raises Imbalance where a
     document's fate is not the one decided, or the sums differ.
     """
-    fates = _fates(_sizes(source, "in"), _sizes(output, "out"), _decided(decisions))
+    went_in, came_out = _sizes(source, "in"), _sizes(output, "out")
+    fates = _fates(went_in, came_out, _decided(decisions))
     found = {fate: _sums(fates.filter(pc.equal(fates["fate"], fate))) for fate in FATES}
-    before, after = _total(source), _total(output)
+    before, after = _total(went_in["bytes_in"]), _total(came_out["bytes_out"])
     documents = sum(found[fate]["documents"] for fate in FATES)
     left = found["kept"]["documents"] + found["cut"]["documents"]
     size = sum(found[fate]["bytes"] for fate in FATES)
@@ -57,18 +58,14 @@ def _sizes(folder: Path, side: str) -> pa.Table:
     return pa.concat_tables(parts or [empty])
 
 
-def _total(folder: Path) -> dict[str, int]:
-    documents = size = 0
-    for batch in _batches(folder, ["split", "text"]):
-        lengths = pc.binary_length(batch.filter(pc.equal(batch["split"], "train"))["text"])
-        documents, size = documents + len(lengths), size + (pc.sum(lengths).as_py() or 0)
-    return {"documents": documents, "bytes": size}
+def _total(sizes: Any) -> dict[str, int]:
+    return {"documents": len(sizes), "bytes": pc.sum(sizes).as_py() or 0}
 
 
 def _batches(folder: Path, columns: list[str]) -> Any:
     for path in sorted(folder.glob("*.parquet")):
         with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(64, columns=columns)
+            yield from file.iter_batches(16, columns=columns)
 
 
 def _decided(decisions: Path) -> pa.Table:
