@@ -122,7 +122,7 @@ class Decontaminate(Stage[DecontaminateConfig]):
     name: ClassVar[str] = "decontaminate"
     code_version: ClassVar[int] = 2
     inputs = ("documents",)
-    uses = ("stages.corpus",)
+    uses = ("stages.corpus", "stages.statistics")
 
     def run(
         self, config: DecontaminateConfig, inputs: Mapping[str, Artifact], output: Path, context: Context
