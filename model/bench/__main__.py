@@ -52,10 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.what in ("all", "flat"):
         rows = FLAT_ROWS if args.rows == names() else args.rows
         result["flat"] = flat.run(
-            _for(args, lengths=FLAT_LENGTHS, segments=(512,), minutes=3.0, row_seconds=60.0, rows=rows), trunk
+            _for(args, lengths=FLAT_LENGTHS, segments=(512,), minutes=3.0, row_seconds=60.0, chunk=8192, rows=rows),
+            trunk,
         )
     if args.what in ("all", "stream"):
-        result["stream"] = stream.run(_for(args, lengths=STREAM_LENGTHS))
+        result["stream"] = stream.run(_for(args, lengths=STREAM_LENGTHS, chunk=2048))
     if args.what in ("all", "scan"):
         result["scan"] = scans.run(args)
     if args.json:
@@ -96,7 +97,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--segments", type=_numbers, help=f"N, comma-separated (arms: {_text(SEGMENTS)}; flat: 512)")
     add("--batch", type=int, default=1, help="sequences a step (1)")
     add("--vocab", type=int, default=512, help="vocabulary size (512)")
-    add("--chunk", type=int, default=8192, help="tokens a chunk where sequences run in chunks (8192)")
+    add("--chunk", type=int, help="tokens a chunk where sequences run in chunks (flat: 8192; stream: 2048)")
     add("--repeats", type=int, default=3, help="timed rounds after the first (3)")
     add("--minutes", type=float, help="begin nothing that would end later (arms: 5, flat: 3)")
     add("--row-seconds", type=float, help="leave out rows that would take longer for one sample (arms: 20, flat: 60)")
@@ -111,7 +112,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     one = sub.add_parser("stream-one")
     one.add_argument("rule", choices=("linear", "delta"))
     one.add_argument("length", type=int)
-    one.add_argument("--chunk", type=int, default=8192)
+    one.add_argument("--chunk", type=int, default=2048)
     args = parser.parse_args(argv)
     if args.what is None:
         args = parser.parse_args(["all", *(argv or [])])

@@ -15,7 +15,7 @@ from model.cost import cost
 from model.decoder import Decoder
 from model.mixers import KINDS
 
-LOOP, LLAMA = ", segment loop", "transformers Llama (SDPA)"
+LOOP, LLAMA = " (segment loop)", "transformers Llama (SDPA)"
 RULES = ("linear", "delta")
 FULL = ("full", LLAMA)
 """Rows whose cost per token grows with T by design."""

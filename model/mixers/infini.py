@@ -127,7 +127,9 @@ class InfiniMixer(LocalMixer):
             return seen, None
         S = seen.M.shape[1]
         (M, last_M), (z, last_z) = (torch.split(t, [S - 1, 1], dim=1) for t in (seen.M, seen.z))
-        return (MemoryState(M, z) if S > 1 else None), MemoryState(last_M.squeeze(1), last_z.squeeze(1))
+        # copies: a view would keep every segment's memory alive for as long as the state is held
+        after = MemoryState(last_M.squeeze(1).clone(), last_z.squeeze(1).clone())
+        return (MemoryState(M, z) if S > 1 else None), after
 
     def separate(self, before: MemoryState | None, phi_k: Tensor, v: Tensor) -> MemoryState:
         """Before the first segment (unless nothing is) and after each, where each is written into a memory that is as

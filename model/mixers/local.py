@@ -50,7 +50,8 @@ class LocalMixer(Mixer):
                 number=(position + span.start) // n, write_last=True,
             )  # fmt: skip
             outputs.append(y.squeeze(1))
-            live = None if complete else live
+            # a copy: a view would keep the whole chunk's keys and values alive for as long as the state is held
+            live = None if complete or not keep_state else KeyValue(live.k.clone(), live.v.clone())
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         return y, LayerState(live=live, memory=memory)
 

@@ -180,3 +180,18 @@ def test_a_million_tokens_in_bfloat16_do_not_drift(rule: str) -> None:
     ]
     scale = reads[1].std()
     assert (reads[0] - reads[1]).abs().max() / scale < 2e-3
+
+
+def test_a_bfloat16_state_drifts_where_float32_does_not() -> None:
+    """2^20 tokens in segments of 2,048: the rounded z stops growing, so what is read is biased; this is why state_dtype
+    is float32."""
+    g = torch.Generator().manual_seed(0)
+    k, v = (torch.randn(1, 512, 1, 2048, 4, generator=g, dtype=torch.bfloat16).float() for _ in range(2))
+    phi = feature_map("elu1", k)
+    exact = scan(None, phi.double(), v.double(), "linear", EPS)
+    off = {}
+    for store in (None, torch.bfloat16):
+        z = scan(None, phi, v, "linear", EPS, store=store).z[:, -1]
+        off[store] = ((z - exact.z[:, -1]) / exact.z[:, -1]).abs().max().item()
+    assert off[None] < 1e-5
+    assert 0.02 < off[torch.bfloat16] < 0.9
