@@ -23,11 +23,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster import storage
-from stages.corpus.documents import write_table
+from stages.corpus.documents import write_documents
 from stages.corpus.parallel import spread
 from stages.decontaminate.decide import cut, decide_document, without_notes
 from stages.decontaminate.index import Index
-from stages.decontaminate.shards import ShardScan, Text, scan_shard, texts_of
+from stages.decontaminate.shards import ShardScan, Text, release_memory, scan_shard, texts_of
 from stages.decontaminate.stage import DecontaminateConfig
 
 Actions = dict[int, tuple[tuple[int, int], ...] | None]
@@ -143,6 +143,7 @@ def _write(shard: Any, actions: Actions, removed: frozenset[str], fs: Any, path:
     """Write the file; the fields of ``CleanedShard`` but name and URL."""
     with shard.on_disk() as file:
         table = pq.read_table(file, memory_map=False).combine_chunks()
+    release_memory()  # reading takes four times the text
     training = np.flatnonzero(pc.equal(table["split"], "train").to_numpy())
     keep = ~pc.is_in(table["doc_id"], pa.array(sorted(removed), pa.string())).to_numpy()
     new: dict[int, bytes] = {}
@@ -169,11 +170,12 @@ def _write(shard: Any, actions: Actions, removed: frozenset[str], fs: Any, path:
         table = table.filter(pa.array(keep))
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder, "cleaned.parquet")
-        write_table(table, draft)
+        write_documents(table, draft)
         put_whole(fs, draft, path)
         size = draft.stat().st_size
     train = table.filter(pc.equal(table["split"], "train"))
     total = pc.sum(pc.binary_length(train["text"])).as_py() or 0
+    release_memory()
     return {"size": size, "documents": len(train), "bytes": total, "rows": rows, "sizes": sizes}
 
 
@@ -185,7 +187,9 @@ def _replaced(texts: pa.ChunkedArray, new: dict[int, bytes]) -> pa.ChunkedArray:
         offsets = pa.py_buffer(np.array([0, len(text)], np.int64))
         parts.append(pa.LargeStringArray.from_buffers(1, offsets, pa.py_buffer(text)))
         at = row + 1
-    return pa.chunked_array([*parts, *texts.slice(at).chunks], pa.large_string())
+    parts += texts.slice(at).chunks
+    # An empty slice would keep all the texts it was cut from in memory.
+    return pa.chunked_array([part for part in parts if len(part)], pa.large_string())
 
 
 def put_whole(fs: Any, file: Path, path: str) -> None:

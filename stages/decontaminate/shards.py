@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster import storage
+from stages.corpus.documents import document_files
 from stages.corpus.parallel import spread
 from stages.decontaminate.chain import Scanned, Span, scan
 from stages.decontaminate.index import Index
@@ -109,12 +110,9 @@ class DocumentsShard:
 
 
 def documents_shards(artifact: Artifact) -> list[DocumentsShard]:
-    """The shards of a documents artifact, in order of ``doc_id``."""
+    """The shards of a documents artifact, in its order."""
     folder = artifact.path("documents")
-    return [
-        DocumentsShard(artifact, f"documents/{path.name}", path.stat().st_size)
-        for path in sorted(folder.glob("*.parquet"))
-    ]
+    return [DocumentsShard(artifact, f"documents/{path.name}", path.stat().st_size) for path in document_files(folder)]
 
 
 def texts_of(path: Path, splits: Sequence[str]) -> Iterator[Text]:
@@ -251,6 +249,7 @@ def scan_shard(shard: Shard, index: Index, rule: DecontaminateConfig, work_url: 
         if total:
             file.seek(0)
             _put(fs, f"{path}.spans.arrow", file)
+    release_memory()
     table = pa.table(columns, schema=DOCUMENTS)
     with tempfile.TemporaryFile() as file:
         pq.write_table(table, file, compression="zstd")
@@ -310,6 +309,11 @@ def _file(url: str) -> bytes:
     if content is None:
         raise FileNotFoundError(url)
     return content
+
+
+def release_memory() -> None:
+    """Give back to the system what Arrow freed but keeps: after a document of a gigabyte that is several of them."""
+    pa.default_memory_pool().release_unused()
 
 
 def _put(fs: Any, path: str, file: Any) -> None:
