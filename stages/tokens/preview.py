@@ -6,6 +6,7 @@ from typing import Any
 
 from stages.tokens.load import StudyTokenizer
 from stages.tokens.stage import TokenizerConfig, read_tokenizer
+from stages.tokens.tokenizer import read_library
 
 
 class _Bytes:
@@ -23,9 +24,7 @@ def preview(config: TokenizerConfig) -> StudyTokenizer | None:
     content = None if config.kind == "bpe" else read_tokenizer(config, needed=False)
     if content is None:
         return None
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(content.decode())
+    backend = read_library(str(config.path), content)
     backend.no_padding()
     backend.no_truncation()
     eos = backend.token_to_id(config.eos_token)

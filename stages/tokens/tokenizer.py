@@ -28,7 +28,7 @@ def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, c
         assert config.path is not None and config.eos_token is not None
         content = read_tokenizer(config)
         assert content is not None
-        tokenizer = _given(config.path, content)
+        tokenizer = read_library(config.path, content)
         eos = _token_id(tokenizer, "eos_token", config.eos_token)
         pad = eos if config.pad_token is None else _token_id(tokenizer, "pad_token", config.pad_token)
     else:
@@ -90,13 +90,15 @@ def _training_text(config: TokenizerConfig, documents: Artifact, context: Contex
         context.progress(done, total * share, "bytes")
 
 
-def _given(path: str, content: bytes) -> Library:
+def read_library(path: str, content: bytes) -> Library:
+    """The tokenizer of a tokenizer.json. Raises StageError where it is none, or does not give text back."""
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises bare Exception for every fault of the file
-        raise StageError(f"not a tokenizer.json: {error}", field="tokenizer.path", value=path) from error
+        raise StageError(f"not a tokenizer.json: {error}", field="tokenizer.path", value=path,
+                         fix="give the file that tokenizers or transformers saved") from error  # fmt: skip
     probe = "The pass key is 4071.\n  x_1 = {y}\n"
     decoded = tokenizer.decode(tokenizer.encode(probe, add_special_tokens=False).ids)
     if decoded.split() != probe.split():

@@ -180,8 +180,17 @@ def test_tokenizer_and_checkpoint_of_different_vocabularies_are_told_before_any_
     assert said.code == 2 and not Path("runs").exists()
     assert re.fullmatch(r".*base\.path = .*has 300 tokens, the study's tokenizer 258.*Fix.*", said.faults[0])
 
-    tokens = {"model": {"vocab": {f"t{i}": i for i in range(299)}}, "added_tokens": [{"content": "<eos>"}]}
-    Path("words.json").write_text(json.dumps(tokens))
+    tokenizers = pytest.importorskip("tokenizers")
+    byte_level = tokenizers.pre_tokenizers.ByteLevel
+    vocabulary = {token: i for i, token in enumerate(sorted(byte_level.alphabet()))}
+    words = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    words.pre_tokenizer, words.decoder = byte_level(add_prefix_space=False), tokenizers.decoders.ByteLevel()
+    words.add_special_tokens(["<eos>", *(f"<{i}>" for i in range(43))])
+    words.save("words.json")
+    Path("broken.json").write_text('{"model": {"vocab": {"a": 0}}, "added_tokens": [{"content": "<eos>"}]}')
+    broken = replaced(TOKENIZER, "tokenizer: {kind: file, path: broken.json, eos_token: <eos>}")
+    said = cli("validate", "tiny.yaml", study=broken)
+    assert said.code == 2 and re.search(r"tokenizer\.path = .*broken\.json.*tokenizer\.json.*Fix", said.faults[0])
     fitting = replaced(BASE, base).replace(TOKENIZER, "tokenizer: {kind: file, path: words.json, eos_token: <eos>}")
     said = cli("validate", "tiny.yaml", study=fitting.replace("heads: 2", trunk.replace("96", "64")))
     assert said.code == 2 and re.search(r"trunk\.ffn_dim = 64: the checkpoint's is 96.*Fix", said.faults[0])
