@@ -10,9 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from model.config import ARMS
 from pipeline.store import Store
+from pipeline.yamlfile import parse
 from tests.tiny import write_study
 
 COMMAND = [sys.executable, "-m", "pipeline.cli"]
@@ -54,6 +57,30 @@ def test_a_study_ends_with_its_verdicts_and_the_way_to_them(whole):
     assert "not measured" in done.stdout and "report.html" in done.stdout and "infini-study ui" in done.stdout
     assert (folder / "runs/store/reports/tiny/report.html").stat().st_size > 50_000
     assert "/s" in done.stderr  # progress with a rate
+
+
+def test_every_arm_runs_through_the_study(tmp_path):
+    """The arms the tiny study leaves out: trained from one base, evaluated, generating, exported."""
+    options = {"rmt": {"memory_tokens": 4}, "memorizing": {"top_k": 4}, "landmark": {"block_tokens": 15}}
+    path = write_study(tmp_path)
+    changed = parse(path.read_text(), path.name)
+    arms = {name: {**ARMS[name], **options.get(name, {})} for name in ARMS if name not in changed["arms"]}
+    changed = {name: section for name, section in changed.items() if name != "ablate"} | {"arms": arms}
+    changed["pretrain"] |= {"steps": 2, "curriculum_share": 0.5}
+    path.write_text(json.dumps(changed))
+    done = study(tmp_path, "run", "tiny.yaml")
+    assert done.returncode == 0, done.stderr[-4000:]
+    store = Store(tmp_path / "runs/store")
+    made = {commit.step: store.artifact(commit) for commit in store.commits()}
+    assert len(arms) == 7
+    for arm in arms:
+        rows = pq.read_table(made[f"evaluate/{arm}/0"].path("perplexity.parquet")).to_pylist()
+        nll = sum(row["nll_sum"] for row in rows) / sum(row["tokens"] for row in rows)
+        assert 1 < nll < 7, arm  # nats per byte; ln 258 = 5.55 knows nothing
+        cost = json.loads(made[f"pretrain/{arm}/0"].path("cost.json").read_text())
+        assert cost["flops_per_token_training"] > 0 and cost["tokens_per_s"] > 0
+    done = study(tmp_path, "export", "pretrain/landmark/0", "exported", "--json")
+    assert done.returncode == 0 and (tmp_path / "exported/config.json").is_file(), done.stderr[-2000:]
 
 
 def test_the_planted_passage_was_cut_from_training(whole):
