@@ -7,6 +7,7 @@ a span counts the words that really agree and has readable text on both sides as
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,12 +16,12 @@ from numpy.typing import NDArray
 
 from stages.decontaminate.boilerplate import body
 from stages.decontaminate.index import MULTIPLIER, Index, leaving, slot_of
-from stages.decontaminate.normalize import Words, as_bytes, empty_words, read_words, tables, words
+from stages.decontaminate.normalize import as_bytes, empty_words, read_words, tables
 
 OPEN_CHAINS = 512  # at the same time; beyond it the stalest is closed
-OUTSIDE, CHAIN_FIELDS = -1, 5
+OUTSIDE, CHAIN_FIELDS, VERIFIED_FIELDS = -1, 5, 8
 BLOCK = 4096  # words read before they are looked up: 100 KB, about half of a core's own cache
-MARK = 256  # words between two places that are remembered, so that a chain's words can be read again
+MARK = 64  # words between two places that are remembered, so that a chain's words can be read again
 
 
 class Span(NamedTuple):
@@ -59,59 +60,46 @@ def scan(text: bytes | NDArray[np.uint8], index: Index, max_gap: int, max_drift:
     """
     data = as_bytes(text)
     first, last = body(data)
-    document = _Document(data[first:last], first)
-    chains, document_words = _chained(document, index, max_gap, max_drift)
-    spans = []
-    for book, *ranges in chains.tolist():
-        span = _verified(document, document_words, index, book, ranges, max_gap + index.ngram)
-        if span.matched >= min_span_words:
-            spans.append(span)
-    return Scanned(len(data), document_words, _without_nested(spans))
+    inside = data[first:last]
+    marks = np.empty(len(inside) // (2 * MARK) + 2, np.int64)
+    chains, document_words = _chained(inside, marks, index, max_gap, max_drift, min_span_words)
+    found = np.empty((len(chains), VERIFIED_FIELDS), np.int64)
+    count = _verified(
+        inside, *tables(), marks, document_words, chains, index.hashes, index.first_word, max_gap + index.ngram,
+        min_span_words, found,
+    ) if len(chains) else 0  # fmt: skip
+    return Scanned(len(data), document_words, _without_nested(list(_spans(found[:count], first, index))))
 
 
-_NONE = empty_words(0)
-
-
-class _Document:
-    """A text that gives its words by number: from every ``MARK``-th word on, whose place is known, they are read."""
-
-    def __init__(self, data: NDArray[np.uint8], offset: int) -> None:
-        self.data, self.offset = data, offset
-        self.marks = np.empty(len(data) // (2 * MARK) + 2, np.int64)
-        self._read: tuple[int, int, Words] = (0, -1, _NONE)
-
-    def words(self, first: int, last: int, total: int) -> tuple[int, Words]:
-        """(number of the first one, some words): at least [first, last) and up to ``MARK`` more on both sides."""
-        a, b = max(0, first // MARK), min(-(-last // MARK), -(-total // MARK))
-        if not (self._read[0] <= a and b <= self._read[1]):
-            start = int(self.marks[a])
-            end = int(self.marks[b]) if b * MARK < total else len(self.data)
-            found = words(self.data[start:end])
-            hashes = found.hashes.astype(np.uint32)  # as in the index
-            self._read = (a, b, Words(hashes, found.starts + start, found.ends + start))
-        return self._read[0] * MARK, self._read[2]
-
-
-def _chained(document: _Document, index: Index, max_gap: int, max_drift: int) -> tuple[NDArray[np.int64], int]:
+def _chained(
+    data: NDArray[np.uint8], marks: NDArray[np.int64], index: Index, max_gap: int, max_drift: int, least: int
+) -> tuple[NDArray[np.int64], int]:
     """(chains [c, 5]: book, first and last+1 word in the document, first and last+1 word in the book; words)."""
     size = 1024
     block = empty_words(BLOCK)
     while True:
         out = np.empty((size, CHAIN_FIELDS), np.int64)
         count, total = _chains(
-            document.data, *tables(), *block, index.ngram, index.table, index.postings, index.first_word,
-            index.bitmap, max_gap, max_drift, np.empty((OPEN_CHAINS, CHAIN_FIELDS), np.int64), document.marks, out,
+            data, *tables(), *block, index.ngram, index.table, index.postings, index.first_word, index.bitmap, max_gap,
+            max_drift, least, np.empty((OPEN_CHAINS, CHAIN_FIELDS), np.int64), marks, out,
         )  # fmt: skip
         if count <= size:
             return out[:count], total
         size = count
 
 
+def _spans(found: NDArray[np.int64], offset: int, index: Index) -> Iterator[Span]:
+    for book, d0, d1, b0, b1, matched, start, end in found.tolist():
+        base = int(index.first_word[book])
+        own = int(index.starts[base + b0]), int(index.ends[base + b1 - 1])
+        yield Span(book, d0, d1, b0, b1, matched, offset + start, offset + end, *own)
+
+
 @njit(cache=True, nogil=True)
 def _chains(
     data: Any, ascii: Any, classes: Any, offsets: Any, flat: Any, hashes: Any, starts: Any, ends: Any, n: int,
-    table: Any, postings: Any, first_word: Any, bitmap: Any, max_gap: int, max_drift: int, live: Any, marks: Any,
-    out: Any,
+    table: Any, postings: Any, first_word: Any, bitmap: Any, max_gap: int, max_drift: int, least: int, live: Any,
+    marks: Any, out: Any,
 ) -> tuple[int, int]:  # fmt: skip
     """Words, n-grams, look-up and chains in one pass over the bytes, a block of words at a time so that they stay in
     the cache. Returns (chains found, words); chains beyond the length of ``out`` are counted, not kept."""
@@ -136,24 +124,26 @@ def _chains(
             c = 0
             while c < alive:  # close what can no longer go on
                 if i - live[c, 2] > max_gap:
-                    count = _close(live, c, out, count, n)
+                    count = _close(live, c, out, count, least)
                     alive -= 1
                     for field in range(CHAIN_FIELDS):
                         live[c, field] = live[alive, field]
                 else:
                     c += 1
             if value >> np.uint64(63) == 0:
-                alive, count = _chain(i, np.int64(value), n, first_word, max_gap, max_drift, live, alive, out, count)
+                alive, count = _chain(
+                    i, np.int64(value), n, first_word, max_gap, max_drift, least, live, alive, out, count
+                )
                 continue
             first = np.int64(value & np.uint64((1 << 40) - 1))
             for p in range(first, first + np.int64((value >> np.uint64(40)) & np.uint64(0xFFFF))):
                 alive, count = _chain(
-                    i, np.int64(postings[p]), n, first_word, max_gap, max_drift, live, alive, out, count
+                    i, np.int64(postings[p]), n, first_word, max_gap, max_drift, least, live, alive, out, count
                 )
         total += size
         block[:n] = block[size : size + n]
     for c in range(alive):
-        count = _close(live, c, out, count, n)
+        count = _close(live, c, out, count, least)
     return count, total
 
 
@@ -196,8 +186,8 @@ def _looked_up(grams: Any, candidates: Any, some: int, table: Any, seeds: Any) -
 
 @njit(cache=True, nogil=True, inline="always")
 def _chain(
-    i: int, place: int, n: int, first_word: Any, max_gap: int, max_drift: int, live: Any, alive: int, out: Any,
-    count: int,
+    i: int, place: int, n: int, first_word: Any, max_gap: int, max_drift: int, least: int, live: Any, alive: int,
+    out: Any, count: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Let the seed at word ``i``, which stands at ``place`` of the index, prolong a chain or begin one. Returns (open
     chains, finished ones)."""
@@ -223,7 +213,7 @@ def _chain(
         for c in range(1, alive):
             if live[c, 2] < live[best, 2]:
                 best = c
-        count = _close(live, best, out, count, n)
+        count = _close(live, best, out, count, least)
     else:
         best = alive
         alive += 1
@@ -240,43 +230,66 @@ def _chain(
 
 
 @njit(cache=True, nogil=True)
-def _close(live: Any, c: int, out: Any, count: int, n: int) -> int:
-    """Keep a finished chain unless it is a lone seed or two: quotations of phrases, far too many to verify."""
-    if live[c, 2] - live[c, 1] < 3 * n:
+def _close(live: Any, c: int, out: Any, count: int, least: int) -> int:
+    """Keep a finished chain unless it is shorter than a span must be: quotations of phrases, far too many to verify.
+    Equal words beyond its ends would have been seeds, unless they are no evidence."""
+    if min(live[c, 2] - live[c, 1], live[c, 4] - live[c, 3]) < least:
         return count
     if count < len(out):
         out[count] = live[c]
     return count + 1
 
 
-def _verified(document: _Document, total: int, index: Index, book: int, ranges: list[int], reach: int) -> Span:
-    base = int(index.first_word[book])
-    own = index.hashes[base : int(index.first_word[book + 1])]
-    i0, i1, j0, j1 = ranges
-    room = MARK
-    while True:
-        at, found = document.words(max(0, i0 - room), min(total, i1 + room), total)
-        d0, d1, b0, b1, matched = (int(x) for x in _aligned(found.hashes, own, i0 - at, i1 - at, j0, j1, reach))
-        if (d0 > 0 or at == 0) and (d1 < len(found.hashes) or at + d1 == total):
-            break
-        room *= 8  # equal words reach the edge of what was read: read more
-    return Span(
-        book, at + d0, at + d1, b0, b1, matched,
-        document.offset + int(found.starts[d0]), document.offset + int(found.ends[d1 - 1]),
-        int(index.starts[base + b0]), int(index.ends[base + b1 - 1]),
-    )  # fmt: skip
+@njit(cache=True, nogil=True)
+def _verified(
+    data: Any, ascii: Any, classes: Any, offsets: Any, flat: Any, marks: Any, total: int, chains: Any, own: Any,
+    first_word: Any, reach: int, least: int, out: Any,
+) -> int:  # fmt: skip
+    """Align every chain; enter those of at least ``least`` agreeing words: [book, first and last+1 word in the
+    document and in the book, agreeing words, first byte, last byte + 1]. Words are read again from the mark before."""
+    hashes, starts, ends = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)
+    lower = np.empty(0, np.uint32)  # of the hashes, as in the index
+    at, size, count = 0, 0, 0
+    for c in range(len(chains)):
+        book, i0, i1, j0, j1 = chains[c, 0], chains[c, 1], chains[c, 2], chains[c, 3], chains[c, 4]
+        theirs = own[first_word[book] : first_word[book + 1]]
+        room = MARK
+        while True:
+            first, last = max(0, i0 - room) // MARK * MARK, min(total, i1 + room)
+            if first < at or last > at + size:
+                if last - first > len(hashes):
+                    hashes = np.empty(2 * (last - first), np.uint64)
+                    starts, ends = np.empty(len(hashes), np.int64), np.empty(len(hashes), np.int64)
+                at = first
+                room_needed = last - first
+                size, _ = read_words(
+                    data, marks[first // MARK], ascii, classes, offsets, flat, hashes[:room_needed], starts, ends
+                )
+                lower = hashes[:size].astype(np.uint32)
+            d0, d1, b0, b1, matched = _aligned(lower, theirs, i0 - at, i1 - at, j0, j1, reach, least)
+            if (d0 > 0 or at == 0) and (d1 < size or at + d1 == total):
+                break
+            room *= 8  # equal words reach the edge of what was read: read more
+        if matched >= least:
+            out[count, 0], out[count, 1], out[count, 2], out[count, 3], out[count, 4] = book, at + d0, at + d1, b0, b1
+            out[count, 5], out[count, 6], out[count, 7] = matched, starts[d0], ends[d1 - 1]
+            count += 1
+    return count
 
 
 @njit(cache=True, nogil=True)
-def _aligned(a: Any, b: Any, i0: int, i1: int, j0: int, j1: int, reach: int) -> tuple[int, int, int, int, int]:
+def _aligned(
+    a: Any, b: Any, i0: int, i1: int, j0: int, j1: int, reach: int, least: int
+) -> tuple[int, int, int, int, int]:
     """Extend the chain over equal words on both sides, then count agreeing words: at a disagreement go on at the
-    nearest pair of equal words within ``reach`` on either side, substitutions first."""
+    nearest pair of equal words within ``reach`` on either side, substitutions first. Where ``least`` can no longer be
+    reached, counting stops: most chains are short."""
     while i0 > 0 and j0 > 0 and a[i0 - 1] == b[j0 - 1]:
         i0, j0 = i0 - 1, j0 - 1
     while i1 < len(a) and j1 < len(b) and a[i1] == b[j1]:
         i1, j1 = i1 + 1, j1 + 1
     i, j, matched = i0, j0, 0
-    while i < i1 and j < j1:
+    while i < i1 and j < j1 and matched + min(i1 - i, j1 - j) >= least:
         if a[i] == b[j]:
             i, j, matched = i + 1, j + 1, matched + 1
             continue
