@@ -45,14 +45,23 @@ def transition(phi_k: Tensor, z: Tensor, eps: float) -> Tensor:
     return cast(Tensor, _Transition.apply(phi_k, z, eps))  # type: ignore[no-untyped-call]
 
 
-def recall(local: Tensor, phi_q: Tensor, states: MemoryState, g: Tensor, eps: float, *, literal: bool) -> Tensor:
-    """g A_mem + (1 - g) local, in the dtype of ``local`` [B, S, N, H, E].
+def recall(
+    local: Tensor, q: Tensor, states: MemoryState, g: Tensor, name: FeatureMap, eps: float, *, literal: bool
+) -> Tensor:
+    """g A_mem + (1 - g) local, in the dtype of ``local`` [B, S, N, H, E]; q [B, S, N, H, d], features in M's dtype.
 
-    phi_q [B, S', H, N, F] and ``states`` (M [B, S', K, F, E]): of the last S' <= S segments; the S - S' before them
-    have nothing to read and stay as they are, or with ``literal`` are scaled by 1 - g. g: [H, 1] (per head), [H, E]
-    (per channel) or [B, S, N, H, 1] (per token).
+    ``states`` (M [B, S', K, F, E]): of the last S' <= S segments; the S - S' before them have nothing to read and stay
+    as they are, or with ``literal`` are scaled by 1 - g. g: [H, 1] (per head), [H, E] (per channel) or [B, S, N, H, 1]
+    (per token).
     """
-    return cast(Tensor, _Recall.apply(local, phi_q, states.M, states.z, g, eps, literal))  # type: ignore[no-untyped-call]
+    M, z = states.M, states.z
+    elu1 = name == "elu1"
+    x = q if elu1 else features(name, q, q.shape[1] - M.shape[1], q.shape[1], M.dtype)
+    return cast(Tensor, _Recall.apply(local, x, M, z, g, elu1, eps, literal))  # type: ignore[no-untyped-call]
+
+
+BLOCK = 2**17
+"""Numbers per tensor that ``recall`` works on at a time on a CPU: its dozen passes then stay in the core's cache."""
 
 
 class _Elu1(torch.autograd.Function):
@@ -62,13 +71,7 @@ class _Elu1(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        part = x[:, first:last].transpose(2, 3)
-        phi = torch.empty(part.shape, dtype=dtype, device=x.device)
-        if x.dtype == dtype:
-            torch.clamp(part, max=0, out=phi)
-        else:
-            phi.copy_(part).clamp_(max=0)
-        phi.exp_().add_(part.clamp(min=0))
+        phi = _elu1(x[:, first:last], dtype)
         ctx.save_for_backward(phi)
         ctx.x = x.shape, x.dtype, first, last
         return phi
@@ -139,75 +142,112 @@ class _Transition(torch.autograd.Function):
 
 
 class _Recall(torch.autograd.Function):
+    """x: q [B, S, N, H, d] where ``elu1``, else its features [B, S', H, N, F]. Block by block of segments, and again in
+    the backward pass, which keeps nothing but the arguments."""
+
     @staticmethod
     def forward(
-        ctx: Any, local: Tensor, phi: Tensor, M: Tensor, z: Tensor, g: Tensor, eps: float, literal: bool
+        ctx: Any, local: Tensor, x: Tensor, M: Tensor, z: Tensor, g: Tensor, elu1: bool, eps: float, literal: bool
     ) -> Tensor:
-        unread = local.shape[1] - phi.shape[1]
-        grouped = _by_memory(phi, M)
-        r = (grouped @ z.unsqueeze(-1)).add_(eps).reciprocal_()
-        found = (grouped @ M).mul_(r).view(*phi.shape[:-1], M.shape[-1])
-        y = torch.empty_like(local)
+        y, unread = torch.empty_like(local), local.shape[1] - M.shape[1]
         if unread:
-            y[:, :unread] = local[:, :unread] * (1 - _of(g, 0, unread)) if literal else local[:, :unread]
-        read, gate = local[:, unread:], _of(g, unread, local.shape[1])
-        if local.dtype == found.dtype == g.dtype:
-            torch.lerp(read, found.transpose(2, 3), gate, out=y[:, unread:])
-        else:
-            y[:, unread:] = torch.lerp(read.to(found.dtype), found.transpose(2, 3), gate.to(found.dtype))
-        ctx.save_for_backward(local, phi, M, z, g, r, found)
-        ctx.literal = literal
+            first = local[:, :unread]
+            y[:, :unread] = first * (1 - _of(g, 0, unread)) if literal else first
+        for i, j in _blocks(local, M.shape[1]):
+            _, _, found = _read(x, M, z, elu1, eps, i, j)
+            read, gate = local[:, unread + i : unread + j], _of(g, unread + i, unread + j)
+            if local.dtype == found.dtype == g.dtype:
+                torch.lerp(read, found.transpose(2, 3), gate, out=y[:, unread + i : unread + j])
+            else:
+                mixed = torch.lerp(read.to(found.dtype), found.transpose(2, 3), gate.to(found.dtype))
+                y[:, unread + i : unread + j] = mixed
+        ctx.save_for_backward(local, x, M, z, g)
+        ctx.options = elu1, eps, literal
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        local, phi, M, z, g, r, found = ctx.saved_tensors
-        dy, dtype = grads[0], found.dtype
-        unread, segments = local.shape[1] - phi.shape[1], local.shape[1]
-        d_local = torch.empty_like(local)
-        # dA_mem is g dy; along E it meets A_mem itself, once for g and once for the divisor
-        gate = _of(g, unread, segments).to(dtype)
-        d_found = dy[:, unread:].transpose(2, 3).to(dtype, memory_format=torch.contiguous_format, copy=True)
-        by_head = gate.transpose(-3, -2) if gate.ndim == 5 else gate.unsqueeze(-2)  # [.., H, N or 1, 1 or E]
-        met = d_found * found
-        if by_head.shape[-1] == 1:
-            met = met.sum(-1, keepdim=True)
-            divided = met * by_head
-        else:
-            divided = (met * by_head).sum(-1, keepdim=True)
-        d_g = None
-        if ctx.needs_input_grad[4]:  # d_local lends its memory to an intermediate result
-            d_g = _gate_gradient(met, dy, local, g, unread, d_local, literal=ctx.literal)
+        local, x, M, z, g = ctx.saved_tensors
+        elu1, eps, literal = ctx.options
+        dy, dtype, unread = grads[0], M.dtype, local.shape[1] - M.shape[1]
+        d_local, d_x, d_M, d_z = (torch.empty_like(t) for t in (local, x, M, z))
+        d_g = torch.zeros_like(g, dtype=dtype)
         if unread:
             first = dy[:, :unread]
-            d_local[:, :unread] = first * (1 - _of(g, 0, unread)) if ctx.literal else first
-        torch.mul(dy[:, unread:], 1 - gate, out=d_local[:, unread:])
+            d_local[:, :unread] = first * (1 - _of(g, 0, unread)) if literal else first
+            if literal:
+                _add_gate(d_g, -(first.to(dtype) * local[:, :unread].to(dtype)), 0, unread)
+            if elu1:
+                d_x[:, :unread] = 0
+        for i, j in _blocks(local, M.shape[1]):
+            at = slice(unread + i, unread + j)
+            phi, r, found = _read(x, M, z, elu1, eps, i, j)
+            gate = _of(g, unread + i, unread + j).to(dtype)
+            by_head = gate.transpose(-3, -2) if gate.ndim == 5 else gate.unsqueeze(-2)  # [.., H, N or 1, 1 or E]
+            # dA_mem is g dy; along E it meets A_mem itself, once for g and once for the divisor
+            d_found = dy[:, at].transpose(2, 3).to(dtype, memory_format=torch.contiguous_format, copy=True)
+            met = d_found * found
+            if by_head.shape[-1] == 1:
+                met = met.sum(-1, keepdim=True)
+                divided = met * by_head
+            else:
+                divided = (met * by_head).sum(-1, keepdim=True)
+            _add_gate(d_g, met.transpose(2, 3), unread + i, unread + j)
+            _add_gate(d_g, -(dy[:, at].to(dtype) * local[:, at].to(dtype)), unread + i, unread + j)
+            torch.mul(dy[:, at], 1 - gate, out=d_local[:, at])
 
-        d_found = _by_memory(d_found.mul_(by_head * r.view_as(divided)), M)
-        d_den = _by_memory(divided, M).mul(r).neg_()
-        grouped = _by_memory(phi, M)
-        d_phi = (d_found @ M.transpose(-1, -2)).addcmul_(d_den, z.unsqueeze(-2))
-        d_M = grouped.transpose(-1, -2) @ d_found
-        d_z = (grouped.transpose(-1, -2) @ d_den).squeeze(-1)
-        return d_local, d_phi.view_as(phi), d_M, d_z, d_g, None, None
+            states = M[:, i:j]
+            d_found = _by_memory(d_found.mul_(by_head * r.view_as(divided)), states)
+            d_den = _by_memory(divided, states).mul(r).neg_()
+            grouped = _by_memory(phi, states)
+            d_phi = (d_found @ states.transpose(-1, -2)).addcmul_(d_den, z[:, i:j].unsqueeze(-2)).view_as(phi)
+            d_M[:, i:j] = grouped.transpose(-1, -2) @ d_found
+            d_z[:, i:j] = (grouped.transpose(-1, -2) @ d_den).squeeze(-1)
+            if elu1:
+                torch.mul(d_phi, phi.clamp_(max=1), out=d_x[:, at].transpose(2, 3))
+            else:
+                d_x[:, i:j] = d_phi
+        return d_local, d_x, d_M, d_z, d_g.to(g.dtype), None, None, None
 
 
-def _gate_gradient(
-    met: Tensor, dy: Tensor, local: Tensor, g: Tensor, unread: int, scratch: Tensor, *, literal: bool
-) -> Tensor:
-    """sum of dy (A_mem - A_dot) over what shares a gate. met: dy A_mem [B, S', H, N, 1 or E]; scratch: overwritten."""
-    start = 0 if literal else unread
-    pairs = dy[:, start:], local[:, start:]
-    lost = torch.mul(*pairs, out=scratch[:, start:]) if local.dtype == met.dtype else pairs[0].to(met.dtype) * pairs[1]
-    if g.shape[-1] == 1:
-        lost = lost.sum(-1, keepdim=True)
-    if g.ndim == 2:
-        return (met.sum((0, 1, 3)) - lost.sum((0, 1, 2))).to(g.dtype)
-    d_g = torch.zeros_like(g, dtype=met.dtype)
-    d_g[:, unread:] = met.transpose(2, 3)
-    d_g[:, start:] -= lost
-    return d_g.to(g.dtype)
+def _read(x: Tensor, M: Tensor, z: Tensor, elu1: bool, eps: float, i: int, j: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [B, s, H, N, F] of the queries that read states i .. j - 1, 1 / (sigma(q) z + eps) by memory
+    [B, s, K, G N, 1], and A_mem [B, s, H, N, E]."""
+    unread = x.shape[1] - M.shape[1]  # 0 where x are features
+    phi = _elu1(x[:, unread + i : unread + j], M.dtype) if elu1 else x[:, i:j]
+    states = M[:, i:j]
+    grouped = _by_memory(phi, states)
+    r = (grouped @ z[:, i:j].unsqueeze(-1)).add_(eps).reciprocal_()
+    found = (grouped @ states).mul_(r)
+    return phi, r, found.view(*phi.shape[:-1], M.shape[-1])
+
+
+def _elu1(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """sigma of x [B, S, N, H, d], [B, S, H, N, d]."""
+    part = x.transpose(2, 3)
+    phi = torch.empty(part.shape, dtype=dtype, device=x.device)
+    if x.dtype == dtype:
+        torch.clamp(part, max=0, out=phi)
+    else:
+        phi.copy_(part).clamp_(max=0)
+    return phi.exp_().add_(part.clamp(min=0))
+
+
+def _add_gate(d_g: Tensor, products: Tensor, first: int, last: int) -> None:
+    """Add products [B, s, N, H, 1 or E] of segments first .. last - 1 to the gradient of the gate they share."""
+    if d_g.shape[-1] == 1:
+        products = products.sum(-1, keepdim=True)
+    if d_g.ndim == 5:
+        d_g[:, first:last] += products
+    else:
+        d_g += products.sum((0, 1, 2))
+
+
+def _blocks(local: Tensor, segments: int) -> list[tuple[int, int]]:
+    """Ranges of segments whose tensors have about ``BLOCK`` numbers; all in one where that is not a CPU's."""
+    size = segments if local.is_cuda else max(1, BLOCK // (local[:, :1].numel() or 1))
+    return [(i, min(i + size, segments)) for i in range(0, segments, size)]
 
 
 def _by_memory(x: Tensor, M: Tensor) -> Tensor:

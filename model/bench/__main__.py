@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.what in ("all", "flat"):
         rows = FLAT_ROWS if args.rows == names() else args.rows
         result["flat"] = flat.run(
-            _for(args, lengths=FLAT_LENGTHS, segments=(512,), minutes=3.0, row_seconds=60.0, chunk=8192, rows=rows),
+            _for(args, lengths=FLAT_LENGTHS, segments=(512,), minutes=3.0, row_seconds=60.0, chunk=2048, rows=rows),
             trunk,
         )
     if args.what in ("all", "stream"):
@@ -97,7 +97,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--segments", type=_numbers, help=f"N, comma-separated (arms: {_text(SEGMENTS)}; flat: 512)")
     add("--batch", type=int, default=1, help="sequences a step (1)")
     add("--vocab", type=int, default=512, help="vocabulary size (512)")
-    add("--chunk", type=int, help="tokens a chunk where sequences run in chunks (flat: 8192; stream: 2048)")
+    add("--chunk", type=int, help="tokens a chunk where sequences run in chunks (2048)")
     add("--repeats", type=int, default=3, help="timed rounds after the first (3)")
     add("--minutes", type=float, help="begin nothing that would end later (arms: 5, flat: 3)")
     add("--row-seconds", type=float, help="leave out rows that would take longer for one sample (arms: 20, flat: 60)")

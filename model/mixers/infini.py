@@ -67,8 +67,7 @@ class InfiniMixer(LocalMixer):
                 states = MemoryState(torch.zeros_like(states.M), states.z)
             elif knockout is Knockout.swap:
                 states = _swapped(states)
-            phi_q = features(self.config.feature_map, q, q.shape[1] - states.M.shape[1], q.shape[1], dtype)
-            return recall(local, phi_q, states, g, self.config.eps, literal=literal), after
+            return recall(local, q, states, g, self.config.feature_map, self.config.eps, literal=literal), after
 
     def gate(self, x: Tensor, local: Tensor) -> Tensor:
         """g, to multiply outputs [B, S, n, H, d] with: [H, 1], [H, d] or [B, S, n, H, 1]; float32 at least."""

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from model import fused
 from model.fused import features, recall, segment_sums, transition
 from model.memory import MemoryState, feature_map, read
 
@@ -59,7 +60,7 @@ def test_transition() -> None:
     same(transition(phi, z, 0.01), torch.eye(4, dtype=torch.float64) - phi.transpose(-1, -2) @ p, (phi, z))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     batch=st.integers(1, 2),
     segments=st.integers(1, 4),
@@ -67,25 +68,28 @@ def test_transition() -> None:
     tokens=st.integers(1, 5),
     kv_heads=st.integers(1, 3),
     group=st.integers(1, 3),
-    features=st.integers(1, 5),
-    values=st.integers(1, 4),
+    size=st.integers(1, 4),
+    name=st.sampled_from(["elu1", "dpfp2"]),
     gate=st.sampled_from(["head", "channel", "token"]),
     literal=st.booleans(),
+    block=st.sampled_from([1, 2**16]),
 )
 def test_recall(
-    batch: int, segments: int, unread: int, tokens: int, kv_heads: int, group: int, features: int, values: int,
-    gate: str, literal: bool,
+    batch: int, segments: int, unread: int, tokens: int, kv_heads: int, group: int, size: int,
+    name: str, gate: str, literal: bool, block: int,
 ) -> None:  # fmt: skip
-    heads = kv_heads * group
-    local = draw(batch, segments + unread, tokens, heads, values, seed=1)
-    phi = draw(batch, segments, heads, tokens, features, seed=2, positive=True)
-    M, z = draw(batch, segments, kv_heads, features, values, seed=3), draw(batch, segments, kv_heads, features, seed=4)
-    z = z.detach().abs().add(0.1).requires_grad_()
-    shape = {"head": (heads, 1), "channel": (heads, values), "token": (batch, segments + unread, tokens, heads, 1)}
-    g = draw(*shape[gate], seed=5)
+    heads, shape = kv_heads * group, (batch, segments + unread, tokens, kv_heads * group)
+    local, q = draw(*shape, size, seed=1), draw(*shape, size, seed=2)
+    phi = feature_map(name, q)[:, unread:].transpose(2, 3)
+    M = draw(batch, segments, kv_heads, phi.shape[-1], size, seed=3)
+    z = draw(batch, segments, kv_heads, phi.shape[-1], seed=4, positive=True)
+    g = draw(*{"head": (heads, 1), "channel": (heads, size), "token": (*shape, 1)}[gate], seed=5)
     spread = MemoryState(M.repeat_interleave(group, 2), z.repeat_interleave(group, 2))
     found = read(spread, phi, 0.01).transpose(2, 3)
-    before = torch.zeros(batch, unread, tokens, heads, values, dtype=torch.float64)
+    before = torch.zeros(batch, unread, tokens, heads, size, dtype=torch.float64)
     mixed = g * torch.cat([before, found], 1) + (1 - g) * local
     expected = mixed if literal else torch.cat([local[:, :unread], mixed[:, unread:]], 1)
-    same(recall(local, phi, MemoryState(M, z), g, 0.01, literal=literal), expected, (local, phi, M, z, g))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "BLOCK", block)
+        ours = recall(local, q, MemoryState(M, z), g, name, 0.01, literal=literal)
+        same(ours, expected, (local, q, M, z, g))
