@@ -1,7 +1,8 @@
 """MB of text per second of one core, side by side in one run: ``python -m stages.decontaminate.bench [FOLDER]``.
 
 The text is that of ``FOLDER/**/*.txt``, or the manuals that come with Python and its packages: a fifth of the documents
-are evaluation documents, the others training text, clean and with 1% and 10% of evaluation passages put in. Beside our
+are evaluation documents; the others, but for those that share text with these by themselves, are training text: clean,
+and with 1% and 10% of evaluation passages put in. Beside our
 chain stand plain Python with the usual rule (flag a document that shares any 13-gram of words) and, with
 ``--datatrove PYTHON`` (an interpreter that has it), datatrove's n-gram decontamination: every row in a process of its
 own, so that its peak memory is its own. The slow ones see the first two megabytes: all rates are per byte.
@@ -66,7 +67,7 @@ def write_texts(folder: Path, source: str | None) -> str:
     training: list[str] = []
     for n, text in enumerate(texts_at_hand(source)):
         (evaluation if n % 5 == 0 else training).append(text)
-    clean = "\n".join(training).encode()
+    clean = "\n".join(_unrelated(training, evaluation)).encode()
     passages = b"\n\n".join(text.encode() for text in evaluation)
     distinct = len(clean)
     clean = (clean * (OURS_BYTES // len(clean) + 1))[:OURS_BYTES]
@@ -86,6 +87,17 @@ def write_texts(folder: Path, source: str | None) -> str:
         f"{len(evaluation)} evaluation documents ({len(passages) / 1e6:.1f} MB) against {OURS_BYTES / 1e6:.0f} MB of "
         f"training text ({distinct / 1e6:.1f} MB of it distinct) in documents of {DOCUMENT_BYTES / 1e3:.0f} KB"
     )
+
+
+def _unrelated(training: Sequence[str], evaluation: Sequence[str]) -> list[str]:
+    """The training texts that share nothing with an evaluation document by themselves, so that clean means clean."""
+    from stages.decontaminate.chain import scan
+    from stages.decontaminate.index import build
+
+    books = [(str(n), text.encode()) for n, text in enumerate(evaluation)]
+    index = build(books, RULE.ngram, RULE.max_books_per_ngram)
+    numbers = RULE.max_gap, RULE.max_drift, RULE.min_span_words
+    return [text for text in training if not scan(text.encode(), index, *numbers).spans]
 
 
 def _mixed(clean: bytes, passages: bytes, share: float) -> list[str]:
