@@ -5,18 +5,38 @@ Two entries: ``generate`` from tokens to tokens, ``complete`` from text to text.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Sequence
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from model.decoder import Decoder, DecoderState, Knockout
 
+P, R = ParamSpec("P"), TypeVar("R")
 PREFILL_TOKENS = 2**14
 """Prompt tokens read at once by default, over the batch: bounds the activations held, whatever the prompt's length."""
 
 
-@torch.no_grad()
+def _evaluating(function: Callable[P, R]) -> Callable[P, R]:
+    """``function(decoder, ...)`` without gradients and in evaluation mode, which it leaves as it was."""
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        decoder = cast(Decoder, args[0] if args else kwargs["decoder"])
+        training = decoder.training
+        decoder.eval()
+        try:
+            with torch.no_grad():
+                return function(*args, **kwargs)
+        finally:
+            decoder.train(training)
+
+    return called
+
+
+@_evaluating
 def generate(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],

@@ -203,3 +203,13 @@ def test_knockouts_reach_generation() -> None:
 def test_bad_requests_are_named(prompts: list[list[int]], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generate(decoder(), prompts, 4, **options)
+
+
+def test_generating_is_evaluation_and_leaves_the_mode_as_it_was() -> None:
+    """Landmark attention is another function in training."""
+    model, prompts = decoder("landmark"), tokens(2, 41).tolist()
+    wanted = generate(model, prompts, 12)
+    assert generate(model.train(), prompts, 12) == wanted and model.training
+    with pytest.raises(ValueError, match="empty"):
+        generate(model, [[]], 1)
+    assert model.training
