@@ -14,7 +14,8 @@ from torch import Tensor
 
 from model.decoder import Decoder, DecoderState, Knockout
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 PREFILL_TOKENS = 2**14
 """Prompt tokens read at once by default, over the batch: bounds the activations held, whatever the prompt's length."""
 
