@@ -97,7 +97,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--segments", type=_numbers, help=f"N, comma-separated (arms: {_text(SEGMENTS)}; flat: 512)")
     add("--batch", type=int, default=1, help="sequences a step (1)")
     add("--vocab", type=int, default=512, help="vocabulary size (512)")
-    add("--chunk", type=int, help="tokens a chunk where sequences run in chunks (2048)")
+    add("--chunk", type=int, help="tokens a chunk of a sequence (arms: all in one; flat, stream: 2048)")
     add("--repeats", type=int, default=3, help="timed rounds after the first (3)")
     add("--minutes", type=float, help="begin nothing that would end later (arms: 5, flat: 3)")
     add("--row-seconds", type=float, help="leave out rows that would take longer for one sample (arms: 20, flat: 60)")

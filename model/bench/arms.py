@@ -13,6 +13,7 @@ import torch
 from model.bench.measure import Sample, measure, peak_flops
 from model.bench.rows import FULL, LOOP, Row, build
 from model.config import TrunkConfig
+from model.decoder import Decoder
 
 GROWTH = 1.15
 """A row's time at 4 T over 4 times its time at T, for the prediction of what fits the time left."""
@@ -34,6 +35,9 @@ def run(args: argparse.Namespace, trunk: TrunkConfig) -> list[dict[str, Any]]:
             if not wanted or time.monotonic() + expected > deadline:
                 continue
             rows = build(wanted, trunk, n, args.vocab, args.device)
+            for row in rows.values():
+                if isinstance(row.module, Decoder):
+                    row.module.chunk_tokens = args.chunk
             if args.compile:
                 rows = {name: replace(row, loss=torch.compile(row.loss)) for name, row in rows.items()}
             samples = _rounds(rows, length, args)
