@@ -28,7 +28,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "1b": {"dim": 2048, "layers": 16, "heads": 32, "kv_heads": 8, "ffn_dim": 8192},
 }
 SEGMENTS, LENGTHS = (64, 128, 512, 2048), (2048, 8192, 32_768, 131_072)
-FLAT_ROWS, FLAT_LENGTHS = ("local", "infini-linear", "infini-delta", "full"), (8192, 32_768, 131_072, 262_144)
+FLAT_ROWS, FLAT_LENGTHS = ("infini-linear", "infini-delta", "local", "full"), (8192, 32_768, 262_144)
 STREAM_LENGTHS = (65_536, 262_144, 1_048_576)
 
 
@@ -48,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"batch {args.batch}; medians of {args.repeats} rounds, ratios within rounds")
         if LLAMA in args.rows:
             _say_if_missing()
-        result["arms"] = arms.run(_for(args, lengths=LENGTHS, segments=SEGMENTS, minutes=5.0), trunk)
+        result["arms"] = arms.run(_for(args, lengths=LENGTHS, segments=SEGMENTS, minutes=4.5), trunk)
     if args.what in ("all", "flat"):
         rows = FLAT_ROWS if args.rows == names() else args.rows
         result["flat"] = flat.run(
-            _for(args, lengths=FLAT_LENGTHS, segments=(512,), minutes=3.0, row_seconds=60.0, chunk=2048, rows=rows),
+            _for(args, lengths=FLAT_LENGTHS, segments=(512,), minutes=4.0, row_seconds=90.0, chunk=2048, rows=rows),
             trunk,
         )
     if args.what in ("all", "stream"):
@@ -99,8 +99,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--vocab", type=int, default=512, help="vocabulary size (512)")
     add("--chunk", type=int, help="tokens a chunk of a sequence (arms: all in one; flat, stream: 2048)")
     add("--repeats", type=int, default=3, help="timed rounds after the first (3)")
-    add("--minutes", type=float, help="begin nothing that would end later (arms: 5, flat: 3)")
-    add("--row-seconds", type=float, help="leave out rows that would take longer for one sample (arms: 20, flat: 60)")
+    add("--minutes", type=float, help="begin nothing that would end later (arms: 4.5, flat: 4)")
+    add("--row-seconds", type=float, help="leave out rows that would take longer for one sample (arms: 5, flat: 90)")
     add("--threads", type=int, help="CPU threads (torch's default)")
     add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: of this process, for a busy machine, 1 thread")
     add("--device", default="cpu", help="torch device; cuda runs under bfloat16 autocast")

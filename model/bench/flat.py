@@ -28,16 +28,20 @@ def run(args: argparse.Namespace, trunk: TrunkConfig) -> list[dict[str, Any]]:
     print(f"\nN = {n:,}, chunks of {args.chunk:,} tokens; microseconds a token, and relative to the shortest T")
     print(f"{'':30}{'T':>10}{'forward':>10}{'train':>10}{'fwd':>8}{'train':>8}{'peak MiB: fwd':>15}{'train':>8}")
     records: list[dict[str, Any]] = []
-    for name, row in rows.items():
-        base: dict[str, Any] | None = None
-        for length in args.lengths:
-            expected = 0.0 if base is None else _expected(records[-1], name, length)
+    seen: dict[str, list[dict[str, Any]]] = {name: [] for name in rows}
+    for length in args.lengths:
+        for name, row in rows.items():
+            before = seen[name]
+            if length > args.lengths[0] and not before:
+                continue
+            expected = _expected(before[-1], name, length) if before else 0.0
             if expected > args.row_seconds or time.monotonic() + expected > deadline:
                 continue
             record = _measure(name, row, n, length, args)
-            base = base or record
-            for part in ("forward", "training"):
-                record[f"{part}_x_shortest"] = record[f"{part}_us_per_token"] / base[f"{part}_us_per_token"]
+            for part in _PARTS:
+                shortest = (before or [record])[0][f"{part}_us_per_token"]
+                record[f"{part}_x_shortest"] = record[f"{part}_us_per_token"] / shortest
+            before.append(record)
             records.append(record)
             _print(record)
     return records

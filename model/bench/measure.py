@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -86,6 +87,16 @@ def _peak(tokens: Tensor) -> int | None:
     if tokens.is_cuda:
         return torch.cuda.max_memory_allocated()
     return _status("VmHWM") if sys.platform.startswith("linux") else None
+
+
+def peak_resident() -> int:
+    """Bytes resident at most since this process began. Not ru_maxrss on Linux: a child inherits its parent's."""
+    if sys.platform.startswith("linux"):
+        found = _status("VmHWM")
+        assert found is not None
+        return found
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _status(field: str) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from model.bench.measure import peak_resident
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.decoder import Decoder, DecoderState
 
@@ -57,9 +57,8 @@ def one(rule: str, length: int, chunk: int) -> dict[str, Any]:
         tokens = following
     seconds = time.perf_counter() - start
     assert isinstance(state, DecoderState)
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_bytes": peak_resident(),
         "state_bytes": state.bytes(),
         "tokens_per_s": length / seconds,
         "mean_nll": nll / targets,
