@@ -1,0 +1,56 @@
+"""The bench measures what it says: every kind of mixer, and loops that compute what one pass computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.bench.__main__ import main
+from model.bench.rows import LLAMA, LOOP, arms, build, names
+from model.bench.scans import associative, loop
+from model.config import TrunkConfig
+from model.mixers import KINDS
+from tests.model.tiny import tokens
+
+TRUNK = TrunkConfig(dim=16, layers=2, heads=2)
+
+
+def test_every_kind_has_a_row_and_infini_its_segment_loops() -> None:
+    assert {fields["kind"] for fields in arms().values()} == set(KINDS)
+    assert len(names()) == len(KINDS) + 1 + 2 + 1  # both update rules, two loops, Llama
+    assert names()[-1] == LLAMA
+
+
+@pytest.mark.parametrize("arm", ["infini-linear", "infini-delta"])
+def test_the_segment_loop_computes_the_same_loss_and_gradients(arm: str) -> None:
+    rows = build([arm, arm + LOOP], TRUNK, 8, 31, "cpu")
+    module = rows[arm].module.double()
+    assert rows[arm + LOOP].module is module
+    found = []
+    for row in rows.values():
+        loss = row.loss(tokens(2, 29))
+        found.append((loss, torch.autograd.grad(loss, list(module.parameters()))))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("segments", [1, 2, 3, 8, 13])
+def test_the_scans_compared_compute_the_same(segments: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    a, b = (0.3 * torch.randn(2, segments, 3, 4, 4, generator=g, dtype=torch.float64) for _ in range(2))
+    torch.testing.assert_close(associative(a, b), loop(a, b), rtol=0, atol=1e-10)
+
+
+def test_a_run_prints_and_writes_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "numbers.json"
+    options = ["--rows", "local,infini-linear", "--lengths", "64", "--segments", "16", "--repeats", "1"]
+    main(["arms", *options, "--json", str(target)])
+    records = json.loads(target.read_text())["arms"]
+    assert [r["row"] for r in records] == ["local", "infini-linear"]
+    assert all(r["training_tokens_per_s"] > 0 and r["T"] == 64 and r["N"] == 16 for r in records)
+    assert "T = 64, N = 16" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["arms", "--rows", "infini"])
+    assert "allowed are local" in capsys.readouterr().err
