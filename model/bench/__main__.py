@@ -25,6 +25,7 @@ from model.config import TrunkConfig
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"dim": 128, "layers": 4, "heads": 4},
+    "medium": {"dim": 256, "layers": 4, "heads": 4},
     "1b": {"dim": 2048, "layers": 16, "heads": 32, "kv_heads": 8, "ffn_dim": 8192},
 }
 SEGMENTS, LENGTHS = (64, 128, 512, 2048), (2048, 8192, 32_768, 131_072)
