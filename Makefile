@@ -46,7 +46,7 @@ test-all: $(STAMP)
 
 ## bench      speed, side by side in one run: the arms
 bench: $(STAMP)
-	@$(BIN)/python -m model.bench
+	@env -u OMP_NUM_THREADS $(BIN)/python -m model.bench $(ARGS)
 
 ## bench-corpus  the corpus's kernels beside other tools (in an environment of their own) and their accuracy: [TEXTS=/folder]
 BENCH := $(VENV)/bench

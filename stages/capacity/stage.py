@@ -66,7 +66,7 @@ class Capacity(Stage[CapacityConfig]):
     """No inputs."""
 
     name: ClassVar[str] = "capacity"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     inputs = ()
     uses = ("model",)
 

@@ -27,6 +27,13 @@ def is_gate(name: str) -> bool:
     return name.rpartition(".")[2] == "beta"
 
 
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Is weight decay for it? For matrices, but not for what a document starts from (memories, memory tokens, the
+    landmark) and what moves a gate by its token."""
+    own = ("gate_weight", "memory_start", "normaliser_start", "stream.memory", "stream.landmark")
+    return parameter.ndim >= 2 and not name.endswith(own)
+
+
 def build(decoder: nn.Module, *, lr: float, gate_lr: float, weight_decay: float) -> torch.optim.AdamW:
     """Three groups: matrices (weight decay), norms and biases (none), gates (none, own learning rate).
 
@@ -40,7 +47,7 @@ def build(decoder: nn.Module, *, lr: float, gate_lr: float, weight_decay: float)
         if is_gate(name):
             gates.append(parameter)
         else:
-            (matrices if parameter.ndim >= 2 else vectors).append(parameter)
+            (matrices if decays(name, parameter) else vectors).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": weight_decay, "peak": lr},
         {"params": vectors, "weight_decay": 0.0, "peak": lr},
