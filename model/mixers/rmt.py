@@ -21,27 +21,22 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.mixers.base import Knockout, LayerState, Mixer, attend, join, lower_right
+from model.mixers.base import Knockout, LayerState
+from model.mixers.full import FullMixer
 from model.mixers.stream import Layers, Stream, Trunk
-from model.rope import Rope, rotate
+from model.rope import Rope
 
 
-class RMTMixer(Mixer):
-    """Causal attention over the framed segment."""
+class RMTMixer(FullMixer):
+    """Causal attention over the framed segment, which is live until it closes."""
 
     def mix(
         self, x: Tensor, state: LayerState, *, position: int, rope: Rope, knockout: Knockout, keep_state: bool
     ) -> tuple[Tensor, LayerState]:
-        length = x.shape[1]
-        q, k, v = self.project(x)
-        cos, sin = rope.table(position, length, x.device, x.dtype)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        seen = join(state.live, k, v)
-        if len(seen) == length:
-            y = attend(q, k, v, causal=True)
-        else:
-            y = attend(q, seen.k, seen.v, mask=lower_right(length, len(seen), x.device))
-        return y, LayerState(live=seen)
+        y, after = super().mix(
+            x, LayerState(cached=state.live), position=position, rope=rope, knockout=knockout, keep_state=keep_state
+        )
+        return y, LayerState(live=after.cached)
 
 
 class RMTStream(Stream):
