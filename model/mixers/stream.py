@@ -46,7 +46,7 @@ class Stream(nn.Module):
         keep_state: bool,
     ) -> tuple[Tensor, Layers, Tensor | None]:
         """Normed outputs [B, T, C] of the last layer at the text tokens x [B, T, C], which stand at ``position`` (in
-        in text tokens) of their documents, with the layers' states and the vectors carried on after them.
+        text tokens) of their documents, with the layers' states and the vectors carried on after them.
 
         layers, carried: what the call for the tokens before returned, None at the start of documents. With
         ``keep_state`` false nothing follows: what is returned of them is not used, but for auxiliary losses.
