@@ -3,8 +3,9 @@
 The text is that of ``FOLDER/**/*.txt``, or the manuals that come with Python and its packages: a fifth of the documents
 are evaluation documents; the others, but for those that share text with these by themselves, are training text: clean,
 and with 1% and 10% of evaluation passages put in. Beside our chain stand plain Python with the usual rule (flag a
-document that shares any 13-gram of words) and, with ``--datatrove PYTHON`` (an interpreter that has it), datatrove's n-gram decontamination: every row in a process of its
-own, so that its peak memory is its own. The slow ones see the first two megabytes: all rates are per byte.
+document that shares any 13-gram of words) and, with ``--datatrove PYTHON`` (an interpreter that has it), datatrove's
+n-gram decontamination: every row in a process of its own, so that its peak memory is its own. The slow ones see the
+first two megabytes: all rates are per byte.
 """
 
 from __future__ import annotations
