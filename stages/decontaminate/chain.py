@@ -15,7 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from stages.decontaminate.boilerplate import body
-from stages.decontaminate.index import MULTIPLIER, Index, leaving, slot_of
+from stages.decontaminate.index import MULTIPLIER, Index, bits_of, leaving, slot_of
 from stages.decontaminate.normalize import as_bytes, empty_words, read_words, tables
 
 OPEN_CHAINS = 512  # at the same time; beyond it the stalest is closed
@@ -106,6 +106,7 @@ def _chains(
     block = np.zeros(len(hashes) + n, np.uint64)  # hashes of the last n words of the block before, then this one's
     grams = np.empty(len(hashes), np.uint64)
     candidates = np.empty(len(hashes), np.int32)
+    slots, there = np.empty(len(hashes), np.int64), np.empty(len(hashes), np.uint64)
     seeds = np.empty((len(hashes), 2), np.int64)
     gram = np.uint64(0)
     total, at = 0, 0
@@ -118,7 +119,7 @@ def _chains(
             marks[(total + k) // MARK] = starts[k]
         gram = _roll(block, n, size, gram, grams)
         some = _prefiltered(grams, max(0, n - 1 - total), size, bitmap, candidates)
-        found = _looked_up(grams, candidates, some, table, seeds)
+        found = _looked_up(grams, candidates, some, table, slots, there, seeds)
         for s in range(found):
             i, value = total + seeds[s, 0] + 1 - n, np.uint64(seeds[s, 1])
             c = 0
@@ -160,25 +161,28 @@ def _roll(block: Any, n: int, size: int, gram: Any, grams: Any) -> Any:
 @njit(cache=True, nogil=True)
 def _prefiltered(grams: Any, first: int, size: int, bitmap: Any, candidates: Any) -> int:
     """Which n-grams the bitmap lets through. Without a branch, so that the memory is asked for many at a time."""
-    bits = np.uint64(len(bitmap) * 64 - 1)
     some = 0
     for k in range(first, size):
-        bit = (grams[k] >> np.uint64(20)) & bits
+        word, bits = bits_of(grams[k], bitmap)
         candidates[some] = k
-        some += np.int64((bitmap[bit >> np.uint64(6)] >> (bit & np.uint64(63))) & np.uint64(1))
+        some += np.int64(bitmap[word] & bits == bits)
     return some
 
 
 @njit(cache=True, nogil=True)
-def _looked_up(grams: Any, candidates: Any, some: int, table: Any, seeds: Any) -> int:
-    """Enter what the index knows: [place in the block, second number of the slot]."""
+def _looked_up(grams: Any, candidates: Any, some: int, table: Any, slots: Any, there: Any, seeds: Any) -> int:
+    """Enter what the index knows: [place in the block, second number of the slot]. First what stands where each search
+    begins, for in contaminated text every one is a cache miss, and so the memory is asked for many at a time."""
+    for c in range(some):
+        slots[c] = slot_of(grams[candidates[c]], len(table))
+        there[c] = table[slots[c], 0]
     found = 0
     for c in range(some):
-        gram = grams[candidates[c]]
-        slot = slot_of(gram, len(table))
-        while table[slot, 0] != 0 and table[slot, 0] != gram:
+        gram, slot, known = grams[candidates[c]], slots[c], there[c]
+        while known != 0 and known != gram:
             slot = slot + 1 if slot + 1 < len(table) else 0
-        if table[slot, 0] == gram:
+            known = table[slot, 0]
+        if known == gram:
             seeds[found, 0], seeds[found, 1] = candidates[c], np.int64(table[slot, 1])
             found += 1
     return found
