@@ -14,14 +14,18 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from stages.decontaminate.align import MARK, verified
 from stages.decontaminate.boilerplate import body
 from stages.decontaminate.index import MULTIPLIER, Index, bits_of, leaving, slot_of
 from stages.decontaminate.normalize import as_bytes, empty_words, read_words, tables
 
 OPEN_CHAINS = 512  # at the same time; beyond it the stalest is closed
-OUTSIDE, CHAIN_FIELDS, VERIFIED_FIELDS = -1, 5, 8
+CHAIN_FIELDS, OPEN_FIELDS = 5, 6
+I0, I1, G0, G1, LOW, HIGH = range(6)
+"""An open chain: its first and last+1 word in the document and in the index, and where the evaluation document's words
+begin and end in the index; ``LOW`` is ``UNKNOWN`` until that matters: most chains are one seed."""
+UNKNOWN, NONE = -1, 1 << 62
 BLOCK = 4096  # words read before they are looked up: 100 KB, about half of a core's own cache
-MARK = 64  # words between two places that are remembered, so that a chain's words can be read again
 
 
 class Span(NamedTuple):
@@ -63,12 +67,8 @@ def scan(text: bytes | NDArray[np.uint8], index: Index, max_gap: int, max_drift:
     inside = data[first:last]
     marks = np.empty(len(inside) // (2 * MARK) + 2, np.int64)
     chains, document_words = _chained(inside, marks, index, max_gap, max_drift, min_span_words)
-    found = np.empty((len(chains), VERIFIED_FIELDS), np.int64)
-    count = _verified(
-        inside, *tables(), marks, document_words, chains, index.hashes, index.first_word, max_gap + index.ngram,
-        min_span_words, found,
-    ) if len(chains) else 0  # fmt: skip
-    return Scanned(len(data), document_words, _without_nested(list(_spans(found[:count], first, index))))
+    found = verified(inside, marks, document_words, chains, index, max_gap + index.ngram, min_span_words)
+    return Scanned(len(data), document_words, _without_nested(list(_spans(found, first, index))))
 
 
 def _chained(
@@ -81,7 +81,7 @@ def _chained(
         out = np.empty((size, CHAIN_FIELDS), np.int64)
         count, total = _chains(
             data, *tables(), *block, index.ngram, index.table, index.postings, index.first_word, index.bitmap, max_gap,
-            max_drift, least, np.empty((OPEN_CHAINS, CHAIN_FIELDS), np.int64), marks, out,
+            max_drift, least, np.empty((OPEN_CHAINS, OPEN_FIELDS), np.int64), marks, out,
         )  # fmt: skip
         if count <= size:
             return out[:count], total
@@ -111,6 +111,7 @@ def _chains(
     gram = np.uint64(0)
     total, at = 0, 0
     alive, count = 0, 0
+    stalest = NONE  # no open chain ends before this word
     while True:
         size, at = read_words(data, at, ascii, classes, offsets, flat, block[n:], starts, ends)
         if size == 0:
@@ -122,15 +123,9 @@ def _chains(
         found = _looked_up(grams, candidates, some, table, slots, there, seeds)
         for s in range(found):
             i, value = total + seeds[s, 0] + 1 - n, np.uint64(seeds[s, 1])
-            c = 0
-            while c < alive:  # close what can no longer go on
-                if i - live[c, 2] > max_gap:
-                    count = _close(live, c, out, count, least)
-                    alive -= 1
-                    for field in range(CHAIN_FIELDS):
-                        live[c, field] = live[alive, field]
-                else:
-                    c += 1
+            if i - stalest > max_gap:
+                alive, count, stalest = _close_stale(live, alive, i - max_gap, first_word, out, count, least)
+            stalest = min(stalest, i + n)
             if value >> np.uint64(63) == 0:
                 alive, count = _chain(
                     i, np.int64(value), n, first_word, max_gap, max_drift, least, live, alive, out, count
@@ -144,7 +139,7 @@ def _chains(
         total += size
         block[:n] = block[size : size + n]
     for c in range(alive):
-        count = _close(live, c, out, count, least)
+        count = _close(live[c], first_word, out, count, least)
     return count, total
 
 
@@ -179,7 +174,9 @@ def _looked_up(grams: Any, candidates: Any, some: int, table: Any, slots: Any, t
     found = 0
     for c in range(some):
         gram, slot, known = grams[candidates[c]], slots[c], there[c]
-        while known != 0 and known != gram:
+        while known != gram:
+            if known == 0:  # the n-gram is not there
+                break
             slot = slot + 1 if slot + 1 < len(table) else 0
             known = table[slot, 0]
         if known == gram:
@@ -195,130 +192,77 @@ def _chain(
 ) -> tuple[int, int]:  # fmt: skip
     """Let the seed at word ``i``, which stands at ``place`` of the index, prolong a chain or begin one. Returns (open
     chains, finished ones)."""
-    best, best_drift = OUTSIDE, max_drift + 1
+    best, best_drift = alive, max_drift + 1
     for c in range(alive):
-        book = live[c, 0]
-        j = place - first_word[book]
-        if (
-            j >= 0
-            and place < first_word[book + 1]
-            and j + n > live[c, 4]
-            and i + n > live[c, 2]
-            and j - live[c, 4] <= max_gap + max_drift
-        ):
-            drift = abs((i - live[c, 2]) - (j - live[c, 4]))
-            if drift < best_drift:
+        ahead = place - live[c, G1]
+        drift = abs((i - live[c, I1]) - ahead)
+        if drift < best_drift and -n < ahead <= max_gap + max_drift and i + n > live[c, I1]:
+            if live[c, LOW] == UNKNOWN:
+                book = _book_at(live[c, G0], first_word)
+                live[c, LOW], live[c, HIGH] = first_word[book], first_word[book + 1]
+            if live[c, LOW] <= place < live[c, HIGH]:
                 best, best_drift = c, drift
-    if best >= 0:
-        live[best, 2], live[best, 4] = i + n, place - first_word[live[best, 0]] + n
+                if drift == 0:
+                    break
+    if best < alive:
+        live[best, I1], live[best, G1] = i + n, place + n
         return alive, count
     if alive == len(live):
         best = 0
         for c in range(1, alive):
-            if live[c, 2] < live[best, 2]:
+            if live[c, I1] < live[best, I1]:
                 best = c
-        count = _close(live, best, out, count, least)
+        count = _close(live[best], first_word, out, count, least)
     else:
-        best = alive
         alive += 1
+    live[best, I0], live[best, I1], live[best, G0], live[best, G1] = i, i + n, place, place + n
+    live[best, LOW] = UNKNOWN
+    return alive, count
+
+
+@njit(cache=True, nogil=True)
+def _book_at(place: int, first_word: Any) -> int:
+    """Number of the evaluation document that a place of the index lies in."""
     book, high = 0, len(first_word) - 1
-    while high - book > 1:  # the evaluation document the place lies in
+    while high - book > 1:
         middle = (book + high) // 2
         if first_word[middle] <= place:
             book = middle
         else:
             high = middle
-    j = place - first_word[book]
-    live[best, 0], live[best, 1], live[best, 2], live[best, 3], live[best, 4] = book, i, i + n, j, j + n
-    return alive, count
+    return book
 
 
 @njit(cache=True, nogil=True)
-def _close(live: Any, c: int, out: Any, count: int, least: int) -> int:
-    """Keep a finished chain unless it is shorter than a span must be: quotations of phrases, far too many to verify.
-    Equal words beyond its ends would have been seeds, unless they are no evidence."""
-    if min(live[c, 2] - live[c, 1], live[c, 4] - live[c, 3]) < least:
-        return count
-    if count < len(out):
-        out[count] = live[c]
-    return count + 1
-
-
-@njit(cache=True, nogil=True)
-def _verified(
-    data: Any, ascii: Any, classes: Any, offsets: Any, flat: Any, marks: Any, total: int, chains: Any, own: Any,
-    first_word: Any, reach: int, least: int, out: Any,
-) -> int:  # fmt: skip
-    """Align every chain; enter those of at least ``least`` agreeing words: [book, first and last+1 word in the
-    document and in the book, agreeing words, first byte, last byte + 1]. Words are read again from the mark before."""
-    hashes, starts, ends = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)
-    lower = np.empty(0, np.uint32)  # of the hashes, as in the index
-    at, size, count = 0, 0, 0
-    for c in range(len(chains)):
-        book, i0, i1, j0, j1 = chains[c, 0], chains[c, 1], chains[c, 2], chains[c, 3], chains[c, 4]
-        theirs = own[first_word[book] : first_word[book + 1]]
-        room = MARK
-        while True:
-            first, last = max(0, i0 - room) // MARK * MARK, min(total, i1 + room)
-            if first < at or last > at + size:
-                if last - first > len(hashes):
-                    hashes = np.empty(2 * (last - first), np.uint64)
-                    starts, ends = np.empty(len(hashes), np.int64), np.empty(len(hashes), np.int64)
-                at = first
-                room_needed = last - first
-                size, _ = read_words(
-                    data, marks[first // MARK], ascii, classes, offsets, flat, hashes[:room_needed], starts, ends
-                )
-                lower = hashes[:size].astype(np.uint32)
-            d0, d1, b0, b1, matched = _aligned(lower, theirs, i0 - at, i1 - at, j0, j1, reach, least)
-            if (d0 > 0 or at == 0) and (d1 < size or at + d1 == total):
-                break
-            room *= 8  # equal words reach the edge of what was read: read more
-        if matched >= least:
-            out[count, 0], out[count, 1], out[count, 2], out[count, 3], out[count, 4] = book, at + d0, at + d1, b0, b1
-            out[count, 5], out[count, 6], out[count, 7] = matched, starts[d0], ends[d1 - 1]
-            count += 1
-    return count
-
-
-@njit(cache=True, nogil=True)
-def _aligned(
-    a: Any, b: Any, i0: int, i1: int, j0: int, j1: int, reach: int, least: int
-) -> tuple[int, int, int, int, int]:
-    """Extend the chain over equal words on both sides, then count agreeing words: at a disagreement go on at the
-    nearest pair of equal words within ``reach`` on either side, substitutions first. Where ``least`` can no longer be
-    reached, counting stops: most chains are short."""
-    while i0 > 0 and j0 > 0 and a[i0 - 1] == b[j0 - 1]:
-        i0, j0 = i0 - 1, j0 - 1
-    while i1 < len(a) and j1 < len(b) and a[i1] == b[j1]:
-        i1, j1 = i1 + 1, j1 + 1
-    i, j, matched = i0, j0, 0
-    while i < i1 and j < j1 and matched + min(i1 - i, j1 - j) >= least:
-        if a[i] == b[j]:
-            i, j, matched = i + 1, j + 1, matched + 1
-            continue
-        di, dj = 1, 1
-        found = False
-        for r in range(1, reach + 1):
-            for k in range(r, -1, -1):
-                if _agree(a, b, i + r, j + k, i1, j1):
-                    di, dj, found = r, k, True
-                elif _agree(a, b, i + k, j + r, i1, j1):
-                    di, dj, found = k, r, True
-                if found:
-                    break
-            if found:
-                break
-        i, j = i + di, j + dj
-    return i0, i1, j0, j1, matched
+def _close_stale(
+    live: Any, alive: int, end: int, first_word: Any, out: Any, count: int, least: int
+) -> tuple[int, int, int]:
+    """Close the chains that end before word ``end``. Returns (open chains, finished ones, least end of an open one)."""
+    stalest = NONE
+    c = 0
+    while c < alive:
+        if live[c, I1] < end:
+            count = _close(live[c], first_word, out, count, least)
+            alive -= 1
+            live[c] = live[alive]
+        else:
+            stalest = min(stalest, live[c, I1])
+            c += 1
+    return alive, count, stalest
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _agree(a: Any, b: Any, i: int, j: int, i1: int, j1: int) -> bool:
-    """Two equal words in a row, or one at the end of either side."""
-    if i >= i1 or j >= j1 or a[i] != b[j]:
-        return False
-    return i + 1 >= i1 or j + 1 >= j1 or a[i + 1] == b[j + 1]
+def _close(chain: Any, first_word: Any, out: Any, count: int, least: int) -> int:
+    """Keep a finished chain unless it is shorter than a span must be: quotations of phrases, far too many to verify.
+    Equal words beyond its ends would have been seeds, unless they are no evidence."""
+    if min(chain[I1] - chain[I0], chain[G1] - chain[G0]) < least:
+        return count
+    if count < len(out):
+        book = _book_at(chain[G0], first_word)
+        base = first_word[book]
+        out[count, 0], out[count, 1], out[count, 2] = book, chain[I0], chain[I1]
+        out[count, 3], out[count, 4] = chain[G0] - base, chain[G1] - base
+    return count + 1
 
 
 def _without_nested(spans: list[Span]) -> list[Span]:
