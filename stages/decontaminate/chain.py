@@ -112,6 +112,7 @@ def _chains(
     total, at = 0, 0
     alive, count = 0, 0
     stalest = NONE  # no open chain ends before this word
+    run, next_word, next_place = NONE, 0, 0  # the chain that the seed before prolonged along its diagonal, and how on
     while True:
         size, at = read_words(data, at, ascii, classes, offsets, flat, block[n:], starts, ends)
         if size == 0:
@@ -125,15 +126,22 @@ def _chains(
             i, value = total + seeds[s, 0] + 1 - n, np.uint64(seeds[s, 1])
             if i - stalest > max_gap:
                 alive, count, stalest = _close_stale(live, alive, i - max_gap, first_word, out, count, least)
+                run = NONE
             stalest = min(stalest, i + n)
             if value >> np.uint64(63) == 0:
-                alive, count = _chain(
-                    i, np.int64(value), n, first_word, max_gap, max_drift, least, live, alive, out, count
-                )
+                place = np.int64(value)
+                if run < NONE and i == next_word and place == next_place and place < live[run, HIGH]:
+                    live[run, I1], live[run, G1] = i + n, place + n  # no other chain can have come nearer
+                else:
+                    alive, count, run = _chain(
+                        i, place, n, first_word, max_gap, max_drift, least, live, alive, out, count
+                    )
+                next_word, next_place = i + 1, place + 1
                 continue
+            run = NONE
             first = np.int64(value & np.uint64((1 << 40) - 1))
             for p in range(first, first + np.int64((value >> np.uint64(40)) & np.uint64(0xFFFF))):
-                alive, count = _chain(
+                alive, count, _ = _chain(
                     i, np.int64(postings[p]), n, first_word, max_gap, max_drift, least, live, alive, out, count
                 )
         total += size
@@ -189,9 +197,9 @@ def _looked_up(grams: Any, candidates: Any, some: int, table: Any, slots: Any, t
 def _chain(
     i: int, place: int, n: int, first_word: Any, max_gap: int, max_drift: int, least: int, live: Any, alive: int,
     out: Any, count: int,
-) -> tuple[int, int]:  # fmt: skip
+) -> tuple[int, int, int]:  # fmt: skip
     """Let the seed at word ``i``, which stands at ``place`` of the index, prolong a chain or begin one. Returns (open
-    chains, finished ones)."""
+    chains, finished ones, the chain it prolonged without drift or ``NONE``)."""
     best, best_drift = alive, max_drift + 1
     for c in range(alive):
         ahead = place - live[c, G1]
@@ -206,7 +214,7 @@ def _chain(
                     break
     if best < alive:
         live[best, I1], live[best, G1] = i + n, place + n
-        return alive, count
+        return alive, count, best if best_drift == 0 else NONE
     if alive == len(live):
         best = 0
         for c in range(1, alive):
@@ -217,7 +225,7 @@ def _chain(
         alive += 1
     live[best, I0], live[best, I1], live[best, G0], live[best, G1] = i, i + n, place, place + n
     live[best, LOW] = UNKNOWN
-    return alive, count
+    return alive, count, NONE
 
 
 @njit(cache=True, nogil=True)
