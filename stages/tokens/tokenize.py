@@ -1,63 +1,40 @@
 """Documents to Arrow shards: Ray tasks encode pieces of text, this process packs the tokens in order.
 
-Which pieces a task gets, which rows share a shard, all depends on the documents alone, so the shards are the same bytes
-with any number of workers. A few tasks are in flight for each CPU and a batch of rows is open for each split: memory is
-bounded by that and by one file of the documents table, not by the corpus and not by its longest document.
+Which rows share a shard depends on the documents alone, so the shards are the same bytes with any number of workers. A
+few tasks are in flight for each CPU and a batch of rows is open for each split: memory is bounded by that and by one
+file of the documents table, not by the corpus and not by its longest document. What a file gave is kept (``saved``): an
+interrupted run goes on with the files that are not done.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.corpus.documents import Text, document_files, read_texts
+from stages.corpus.documents import document_files
 from stages.corpus.parallel import running_ray, spread
 from stages.stage import Artifact, Context, StageError, Summary
+from stages.tokens.encode import Encoded, encode, known_chunks, library
 from stages.tokens.pack import Counts, Rows
 from stages.tokens.pieces import pieces, splits_between_words
+from stages.tokens.saved import Saved
+from stages.tokens.seams import Seams, find_seams
 from stages.tokens.stage import TokenizeConfig
 from stages.tokens.statistics import Statistics, write
+from stages.tokens.units import Document, Unit, read_file, units
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
-    from numpy.typing import NDArray
-    from tokenizers import Tokenizer
 
 SPLITS = ("train", "validation", "test")
-UNIT = 2**20  # characters for one task: some tenths of a second
 ROWS_AT_ONCE = 2**14  # of documents.parquet
-
-Encoded = tuple["NDArray[np.int32]", list[int], list[int]]
-"""Tokens of a task's pieces, one after the other; tokens of each piece; words of each piece."""
-
-
-@dataclass
-class Document:
-    """A document on its way; what was counted of it so far."""
-
-    doc_id: str
-    source: str
-    split: str
-    bytes: int
-    words: int = 0
-    tokens: int = 0
-
-
-@dataclass
-class Unit:
-    """One task's pieces of text, and of each its document, whether it goes on inside a word, whether it is last."""
-
-    texts: list[str] = field(default_factory=list)
-    layout: list[tuple[Document, bool, bool]] = field(default_factory=list)
-    size: int = 0
+WORTH_KNOWING = 4 * 2**20  # bytes of text; of fewer the library makes tokens before the kernels are loaded
+WORTH_TASKS = 16 * 2**20  # bytes of text; fewer are done before workers have started
+_SAMPLE = 2**14  # characters of the corpus on which seams are tried
 
 
 def tokenize(
@@ -68,27 +45,23 @@ def tokenize(
     Raises StageError where the training or both evaluation splits come out empty.
     """
     import numpy as np
+    import pyarrow.parquet as pq
 
     meta = json.loads(tokenizer.path("meta.json").read_text())
-    tokenizer_json = tokenizer.path("tokenizer.json").read_text()
-    folder = documents.path("documents")
-    between_words = splits_between_words(_tokenizer(tokenizer_json))
-    if not between_words:
-        context.log("the tokenizer is given whole documents: its tokens reach across the spaces between words")
     least_tail = {"train": config.min_tail_share * config.sequence_length}
     rows = {
         name: Rows(output / name, config.sequence_length, meta["pad_id"], least_tail.get(name, 0), config.shard_bytes)
         for name in SPLITS
     }
     found: dict[tuple[str, str], Statistics] = {}
+    folder = documents.path("documents")
     total, done, made = _text_bytes(folder), 0, 0
     eos = np.array([meta["eos_id"]], np.int32)
-    waiting: deque[Unit] = deque()
-    one_core = running_ray() is not None  # each task has a core of its own; without tasks the library may use all
-    encoded = spread(encode, _texts(_units(read_texts(folder), between_words), waiting), tokenizer_json, one_core)
+    files = [path for path in document_files(folder) if pq.read_metadata(path).num_rows]
+    encoded = _encoded(files, total, tokenizer.path("tokenizer.json").read_text(), context)
     with _DocumentTable(output / "documents.parquet") as table:
-        for tokens, lengths, words in encoded:
-            unit, start = waiting.popleft(), 0
+        for unit, (tokens, lengths, words) in encoded:
+            start = 0
             for (document, inside, last), length, count in zip(unit.layout, lengths, words, strict=True):
                 document.words += count - inside
                 document.tokens += length
@@ -122,6 +95,54 @@ def tokenize(
     return _summary(splits, found, config)
 
 
+def _encoded(files: list[Path], total: int, tokenizer_json: str, context: Context) -> Iterator[tuple[Unit, Encoded]]:
+    """The units of the corpus in order and what they give: first of the files that an interrupted run has done."""
+    saved = [Saved(context.work_url, file, tokenizer_json) for file in files[:-1]]
+    before = list(takewhile(Saved.exists, saved))
+    if before:
+        context.log(f"{len(before)} of {len(files)} files were encoded by an earlier run")
+    for result in before:
+        yield from result.read()
+    between_words = splits_between_words(library(tokenizer_json))
+    if not between_words:
+        context.log("the tokenizer is given whole documents: its tokens reach across the spaces between words")
+    seams = _seams(files[0], tokenizer_json) if between_words and total >= WORTH_KNOWING else None
+    waiting: deque[tuple[Unit, Saved | None]] = deque()
+
+    def texts() -> Iterator[list[str]]:
+        """They go to the tasks; what belongs to them waits here."""
+        for file, result in list(zip(files, [*saved, None], strict=True))[len(before) :]:
+            for unit in units(read_file(file), between_words):
+                waiting.append((unit, result))
+                yield unit.texts
+                unit.texts = []
+
+    one_core = running_ray() is not None  # each task has a core of its own; without tasks the library may use all
+    current: Saved | None = None
+    try:
+        for encoded in spread(encode, texts(), tokenizer_json, seams, one_core, worth_it=total >= WORTH_TASKS):
+            unit, result = waiting.popleft()
+            if current is not None and result is not current:
+                current.close()
+            current = result
+            if result is not None:
+                result.add(unit, encoded)
+            yield unit, encoded
+    finally:
+        known_chunks.cache_clear()
+
+
+def _seams(file: Path, tokenizer_json: str) -> Seams | None:
+    """Those of the tokenizer, tried also on the beginning of the corpus."""
+    texts = (text for document in read_file(file) for text, _ in pieces(document.data, True))
+    sample, size = list[str](), 0
+    for text in texts:
+        sample.append(text)
+        if (size := size + len(text)) >= _SAMPLE:
+            break
+    return find_seams(library(tokenizer_json), sample)
+
+
 def _summary(splits: dict[str, Counts], found: dict[tuple[str, str], Statistics], config: TokenizeConfig) -> Summary:
     train = splits["train"]
     metrics = {f"{name}_{key}": float(n) for name, counts in splits.items() for key, n in vars(counts).items()}
@@ -152,78 +173,6 @@ def _count(statistics: Statistics, document: Document, sequences: int, dropped: 
             dropped_documents=int(not sequences),
         )
     )
-
-
-def _units(documents: Iterator[Text], between_words: bool) -> Iterator[Unit]:
-    """The documents' pieces in order, about ``UNIT`` characters at a time."""
-    unit = Unit()
-    for text in documents:
-        document = Document(text.doc_id, text.source, text.split, len(text.data))
-        before: tuple[str, bool] | None = None
-        for piece in pieces(text.data, between_words):
-            if before is not None:
-                unit = _fed(unit, document, *before, False)
-                if unit.size >= UNIT:
-                    yield unit
-                    unit = Unit()
-            before = piece
-        unit = _fed(unit, document, *(before or ("", False)), True)
-        if unit.size >= UNIT:
-            yield unit
-            unit = Unit()
-    if unit.texts:
-        yield unit
-
-
-def _fed(unit: Unit, document: Document, piece: str, inside: bool, last: bool) -> Unit:
-    unit.texts.append(piece)
-    unit.layout.append((document, inside, last))
-    unit.size += len(piece)
-    return unit
-
-
-def _texts(units: Iterator[Unit], waiting: deque[Unit]) -> Iterator[list[str]]:
-    """The texts go to the tasks; what belongs to them waits here."""
-    for unit in units:
-        texts, unit.texts = unit.texts, []
-        waiting.append(unit)
-        yield texts
-
-
-def encode(texts: list[str], tokenizer_json: str, one_core: bool) -> Encoded:
-    """See ``Encoded``. No special tokens are added."""
-    import numpy as np
-
-    tokenizer = _tokenizer(tokenizer_json)
-    with _threads(not one_core):
-        found = [
-            np.asarray(encoding.ids, dtype=np.int32)
-            for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ]
-    tokens = np.concatenate(found) if found else np.empty(0, np.int32)
-    return tokens, [len(ids) for ids in found], [len(text.split()) for text in texts]
-
-
-@lru_cache(maxsize=2)
-def _tokenizer(tokenizer_json: str) -> Tokenizer:
-    """Kept between the tasks of a worker: a large vocabulary takes as long to read as a megabyte to encode."""
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_str(tokenizer_json)
-
-
-@contextmanager
-def _threads(allowed: bool) -> Iterator[None]:
-    """``tokenizers`` reads this variable at every call."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if allowed else "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 def _text_bytes(folder: Path) -> int:

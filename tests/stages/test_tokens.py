@@ -32,7 +32,7 @@ def corpus(folder: Path, sizes: dict[str, tuple[str, int]]) -> LocalArtifact:
 
 
 def make(tmp_path: Path, documents: LocalArtifact, tokenizer: TokenizerConfig, tokens: TokenizeConfig, name: str = "a"):
-    context = LocalContext(str(tmp_path / "work"))
+    context = LocalContext(str(tmp_path / f"work-{name}"))
     folders = [tmp_path / f"{name}-tokenizer", tmp_path / f"{name}-tokens"]
     for folder in folders:
         folder.mkdir()
@@ -102,6 +102,7 @@ def test_the_same_bytes_with_and_without_ray(tmp_path, ray_session, monkeypatch)
     documents = corpus(tmp_path / "c", sizes)
     config = TokenizeConfig(sequence_length=64, segment_length=16, shard_bytes=2000)
     bpe = TokenizerConfig(kind="bpe", vocab_size=290)
+    monkeypatch.setattr("stages.tokens.tokenize.WORTH_TASKS", 0)
     with_ray = make(tmp_path, documents, bpe, config, "ray")
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     without = make(tmp_path, documents, bpe, config, "plain")

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from stages.corpus.documents import DocumentsWriter
 from stages.tokens import pieces as cutting
-from stages.tokens import tokenize as running
+from stages.tokens import units
 from stages.tokens.load import document_tokens, token_meta
 from stages.tokens.stage import TOKENIZE, TOKENIZER, TokenizeConfig, TokenizerConfig
 from tests.support import LocalArtifact, LocalContext
@@ -139,7 +139,7 @@ def corpus(folder: Path, rows: list[tuple[str, str, str, str]]) -> LocalArtifact
 def tokenized(tmp_path: Path, documents: LocalArtifact, name: str = "tokens", **options: Any) -> LocalArtifact:
     for folder in ("tokenizer", name):
         (tmp_path / folder).mkdir(exist_ok=True)
-    context = LocalContext(str(tmp_path / "work"))
+    context = LocalContext(str(tmp_path / f"work-{name}"))
     TOKENIZER.run(TokenizerConfig(kind="bytes"), {"documents": documents}, tmp_path / "tokenizer", context)
     inputs = {"documents": documents, "tokenizer": LocalArtifact(tmp_path / "tokenizer")}
     config = TokenizeConfig(**{"sequence_length": 32, "segment_length": 8, **options})
@@ -202,7 +202,7 @@ def test_shards_are_cut_by_size_and_the_same_whatever_a_task_gets(
 ) -> None:
     documents = corpus(tmp_path / "c", ROWS)
     whole = tokenized(tmp_path, documents, "whole")
-    monkeypatch.setattr(running, "UNIT", unit)
+    monkeypatch.setattr(units, "UNIT", unit)
     made = tokenized(tmp_path, documents, shard_bytes=32 * 5 * 4)
     shards = sorted(made.path("train").glob("data-*.arrow"))
     sizes = []
