@@ -130,15 +130,14 @@ def _chains(
             stalest = min(stalest, i + n)
             if value >> np.uint64(63) == 0:
                 place = np.int64(value)
-                if run < NONE and i == next_word and place == next_place and place < live[run, HIGH]:
-                    live[run, I1], live[run, G1] = i + n, place + n  # no other chain can have come nearer
+                if run != NONE and i == next_word and place == next_place and place < live[run, HIGH]:
+                    live[run, I1], live[run, G1] = i + n, place + n  # no other can have come nearer
                 else:
                     alive, count, run = _chain(
                         i, place, n, first_word, max_gap, max_drift, least, live, alive, out, count
                     )
                 next_word, next_place = i + 1, place + 1
                 continue
-            run = NONE
             first = np.int64(value & np.uint64((1 << 40) - 1))
             for p in range(first, first + np.int64((value >> np.uint64(40)) & np.uint64(0xFFFF))):
                 alive, count, _ = _chain(
