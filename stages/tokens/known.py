@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 CHUNKS = 2**19  # kept at most: some 25 MB for English text
 LONGEST = 64  # bytes of a chunk worth keeping; longer ones hardly come again
+LEARNT = (
+    2**16
+)  # chunks asked for; from then on text of which little is known is no longer learnt: random words, Chinese
+DEAR = 24  # bytes in running text that the library encodes while it encodes a chunk by itself
 _LETTER, _WORD, _MARK, _SPACE, _BREAK = 1, 2, 4, 8, 16  # of a character; _MARK is _WORD << 1: see ``_scan``
 
 
@@ -39,6 +43,7 @@ class KnownChunks:
         self._tokens: NDArray[np.int32] = np.empty(2**16, np.int32)
         self._token_at: NDArray[np.int64] = np.zeros(CHUNKS + 1, np.int64)
         self.count = 0
+        self._asked = 0
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], list[int], list[int]]:
         """Tokens of the texts, one after the other (no special ones); tokens of each; words of each."""
@@ -51,17 +56,26 @@ class KnownChunks:
         chunks: NDArray[np.int32] = np.empty(len(data), np.int32)  # where known; -1 - i: the i-th that is not kept
         strange: NDArray[np.int64] = np.empty((len(data), 2), np.int64)  # of those, beginning and end in ``data``
         of_text: NDArray[np.int64] = np.zeros((2, len(texts)), np.int64)  # chunks, words
+        taken: NDArray[np.int32] = np.empty(len(data), np.int32)  # slots of the new chunks
         first = self.count
         self.count, others = _scan(
-            data, bounds, self._classes, self._slots, self._keys,
-            self._key_at, first, chunks, strange, of_text,
-        )  # fmt: skip
+            data, bounds, self._classes, self._slots, self._keys, self._key_at, first, chunks, strange, taken, of_text
+        )
+        words = of_text[1].tolist()
+        new = self.count - first
+        if self._asked >= LEARNT and (new + others) * DEAR > len(data):
+            self._slots[taken[:new]] = 0  # the last ones added, so no other stands behind them
+            self.count = first
+            ids = [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+            each = list(map(len, ids))
+            return np.fromiter(chain.from_iterable(ids), np.int32, sum(each)), each, words
+        self._asked += new + others
         other_tokens, other_at = self._ask(first, data, strange[:others])
         lengths: NDArray[np.int64] = np.zeros(len(texts), np.int64)
         total = _measure(chunks, of_text[0], self._token_at, other_at, lengths)
         tokens: NDArray[np.int32] = np.empty(total, np.int32)
         _gather(chunks[: of_text[0].sum()], self._token_at, self._tokens, other_at, other_tokens, tokens)
-        return tokens, lengths.tolist(), of_text[1].tolist()
+        return tokens, lengths.tolist(), words
 
     def chunks(self) -> list[str]:
         """Those that are known."""
@@ -122,10 +136,11 @@ def _class(data: Any, i: int, classes: Any) -> Any:
 @njit(cache=True, nogil=True)
 def _scan(
     data: Any, bounds: Any, classes: Any, slots: Any, keys: Any, key_at: Any,
-    count: int, chunks: Any, strange: Any, of_text: Any,
+    count: int, chunks: Any, strange: Any, taken: Any, of_text: Any,
 ) -> Any:  # fmt: skip
     """Cuts the texts, looks their chunks up and adds new ones. Returns (chunks known, chunks not kept)."""
     others = at = 0
+    count_before = count
     for text in range(len(bounds) - 1):
         end = bounds[text + 1]
         i = start = bounds[text]
@@ -166,6 +181,7 @@ def _scan(
                     slot = (slot + np.uint64(1)) & mask
                 if place < 0 and count < len(key_at) - 1:
                     slots[slot] = h & ~low | np.uint64(count + 1)
+                    taken[count - count_before] = slot
                     key = key_at[count]
                     for k in range(length):
                         keys[key + k] = data[start + k]

@@ -105,6 +105,24 @@ def test_known_chunks_have_the_tokens_of_the_library(
     assert chunks.chunks() == kept[:size] or len(kept) > size * 3 // 4, "the kernel cuts as the plain loop does"
 
 
+def test_text_of_which_little_is_known_is_not_learnt(
+    made: dict[str, Tokenizer], seams_of: dict[str, Seams], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "LEARNT", 30)
+    chunks = KnownChunks(made["bytes"], seams_of["bytes"])
+    plain = ["the cat, and the other cat, and the tail of the other cat; " * 20]
+    strange = [" ".join(hashlib.sha256(bytes([i, j])).hexdigest() for j in range(40)) for i in range(3)]
+    sizes = []
+    for texts in (plain, strange, plain, strange, ["a new word"], strange + plain, plain):
+        tokens, lengths, words = chunks.encode(texts)
+        whole = made["bytes"].encode_batch_fast(texts, add_special_tokens=False)
+        assert tokens.tolist() == [i for encoding in whole for i in encoding.ids]
+        assert lengths == [len(encoding.ids) for encoding in whole]
+        assert words == [len(text.split()) for text in texts]
+        sizes.append(chunks.count)
+    assert sizes[1] > sizes[0] and sizes[2:4] == [sizes[1]] * 2
+
+
 def test_real_books_have_the_tokens_of_the_library(
     made: dict[str, Tokenizer], seams_of: dict[str, Seams], shared_data: Path
 ) -> None:
