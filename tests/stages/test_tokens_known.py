@@ -108,10 +108,11 @@ def test_known_chunks_have_the_tokens_of_the_library(
 def test_text_of_which_little_is_known_is_not_learnt(
     made: dict[str, Tokenizer], seams_of: dict[str, Seams], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(known, "LEARNT", 30)
+    monkeypatch.setattr(known, "LEARNT", 5)
     chunks = KnownChunks(made["bytes"], seams_of["bytes"])
     plain = ["the cat, and the other cat, and the tail of the other cat; " * 20]
-    strange = [" ".join(hashlib.sha256(bytes([i, j])).hexdigest() for j in range(40)) for i in range(3)]
+    letters = "".join(chr(97 + byte % 26) for i in range(60) for byte in hashlib.sha256(bytes([i])).digest())
+    strange = [" ".join(letters[i : i + 5] for i in range(0, len(letters), 5))]
     sizes = []
     for texts in (plain, strange, plain, strange, ["a new word"], strange + plain, plain):
         tokens, lengths, words = chunks.encode(texts)
@@ -120,7 +121,7 @@ def test_text_of_which_little_is_known_is_not_learnt(
         assert lengths == [len(encoding.ids) for encoding in whole]
         assert words == [len(text.split()) for text in texts]
         sizes.append(chunks.count)
-    assert sizes[1] > sizes[0] and sizes[2:4] == [sizes[1]] * 2
+    assert sizes[0] > 5 and set(sizes) == {sizes[0]}
 
 
 def test_real_books_have_the_tokens_of_the_library(
