@@ -178,7 +178,7 @@ class Decoder(nn.Module):
             stop = min(start + size, length)
             work = tokens[:, start:stop], tokens[:, start + 1 : stop + 1], state, knockout, stop < length
             if recompute and size < length:  # the whole chunk at once: what is kept of it is its state
-                nll, extra, state = checkpoint(self._chunk, *work, use_reentrant=False)
+                nll, extra, state = checkpoint(self._chunk, *work, use_reentrant=False, preserve_rng_state=False)
             else:
                 nll, extra, state = self._chunk(*work, recompute_layers=recompute)
             pieces.append(nll)
@@ -208,7 +208,9 @@ class Decoder(nn.Module):
         pieces = []
         for h, t in zip(torch.split(hidden, rows, 1), torch.split(targets, rows, 1), strict=True):
             if torch.is_grad_enabled():  # the logits of a chunk are made again in its backward, not kept
-                pieces.append(checkpoint(_cross_entropy, h, self.head_weight, t, use_reentrant=False))
+                pieces.append(
+                    checkpoint(_cross_entropy, h, self.head_weight, t, use_reentrant=False, preserve_rng_state=False)
+                )
             else:
                 pieces.append(_cross_entropy(h, self.head_weight, t))
         return torch.cat(pieces, dim=1)
@@ -241,7 +243,7 @@ class Decoder(nn.Module):
             for number, layer in enumerate(self.layers):
                 before = layers[number] if layers else None
                 if recompute_layers:
-                    x, new = checkpoint(layer, x, before, options, use_reentrant=False)
+                    x, new = checkpoint(layer, x, before, options, use_reentrant=False, preserve_rng_state=False)
                 else:
                     x, new = layer(x, before, options)
                 after.append(new)

@@ -1,13 +1,15 @@
 """The passes over all tokens that Infini-attention adds to local attention, with their gradients written by hand.
 
-    features        sigma(x) of some segments, laid out head by head
-    segment_sums    Phi^T V and the sum of Phi, per segment
-    transition      A = I - Phi^T D^-1 Phi, D = diag(Phi z + eps), per segment (delta rule)
-    recall          A = g A_mem + (1 - g) A_dot, A_mem = Phi_q M / (Phi_q z + eps)
+    features           sigma(x) of some segments, laid out head by head
+    rotated_features   the same beside x rotated by position, in one visit of x
+    segment_sums       Phi^T V and the sum of Phi, per segment
+    transition         A = I - Phi^T D^-1 Phi, D = diag(Phi z + eps), per segment (delta rule)
+    recall             A = g A_mem + (1 - g) A_dot, A_mem = Phi_q M / (Phi_q z + eps)
 
 On a CPU every pass over [B, T, C] is memory traffic, and autograd adds many: copies into the layout of each product,
-zero-filled gradients for every slice, intermediate results kept. The plain forms are in ``memory.py``; the tests hold
-these equal to them, gradients too.
+zero-filled gradients for every slice, intermediate results kept, gradients of one tensor from two sides added up. Here
+segments are worked on in blocks that stay in the core's cache, and gradients that meet are made in one place. The plain
+forms are in ``plain.py``; the tests hold these equal to them, gradients too, and ``torch.compile`` is given those.
 
 Shapes: B batch, S segments of N tokens, H query heads, K key/value heads, G = H / K, d head size, F feature size, E
 value size. Tensors of tokens arrive as the projections deliver them, [B, S, N, heads, d]; products need [.., N, F] per
@@ -16,6 +18,7 @@ head: every function here changes the layout in a pass that is needed anyway.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -23,45 +26,76 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.config import FeatureMap
-from model.memory import MemoryState, feature_map
+from model.memory import MemoryState
+from model.plain import plain_features, plain_recall, plain_segment_sums, plain_transition
+from model.rope import rotate, turn
+
+BLOCK = 2**19
+"""Numbers per tensor worked on at a time on a CPU: what a dozen passes touch then stays in the core's cache."""
 
 
 def features(name: FeatureMap, x: Tensor, first: int, last: int, dtype: torch.dtype) -> Tensor:
     """sigma of the segments first .. last - 1 of x [B, S, N, H, d]: [B, last - first, H, N, F] in ``dtype``."""
-    if name == "elu1":
-        return cast(Tensor, _Elu1.apply(x, first, last, dtype))  # type: ignore[no-untyped-call]
-    part = x if (first, last) == (0, x.shape[1]) else x[:, first:last]
-    return feature_map(name, part.transpose(2, 3).to(dtype))
+    if name != "elu1" or torch.compiler.is_compiling():
+        return plain_features(name, x, first, last, dtype)
+    return cast(Tensor, _Elu1.apply(x, first, last, dtype))  # type: ignore[no-untyped-call]
 
 
-def segment_sums(phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Phi^T V [B, S, K, F, E] and the sum of Phi over tokens [B, S, K, F], of phi_k [B, S, K, N, F] and
-    v [B, S', K, N, E]; segments of v from S on are not written."""
-    return cast(tuple[Tensor, Tensor], _SegmentSums.apply(phi_k, v))  # type: ignore[no-untyped-call]
+def rotated_features(
+    name: FeatureMap, x: Tensor, cos: Tensor, sin: Tensor, first: int, last: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """``rotate(x, cos, sin)`` of x [B, S, N, H, d] and cos, sin [N, d/2], and ``features`` of x."""
+    if name == "elu1" and not torch.compiler.is_compiling():
+        both = _Rotated.apply(x, cos.unsqueeze(-2), sin.unsqueeze(-2), first, last, dtype)  # type: ignore[no-untyped-call]
+        return cast(tuple[Tensor, Tensor], both)
+    return rotate(x, cos, sin), features(name, x, first, last, dtype)
+
+
+def segment_sums(phi_k: Tensor, v: Tensor) -> Tensor:
+    """Phi^T V and beside it, as a further column, the sum of Phi over tokens: [B, S, K, F, E + 1], of phi_k
+    [B, S, K, N, F] and v [B, S', K, N, E]; segments of v from S on are not written."""
+    if torch.compiler.is_compiling():
+        return plain_segment_sums(phi_k, v)
+    return cast(Tensor, _SegmentSums.apply(phi_k, v))  # type: ignore[no-untyped-call]
 
 
 def transition(phi_k: Tensor, z: Tensor, eps: float) -> Tensor:
     """I - Phi^T D^-1 Phi [B, S, K, F, F] of phi_k [B, S, K, N, F], D = diag(Phi z + eps), z [B, S, K, F]."""
+    if torch.compiler.is_compiling():
+        return plain_transition(phi_k, z, eps)
     return cast(Tensor, _Transition.apply(phi_k, z, eps))  # type: ignore[no-untyped-call]
 
 
-def recall(
+def recall(local: Tensor, phi_q: Tensor, states: MemoryState, g: Tensor, eps: float, *, literal: bool) -> Tensor:
+    """g A_mem + (1 - g) local, in the dtype of ``local`` [B, S, N, H, E].
+
+    phi_q [B, S', H, N, F] and ``states`` (M [B, S', K, F, E]), of one dtype: of the last S' <= S segments; the S - S'
+    before them have nothing to read and stay as they are, or with ``literal`` are scaled by 1 - g. g: [H, 1] (per
+    head), [H, E] (per channel) or [B, S, N, H, 1] (per token).
+    """
+    if torch.compiler.is_compiling():
+        return plain_recall(local, phi_q, states, g, eps, literal=literal)
+    memory = torch.cat([states.M, states.z.unsqueeze(-1)], dim=-1)
+    return cast(Tensor, _Recall.apply(local, phi_q, memory, g, eps, literal))  # type: ignore[no-untyped-call]
+
+
+def recall_in_place(
     local: Tensor, q: Tensor, states: MemoryState, g: Tensor, name: FeatureMap, eps: float, *, literal: bool
 ) -> Tensor:
-    """g A_mem + (1 - g) local, in the dtype of ``local`` [B, S, N, H, E]; q [B, S, N, H, d], features in M's dtype.
+    """``recall`` written into ``local``, without gradients; the features of q [B, S, N, H, d] are made block by block
+    and never held at once."""
+    if torch.compiler.is_compiling():
+        phi_q = plain_features(name, q, q.shape[1] - states.M.shape[1], q.shape[1], states.M.dtype)
+        return plain_recall(local, phi_q, states, g, eps, literal=literal)
+    memory = torch.cat([states.M, states.z.unsqueeze(-1)], dim=-1)
+    segments = memory.shape[1]
+    unread = q.shape[1] - segments
 
-    ``states`` (M [B, S', K, F, E]): of the last S' <= S segments; the S - S' before them have nothing to read and stay
-    as they are, or with ``literal`` are scaled by 1 - g. g: [H, 1] (per head), [H, E] (per channel) or [B, S, N, H, 1]
-    (per token).
-    """
-    M, z = states.M, states.z
-    elu1 = name == "elu1"
-    x = q if elu1 else features(name, q, q.shape[1] - M.shape[1], q.shape[1], M.dtype)
-    return cast(Tensor, _Recall.apply(local, x, M, z, g, elu1, eps, literal))  # type: ignore[no-untyped-call]
+    def phi_of(i: int, j: int) -> Tensor:
+        return features(name, q, unread + i, unread + j, memory.dtype)
 
-
-BLOCK = 2**19
-"""Numbers per tensor that ``recall`` works on at a time on a CPU: its dozen passes then stay in the core's cache."""
+    blocks = _ranges(segments, q[:, :1].numel(), whole=q.is_cuda)
+    return _mixed(local, phi_of, blocks, memory, g, eps, local, literal=literal)
 
 
 class _Elu1(torch.autograd.Function):
@@ -71,7 +105,9 @@ class _Elu1(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        phi = _elu1(x[:, first:last], dtype)
+        phi = _heads_first(x, first, last, dtype)
+        for i, j in _blocks(phi):
+            _elu1(x[:, first + i : first + j], phi[:, i:j])
         ctx.save_for_backward(phi)
         ctx.x = x.shape, x.dtype, first, last
         return phi
@@ -84,36 +120,69 @@ class _Elu1(torch.autograd.Function):
         dx = torch.empty(shape, dtype=dtype, device=phi.device)
         dx[:, :first] = 0
         dx[:, last:] = 0
-        torch.mul(grads[0], phi.clamp(max=1), out=dx[:, first:last].transpose(2, 3))
+        for i, j in _blocks(phi):
+            slope = phi[:, i:j].clamp(max=1)
+            torch.mul(grads[0][:, i:j], slope, out=dx[:, first + i : first + j].transpose(2, 3))
         return dx, None, None, None
 
 
-class _SegmentSums(torch.autograd.Function):
+class _Rotated(torch.autograd.Function):
+    """x rotated, and sigma(x) as in ``_Elu1``. Both gradients of x are made in one place, without a sum of two."""
+
     @staticmethod
-    def forward(ctx: Any, phi: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        segments = phi.shape[1]
-        values = v[:, :segments].to(phi.dtype).contiguous()
-        ctx.save_for_backward(phi, values)
-        ctx.v = v.shape, v.dtype
-        return phi.transpose(-1, -2) @ values, phi.sum(-2)
+    def forward(
+        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, first: int, last: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        y, phi = torch.empty_like(x), _heads_first(x, first, last, dtype)
+        for i, j in _blocks(x):
+            turn(x[:, i:j], cos, sin, y[:, i:j])
+            if i < last and first < j:
+                a, b = max(i, first), min(j, last)
+                _elu1(x[:, a:b], phi[:, a - first : b - first])
+        ctx.save_for_backward(phi, cos, sin)
+        ctx.range = first, last
+        return y, phi
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        phi, cos, sin = ctx.saved_tensors
+        first, last = ctx.range
+        dy, d_phi = grads
+        dx, back = torch.empty_like(dy), -sin
+        for i, j in _blocks(dy):
+            turn(dy[:, i:j], cos, back, dx[:, i:j])
+            if i < last and first < j:
+                a, b = max(i, first), min(j, last)
+                at = slice(a - first, b - first)
+                dx[:, a:b].transpose(2, 3).addcmul_(*_of_dtype(dx.dtype, d_phi[:, at], phi[:, at].clamp(max=1)))
+        return dx, None, None, None, None, None
+
+
+class _SegmentSums(torch.autograd.Function):
+    """[Phi^T V, sum of Phi]: [B, S, K, F, E + 1]."""
+
+    @staticmethod
+    def forward(ctx: Any, phi: Tensor, v: Tensor) -> Tensor:
+        written = phi.new_empty(*phi.shape[:3], phi.shape[-1], v.shape[-1] + 1)
+        for i, j in _blocks(phi):
+            written[:, i:j, ..., :-1] = phi[:, i:j].transpose(-1, -2) @ v[:, i:j].to(phi.dtype)
+            written[:, i:j, ..., -1] = phi[:, i:j].sum(-2)
+        ctx.save_for_backward(phi, v)
+        return written
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        phi, values = ctx.saved_tensors
-        shape, dtype = ctx.v
-        d_sums, d_total = grads
-        d_phi = torch.baddbmm(
-            d_total.flatten(0, 2).unsqueeze(1).expand(-1, phi.shape[-2], -1),
-            values.flatten(0, 2),
-            d_sums.flatten(0, 2).transpose(1, 2),
-        ).view_as(phi)
-        written = phi @ d_sums
-        if shape[1] == phi.shape[1]:
-            return d_phi, written.to(dtype)
-        d_v = torch.empty(shape, dtype=dtype, device=phi.device)
-        d_v[:, : phi.shape[1]] = written
+        phi, v = ctx.saved_tensors
+        d_sums, d_total = grads[0][..., :-1].contiguous(), grads[0][..., -1].contiguous()
+        d_phi, d_v = torch.empty_like(phi), torch.empty_like(v)
         d_v[:, phi.shape[1] :] = 0
+        for i, j in _blocks(phi):
+            at = slice(i, j)
+            torch.matmul(v[:, at].to(phi.dtype), d_sums[:, at].transpose(-1, -2), out=d_phi[:, at])
+            d_phi[:, at] += d_total[:, at].unsqueeze(-2)
+            d_v[:, at] = phi[:, at] @ d_sums[:, at]
         return d_phi, d_v
 
 
@@ -123,8 +192,10 @@ class _Transition(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, phi: Tensor, z: Tensor, eps: float) -> Tensor:
         r = (phi @ z.unsqueeze(-1)).add_(eps).reciprocal_()
-        a = (phi.transpose(-1, -2) @ (phi * r)).neg_()
-        a.diagonal(dim1=-2, dim2=-1).add_(1)
+        a = phi.new_empty(*phi.shape[:3], phi.shape[-1], phi.shape[-1])
+        for i, j in _blocks(phi):
+            torch.matmul(phi[:, i:j].transpose(-1, -2), phi[:, i:j] * r[:, i:j], out=a[:, i:j])
+        a.neg_().diagonal(dim1=-2, dim2=-1).add_(1)
         ctx.save_for_backward(phi, z, r)
         return a
 
@@ -133,126 +204,158 @@ class _Transition(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         phi, z, r = ctx.saved_tensors
         d_erase = -(grads[0] + grads[0].transpose(-1, -2))
-        d_phi = phi @ d_erase
-        d_r = (d_phi * phi).sum(-1, keepdim=True).mul_(0.5)
-        d_den = d_r.mul_(r).mul_(r).neg_()
+        d_phi, d_den = torch.empty_like(phi), torch.empty_like(r)
+        for i, j in _blocks(phi):
+            at = slice(i, j)
+            torch.matmul(phi[:, at], d_erase[:, at], out=d_phi[:, at])
+            torch.sum(d_phi[:, at] * phi[:, at], -1, keepdim=True, out=d_den[:, at])
+            d_den[:, at].mul_(r[:, at]).mul_(r[:, at]).mul_(-0.5)
+            d_phi[:, at].mul_(r[:, at]).addcmul_(d_den[:, at], z[:, at].unsqueeze(-2))
         d_z = (phi.transpose(-1, -2) @ d_den).squeeze(-1)
-        d_phi.mul_(r).addcmul_(d_den, z.unsqueeze(-2))
         return d_phi, d_z, None
 
 
 class _Recall(torch.autograd.Function):
-    """x: q [B, S, N, H, d] where ``elu1``, else its features [B, S', H, N, F]. Block by block of segments, and again in
-    the backward pass, which keeps nothing but the arguments."""
+    """memory: [M, z], [B, S', K, F, E + 1]. The backward pass reads again, so nothing is kept but the arguments."""
 
     @staticmethod
-    def forward(
-        ctx: Any, local: Tensor, x: Tensor, M: Tensor, z: Tensor, g: Tensor, elu1: bool, eps: float, literal: bool
-    ) -> Tensor:
-        y, unread = torch.empty_like(local), local.shape[1] - M.shape[1]
-        if unread:
-            first = local[:, :unread]
-            y[:, :unread] = first * (1 - _of(g, 0, unread)) if literal else first
-        for i, j in _blocks(local, M.shape[1]):
-            _, _, found = _read(x, M, z, elu1, eps, i, j)
-            read, gate = local[:, unread + i : unread + j], _of(g, unread + i, unread + j)
-            if local.dtype == found.dtype == g.dtype:
-                torch.lerp(read, found.transpose(2, 3), gate, out=y[:, unread + i : unread + j])
-            else:
-                mixed = torch.lerp(read.to(found.dtype), found.transpose(2, 3), gate.to(found.dtype))
-                y[:, unread + i : unread + j] = mixed
-        ctx.save_for_backward(local, x, M, z, g)
-        ctx.options = elu1, eps, literal
+    def forward(ctx: Any, local: Tensor, phi: Tensor, memory: Tensor, g: Tensor, eps: float, literal: bool) -> Tensor:
+        y = torch.empty_like(local)
+        _mixed(local, lambda i, j: phi[:, i:j], _blocks(phi), memory, g, eps, y, literal=literal)
+        ctx.save_for_backward(local, phi, memory, g)
+        ctx.options = eps, literal
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        local, x, M, z, g = ctx.saved_tensors
-        elu1, eps, literal = ctx.options
-        dy, dtype, unread = grads[0], M.dtype, local.shape[1] - M.shape[1]
-        d_local, d_x, d_M, d_z = (torch.empty_like(t) for t in (local, x, M, z))
+        local, phi, memory, g = ctx.saved_tensors
+        eps, literal = ctx.options
+        dy, dtype, unread, rest = grads[0], phi.dtype, local.shape[1] - phi.shape[1], 1 - g
+        d_local, d_memory = torch.empty_like(local), torch.empty_like(memory)
+        d_phi = torch.empty(phi.shape, dtype=dtype, device=phi.device)  # in this order, whatever that of phi
         d_g = torch.zeros_like(g, dtype=dtype)
         if unread:
             first = dy[:, :unread]
-            d_local[:, :unread] = first * (1 - _of(g, 0, unread)) if literal else first
+            d_local[:, :unread] = first * _of(rest, 0, unread) if literal else first
             if literal:
-                _add_gate(d_g, -(first.to(dtype) * local[:, :unread].to(dtype)), 0, unread)
-            if elu1:
-                d_x[:, :unread] = 0
-        for i, j in _blocks(local, M.shape[1]):
-            at = slice(unread + i, unread + j)
-            phi, r, found = _read(x, M, z, elu1, eps, i, j)
-            gate = _of(g, unread + i, unread + j).to(dtype)
+                _add_gate(d_g, first.to(dtype) * local[:, :unread].to(dtype), 0, unread, sign=-1)
+        for i, j in _blocks(phi):
+            at, whose = slice(unread + i, unread + j), (unread + i, unread + j)
+            dy_at = dy[:, at].to(dtype)
+            M, z = memory[:, i:j, ..., :-1], memory[:, i:j, ..., -1:]
+            read, r = _read(phi[:, i:j], M, z, eps)
+            gate = _of(g, *whose).to(dtype)
             by_head = gate.transpose(-3, -2) if gate.ndim == 5 else gate.unsqueeze(-2)  # [.., H, N or 1, 1 or E]
-            # dA_mem is g dy; along E it meets A_mem itself, once for g and once for the divisor
-            d_found = dy[:, at].transpose(2, 3).to(dtype, memory_format=torch.contiguous_format, copy=True)
-            met = d_found * found
-            if by_head.shape[-1] == 1:
-                met = met.sum(-1, keepdim=True)
+            # the gradient of g A_mem meets A_mem itself, once for g and once for the divisor
+            met = read.mul_(dy_at.transpose(2, 3))
+            if gate.shape[-1] == 1:
+                met = met.sum(-1, keepdim=True).mul_(r)
                 divided = met * by_head
             else:
+                met.mul_(r)
                 divided = (met * by_head).sum(-1, keepdim=True)
-            _add_gate(d_g, met.transpose(2, 3), unread + i, unread + j)
-            _add_gate(d_g, -(dy[:, at].to(dtype) * local[:, at].to(dtype)), unread + i, unread + j)
-            torch.mul(dy[:, at], 1 - gate, out=d_local[:, at])
+            _add_gate(d_g, met.transpose(2, 3), *whose)
+            _add_gate(d_g, dy_at * local[:, at], *whose, sign=-1)
+            torch.mul(dy_at, _of(rest, *whose), out=d_local[:, at])
 
-            states = M[:, i:j]
-            d_found = _by_memory(d_found.mul_(by_head * r.view_as(divided)), states)
-            d_den = _by_memory(divided, states).mul(r).neg_()
-            grouped = _by_memory(phi, states)
-            d_phi = (d_found @ states.transpose(-1, -2)).addcmul_(d_den, z[:, i:j].unsqueeze(-2)).view_as(phi)
-            d_M[:, i:j] = grouped.transpose(-1, -2) @ d_found
-            d_z[:, i:j] = (grouped.transpose(-1, -2) @ d_den).squeeze(-1)
-            if elu1:
-                torch.mul(d_phi, phi.clamp_(max=1), out=d_x[:, at].transpose(2, 3))
-            else:
-                d_x[:, i:j] = d_phi
-        return d_local, d_x, d_M, d_z, d_g.to(g.dtype), None, None, None
+            d_read = _by_memory(torch.mul(dy_at.transpose(2, 3), by_head * r), M)
+            d_den, grouped = _by_memory(divided.mul_(r).neg_(), M), _by_memory(phi[:, i:j], M)
+            d_grouped = _by_memory(d_phi[:, i:j], M)
+            torch.matmul(d_read, M.transpose(-1, -2), out=d_grouped)
+            d_grouped.addcmul_(d_den, z.transpose(-1, -2))
+            d_memory[:, i:j, ..., :-1] = grouped.transpose(-1, -2) @ d_read
+            d_memory[:, i:j, ..., -1:] = grouped.transpose(-1, -2) @ d_den
+        return d_local, d_phi, d_memory, d_g.to(g.dtype), None, None
 
 
-def _read(x: Tensor, M: Tensor, z: Tensor, elu1: bool, eps: float, i: int, j: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Features [B, s, H, N, F] of the queries that read states i .. j - 1, 1 / (sigma(q) z + eps) by memory
-    [B, s, K, G N, 1], and A_mem [B, s, H, N, E]."""
-    unread = x.shape[1] - M.shape[1]  # 0 where x are features
-    phi = _elu1(x[:, unread + i : unread + j], M.dtype) if elu1 else x[:, i:j]
-    states = M[:, i:j]
-    grouped = _by_memory(phi, states)
-    r = (grouped @ z[:, i:j].unsqueeze(-1)).add_(eps).reciprocal_()
-    found = (grouped @ states).mul_(r)
-    return phi, r, found.view(*phi.shape[:-1], M.shape[-1])
+def _mixed(
+    local: Tensor,
+    phi_of: Callable[[int, int], Tensor],
+    blocks: list[tuple[int, int]],
+    memory: Tensor,
+    g: Tensor,
+    eps: float,
+    y: Tensor,
+    *,
+    literal: bool,
+) -> Tensor:
+    """``recall`` into y, which may be ``local``; phi_of(i, j): the features of the queries of states i .. j - 1."""
+    unread, rest, dtype = local.shape[1] - memory.shape[1], 1 - g, memory.dtype
+    if unread:
+        first = local[:, :unread]
+        if literal:
+            y[:, :unread] = first * _of(rest, 0, unread)
+        elif y is not local:
+            y[:, :unread] = first
+    for i, j in blocks:
+        at = slice(unread + i, unread + j)
+        read, r = _read(phi_of(i, j), memory[:, i:j, ..., :-1], memory[:, i:j, ..., -1:], eps)
+        gate, out, scale = _of(g, unread + i, unread + j).to(dtype), y[:, at], r.transpose(2, 3)
+        if gate.shape[-1] == 1:
+            scale = scale * gate
+        else:
+            read = read * gate.unsqueeze(-2)
+        exact = out if out.dtype == dtype else torch.empty_like(out, dtype=dtype)
+        torch.mul(local[:, at], _of(rest, unread + i, unread + j), out=exact)
+        exact.addcmul_(read.transpose(2, 3), scale)
+        if exact is not out:
+            out.copy_(exact)
+    return y
 
 
-def _elu1(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """sigma of x [B, S, N, H, d], [B, S, H, N, d]."""
+def _read(phi: Tensor, M: Tensor, z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Phi M [B, s, H, N, E] and 1 / (Phi z + eps) [B, s, H, N, 1] of phi [B, s, H, N, F], M [B, s, K, F, E] and
+    z [B, s, K, F, 1]."""
+    grouped = _by_memory(phi, M)
+    r = (grouped @ z).add_(eps).reciprocal_()
+    return (grouped @ M).view(*phi.shape[:-1], M.shape[-1]), r.view(*phi.shape[:-1], 1)
+
+
+def _heads_first(x: Tensor, first: int, last: int, dtype: torch.dtype) -> Tensor:
+    """Empty, for segments first .. last - 1 of x [B, S, N, H, d]: [B, last - first, H, N, d]."""
+    batch, _, n, heads, d = x.shape
+    return torch.empty(batch, last - first, heads, n, d, dtype=dtype, device=x.device)
+
+
+def _elu1(x: Tensor, phi: Tensor) -> None:
+    """sigma of x [B, s, N, H, d] into phi [B, s, H, N, d]."""
     part = x.transpose(2, 3)
-    phi = torch.empty(part.shape, dtype=dtype, device=x.device)
-    if x.dtype == dtype:
+    if x.dtype == phi.dtype:
         torch.clamp(part, max=0, out=phi)
     else:
         phi.copy_(part).clamp_(max=0)
-    return phi.exp_().add_(part.clamp(min=0))
+    phi.exp_().add_(part.clamp(min=0))
 
 
-def _add_gate(d_g: Tensor, products: Tensor, first: int, last: int) -> None:
+def _of_dtype(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(t.to(dtype) for t in tensors)
+
+
+def _add_gate(d_g: Tensor, products: Tensor, first: int, last: int, sign: int = 1) -> None:
     """Add products [B, s, N, H, 1 or E] of segments first .. last - 1 to the gradient of the gate they share."""
-    if d_g.shape[-1] == 1:
-        products = products.sum(-1, keepdim=True)
     if d_g.ndim == 5:
-        d_g[:, first:last] += products
-    else:
-        d_g += products.sum((0, 1, 2))
+        d_g[:, first:last].add_(products.sum(-1, keepdim=True), alpha=sign)
+        return
+    total = products.sum((0, 1, 2))
+    d_g.add_(total.sum(-1, keepdim=True) if d_g.shape[-1] == 1 else total, alpha=sign)
 
 
-def _blocks(local: Tensor, segments: int) -> list[tuple[int, int]]:
-    """Ranges of segments whose tensors have about ``BLOCK`` numbers; all in one where that is not a CPU's."""
-    size = segments if local.is_cuda else max(1, BLOCK // (local[:, :1].numel() or 1))
+def _blocks(x: Tensor) -> list[tuple[int, int]]:
+    """Ranges of the segments of x [B, S, ...] that have about ``BLOCK`` numbers; all in one where that does not pay."""
+    return _ranges(x.shape[1], x[:, :1].numel(), whole=x.is_cuda)
+
+
+def _ranges(segments: int, numbers: int, *, whole: bool) -> list[tuple[int, int]]:
+    """0 .. ``segments`` in ranges, for segments of ``numbers`` numbers."""
+    size = max(segments, 1) if whole else max(1, BLOCK // (numbers or 1))
     return [(i, min(i + size, segments)) for i in range(0, segments, size)]
 
 
-def _by_memory(x: Tensor, M: Tensor) -> Tensor:
-    """[B, S, H, N, n] -> [B, S, K, G N, n]: the heads that share a memory, one after the other; a view."""
-    return x.reshape(*M.shape[:3], -1, x.shape[-1])
+def _by_memory(x: Tensor, memory: Tensor) -> Tensor:
+    """[B, s, H, N, n] -> [B, s, K, G N, n] for memory [B, S, K, ...]: the heads that share one, one after another; a
+    view."""
+    return x.reshape(*x.shape[:2], memory.shape[2], -1, x.shape[-1])
 
 
 def _of(g: Tensor, first: int, last: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.config import RopeScaling
+from model.plain import plain_rotate
 
 
 class Rope:
@@ -85,6 +86,8 @@ def _yarn_attention(scaling: RopeScaling) -> float:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [..., T, H, d] by position; cos, sin [T, d/2]. Same dtype as x."""
+    if torch.compiler.is_compiling():
+        return plain_rotate(x, cos, sin)
     y: Tensor = _Rotate.apply(x, cos.unsqueeze(-2), sin.unsqueeze(-2))  # type: ignore[no-untyped-call]
     return y
 
@@ -96,18 +99,20 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
+        return turn(x, cos, sin, torch.empty_like(x))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turn(grads[0], cos, -sin), None, None
+        return turn(grads[0], cos, -sin, torch.empty_like(grads[0])), None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
+    """Into ``out``: x [..., T, H, d] rotated by cos, sin [T, 1, d/2], computed in the wider dtype of both."""
     a, b = x.chunk(2, dim=-1)
-    y = torch.empty_like(x, dtype=torch.promote_types(x.dtype, cos.dtype))
+    exact = torch.promote_types(x.dtype, cos.dtype)
+    y = out if out.dtype == exact else torch.empty_like(out, dtype=exact)
     low, high = y.chunk(2, dim=-1)
     torch.mul(a, cos, out=low).addcmul_(b, sin, value=-1)
     torch.mul(b, cos, out=high).addcmul_(a, sin)
-    return y.to(x.dtype)
+    return out if y is out else out.copy_(y)

@@ -48,22 +48,28 @@ def scan(
     Returns M [B, S+1, H, F, E] and z [B, S+1, H, F]: before the first segment, and after each. Without ``initial``
     the (empty) first one is left out, so there are S: after each segment.
     """
-    writes, totals = segment_sums(phi_k, v)
+    writes = segment_sums(phi_k, v)
     if initial is None:  # the first write meets an empty memory: both rules agree, and A_1 never enters
-        initial = MemoryState(stored(writes[:, 0], store), stored(totals[:, 0], store))
-        phi_k, writes, totals = phi_k[:, 1:], writes[:, 1:], totals[:, 1:]
+        before = stored(writes[:, 0], store)
+        phi_k, writes = phi_k[:, 1:], writes[:, 1:]
         cuts = [cut - 1 for cut in cuts if cut > 0]
+    else:
+        before = torch.cat([initial.M, initial.z.unsqueeze(-1)], dim=-1)
     if phi_k.shape[1] == 0:
-        M, z = initial.M.unsqueeze(1), initial.z.unsqueeze(1)
-        return MemoryState(M.detach(), z.detach()) if 0 in cuts else MemoryState(M, z)
-    z = _evolve((), totals.unsqueeze(-1), initial.z.unsqueeze(-1), cuts, store).squeeze(-1)
+        both = before.unsqueeze(1)
+        return _parts(both.detach() if 0 in cuts else both)
     if rule == "linear":
-        return MemoryState(_evolve((), writes, initial.M, cuts, store), z)
+        return _parts(_evolve((), writes, before, cuts, store))
+    z = _evolve((), writes[..., -1:], before[..., -1:], cuts, store).squeeze(-1)
     if _worth_forming(phi_k, writes):
         factors: tuple[Tensor, ...] = (transition(phi_k, z[:, :-1], eps),)
     else:
         factors = (phi_k, phi_k * (phi_k @ z[:, :-1].unsqueeze(-1) + eps).reciprocal())
-    return MemoryState(_evolve(factors, writes, initial.M, cuts, store), z)
+    return MemoryState(_evolve(factors, writes[..., :-1], before[..., :-1], cuts, store), z)
+
+
+def _parts(both: Tensor) -> MemoryState:
+    return MemoryState(both[..., :-1], both[..., -1])
 
 
 def recurrence(phi: Tensor, p: Tensor, b: Tensor, m0: Tensor) -> Tensor:

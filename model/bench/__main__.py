@@ -1,7 +1,7 @@
-"""``python -m model.bench [what]``; without ``what``, all of it in under ten minutes on two cores.
+"""``python -m model.bench [what]``; without ``what``, all of it in about ten minutes on two cores.
 
 arms    tokens/s and peak memory, forward and training step, over N and T: the twelve arms, the segment loop, and
-        transformers' Llama with SDPA full attention at the same size
+        transformers' Llama with SDPA full attention at the same size; without ``what`` also in a wider model
 flat    cost per token from 8K to 256K tokens, in chunks
 stream  peak memory of a million streamed tokens, each length in a process of its own
 scan    the delta rule's recurrence against an associative scan
@@ -26,10 +26,12 @@ from model.config import TrunkConfig
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"dim": 128, "layers": 4, "heads": 4},
     "medium": {"dim": 256, "layers": 4, "heads": 4},
+    "large": {"dim": 512, "layers": 4, "heads": 8},
     "1b": {"dim": 2048, "layers": 16, "heads": 32, "kv_heads": 8, "ffn_dim": 8192},
 }
 SEGMENTS, LENGTHS = (64, 128, 512, 2048), (2048, 8192, 32_768, 131_072)
 FLAT_ROWS, FLAT_LENGTHS = ("infini-linear", "infini-delta", "local", "full"), (8192, 32_768, 262_144)
+WIDE_ROWS = ["local", "infini-linear", "infini-delta"]
 STREAM_LENGTHS = (65_536, 262_144, 1_048_576)
 
 
@@ -49,7 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"batch {args.batch}; medians of {args.repeats} rounds, ratios within rounds")
         if LLAMA in args.rows:
             _say_if_missing()
-        result["arms"] = arms.run(_for(args, lengths=LENGTHS, segments=SEGMENTS, minutes=4.5), trunk)
+        result["arms"] = arms.run(_for(args, lengths=LENGTHS, segments=SEGMENTS, minutes=4.0), trunk)
+        if args.what == "all" and args.size == "small":
+            wide = _for(args, lengths=(8192,), segments=(512,), minutes=3.0, rows=WIDE_ROWS)
+            print(f"\nwider: {SIZES['large']}")
+            result["wide"] = arms.run(wide, TrunkConfig(**SIZES["large"]))
     if args.what in ("all", "flat"):
         rows = FLAT_ROWS if args.rows == names() else args.rows
         result["flat"] = flat.run(
@@ -100,7 +106,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--vocab", type=int, default=512, help="vocabulary size (512)")
     add("--chunk", type=int, help="tokens a chunk of a sequence (arms: all in one; flat, stream: 2048)")
     add("--repeats", type=int, default=3, help="timed rounds after the first (3)")
-    add("--minutes", type=float, help="begin nothing that would end later (arms: 4.5, flat: 4)")
+    add("--minutes", type=float, help="begin nothing that would end later (arms: 4, flat: 4)")
     add("--row-seconds", type=float, help="leave out rows that would take longer for one sample (arms: 5, flat: 90)")
     add("--threads", type=int, help="CPU threads (torch's default)")
     add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: of this process, for a busy machine, 1 thread")

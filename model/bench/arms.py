@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, trunk: TrunkConfig) -> list[dict[str, Any]]:
                 if isinstance(row.module, Decoder):
                     row.module.chunk_tokens = args.chunk
             if args.compile:
-                rows = {name: replace(row, loss=torch.compile(row.loss)) for name, row in rows.items()}
+                rows = {name: replace(row, loss=torch.compile(row.loss, dynamic=False)) for name, row in rows.items()}
             samples = _rounds(rows, length, args)
             for name, taken in samples.items():
                 last[n, name] = max(s.forward + s.training for s in taken)

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import MixerConfig, TrunkConfig, feature_dim
-from model.fused import features, recall
+from model.fused import features, recall, recall_in_place, rotated_features
 from model.memory import MemoryState
 from model.mixers.base import KeyValue, Knockout, split_axis
-from model.mixers.local import LocalMixer
+from model.mixers.local import Features, LocalMixer
 from model.scan import scan
 
 
@@ -41,6 +41,18 @@ class InfiniMixer(LocalMixer):
             self.normaliser_start = nn.Parameter(torch.full((self.kv_heads, f), 0.5413))
         self.rounds_to = torch.bfloat16 if config.state_dtype == "bfloat16" else None
 
+    def rotated(
+        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, memory: MemoryState | None, *, write_last: bool
+    ) -> tuple[Tensor, Tensor, Features | None]:
+        if not torch.is_grad_enabled():  # then features are made where they are used, while still in the cache
+            return super().rotated(q, k, cos, sin, memory, write_last=write_last)
+        name, dtype, segments = self.config.feature_map, self.computed_in(q.dtype), q.shape[1]
+        first = 1 if memory is None and self.config.initial_memory == "zero" else 0  # segment that reads
+        with torch.autocast(q.device.type, enabled=False):
+            k, phi_k = rotated_features(name, k, cos, sin, 0, segments - (not write_last), dtype)
+            q, phi_q = rotated_features(name, q, cos, sin, first, segments, dtype)
+        return q, k, Features(phi_q, phi_k)
+
     def combine(
         self,
         local: Tensor,
@@ -52,10 +64,15 @@ class InfiniMixer(LocalMixer):
         *,
         number: int,
         write_last: bool,
+        phi: Features | None = None,
     ) -> tuple[Tensor, MemoryState | None]:
         with torch.autocast(q.device.type, enabled=False):
             dtype = self.computed_in(q.dtype)
-            states, after = self.states(segments, memory, knockout, number, len(q), dtype, write_last=write_last)
+            phi_k, values = None, None
+            if segments is not None:
+                phi_k = phi.k if phi else self.features(segments.k, 0, segments.k.shape[1] - (not write_last))
+                values = segments.v
+            states, after = self.states(phi_k, values, memory, knockout, number, len(q), dtype, write_last=write_last)
             if after is not None:
                 after = MemoryState(*(t.to(self.rounds_to or dtype) for t in (after.M, after.z)))
             if knockout is Knockout.gate_closed:
@@ -67,7 +84,15 @@ class InfiniMixer(LocalMixer):
                 states = MemoryState(torch.zeros_like(states.M), states.z)
             elif knockout is Knockout.swap:
                 states = _swapped(states)
-            return recall(local, q, states, g, self.config.feature_map, self.config.eps, literal=literal), after
+            name, eps = self.config.feature_map, self.config.eps
+            if not torch.is_grad_enabled():
+                return recall_in_place(local, q, states, g, name, eps, literal=literal), after
+            phi_q = phi.q if phi else self.features(q, q.shape[1] - states.M.shape[1], q.shape[1])
+            return recall(local, phi_q, states, g, eps, literal=literal), after
+
+    def features(self, x: Tensor, first: int, last: int) -> Tensor:
+        """sigma of the segments first .. last - 1 of x [B, S, N, H, d]: [B, last - first, H, N, F]."""
+        return features(self.config.feature_map, x, first, last, self.computed_in(x.dtype))
 
     def gate(self, x: Tensor, local: Tensor) -> Tensor:
         """g, to multiply outputs [B, S, n, H, d] with: [H, 1], [H, d] or [B, S, n, H, 1]; float32 at least."""
@@ -93,7 +118,8 @@ class InfiniMixer(LocalMixer):
 
     def states(
         self,
-        segments: KeyValue | None,
+        phi_k: Tensor | None,
+        values: Tensor | None,
         memory: MemoryState | None,
         knockout: Knockout,
         number: int,
@@ -105,19 +131,19 @@ class InfiniMixer(LocalMixer):
         """The memory each segment reads ([B, S', ...]; S' = S, or S - 1 at the start of a document with empty memory,
         where the first segment has nothing to read; None for 0), and the memory after the last.
 
+        phi_k [B, S or S - 1, K, N, F], values [B, S, N, K, E]: of completed segments, None while the segment is open.
         number: of the first segment, counted from the document's start. The memory after is None, or what it was, if
         nothing was written.
         """
         before = self.start(batch, dtype) if memory is None else MemoryState(memory.M.to(dtype), memory.z.to(dtype))
-        count = 0 if segments is None else segments.k.shape[1] - (not write_last)
+        count = 0 if phi_k is None else phi_k.shape[1]
         bptt = self.config.bptt_segments
         cuts = [s for s in range(count + 1) if bptt and number + s > 0 and (number + s) % bptt == 0]
-        if segments is None or count == 0:
+        if phi_k is None or values is None or count == 0:
             if before is not None and cuts:
                 before = before.detach()
             return before and _stacked(before), memory
-        phi_k = features(self.config.feature_map, segments.k, 0, count, dtype)
-        v = segments.v.transpose(2, 3)
+        v = values.transpose(2, 3)
         if knockout is Knockout.reset:
             seen = self.separate(before, phi_k, v[:, :count])
         else:
@@ -146,7 +172,7 @@ class InfiniMixer(LocalMixer):
     def health(self, x: Tensor) -> dict[str, float]:
         """gate_* of data-dependent gates; memory_norm, z_min and erase_lambda_max (see ``Decoder.monitor``) of one
         layer on its normed inputs x [B, T, C], the last three unless there is nothing to read."""
-        n, name, numbers = self.segment_length, self.config.feature_map, {}
+        n, numbers = self.segment_length, {}
         if self.config.gate == "token":
             g = self.gate(x, x)
             numbers = {"gate_mean": g.mean().item(), "gate_min": g.min().item(), "gate_max": g.max().item()}
@@ -158,9 +184,9 @@ class InfiniMixer(LocalMixer):
             first = 1 if before is None else 0  # segment that reads
             if whole <= first:
                 return numbers
-            phi_k = features(name, k, 0, whole, dtype)
+            phi_k = self.features(k, 0, whole)
             states = scan(before, phi_k, v.transpose(2, 3), self.config.rule, self.config.eps, store=self.rounds_to)
-            phi_q = features(name, q, first, whole, dtype)
+            phi_q = self.features(q, first, whole)
             z = states.z[:, :-1]
             divisors = split_axis(phi_q, 2, self.kv_heads, -1) @ z[:, :, :, None, :, None]
             # a spread of segments, the first that erases among them: there z is smallest and the erase strongest

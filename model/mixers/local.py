@@ -7,7 +7,7 @@ an unfinished one is held as live keys and values until its last token arrives. 
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,13 @@ from torch import Tensor
 from model.memory import MemoryState
 from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right, spans, split_axis
 from model.rope import Rope, rotate
+
+
+class Features(NamedTuple):
+    """sigma of the queries that read and of the keys that are written, [B, S', heads, N, F]."""
+
+    q: Tensor
+    k: Tensor
 
 
 class LocalMixer(Mixer):
@@ -30,10 +37,11 @@ class LocalMixer(Mixer):
             if span.whole:
                 q, k, v = (split_axis(t, 1, -1, n) for t in (q, k, v))
                 cos, sin = rope.table(0, n, x.device, x.dtype)
-                local = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, causal=True)
                 more = keep_state or span.start + span.length < x.shape[1]
+                q_local, k_local, phi = self.rotated(q, k, cos, sin, memory, write_last=more)
+                local = attend(q_local, k_local, v, causal=True)
                 y, memory = self.combine(
-                    local, split_axis(span.of(x), 1, -1, n), q, KeyValue(k, v), memory, knockout,
+                    local, split_axis(span.of(x), 1, -1, n), q, KeyValue(k, v), memory, knockout, phi=phi,
                     number=(position + span.start) // n, write_last=more,
                 )  # fmt: skip
                 outputs.append(y.flatten(1, 2))
@@ -55,6 +63,12 @@ class LocalMixer(Mixer):
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         return y, LayerState(live=live, memory=memory)
 
+    def rotated(
+        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, memory: MemoryState | None, *, write_last: bool
+    ) -> tuple[Tensor, Tensor, Features | None]:
+        """q and k of whole segments by position; an arm that wants features of them too can make them here."""
+        return rotate(q, cos, sin), rotate(k, cos, sin), None
+
     def combine(
         self,
         local: Tensor,
@@ -66,12 +80,13 @@ class LocalMixer(Mixer):
         *,
         number: int,
         write_last: bool,
+        phi: Features | None = None,
     ) -> tuple[Tensor, MemoryState | None]:
         """What becomes of the local output [B, S, n, H, d]: here, nothing.
 
         x [B, S, n, C]: the layer's inputs. q [B, S, n, H, d] without positions. number: of the first of the S segments,
         counted from the document's start. segments: keys and values [B, S, N, K, d] of completed segments, None
         while the segment is open. memory: before the first of them. ``write_last`` false: the memory after the last
-        segment is not needed.
+        segment is not needed. phi: what ``rotated`` made of q and k.
         """
         return local, None

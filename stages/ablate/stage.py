@@ -20,7 +20,7 @@ class Ablate(Stage[AblateConfig]):
     """Inputs: ``model`` (pretrain, kind infini), ``tokens``, ``tokenizer``. Outputs: both tables, gates."""
 
     name = "ablate"
-    code_version = 2
+    code_version = 3
     inputs = ("model", "documents", "tokens", "tokenizer")
     uses = ("model", "stages.tasks", "stages.evaluate")
 

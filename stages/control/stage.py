@@ -93,7 +93,7 @@ class Control(Stage[ControlConfig]):
     """No inputs."""
 
     name: ClassVar[str] = "control"
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
     inputs = ()
     uses = ("model",)
 

@@ -15,7 +15,7 @@ class Evaluate(Stage[EvaluateConfig]):
     """Inputs: ``model`` (pretrain), ``tokens`` (tokenize), ``tokenizer``. Outputs: perplexity and retrieval tables."""
 
     name = "evaluate"
-    code_version = 2
+    code_version = 3
     inputs = ("model", "documents", "tokens", "tokenizer")
     uses = ("model", "stages.tasks")
 

@@ -77,7 +77,7 @@ class Pretrain(Stage[PretrainConfig]):
     """One arm and seed. Inputs ``tokens``, ``tokenizer``, ``base``."""
 
     name: ClassVar[str] = "pretrain"
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
     inputs = ("tokens", "tokenizer", "base")
     uses = ("model", "stages.tasks")
     deterministic: ClassVar[bool] = False

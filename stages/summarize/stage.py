@@ -19,7 +19,7 @@ class Summarize(Stage[SummarizeConfig]):
     """Inputs: ``model`` (pretrain), ``documents`` (decontaminate), ``tokenizer``. Output: summaries.parquet."""
 
     name = "summarize"
-    code_version = 2
+    code_version = 3
     inputs = ("model", "documents", "tokens", "tokenizer")
     uses = ("model",)
 

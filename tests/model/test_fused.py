@@ -1,4 +1,4 @@
-"""The hand-written gradients against autograd on the plain forms of ``model.memory``."""
+"""The hand-written gradients against autograd on the plain forms of ``model.memory``, and what a compiler is given."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model import fused
-from model.fused import features, recall, segment_sums, transition
+from model.config import MixerConfig, ModelConfig, TrunkConfig
+from model.decoder import Decoder
+from model.fused import features, recall, recall_in_place, rotated_features, segment_sums, transition
 from model.memory import MemoryState, feature_map, read
+from model.plain import plain_features, plain_recall, plain_rotate, plain_segment_sums, plain_transition
+from model.rope import Rope, rotate
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -24,7 +28,7 @@ def draw(*shape: int, seed: int = 0, positive: bool = False) -> Tensor:
 def same(found: Tensor, expected: Tensor, leaves: tuple[Tensor, ...]) -> None:
     torch.testing.assert_close(found, expected, **CLOSE)
     weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=found.dtype)
-    ours, theirs = (torch.autograd.grad((y * weight).sum(), leaves) for y in (found, expected))
+    ours, theirs = (torch.autograd.grad((y * weight).sum(), leaves, retain_graph=True) for y in (found, expected))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, **CLOSE)
 
@@ -34,7 +38,33 @@ def same(found: Tensor, expected: Tensor, leaves: tuple[Tensor, ...]) -> None:
 def test_features(name: str, first: int, last: int) -> None:
     x = draw(2, 4, 5, 3, 6)
     expected = feature_map(name, x)[:, first:last].transpose(2, 3)
-    same(features(name, x, first, last, torch.float64), expected, (x,))
+    for made in (features, plain_features):
+        same(made(name, x, first, last, torch.float64), expected, (x,))
+
+
+@pytest.mark.parametrize("block", [1, 2**16])
+@pytest.mark.parametrize("name", ["elu1", "softmax"])
+@pytest.mark.parametrize(("first", "last"), [(0, 4), (1, 4), (0, 3), (2, 2)])
+def test_rotated_features(name: str, first: int, last: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "BLOCK", block)
+    x = draw(2, 4, 3, 2, 6)
+    cos, sin = Rope(6, 100.0).table(0, 3, x.device, x.dtype)
+    rotated, phi = rotated_features(name, x, cos, sin, first, last, torch.float64)
+    expected = torch.cat([rotate(x, cos, sin).flatten(), feature_map(name, x)[:, first:last].transpose(2, 3).flatten()])
+    same(torch.cat([rotated.flatten(), phi.flatten()]), expected, (x,))
+    same(plain_rotate(x, cos, sin), rotate(x, cos, sin), (x,))
+
+
+def test_rotated_features_of_bfloat16() -> None:
+    x = draw(1, 2, 3, 2, 4).detach().bfloat16().requires_grad_()
+    cos, sin = Rope(4, 100.0).table(0, 3, x.device, x.dtype)
+    rotated, phi = rotated_features("elu1", x, cos, sin, 0, 2, torch.float32)
+    assert torch.equal(rotated, rotate(x, cos, sin))
+    (gradient,) = torch.autograd.grad(rotated.float().sum() + phi.sum(), x)
+    assert rotated.dtype == torch.bfloat16 and phi.dtype == torch.float32 and gradient.dtype == torch.bfloat16
+    exact = x.detach().double().requires_grad_()
+    total = rotate(exact, cos.double(), sin.double()).sum() + feature_map("elu1", exact).sum()
+    torch.testing.assert_close(gradient.double(), torch.autograd.grad(total, exact)[0], rtol=0.02, atol=0.02)
 
 
 def test_features_of_bfloat16_are_float32_with_bfloat16_gradients() -> None:
@@ -48,16 +78,16 @@ def test_features_of_bfloat16_are_float32_with_bfloat16_gradients() -> None:
 @pytest.mark.parametrize("more", [0, 2])
 def test_segment_sums_leave_the_last_segments_out(more: int) -> None:
     phi, v = draw(2, 3, 2, 5, 4, positive=True), draw(2, 3 + more, 2, 5, 6)
-    sums, totals = segment_sums(phi, v)
-    same(torch.cat([sums, totals.unsqueeze(-1)], -1).flatten(), torch.cat(
-        [phi.transpose(-1, -2) @ v[:, :3], phi.sum(-2).unsqueeze(-1)], -1
-    ).flatten(), (phi, v))  # fmt: skip
+    expected = torch.cat([phi.transpose(-1, -2) @ v[:, :3], phi.sum(-2).unsqueeze(-1)], dim=-1)
+    for made in (segment_sums, plain_segment_sums):
+        same(made(phi, v), expected, (phi, v))
 
 
 def test_transition() -> None:
     phi, z = draw(2, 3, 2, 5, 4, positive=True), draw(2, 3, 2, 4, positive=True)
     p = phi / (phi @ z.unsqueeze(-1) + 0.01)
-    same(transition(phi, z, 0.01), torch.eye(4, dtype=torch.float64) - phi.transpose(-1, -2) @ p, (phi, z))
+    for made in (transition, plain_transition):
+        same(made(phi, z, 0.01), torch.eye(4, dtype=torch.float64) - phi.transpose(-1, -2) @ p, (phi, z))
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,7 +99,7 @@ def test_transition() -> None:
     kv_heads=st.integers(1, 3),
     group=st.integers(1, 3),
     size=st.integers(1, 4),
-    name=st.sampled_from(["elu1", "dpfp2"]),
+    name=st.sampled_from(["elu1", "relu", "dpfp2"]),
     gate=st.sampled_from(["head", "channel", "token"]),
     literal=st.booleans(),
     block=st.sampled_from([1, 2**16]),
@@ -91,5 +121,31 @@ def test_recall(
     expected = mixed if literal else torch.cat([local[:, :unread], mixed[:, unread:]], 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "BLOCK", block)
-        ours = recall(local, q, MemoryState(M, z), g, name, 0.01, literal=literal)
-        same(ours, expected, (local, q, M, z, g))
+        phi_q = features(name, q, unread, segments + unread, torch.float64)
+        for made in (recall, plain_recall):
+            ours = made(local, phi_q, MemoryState(M, z), g, 0.01, literal=literal)
+            same(ours, expected, (local, q, M, z, g))
+        with torch.no_grad():
+            into = local.clone()
+            recall_in_place(into, q, MemoryState(M, z), g, name, 0.01, literal=literal)
+        torch.testing.assert_close(into, expected.detach(), **CLOSE)
+
+
+@pytest.mark.parametrize("rule", ["linear", "delta"])
+def test_a_compiler_gets_one_graph_with_the_same_loss_and_gradients(rule: str) -> None:
+    config = ModelConfig(
+        vocab_size=17,
+        trunk=TrunkConfig(dim=16, layers=2, heads=4, kv_heads=2),
+        mixer=MixerConfig(kind="infini", segment_length=4, rule=rule),
+    )
+    model = Decoder(config, seed=0)
+    tokens = torch.randint(17, (2, 16), generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(model.loss, backend="aot_eager", fullgraph=True, dynamic=False)
+    found = []
+    for loss in (compiled, model.loss):
+        value = loss(tokens)
+        found.append([value, *torch.autograd.grad(value, list(model.parameters()))])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(tokens), found[1][0], rtol=1e-5, atol=1e-6)
