@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from model.allocator import keep_freed_memory
 from model.bench import arms, flat, scans, stream
 from model.bench.rows import LLAMA, names
 from model.config import TrunkConfig
@@ -26,7 +27,7 @@ from model.config import TrunkConfig
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"dim": 128, "layers": 4, "heads": 4},
     "medium": {"dim": 256, "layers": 4, "heads": 4},
-    "large": {"dim": 512, "layers": 4, "heads": 8},
+    "large": {"dim": 768, "layers": 2, "heads": 6},  # the width of runs/pg19.yaml, in fewer layers
     "1b": {"dim": 2048, "layers": 16, "heads": 32, "kv_heads": 8, "ffn_dim": 8192},
 }
 SEGMENTS, LENGTHS = (64, 128, 512, 2048), (2048, 8192, 32_768, 131_072)
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     if args.device.startswith("cuda"):
         torch.set_float32_matmul_precision("high")  # the memory's float32 products on tensor cores, in TF32
+    keep_freed_memory()  # as the training worker does; of every row, since all run in this process
     trunk = TrunkConfig(**SIZES[args.size])
     result: dict[str, Any] = {"machine": machine(args.device), "size": args.size, "torch": torch.__version__}
     print(f"{result['machine']}; torch {torch.__version__}; {args.size}: {SIZES[args.size]}, vocabulary {args.vocab}")
@@ -53,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             _say_if_missing()
         result["arms"] = arms.run(_for(args, lengths=LENGTHS, segments=SEGMENTS, minutes=4.0), trunk)
         if args.what == "all" and args.size == "small":
-            wide = _for(args, lengths=(8192,), segments=(512,), minutes=3.0, rows=WIDE_ROWS)
+            wide = _for(args, lengths=(8192,), segments=(512,), minutes=3.0, row_seconds=20.0, rows=WIDE_ROWS)
+            wide.repeats = max(args.repeats, 5)  # few rows and slow ones, so that noise would be all one sees
             print(f"\nwider: {SIZES['large']}")
             result["wide"] = arms.run(wide, TrunkConfig(**SIZES["large"]))
     if args.what in ("all", "flat"):

@@ -86,11 +86,14 @@ def run(
     """
     import torch
 
+    from model.allocator import keep_freed_memory
     from stages.pretrain.checkpoint import Checkpoints
     from stages.pretrain.loop import Runtime, full_state_dict, train
 
     torch.set_num_threads(max(1, int(job.execution.cpus_per_worker)))
     device = choose_device(job.execution, local_rank)
+    if device.type == "cpu":
+        keep_freed_memory()
     channel = Writer(join(job.work_url, PROGRESS))
     cancel_fs, cancel_path = filesystem(join(job.work_url, CANCEL))
 

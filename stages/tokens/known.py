@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 CHUNKS = 2**19  # kept at most: some 25 MB for English text
 LONGEST = 64  # bytes of a chunk worth keeping; longer ones hardly come again
-LEARNT = (
-    2**16
-)  # chunks asked for; from then on text of which little is known is no longer learnt: random words, Chinese
+LEARNT = 2**16  # chunks asked for; from then on text of which little is known (random words) is no longer learnt
 DEAR = 24  # bytes in running text that the library encodes while it encodes a chunk by itself
 _LETTER, _WORD, _MARK, _SPACE, _BREAK = 1, 2, 4, 8, 16  # of a character; _MARK is _WORD << 1: see ``_scan``
 
