@@ -51,12 +51,12 @@ def rotated_features(
     return rotate(x, cos, sin), features(name, x, first, last, dtype)
 
 
-def segment_sums(phi_k: Tensor, v: Tensor) -> Tensor:
-    """Phi^T V and beside it, as a further column, the sum of Phi over tokens: [B, S, K, F, E + 1], of phi_k
-    [B, S, K, N, F] and v [B, S', K, N, E]; segments of v from S on are not written."""
+def segment_sums(phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Phi^T V [B, S, K, F, E] and the sum of Phi over tokens [B, S, K, F], of phi_k [B, S, K, N, F] and
+    v [B, S', K, N, E]; segments of v from S on are not written."""
     if torch.compiler.is_compiling():
         return plain_segment_sums(phi_k, v)
-    return cast(Tensor, _SegmentSums.apply(phi_k, v))  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor], _SegmentSums.apply(phi_k, v))  # type: ignore[no-untyped-call]
 
 
 def transition(phi_k: Tensor, z: Tensor, eps: float) -> Tensor:
@@ -75,8 +75,7 @@ def recall(local: Tensor, phi_q: Tensor, states: MemoryState, g: Tensor, eps: fl
     """
     if torch.compiler.is_compiling():
         return plain_recall(local, phi_q, states, g, eps, literal=literal)
-    memory = torch.cat([states.M, states.z.unsqueeze(-1)], dim=-1)
-    return cast(Tensor, _Recall.apply(local, phi_q, memory, g, eps, literal))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Recall.apply(local, phi_q, states.M, states.z, g, eps, literal))  # type: ignore[no-untyped-call]
 
 
 def recall_in_place(
@@ -87,15 +86,14 @@ def recall_in_place(
     if torch.compiler.is_compiling():
         phi_q = plain_features(name, q, q.shape[1] - states.M.shape[1], q.shape[1], states.M.dtype)
         return plain_recall(local, phi_q, states, g, eps, literal=literal)
-    memory = torch.cat([states.M, states.z.unsqueeze(-1)], dim=-1)
-    segments = memory.shape[1]
+    segments = states.M.shape[1]
     unread = q.shape[1] - segments
 
     def phi_of(i: int, j: int) -> Tensor:
-        return features(name, q, unread + i, unread + j, memory.dtype)
+        return features(name, q, unread + i, unread + j, states.M.dtype)
 
     blocks = _ranges(segments, q[:, :1].numel(), whole=q.is_cuda)
-    return _mixed(local, phi_of, blocks, memory, g, eps, local, literal=literal)
+    return _mixed(local, phi_of, blocks, states, g, eps, local, literal=literal)
 
 
 class _Elu1(torch.autograd.Function):
@@ -160,28 +158,27 @@ class _Rotated(torch.autograd.Function):
 
 
 class _SegmentSums(torch.autograd.Function):
-    """[Phi^T V, sum of Phi]: [B, S, K, F, E + 1]."""
-
     @staticmethod
-    def forward(ctx: Any, phi: Tensor, v: Tensor) -> Tensor:
-        written = phi.new_empty(*phi.shape[:3], phi.shape[-1], v.shape[-1] + 1)
+    def forward(ctx: Any, phi: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        sums = phi.new_empty(*phi.shape[:3], phi.shape[-1], v.shape[-1])
+        totals = phi.new_empty(*phi.shape[:3], phi.shape[-1])
         for i, j in _blocks(phi):
-            written[:, i:j, ..., :-1] = phi[:, i:j].transpose(-1, -2) @ v[:, i:j].to(phi.dtype)
-            written[:, i:j, ..., -1] = phi[:, i:j].sum(-2)
+            torch.matmul(phi[:, i:j].transpose(-1, -2), v[:, i:j].to(phi.dtype), out=sums[:, i:j])
+            torch.sum(phi[:, i:j], -2, out=totals[:, i:j])
         ctx.save_for_backward(phi, v)
-        return written
+        return sums, totals
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         phi, v = ctx.saved_tensors
-        d_sums, d_total = grads[0][..., :-1].contiguous(), grads[0][..., -1].contiguous()
-        d_phi, d_v = torch.empty_like(phi), torch.empty_like(v)
+        d_sums, d_totals = grads
+        d_phi, d_v = torch.empty(phi.shape, dtype=phi.dtype, device=phi.device), torch.empty_like(v)
         d_v[:, phi.shape[1] :] = 0
         for i, j in _blocks(phi):
             at = slice(i, j)
             torch.matmul(v[:, at].to(phi.dtype), d_sums[:, at].transpose(-1, -2), out=d_phi[:, at])
-            d_phi[:, at] += d_total[:, at].unsqueeze(-2)
+            d_phi[:, at] += d_totals[:, at].unsqueeze(-2)
             d_v[:, at] = phi[:, at] @ d_sums[:, at]
         return d_phi, d_v
 
@@ -216,24 +213,27 @@ class _Transition(torch.autograd.Function):
 
 
 class _Recall(torch.autograd.Function):
-    """memory: [M, z], [B, S', K, F, E + 1]. The backward pass reads again, so nothing is kept but the arguments."""
+    """The backward pass reads again, so nothing is kept but the arguments."""
 
     @staticmethod
-    def forward(ctx: Any, local: Tensor, phi: Tensor, memory: Tensor, g: Tensor, eps: float, literal: bool) -> Tensor:
+    def forward(
+        ctx: Any, local: Tensor, phi: Tensor, M: Tensor, z: Tensor, g: Tensor, eps: float, literal: bool
+    ) -> Tensor:
         y = torch.empty_like(local)
-        _mixed(local, lambda i, j: phi[:, i:j], _blocks(phi), memory, g, eps, y, literal=literal)
-        ctx.save_for_backward(local, phi, memory, g)
+        _mixed(local, lambda i, j: phi[:, i:j], _blocks(phi), MemoryState(M, z), g, eps, y, literal=literal)
+        ctx.save_for_backward(local, phi, M, z, g)
         ctx.options = eps, literal
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        local, phi, memory, g = ctx.saved_tensors
+        local, phi, M, z, g = ctx.saved_tensors
         eps, literal = ctx.options
         dy, dtype, unread, rest = grads[0], phi.dtype, local.shape[1] - phi.shape[1], 1 - g
-        d_local, d_memory = torch.empty_like(local), torch.empty_like(memory)
-        d_phi = torch.empty(phi.shape, dtype=dtype, device=phi.device)  # in this order, whatever that of phi
+        d_local = torch.empty_like(local)
+        # in the order of their axes, whatever that of phi, M and z
+        d_phi, d_M, d_z = (torch.empty(t.shape, dtype=dtype, device=t.device) for t in (phi, M, z))
         d_g = torch.zeros_like(g, dtype=dtype)
         if unread:
             first = dy[:, :unread]
@@ -243,8 +243,8 @@ class _Recall(torch.autograd.Function):
         for i, j in _blocks(phi):
             at, whose = slice(unread + i, unread + j), (unread + i, unread + j)
             dy_at = dy[:, at].to(dtype)
-            M, z = memory[:, i:j, ..., :-1], memory[:, i:j, ..., -1:]
-            read, r = _read(phi[:, i:j], M, z, eps)
+            states = M[:, i:j]
+            read, r = _read(phi[:, i:j], states, z[:, i:j], eps)
             gate = _of(g, *whose).to(dtype)
             by_head = gate.transpose(-3, -2) if gate.ndim == 5 else gate.unsqueeze(-2)  # [.., H, N or 1, 1 or E]
             # the gradient of g A_mem meets A_mem itself, once for g and once for the divisor
@@ -259,21 +259,21 @@ class _Recall(torch.autograd.Function):
             _add_gate(d_g, dy_at * local[:, at], *whose, sign=-1)
             torch.mul(dy_at, _of(rest, *whose), out=d_local[:, at])
 
-            d_read = _by_memory(torch.mul(dy_at.transpose(2, 3), by_head * r), M)
-            d_den, grouped = _by_memory(divided.mul_(r).neg_(), M), _by_memory(phi[:, i:j], M)
-            d_grouped = _by_memory(d_phi[:, i:j], M)
-            torch.matmul(d_read, M.transpose(-1, -2), out=d_grouped)
-            d_grouped.addcmul_(d_den, z.transpose(-1, -2))
-            d_memory[:, i:j, ..., :-1] = grouped.transpose(-1, -2) @ d_read
-            d_memory[:, i:j, ..., -1:] = grouped.transpose(-1, -2) @ d_den
-        return d_local, d_phi, d_memory, d_g.to(g.dtype), None, None
+            d_read = _by_memory(torch.mul(dy_at.transpose(2, 3), by_head * r), states)
+            d_den, grouped = _by_memory(divided.mul_(r).neg_(), states), _by_memory(phi[:, i:j], states)
+            d_grouped = _by_memory(d_phi[:, i:j], states)
+            torch.matmul(d_read, states.transpose(-1, -2), out=d_grouped)
+            d_grouped.addcmul_(d_den, z[:, i:j].unsqueeze(-2))
+            torch.matmul(grouped.transpose(-1, -2), d_read, out=d_M[:, i:j])
+            d_z[:, i:j] = (grouped.transpose(-1, -2) @ d_den).squeeze(-1)
+        return d_local, d_phi, d_M, d_z, d_g.to(g.dtype), None, None
 
 
 def _mixed(
     local: Tensor,
     phi_of: Callable[[int, int], Tensor],
     blocks: list[tuple[int, int]],
-    memory: Tensor,
+    states: MemoryState,
     g: Tensor,
     eps: float,
     y: Tensor,
@@ -281,7 +281,8 @@ def _mixed(
     literal: bool,
 ) -> Tensor:
     """``recall`` into y, which may be ``local``; phi_of(i, j): the features of the queries of states i .. j - 1."""
-    unread, rest, dtype = local.shape[1] - memory.shape[1], 1 - g, memory.dtype
+    M, z = states.M, states.z
+    unread, rest, dtype = local.shape[1] - M.shape[1], 1 - g, M.dtype
     if unread:
         first = local[:, :unread]
         if literal:
@@ -290,7 +291,7 @@ def _mixed(
             y[:, :unread] = first
     for i, j in blocks:
         at = slice(unread + i, unread + j)
-        read, r = _read(phi_of(i, j), memory[:, i:j, ..., :-1], memory[:, i:j, ..., -1:], eps)
+        read, r = _read(phi_of(i, j), M[:, i:j], z[:, i:j], eps)
         gate, out, scale = _of(g, unread + i, unread + j).to(dtype), y[:, at], r.transpose(2, 3)
         if gate.shape[-1] == 1:
             scale = scale * gate
@@ -306,9 +307,9 @@ def _mixed(
 
 def _read(phi: Tensor, M: Tensor, z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Phi M [B, s, H, N, E] and 1 / (Phi z + eps) [B, s, H, N, 1] of phi [B, s, H, N, F], M [B, s, K, F, E] and
-    z [B, s, K, F, 1]."""
+    z [B, s, K, F]."""
     grouped = _by_memory(phi, M)
-    r = (grouped @ z).add_(eps).reciprocal_()
+    r = (grouped @ z.unsqueeze(-1)).add_(eps).reciprocal_()
     return (grouped @ M).view(*phi.shape[:-1], M.shape[-1]), r.view(*phi.shape[:-1], 1)
 
 

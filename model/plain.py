@@ -24,9 +24,8 @@ def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
-def plain_segment_sums(phi_k: Tensor, v: Tensor) -> Tensor:
-    values = v[:, : phi_k.shape[1]].to(phi_k.dtype)
-    return torch.cat([phi_k.transpose(-1, -2) @ values, phi_k.sum(-2).unsqueeze(-1)], dim=-1)
+def plain_segment_sums(phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return phi_k.transpose(-1, -2) @ v[:, : phi_k.shape[1]].to(phi_k.dtype), phi_k.sum(-2)
 
 
 def plain_transition(phi_k: Tensor, z: Tensor, eps: float) -> Tensor:

@@ -48,28 +48,23 @@ def scan(
     Returns M [B, S+1, H, F, E] and z [B, S+1, H, F]: before the first segment, and after each. Without ``initial``
     the (empty) first one is left out, so there are S: after each segment.
     """
-    writes = segment_sums(phi_k, v)
+    writes, totals = segment_sums(phi_k, v)
     if initial is None:  # the first write meets an empty memory: both rules agree, and A_1 never enters
-        before = stored(writes[:, 0], store)
-        phi_k, writes = phi_k[:, 1:], writes[:, 1:]
-        cuts = [cut - 1 for cut in cuts if cut > 0]
-    else:
-        before = torch.cat([initial.M, initial.z.unsqueeze(-1)], dim=-1)
+        parts = [1, writes.shape[1] - 1]  # split, not sliced: then the gradient is one copy, without zeros
+        (M, writes), (z, totals) = torch.split(writes, parts, dim=1), torch.split(totals, parts, dim=1)
+        initial = MemoryState(stored(M.squeeze(1), store), stored(z.squeeze(1), store))
+        phi_k, cuts = phi_k[:, 1:], [cut - 1 for cut in cuts if cut > 0]
     if phi_k.shape[1] == 0:
-        both = before.unsqueeze(1)
-        return _parts(both.detach() if 0 in cuts else both)
+        M, z = initial.M.unsqueeze(1), initial.z.unsqueeze(1)
+        return MemoryState(M.detach(), z.detach()) if 0 in cuts else MemoryState(M, z)
+    z = _evolve((), totals.unsqueeze(-1), initial.z.unsqueeze(-1), cuts, store).squeeze(-1)
     if rule == "linear":
-        return _parts(_evolve((), writes, before, cuts, store))
-    z = _evolve((), writes[..., -1:], before[..., -1:], cuts, store).squeeze(-1)
+        return MemoryState(_evolve((), writes, initial.M, cuts, store), z)
     if _worth_forming(phi_k, writes):
         factors: tuple[Tensor, ...] = (transition(phi_k, z[:, :-1], eps),)
     else:
         factors = (phi_k, phi_k * (phi_k @ z[:, :-1].unsqueeze(-1) + eps).reciprocal())
-    return MemoryState(_evolve(factors, writes[..., :-1], before[..., :-1], cuts, store), z)
-
-
-def _parts(both: Tensor) -> MemoryState:
-    return MemoryState(both[..., :-1], both[..., -1])
+    return MemoryState(_evolve(factors, writes, initial.M, cuts, store), z)
 
 
 def recurrence(phi: Tensor, p: Tensor, b: Tensor, m0: Tensor) -> Tensor:
@@ -96,10 +91,32 @@ def _evolve(
     (Phi, P) for A = I - Phi^T P."""
     if not factors and not cuts and store is None and b.is_cuda:  # on a CPU torch's cumsum takes 4 to 9 times the loop
         return torch.cat([m0.unsqueeze(1), b], dim=1).cumsum(1)
+    if torch.compiler.is_compiling():
+        return _plain_evolve(factors, b, m0, cuts, store)
     states = _Recurrence.apply(  # type: ignore[no-untyped-call]
         _segments_first(b), m0.flatten(0, 1), tuple(cuts), store, *(_segments_first(t) for t in factors)
     )
     return cast(Tensor, states.unflatten(1, m0.shape[:2]).transpose(0, 1))
+
+
+def _plain_evolve(
+    factors: tuple[Tensor, ...], b: Tensor, m0: Tensor, cuts: Collection[int], store: torch.dtype | None
+) -> Tensor:
+    """The same left to autograd, in one graph for a compiler."""
+    m, states = m0, []
+    for s in range(b.shape[1] + 1):
+        if s in cuts:
+            m = m.detach()
+        states.append(m)
+        if s == b.shape[1]:
+            break
+        if len(factors) == 1:
+            m = factors[0][:, s] @ m
+        elif factors:
+            phi, p = (t[:, s] for t in factors)
+            m = m - phi.transpose(-1, -2) @ (p @ m)
+        m = stored(m + b[:, s], store)
+    return torch.stack(states, dim=1)
 
 
 def _segments_first(x: Tensor) -> Tensor:

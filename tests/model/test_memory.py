@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.config import feature_dim
+from model.config import Rule, feature_dim
 from model.memory import MemoryState, empty, feature_map, read, write
 from model.scan import scan
 
@@ -195,3 +195,27 @@ def test_a_bfloat16_state_drifts_where_float32_does_not() -> None:
         off[store] = ((z - exact.z[:, -1]) / exact.z[:, -1]).abs().max().item()
     assert off[None] < 1e-5
     assert 0.02 < off[torch.bfloat16] < 0.9
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("tokens", [2, 9])  # applied as factors, and formed
+@pytest.mark.parametrize("cuts", [(), (0,), (2,), (1, 4)])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_compiler_is_given_the_same_recurrence(
+    rule: Rule, cuts: tuple[int, ...], tokens: int, started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    phi, v, M = (
+        torch.randn(*shape, generator=g, dtype=torch.float64).abs_().requires_grad_()
+        for shape in ((2, 4, 3, tokens, 4), (2, 4, 3, tokens, 5), (2, 3, 4, 5))
+    )
+    initial = MemoryState(M, M.sum(-1)) if started else None
+    found = []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda now=compiling: now)
+        states = scan(initial, phi, v, rule, 0.01, cuts=cuts)
+        weights = (torch.linspace(1, 2, t.numel(), dtype=t.dtype).view_as(t) for t in (states.M, states.z))
+        total = sum((t * w).sum() for t, w in zip((states.M, states.z), weights, strict=True))
+        gradients = torch.autograd.grad(total, (phi, v, M), allow_unused=True, materialize_grads=True)
+        found.append((states.M, states.z, *gradients))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-10)
