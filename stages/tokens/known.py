@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CHUNKS = 2**19  # kept at most: some 25 MB for English text
 LONGEST = 64  # bytes of a chunk worth keeping; longer ones hardly come again
 LEARNT = 2**16  # chunks asked for; from then on text of which little is known (random words) is no longer learnt
+PAUSE = 16  # calls at most that go to the library unseen after one that was hardly known
 DEAR = 24  # bytes in running text that the library encodes while it encodes a chunk by itself
 _LETTER, _WORD, _MARK, _SPACE, _BREAK = 1, 2, 4, 8, 16  # of a character; _MARK is _WORD << 1: see ``_scan``
 
@@ -42,9 +43,13 @@ class KnownChunks:
         self._token_at: NDArray[np.int64] = np.zeros(CHUNKS + 1, np.int64)
         self.count = 0
         self._asked = 0
+        self._pause = self._left = 0  # calls to go to the library: after the next hardly known one, and from now on
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], list[int], list[int]]:
         """Tokens of the texts, one after the other (no special ones); tokens of each; words of each."""
+        if self._left:
+            self._left -= 1
+            return self._whole(texts, [len(text.split()) for text in texts])
         if self.count > CHUNKS * 3 // 4:
             self._slots.fill(0)
             self.count = 0
@@ -61,12 +66,14 @@ class KnownChunks:
         )
         words = of_text[1].tolist()
         new = self.count - first
-        if self._asked >= LEARNT and (new + others) * DEAR > len(data):
+        long = int((strange[:others, 1] - strange[:others, 0]).sum())
+        dear = self._asked >= LEARNT and (new + others) * DEAR > len(data)
+        self._pause = min(max(2 * self._pause, 1), PAUSE) if dear or 2 * long > len(data) else 0
+        self._left = self._pause
+        if dear:
             self._slots[taken[:new]] = 0  # the last ones added, so no other stands behind them
             self.count = first
-            ids = [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-            each = list(map(len, ids))
-            return np.fromiter(chain.from_iterable(ids), np.int32, sum(each)), each, words
+            return self._whole(texts, words)
         self._asked += new + others
         other_tokens, other_at = self._ask(first, data, strange[:others])
         lengths: NDArray[np.int64] = np.zeros(len(texts), np.int64)
@@ -74,6 +81,11 @@ class KnownChunks:
         tokens: NDArray[np.int32] = np.empty(total, np.int32)
         _gather(chunks[: of_text[0].sum()], self._token_at, self._tokens, other_at, other_tokens, tokens)
         return tokens, lengths.tolist(), words
+
+    def _whole(self, texts: Sequence[str], words: list[int]) -> tuple[NDArray[np.int32], list[int], list[int]]:
+        ids = [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        each = list(map(len, ids))
+        return np.fromiter(chain.from_iterable(ids), np.int32, sum(each)), each, words
 
     def chunks(self) -> list[str]:
         """Those that are known."""

@@ -75,8 +75,10 @@ def test_features_of_bfloat16_are_float32_with_bfloat16_gradients() -> None:
     assert phi.dtype == torch.float32 and gradient.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("block", [1, 2**16])
 @pytest.mark.parametrize("more", [0, 2])
-def test_segment_sums_leave_the_last_segments_out(more: int) -> None:
+def test_segment_sums_leave_the_last_segments_out(more: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "BLOCK", block)
     phi, v = draw(2, 3, 2, 5, 4, positive=True), draw(2, 3 + more, 2, 5, 6)
     expected = torch.cat([phi.transpose(-1, -2) @ v[:, :3], phi.sum(-2).unsqueeze(-1)], dim=-1)
     for made in (segment_sums, plain_segment_sums):
@@ -84,7 +86,9 @@ def test_segment_sums_leave_the_last_segments_out(more: int) -> None:
         same(torch.cat([sums, totals.unsqueeze(-1)], dim=-1), expected, (phi, v))
 
 
-def test_transition() -> None:
+@pytest.mark.parametrize("block", [1, 2**16])
+def test_transition(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "BLOCK", block)
     phi, z = draw(2, 3, 2, 5, 4, positive=True), draw(2, 3, 2, 4, positive=True)
     p = phi / (phi @ z.unsqueeze(-1) + 0.01)
     for made in (transition, plain_transition):
