@@ -129,10 +129,16 @@ def read_texts(folder: Path, splits: Iterable[str] | None = None) -> Iterator[Te
     """The documents in the table's order without making Python strings of them: what is held is one file's rows."""
     wanted = None if splits is None else set(splits)
     for path in document_files(folder):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(64, columns=["doc_id", "source", "split", "text"]):
-                texts = batch.column("text").cast(pa.large_binary())
-                names = (batch.column(name).to_pylist() for name in ("doc_id", "source", "split"))
-                for place, (doc_id, source, split) in enumerate(zip(*names, strict=True)):
-                    if wanted is None or split in wanted:
-                        yield Text(doc_id, source, split, memoryview(texts[place].as_buffer()))
+        for text in file_texts(path):
+            if wanted is None or text.split in wanted:
+                yield text
+
+
+def file_texts(path: Path) -> Iterator[Text]:
+    """The documents of one file of the table, as ``read_texts`` gives them."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(64, columns=["doc_id", "source", "split", "text"]):
+            texts = batch.column("text").cast(pa.large_binary())
+            names = (batch.column(name).to_pylist() for name in ("doc_id", "source", "split"))
+            for place, (doc_id, source, split) in enumerate(zip(*names, strict=True)):
+                yield Text(doc_id, source, split, memoryview(texts[place].as_buffer()))

@@ -15,7 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.corpus.documents import document_files
+from stages.corpus.documents import document_files, file_texts
 from stages.corpus.parallel import running_ray, spread
 from stages.stage import Artifact, Context, StageError, Summary
 from stages.tokens.encode import Encoded, encode, known_chunks, library
@@ -25,7 +25,7 @@ from stages.tokens.saved import Saved
 from stages.tokens.seams import Seams, find_seams
 from stages.tokens.stage import TokenizeConfig
 from stages.tokens.statistics import Statistics, write
-from stages.tokens.units import Document, Unit, read_file, units
+from stages.tokens.units import Document, Unit, units
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -112,7 +112,7 @@ def _encoded(files: list[Path], total: int, tokenizer_json: str, context: Contex
     def texts() -> Iterator[list[str]]:
         """They go to the tasks; what belongs to them waits here."""
         for file, result in list(zip(files, [*saved, None], strict=True))[len(before) :]:
-            for unit in units(read_file(file), between_words):
+            for unit in units(file_texts(file), between_words):
                 waiting.append((unit, result))
                 yield unit.texts
                 unit.texts = []
@@ -134,7 +134,7 @@ def _encoded(files: list[Path], total: int, tokenizer_json: str, context: Contex
 
 def _seams(file: Path, tokenizer_json: str) -> Seams | None:
     """Those of the tokenizer, tried also on the beginning of the corpus."""
-    texts = (text for document in read_file(file) for text, _ in pieces(document.data, True))
+    texts = (text for document in file_texts(file) for text, _ in pieces(document.data, True))
     sample, size = list[str](), 0
     for text in texts:
         sample.append(text)

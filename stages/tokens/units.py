@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stages.corpus.documents import Text
 from stages.tokens.pieces import pieces
@@ -40,16 +36,6 @@ class Unit:
         self.texts.append(piece)
         self.layout.append((document, inside, last))
         self.size += len(piece)
-
-
-def read_file(path: Path) -> Iterator[Text]:
-    """The documents of one file of the table, as ``read_texts`` gives those of all."""
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(64, columns=["doc_id", "source", "split", "text"]):
-            texts = batch.column("text").cast(pa.large_binary())
-            names = (batch.column(name).to_pylist() for name in ("doc_id", "source", "split"))
-            for place, (doc_id, source, split) in enumerate(zip(*names, strict=True)):
-                yield Text(doc_id, source, split, memoryview(texts[place].as_buffer()))
 
 
 def units(documents: Iterable[Text], between_words: bool) -> Iterator[Unit]:
