@@ -252,8 +252,8 @@ CLAIMS: tuple[Claim, ...] = (
         lambda r: (
             f"seeds are the unit, the margin is fixed here: supported: over seeds the gap in favour of a memory arm is "
             f"larger than {r.seeds.margin:.1%} (t, Holm over arms); refuted: a gap of {r.seeds.margin:.1%} in its "
-            f"favour is excluded in every one (TOST), although full attention gains, {_BEHIND}; undertrained arms decide "
-            f"nothing; {r.minimum_seeds} seeds or more, alpha {r.alpha:g}"
+            f"favour is excluded in every one (TOST), although full attention gains, {_BEHIND}; undertrained arms "
+            f"decide nothing; {r.minimum_seeds} seeds or more, alpha {r.alpha:g}"
         ),
         perplexity.seeds,
     ),
