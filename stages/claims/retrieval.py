@@ -95,6 +95,8 @@ def _judge(evidence: Evidence, row: Number, at: pd.DataFrame, inside: Number | N
 
     rules, rule = evidence.rules, evidence.rules.retrieval
     low, high = row.low or 0.0, 1.0 if row.high is None else row.high
+    family = rules.model_copy(update={"alpha": min(rules.alpha, 2 * rules.alpha / len(evidence.memory_arms))})
+    clears = (accuracy("", "", at, sources=(), rules=family).low or 0.0) >= rule.threshold  # one-sided, Bonferroni
     per_seed = at.groupby("seed")["correct"].mean()
     text = f"{percent(row.estimate)} [{percent(low)}, {percent(high)}], seeds " + ", ".join(
         percent(x, 0) for x in per_seed
@@ -115,7 +117,7 @@ def _judge(evidence: Evidence, row: Number, at: pd.DataFrame, inside: Number | N
         return behind(row, control_bracket(evidence), task_bracket(evidence, "passkey", length, (1,), rule.learned))
     failing = _failing(evidence, at)
     prompts = at["item"].nunique()
-    if low >= rule.threshold and not failing and prompts >= rule.minimum_trials:
+    if clears and not failing and prompts >= rule.minimum_trials:
         short = f"at least {rule.threshold:.0%} at {length:,} tokens, no part of the positions below it"
         return decided(row, "supported", f"{text}: {short}", short=short)
     if prompts < rule.minimum_trials:

@@ -49,7 +49,9 @@ K = (1, 2, 4, 8)
 ASKED = RetrievalConfig(
     format="compact", lengths=(64, 256, 512), trials=80, rivals=(1, 2, 4), binding_trials=80, control_trials=40
 )
-KNOCKED = RetrievalConfig(format="compact", lengths=(512,), trials=60, rivals=(1, 2), binding_trials=30, control_trials=0)
+KNOCKED = RetrievalConfig(
+    format="compact", lengths=(512,), trials=60, rivals=(1, 2), binding_trials=30, control_trials=0
+)
 KNOCKOUTS = ("gate_closed", "reset", "swap", "zero_read")
 EFFECT = {"infini-linear": -0.08, "infini-delta": -0.06, "full": -0.10, "sliding-window": -0.02}
 

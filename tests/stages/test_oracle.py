@@ -26,7 +26,7 @@ from tests.stages.readers import (
     sometimes,
     up_to,
 )
-from tests.stages.synthetic import EFFECT, K, MEMORY, SEGMENT, Synthetic
+from tests.stages.synthetic import EFFECT, MEMORY, SEGMENT, K, Synthetic
 
 RULES = ClaimsConfig()
 S, R, I = "supported", "refuted", "inconclusive"
