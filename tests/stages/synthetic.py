@@ -70,7 +70,7 @@ class Synthetic:
     draw: int = 0  # another draw of all noise
     reader: Reader = readers.perfect  # of the memory arms
     full: Reader = readers.perfect
-    local: Reader = readers.inside(SEGMENT)
+    local: Reader = LOCAL
     knocked: Mapping[str, Reader] = field(default_factory=dict)  # default: what the local arm can do
     knocked_nats: float = 0.07
     asked: RetrievalConfig = ASKED
@@ -116,12 +116,17 @@ class Synthetic:
         return np.random.default_rng(int(hashlib.sha256(repr(parts).encode()).hexdigest()[:12], 16))
 
     # --- one method per stage ---------------------------------------------------------------------------------------
-    def evaluate(self) -> Synthetic:
-        items = readers.prompts(self.asked)
+    def evaluate(self, *, text: bool = True, prompts: bool = True) -> Synthetic:
+        """``text``, ``prompts``: which of the two tables to make (simulations need one)."""
+        items = readers.prompts(self.asked, self.draw % 5) if prompts else ()
         for arm, seed in self.runs():
-            perplexity = self._perplexity(arm, seed, self._effect(arm, seed))
-            asked = readers.ask(self._reader(arm), items, seed, SEGMENT, arm)
-            self.add(f"evaluate/{arm}/{seed}", {"perplexity.parquet": perplexity, "retrieval.parquet": asked})
+            tables = {}
+            if text:
+                tables["perplexity.parquet"] = self._perplexity(arm, seed, self._effect(arm, seed))
+            if prompts:
+                asked = readers.ask(self._reader(arm), items, seed, SEGMENT, f"{arm}{self.draw or ''}")
+                tables["retrieval.parquet"] = asked
+            self.add(f"evaluate/{arm}/{seed}", tables)
         for seed in self.seeds:
             self.add(f"evaluate/base/{seed}", {"perplexity.parquet": self._perplexity("base", seed, self.base)})
         return self
@@ -157,7 +162,7 @@ class Synthetic:
     def ablate(self) -> Synthetic:
         items = [
             item
-            for item in readers.prompts(KNOCKED)
+            for item in readers.prompts(KNOCKED, self.draw % 5)
             if item.task in ("passkey", "bindings") and item.beyond_local(SEGMENT)
         ]
         for arm, seed in self.runs():
@@ -169,7 +174,8 @@ class Synthetic:
                 table = self._perplexity(arm, seed, self._effect(arm, seed) + nats)
                 perplexity.append(table.assign(knockout=knockout))
                 reader = self.reader if knockout == "none" else self.knocked.get(knockout, self.local)
-                asked = readers.ask(reader, items, seed, SEGMENT, arm + (knockout if knockout != "none" else ""))
+                name = f"{arm}{self.draw or ''}{knockout if knockout != 'none' else ''}"
+                asked = readers.ask(reader, items, seed, SEGMENT, name)
                 retrieval.append(asked.assign(knockout=knockout))
             rng = self.rng("gates", arm, seed)
             gates = [(layer, head, float(rng.beta(0.6, 0.8))) for layer in range(3) for head in range(3)]
@@ -329,8 +335,9 @@ class Synthetic:
         )
         if self.containment is not None:
             share = [self.containment if i == 1 else 0.001 for i in range(self.documents)]
-            counted = pd.DataFrame({"book_id": books["book_id"], "title": books["title"], "split": books["split"],
-                                    "ngrams": 11000, "share": share, "longest": 14, "top_document": "train-7"})  # fmt: skip
+            counted = books[["book_id", "title", "split"]].assign(
+                ngrams=11000, share=share, longest=14, top_document="train-7"
+            )
             counted["contained"] = (counted["ngrams"] * counted["share"]).astype(int)
             self.add("certify", {"containment.parquet": counted})
         return self
