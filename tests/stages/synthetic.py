@@ -52,6 +52,7 @@ ASKED = RetrievalConfig(
 KNOCKED = RetrievalConfig(
     format="compact", lengths=(512,), trials=60, rivals=(1, 2), binding_trials=30, control_trials=0
 )
+LOCAL = readers.inside(SEGMENT)  # what a model without memory can do
 KNOCKOUTS = ("gate_closed", "reset", "swap", "zero_read")
 EFFECT = {"infini-linear": -0.08, "infini-delta": -0.06, "full": -0.10, "sliding-window": -0.02}
 
