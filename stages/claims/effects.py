@@ -43,7 +43,7 @@ def effect(pair: Paired, rules: ClaimsConfig, *, null: float = 0.0, greater: boo
     from stages.statistics.tests import minimum_detectable, paired_t
 
     def interval(level: float) -> Estimate:
-        return hierarchical(pair.differences, pair.weights, level=level, draws=rules.resamples, seed=rules.seed)
+        return hierarchical(pair.differences, pair.weights, level=level)
 
     wide, narrow = interval(1 - rules.alpha), interval(1 - 2 * rules.alpha)
     by_seed = pair.by_seed

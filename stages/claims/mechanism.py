@@ -23,8 +23,6 @@ def capacity_point(evidence: Evidence, rule: str, feature_map: str, accuracy: fl
         curves.to_numpy(float),
         accuracy,
         level=1 - rules.alpha,
-        draws=rules.resamples,
-        seed=rules.seed,
     )
     source = evidence.source("capacity", "capacity.parquet", f"rule == '{rule}' and feature_map == '{feature_map}'")
     return Number(

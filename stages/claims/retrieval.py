@@ -41,7 +41,7 @@ def accuracy(evidence: Evidence, arm: str, rows: pd.DataFrame, *, name: str, lab
     table = rows.pivot_table(index="seed", columns="item", values="correct", aggfunc="mean").dropna(axis=1)
     if table.shape[0] < 2 or table.shape[1] < 2:
         return number
-    seeds = hierarchical(table.to_numpy(float), level=1 - rules.alpha, draws=rules.resamples, seed=rules.seed)
+    seeds = hierarchical(table.to_numpy(float), level=1 - rules.alpha)
     low, high = min(number.low or 0.0, seeds.low), max(number.high or 0.0, seeds.high)
     method = f"wider of Wilson and {seeds.method}"
     return replace(number, low=max(0.0, low), high=min(1.0, high), method=method)

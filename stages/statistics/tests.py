@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
-from stages.statistics.intervals import Estimate
+from stages.statistics.intervals import Alternative, Estimate
 
-Alternative = Literal["two-sided", "greater", "less"]
+
 
 
 @dataclass(frozen=True)
