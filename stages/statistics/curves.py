@@ -347,18 +347,15 @@ def _answers(
         raise ValueError(f"x {list(place.shape)}, correct {list(score.shape)}: allowed are two equal lists")
     if not ((score >= 0) & (score <= 1)).all():
         raise ValueError("correct: allowed are scores from 0 to 1")
-    codes: list[Codes] = []
     for name, labels in (("seeds", seeds), ("items", items)):
         if labels is not None and len(labels) != len(place):
             raise ValueError(f"{name}: {len(labels)} labels for {len(place)} answers")
-    codes = [
-        np.zeros(len(place), np.intp) if seeds is None else np.unique(np.asarray(seeds), return_inverse=True)[1],
-        np.arange(len(place)) if items is None else np.unique(np.asarray(items).astype(str), return_inverse=True)[1],
-    ]
-    if items is not None:
-        pair = np.stack([np.unique(place, return_inverse=True)[1], codes[1]])
-        codes[1] = np.unique(pair, axis=1, return_inverse=True)[1].reshape(-1)
-    return place, score, codes[0], codes[1]
+    by = np.zeros(len(place), np.intp) if seeds is None else np.unique(np.asarray(seeds), return_inverse=True)[1]
+    if items is None:
+        return place, score, by, np.arange(len(place))
+    label = np.unique(np.asarray(items), return_inverse=True)[1]
+    cell = np.unique(place, return_inverse=True)[1] * (label.max() + 1) + label
+    return place, score, by, np.unique(cell, return_inverse=True)[1]
 
 
 def _scale(x: Floats, log: bool) -> Floats:

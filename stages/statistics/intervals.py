@@ -9,7 +9,7 @@ coverage of each interval.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -49,29 +49,30 @@ class Contrast(Estimate):
     """A paired difference over seeds and items; interval, p value and TOST all come from the same two variances.
 
     ``n``: seeds. ``v_seed``: variance of the mean of the seeds, seeds - 1 degrees of freedom; ``v_item``: what the
-    items' common part adds, items - 1 degrees of freedom; both in squared units of the estimate.
+    items' common part adds, items - 1 degrees of freedom; ``v_floor``: half the variance over items alone, below
+    which the sum is not taken. All in squared units of the estimate.
     """
 
     items: int = 1
     v_seed: float = 0.0
     v_item: float = 0.0
+    v_floor: float = 0.0
 
     def at(self, level: float) -> Contrast:
         """The same contrast with its interval at another level (1 - 2 alpha is what TOST needs)."""
-        half = float(_half(self.v_seed, self.v_item, self.n, self.items, level))
-        return Contrast(
-            self.estimate, self.estimate - half, self.estimate + half, self.n, self.method, level,
-            self.items, self.v_seed, self.v_item,
-        )  # fmt: skip
+        half = float(_half(self._variances, level)[0])
+        return replace(self, low=self.estimate - half, high=self.estimate + half, level=level)
 
     def p(self, null: float = 0.0, alternative: Alternative = "two-sided") -> float:
         """p value of "the difference is ``null``": the smallest alpha whose 1 - alpha interval excludes it.
 
         One-sided: half of that, for the difference lying beyond ``null`` in the stated direction.
         """
-        values = _p_values(np.array([self.estimate - null]), np.array([self.v_seed]), np.array([self.v_item]),
-                           self.n, self.items, alternative)  # fmt: skip
-        return float(values[0])
+        return float(_p_values(np.array([self.estimate - null]), self._variances, alternative)[0])
+
+    @property
+    def _variances(self) -> _Variances:
+        return _Variances(np.array([self.v_seed]), np.array([self.v_item]), np.array([self.v_floor]), self.n, self.items)
 
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> Estimate:
@@ -115,19 +116,21 @@ def hierarchical(differences: ArrayLike, weights: ArrayLike | None = None, *, le
     Half width: sqrt(t(seeds-1)^2 v_seed + t(items-1)^2 v_item), Banerjee's (1960) interval for a sum of independent
     variances, which covers at least ``level`` whatever their ratio; 4.30 for three seeds. v_seed is the variance of
     the seeds' own estimates over their number and holds the noise of each seed's items; v_item is what the items
-    share over all seeds (linearised ratio), the residual taken off so that it is not counted twice. One seed gives an
-    interval over items only, and the method says so. Raises ValueError for a table that is not finite and full.
+    share over all seeds (linearised ratio), the residual taken off so that it is not counted twice. Seeds that agree
+    by chance, as sums of few 0/1 answers often do, do not make the interval vanish: the variance is at least half of
+    that over items alone. One seed gives an interval over items only, and the method says so. Raises ValueError for a table that is not finite and full.
     """
     table = np.atleast_2d(np.asarray(differences, dtype=np.float64))
     if table.ndim != 2 or 0 in table.shape or not np.isfinite(table).all():
         raise ValueError(f"differences: shape {table.shape}; allowed is a finite [seeds, items] table, at least 1 x 1")
     seeds, items = table.shape
-    weight = _weights(weights, items)
-    mean, v_seed, v_item = (float(x[0]) for x in _contrasts(table[None], weight))
+    mean, parts = _contrasts(table[None], _weights(weights, items))
+    v_seed, v_item, v_floor = (float(x[0]) for x in (parts.v_seed, parts.v_item, parts.v_floor))
     if seeds * items == 1:
-        v_item = float("inf")
+        v_floor = float("inf")
     method = f"seeds x items, t with {seeds - 1} and {items - 1} df" if seeds > 1 else "over items (one seed)"
-    return Contrast(mean, mean, mean, seeds, method, level, items, v_seed, v_item).at(level)
+    centre = float(mean[0])
+    return Contrast(centre, centre, centre, seeds, method, level, items, v_seed, v_item, v_floor).at(level)
 
 
 def hierarchical_many(
@@ -135,8 +138,8 @@ def hierarchical_many(
 ) -> tuple[Floats, Floats]:
     """low, high [draws] of ``hierarchical`` for every table of ``tables`` [draws, seeds, items] at once."""
     many = np.asarray(tables, dtype=np.float64)
-    mean, v_seed, v_item = _contrasts(many, _weights(weights, many.shape[2]))
-    half = _half(v_seed, v_item, many.shape[1], many.shape[2], level)
+    mean, variances = _contrasts(many, _weights(weights, many.shape[2]))
+    half = _half(variances, level)
     return mean - half, mean + half
 
 
@@ -149,8 +152,8 @@ def hierarchical_p_many(
 ) -> Floats:
     """p values [draws] of ``Contrast.p`` for every table of ``tables`` [draws, seeds, items] at once."""
     many = np.asarray(tables, dtype=np.float64)
-    mean, v_seed, v_item = _contrasts(many, _weights(weights, many.shape[2]))
-    return _p_values(mean - null, v_seed, v_item, many.shape[1], many.shape[2], alternative)
+    mean, variances = _contrasts(many, _weights(weights, many.shape[2]))
+    return _p_values(mean - null, variances, alternative)
 
 
 def accuracy(table: ArrayLike, *, level: float = 0.95) -> Estimate:
@@ -232,45 +235,53 @@ def score_interval(
     return np.where(mean <= 0, 0.0, low), np.where(mean >= 1, 1.0, high)
 
 
-def _contrasts(tables: Floats, weight: Floats) -> tuple[Floats, Floats, Floats]:
-    """estimate, v_seed, v_item [draws] of ``tables`` [draws, seeds, items], ``weight`` [items]."""
-    _, seeds, items = tables.shape
+@dataclass(frozen=True)
+class _Variances:
+    """Those of ``Contrast`` for many tables, [draws] each."""
+
+    v_seed: Floats
+    v_item: Floats
+    v_floor: Floats
+    seeds: int
+    items: int
+
+
+def _contrasts(tables: Floats, weight: Floats) -> tuple[Floats, _Variances]:
+    """estimate [draws] and variances of ``tables`` [draws, seeds, items], ``weight`` [items]."""
+    draws, seeds, items = tables.shape
     share = weight / weight.mean()
     by_seed = tables.sum(2) / weight.sum()
     mean = by_seed.mean(1)
-    v_seed = by_seed.var(1, ddof=1) / seeds if seeds > 1 else np.zeros(len(tables))
+    v_seed = by_seed.var(1, ddof=1) / seeds if seeds > 1 else np.zeros(draws)
     if items == 1:
-        return mean, v_seed, np.zeros(len(tables))
+        return mean, _Variances(v_seed, np.zeros(draws), np.zeros(draws), seeds, items)
     by_item = tables.mean(1) / weight.mean() - mean[:, None] * share
-    v_item = (by_item**2).sum(1) / (items * (items - 1))
+    v_items = (by_item**2).sum(1) / (items * (items - 1))
+    v_item = v_items
     if seeds > 1:
         rest = tables / weight.mean() - by_seed[:, :, None] * share - by_item[:, None, :]
         v_rest = (rest**2).sum((1, 2)) / ((seeds - 1) * (items - 1) * seeds * items)
-        v_item = np.maximum(v_item - v_rest, 0)
-    return mean, v_seed, v_item
+        v_item = np.maximum(v_items - v_rest, 0)
+    return mean, _Variances(v_seed, v_item, v_items / 2, seeds, items)
 
 
-def _half(v_seed: ArrayLike, v_item: ArrayLike, seeds: int, items: int, level: float | Floats) -> Floats:
-    """Half width of Banerjee's interval; a part whose variance is 0 adds nothing."""
-    total = np.zeros(np.broadcast(np.asarray(v_seed), np.asarray(level)).shape)
-    for variance, n in ((v_seed, seeds), (v_item, items)):
-        if n > 1:
-            total = total + np.asarray(variance) * _t(n - 1, level) ** 2
-        elif np.isinf(variance).any():
-            total = total + np.inf
-    return np.asarray(np.sqrt(total), dtype=np.float64)
+def _half(parts: _Variances, level: float | Floats) -> Floats:
+    """Half width [draws] of Banerjee's interval, or that of the floor where it is wider."""
+    of_seed = _t(parts.seeds - 1, level) ** 2 * parts.v_seed if parts.seeds > 1 else np.zeros_like(parts.v_seed)
+    if parts.items == 1:
+        return np.asarray(np.sqrt(of_seed + parts.v_floor))
+    of_item = _t(parts.items - 1, level) ** 2
+    return np.asarray(np.sqrt(np.maximum(of_seed + of_item * parts.v_item, of_item * parts.v_floor)))
 
 
-def _p_values(
-    distance: Floats, v_seed: Floats, v_item: Floats, seeds: int, items: int, alternative: Alternative
-) -> Floats:
+def _p_values(distance: Floats, parts: _Variances, alternative: Alternative) -> Floats:
     """Bisection on log alpha: the interval's half width falls as alpha grows."""
     low, high = np.full(len(distance), -40.0), np.zeros(len(distance))
     for _ in range(60):
         middle = (low + high) / 2
-        wide = _half(v_seed, v_item, seeds, items, 1 - np.exp(middle)) >= np.abs(distance)
+        wide = _half(parts, 1 - np.exp(middle)) >= np.abs(distance)
         low, high = np.where(wide, middle, low), np.where(wide, high, middle)
-    still = (v_seed == 0) & (v_item == 0)
+    still = (parts.v_seed == 0) & (parts.v_item == 0) & (parts.v_floor == 0)
     two = np.where(still, np.where(distance == 0, 1.0, 0.0), np.exp(high))
     if alternative == "two-sided":
         return np.asarray(two)
