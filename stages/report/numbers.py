@@ -104,7 +104,7 @@ def _level(evidence: Evidence, rows: pd.DataFrame, weight: str, scale: float = 1
     if pair is None or not pair.weights.sum() > 0:
         return None
     rules = evidence.rules
-    found = hierarchical(pair.a, pair.weights * scale, level=1 - rules.alpha, draws=rules.resamples, seed=rules.seed)
+    found = hierarchical(pair.a, pair.weights * scale, level=1 - rules.alpha)
     return Number("", "", found.estimate, found.low, found.high, len(pair.items), "", found.method)
 
 
@@ -182,8 +182,6 @@ def _answer_nll(evidence: Evidence, arm: str, length: int, rows: pd.DataFrame, w
         rows["answer_nll"].to_numpy(float),
         rows["item"].tolist(),
         level=1 - rules.alpha,
-        draws=rules.resamples,
-        seed=rules.seed,
     )
     return Number(
         f"passkey_nll.{arm}.{length}",

@@ -105,9 +105,7 @@ def _gaps(
         pair = paired(rows[rows["arm"] == arm], rows[rows["arm"] == baseline], "doc_id", "nll_sum", "tokens")
         if pair is None:
             continue
-        gap = hierarchical(
-            pair.differences, pair.weights, level=1 - rules.alpha, draws=min(rules.resamples, 500), seed=rules.seed
-        )
+        gap = hierarchical(pair.differences, pair.weights, level=1 - rules.alpha)
         middle, low, high = (float(100 * np.expm1(v)) for v in (gap.estimate, gap.low, gap.high))
         gaps.append((end, middle, low, high))
     return gaps

@@ -88,8 +88,8 @@ def curve(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
         _error_bars(axes[0], points, style.colour, style.marker, arm)
         if rows["length"].nunique() > 1:
             fit = accuracy_curve(
-                rows["length"], rows["correct"], log=True, level=1 - rules.alpha, draws=200, seed=rules.seed,
-                at=np.geomspace(lengths[0], lengths[-1], 41),
+                rows["length"], rows["correct"], seeds=rows["seed"].to_list(), items=rows["item"].to_list(),
+                log=True, level=1 - rules.alpha, at=np.geomspace(lengths[0], lengths[-1], 41),
             )  # fmt: skip
             axes[0].plot(fit.x, fit.estimate, color=style.colour, ls=style.dash, lw=1.3)
             axes[0].fill_between(fit.x, fit.low, fit.high, color=style.colour, alpha=0.12, lw=0)
