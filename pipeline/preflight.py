@@ -50,7 +50,7 @@ def _splits(study: Study, corpus: IngestConfig) -> None:
 
 def _prompts(study: Study, tokenizer: TokenizerConfig) -> None:
     """Prompts must hold their needles with this tokenizer, those that are asked and those that are trained on. Of one
-    that is still to be trained only the fewest tokens are known; what that lets through is found at the first prompt."""
+    that is still to be trained only the fewest tokens are known; what passes then is found at the first prompt."""
     codec = preview(tokenizer)
     if codec is None:
         return

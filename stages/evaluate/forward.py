@@ -41,7 +41,10 @@ def torch_device(execution: Execution) -> torch.device:
 def load_model(
     artifact: Artifact, tokenizer: StudyTokenizer, device: torch.device, mixer: MixerConfig | None = None
 ) -> Decoder:
-    """The trained model in eval mode, or a base's trunk under ``mixer``. Raises StageError if its vocabulary is smaller than the tokenizer's."""
+    """The trained model in eval mode, or a base's trunk under ``mixer``.
+
+    Raises StageError if its vocabulary is smaller than the tokenizer's.
+    """
     from model import checkpoint
 
     folder = artifact.path("model")

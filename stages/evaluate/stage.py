@@ -12,7 +12,7 @@ __all__ = ["STAGE", "Evaluate", "EvaluateConfig", "EvaluateSettings", "Perplexit
 
 
 class Evaluate(Stage[EvaluateConfig]):
-    """Inputs: ``model`` (pretrain or base), ``tokens`` (tokenize), ``tokenizer``. Outputs: perplexity and retrieval tables."""
+    """Inputs: ``model`` (pretrain or base), ``tokens`` (tokenize), ``tokenizer``. Outputs: perplexity and retrieval."""
 
     name = "evaluate"
     code_version = 4

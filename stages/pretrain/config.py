@@ -94,7 +94,7 @@ class MixtureConfig(Config):
                 near = sorted({f"{n / rows:g}" for n in (int(share * rows), int(share * rows) + 1) if n < rows})
                 raise ValueError(
                     f"mixture.prompts: share = {sorted(shares)}: with mixture.order = documents every batch needs the "
-                    f"same number of rows with prompts, fewer than all {rows} (nearest: {' or '.join(near)} in each phase)"
+                    f"same number of rows with prompts, fewer than {rows} (nearest: {' or '.join(near)} in each phase)"
                 )
 
 
@@ -131,8 +131,8 @@ class BaseSettings(OptimSettings):
             raise ValueError("per_seed = True: with init = 'hf' there is one checkpoint for all seeds; remove it")
         if self.per_seed and self.seed:
             raise ValueError(
-                f"seed = {self.seed}: has no effect with per_seed = True, bases have the study's seeds (fix: remove it, "
-                "or set per_seed: false)"
+                f"seed = {self.seed}: has no effect with per_seed = True, bases have the study's seeds "
+                "(fix: remove it, or set per_seed: false)"
             )
         needed = ("lr", "steps", "batch_tokens", "sequence_length") if self.init == "scratch" else ("path", "revision")
         foreign = (
@@ -156,7 +156,7 @@ class BaseSettings(OptimSettings):
 
 
 class BaseConfig(BaseSettings):
-    """``BaseSettings`` and the trunk; with ``init: hf`` the trunk must be the checkpoint's own. One base of ``seed``."""
+    """One base, that of ``seed``, and its trunk; with ``init: hf`` the trunk must be the checkpoint's own."""
 
     per_seed: bool = False
     trunk: TrunkConfig

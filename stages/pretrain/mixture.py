@@ -28,8 +28,8 @@ PromptRows = Callable[[int, int, int], tuple[NDArray[np.int32], NDArray[np.uint8
 @dataclass(frozen=True)
 class Batch:
     """One global batch. tokens int64 [B, T]; mask bool [B, T] marks target tokens (the first is never one); answers
-    bool [B] marks rows of prompts; ids int64 [B]: window ids, and -1 - n for the n-th row of prompts; continues bool [B]: the row's
-    text goes on where that row ended in the batch before (never in the shuffled order)."""
+    bool [B] marks rows of prompts; ids int64 [B]: window ids, and -1 - n for the n-th row of prompts; continues
+    bool [B]: the row's text goes on where that row ended in the batch before (never in the shuffled order)."""
 
     tokens: NDArray[np.int64]
     mask: NDArray[np.bool_]
@@ -82,7 +82,8 @@ class Batches:
 def loss_weights(batch: Batch, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Weights [B, T] of the nll of each token in the text loss and in the answer loss; each sums to 1 over the global
     batch, or to 0 where it has no such token. The training loss is (1 - r) text + r answer for a share r of prompts, so
-    neither the split into ranks nor into micro-batches changes it. Nothing predicts the first token of each ``length`` tokens of text."""
+    neither the split into ranks nor into micro-batches changes it. Nothing predicts the first token of each ``length``
+    tokens of text."""
     text = batch.mask & ~batch.answers[:, None]
     text[:, ::length] = False
     answer = batch.mask & batch.answers[:, None]

@@ -99,8 +99,6 @@ def run(
 
     ``on_row`` and ``on_warning`` replace the progress file where the step runs in this very process.
     """
-    import torch
-
     from model.allocator import keep_freed_memory
     from stages.pretrain.checkpoint import Checkpoints
     from stages.pretrain.loop import Runtime, full_state_dict, train

@@ -25,7 +25,7 @@ class RetrievalConfig(Config):
     depths: tuple[float, ...] | None = Field(
         default=None,
         min_length=1,
-        description="needle positions of the passkey grid, 0 (start) to 1 (end); default: spread evenly over all of them",
+        description="passkey positions, a grid from 0 (start) to 1 (end); default: spread evenly over all of them",
     )
     trials: int = Field(ge=1, description="passkey prompts per length, with depths: per (length, depth) cell")
     rivals: tuple[int, ...] = Field(

@@ -33,8 +33,8 @@ def training_rows(
     Returns (tokens [count, length] int32, loss_mask [count, length] uint8). The mask marks *target* tokens: the answer
     and its full stop, or every token with ``loss="all"``; the end of a row beyond the full stop is haystack, unmasked.
     Row i depends on (seed, first + i) alone, so rows can be made batch by batch. Depths are uniform over [0, 1], tasks
-    and rivals alternate. ``field``: of the study file, for errors. ``haystack`` must be training text: the random streams are disjoint from the evaluation's by
-    namespace, the text by the split. Raises StageError if ``length`` cannot hold the largest k.
+    and rivals alternate. ``haystack`` must be training text: the random streams are disjoint from the evaluation's by
+    namespace, the text by the split. Raises StageError, naming ``field``, if ``length`` cannot hold the largest k.
     """
     import numpy as np
 

@@ -27,8 +27,8 @@ class _Pieces:
 
 
 def preview(config: TokenizerConfig) -> StudyTokenizer | None:
-    """The tokenizer that ``config`` (pinned) will give, with lengths that are right; for one that is still to be trained
-    the shortest they can be. None for a repository that cannot be reached now."""
+    """The tokenizer that ``config`` (pinned) will give, with lengths that are right; for one still to be trained the
+    shortest they can be. None for a repository that cannot be reached now."""
     if config.kind == "bytes":
         return StudyTokenizer(_Bytes(), 258, 1, 0)
     if config.kind == "bpe":

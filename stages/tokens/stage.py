@@ -29,7 +29,7 @@ class TokenizerConfig(Config):
     number_digits: Literal[1, 2, 3] = Field(
         default=1,
         description="bpe: a run of digits is cut from its left into pieces of at most so many, and every such piece is "
-        "one token whatever the training text (1: digit by digit, as Llama 2's; 3: as Llama 3's)",
+        "one token whatever the training text, also with a space in front (1: digit by digit, without the space)",
     )
     path: str | None = Field(
         default=None,
@@ -58,14 +58,15 @@ class TokenizerConfig(Config):
         if self.vocab_size is not None and self.vocab_size < self.smallest:
             raise ValueError(
                 f"vocab_size = {self.vocab_size}: must be at least {self.smallest} with number_digits = "
-                f"{self.number_digits} (the 256 bytes, two specials and the numbers of 2 to {self.number_digits} digits)"
+                f"{self.number_digits} (bytes, specials and numbers of up to {self.number_digits} digits)"
             )
         return self
 
     @property
     def smallest(self) -> int:
         """Tokens a ``bpe`` vocabulary has before any training."""
-        return 258 + sum(10**digits for digits in range(2, self.number_digits + 1))
+        numbers = sum(10**digits for digits in range(1, self.number_digits + 1))
+        return 258 if self.number_digits == 1 else 258 + 2 * numbers - 10
 
     def key_fields(self) -> dict[str, Any]:
         """A file counts by its digest, not by where it lies; a repository by its name and commit."""

@@ -45,8 +45,8 @@ def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, c
 
 
 def byte_level(number_digits: int = 1) -> Library:
-    """A tokenizer whose only tokens are the specials (ids 0, 1) and the 256 bytes. Spaces and letters are never in one
-    piece with digits, which come in pieces of ``number_digits``."""
+    """A tokenizer whose only tokens are the specials (ids 0, 1) and the 256 bytes. Digits come in pieces of
+    ``number_digits``, never with letters; from two on with the space in front of them, as words do."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -56,7 +56,7 @@ def byte_level(number_digits: int = 1) -> Library:
     digits = (
         pre_tokenizers.Digits(individual_digits=True)
         if number_digits == 1
-        else pre_tokenizers.Split(Regex(f"[0-9]{{1,{number_digits}}}"), "isolated")
+        else pre_tokenizers.Split(Regex(f" ?[0-9]{{1,{number_digits}}}"), "isolated")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
@@ -84,20 +84,24 @@ def _train(tokenizer: Library, config: TokenizerConfig, documents: Artifact, con
 
 
 def _with_numbers(trained: Library, number_digits: int) -> Library:
-    """``trained`` with a token for every number of 2 to ``number_digits`` digits, leading zeros and all, and with its
-    runs of digits cut into pieces of that size. Pieces are digits alone, so no other merge can meet them."""
-    from tokenizers import Tokenizer
+    """``trained`` with a token for every number of up to ``number_digits`` digits, leading zeros and all, with and
+    without a space in front, and with its runs of digits cut into such pieces. It was trained with digits apart from
+    everything, so none of its merges can meet them."""
+    from tokenizers import Tokenizer, pre_tokenizers
 
     if number_digits == 1:
         return trained
     described = json.loads(trained.to_str())
     model = described["model"]
-    for digits in range(2, number_digits + 1):
-        for number in range(10**digits):
-            token = f"{number:0{digits}}"
-            model["vocab"][token] = len(model["vocab"])
-            # whichever part of it was merged before, the shortest and smallest numbers first
-            model["merges"] += [[token[:cut], token[cut:]] for cut in range(1, digits)]
+    space = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(" ")[0][0]
+    numbers = [f"{n:0{digits}}" for digits in range(1, number_digits + 1) for n in range(10**digits)]
+    for token in numbers[10:]:
+        model["vocab"][token] = len(model["vocab"])
+        # whichever part of it was merged before: merges are done in this order, the shortest and smallest first
+        model["merges"] += [[token[:cut], token[cut:]] for cut in range(1, len(token))]
+    for token in numbers:  # last, when the number is whole
+        model["vocab"][space + token] = len(model["vocab"])
+        model["merges"].append([space, token])
     described["pre_tokenizer"] = json.loads(byte_level(number_digits).to_str())["pre_tokenizer"]
     return Tokenizer.from_str(json.dumps(described))
 

@@ -16,14 +16,13 @@ from stages.pretrain.mixture import Batches
 from stages.pretrain.recipe import curriculum, of_pretrain
 from stages.pretrain.stage import PRETRAIN
 from stages.stage import Execution
-from tests.stages.pretraining import LENGTH, SEGMENT, make_inputs, pretrain_config, without_ray
+from tests.stages.pretraining import LENGTH, SEGMENT, make_inputs, pretrain_config
 from tests.support import LocalArtifact, LocalContext
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalArtifact]:
-    with without_ray():
-        return make_inputs(tmp_path_factory.mktemp("inputs"))
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def test_segments_double_up_to_the_sequence() -> None:
@@ -39,8 +38,7 @@ def run(inputs: dict[str, LocalArtifact], folder: Path, micro_batch: int | None,
 
     (folder / "output").mkdir(parents=True)
     context = LocalContext(str(folder / "work"), Execution(micro_batch=micro_batch))
-    with without_ray():
-        PRETRAIN.run(pretrain_config(**config), inputs, folder / "output", context)
+    PRETRAIN.run(pretrain_config(**config), inputs, folder / "output", context)
     logs = pq.read_table(folder / "output" / "train_log.parquet").to_pylist()
     samples = pq.read_table(folder / "output" / "samples.parquet").to_pylist()
     return [log | sample for log, sample in zip(logs, samples, strict=True)]

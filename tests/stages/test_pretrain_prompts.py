@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 
 from stages.pretrain import recipe
 from stages.pretrain.config import MixtureConfig, PromptPhase
@@ -17,15 +15,8 @@ from stages.stage import Execution
 from stages.tokens.load import load_tokenizer
 from stages.tokens.stage import TokenizerConfig
 from stages.tokens.tokenizer import make_tokenizer
-from tests.stages.pretraining import TRUNK, pretrain_config, without_ray, write_tokens
+from tests.stages.pretraining import TRUNK, pretrain_config, write_tokens
 from tests.support import LocalArtifact, LocalContext
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_this_process() -> Iterator[None]:
-    with without_ray():
-        yield
-
 
 PROMPT_LENGTH = 192
 PHASES = (

@@ -17,7 +17,7 @@ from stages.pretrain import recipe, worker
 from stages.pretrain.stage import PRETRAIN
 from stages.pretrain.worker import Job
 from stages.stage import Execution, Resources, StageError
-from tests.stages.pretraining import make_inputs, pretrain_config, without_ray
+from tests.stages.pretraining import make_inputs, pretrain_config
 from tests.support import LocalArtifact, LocalContext
 
 COLUMNS = ["step", "loss", "grad_norm", "gate_mean"]
@@ -25,8 +25,7 @@ COLUMNS = ["step", "loss", "grad_norm", "gate_mean"]
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalArtifact]:
-    with without_ray():
-        return make_inputs(tmp_path_factory.mktemp("inputs"))
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
@@ -51,7 +50,7 @@ def whole(inputs: dict[str, LocalArtifact], tmp_path_factory: pytest.TempPathFac
 
 
 def die_while_saving(marker: Path) -> None:
-    """Have this process die by SIGKILL, once, between the second checkpoint's tensors and the file that completes it."""
+    """This process dies by SIGKILL, once, between the second checkpoint's tensors and the file that completes it."""
     from stages.pretrain import checkpoint
 
     write = checkpoint.write_atomic
@@ -180,9 +179,12 @@ def test_a_fault_of_the_input_is_told_and_not_retried(inputs: dict[str, LocalArt
         PRETRAIN.run(config, inputs, tmp_path / "output", LocalContext(str(tmp_path / "work")))
 
 
-def test_several_workers_need_ray(inputs: dict[str, LocalArtifact], tmp_path: Path) -> None:
+def test_several_workers_need_ray(
+    inputs: dict[str, LocalArtifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.pretrain.run.ray_is_running", lambda: False)
     context = LocalContext(str(tmp_path / "work"), Execution(train_workers=2))
-    with without_ray(), pytest.raises(StageError, match=r"execution\.train_workers = 2: .*on Ray only"):
+    with pytest.raises(StageError, match=r"execution\.train_workers = 2: .*on Ray only"):
         PRETRAIN.run(pretrain_config(), inputs, tmp_path / "output", context)
 
 
