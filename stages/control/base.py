@@ -34,11 +34,11 @@ def run(config: ControlBaseConfig, output: Path, context: Context) -> Summary:
 
     steps = train(
         decoder, config, recipe, segments=recipe.segments, pairs=recipe.pairs,
-        stream=(config.seed, BASE_TRAINING), field="control.base", context=context, looked=looked,
+        asked=recipe.asked, stream=(config.seed, BASE_TRAINING), field="control.base", context=context, looked=looked,
     )  # fmt: skip
     rows = [cells for cells in rows if cells["step"] < steps]  # the last step's are measured afresh
     ends: dict[int, float] = {}
-    for k in recipe.pairs:
+    for k in recipe.asked:
         score = ask(decoder, draw(config, TRIALS, (k,), config.seed, EVALUATION, k), config, recipe.segments)
         rows.append(tables.row(config, score, step=steps, k=k, segments=recipe.segments))
         ends[k] = score.accuracy

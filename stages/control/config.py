@@ -22,7 +22,7 @@ class Recipe(Config):
     weight_decay: float = Field(default=0.1, ge=0)
     schedule: Literal["cosine", "constant"] = Field(default="cosine", description="cosine ends at a tenth of lr")
     evaluate_every: int = Field(ge=1, description="steps between two looks")
-    held_trials: int = Field(default=256, ge=1, description="sequences per k at each look, one query scored in each")
+    held_trials: int = Field(default=128, ge=1, description="sequences per k at each look, one query scored in each")
     enough: float | None = Field(default=0.99, gt=0, le=1, description="accuracy at every k that ends training")
 
     @model_validator(mode="after")
@@ -35,10 +35,11 @@ class Recipe(Config):
 class BaseRecipe(Recipe):
     """The base: full attention, from scratch, on sequences short enough for its own attention."""
 
-    steps: int = Field(default=2500, ge=1, description="most steps")
-    evaluate_every: int = Field(default=125, ge=1, description="steps between two looks")
+    steps: int = Field(default=1500, ge=1, description="most steps")
+    evaluate_every: int = Field(default=25, ge=1, description="steps between two looks")
     segments: int = Field(default=2, ge=2, description="of a sequence: pairs in the first, queries in the last")
-    pairs: tuple[int, ...] = Field(default=(2, 4), min_length=1, description="k, mixed evenly in training")
+    pairs: tuple[int, ...] = Field(default=(4, 8), min_length=1, description="k, mixed evenly in training")
+    asked: tuple[int, ...] = Field(default=(2, 4, 8), min_length=1, description="k at the looks and at the end")
     learned: float = Field(
         default=0.9, gt=0, le=1, description="accuracy at every k below which the base counts as not having learned"
     )
@@ -104,7 +105,7 @@ class Measurement(Task):
         default=(2, 4, 8, 16, 32, 64, 128), description="more segments than trained between pairs and queries"
     )
     distance_pairs: int = Field(default=4, ge=1, description="k at the distances")
-    distance_trials: int = Field(default=200, ge=2, description="sequences per distance and kind of text between")
+    distance_trials: int = Field(default=100, ge=2, description="sequences per distance and kind of text between")
 
     @model_validator(mode="after")
     def _fits(self) -> Measurement:
@@ -157,6 +158,7 @@ class ControlSettings(Measurement):
     @model_validator(mode="after")
     def _base_fits(self) -> ControlSettings:
         self.check_pairs("base.pairs", self.base.pairs)
+        self.check_pairs("base.asked", self.base.asked)
         return self
 
     def of_base(self, seed: int) -> ControlBaseConfig:

@@ -16,8 +16,8 @@ from stages.control.sequences import HELD, Recall, draw, whole
 from stages.pretrain import optim
 from stages.stage import Context, StageError
 
-AT_ONCE = 8192
-"""Tokens read in one pass when a model is asked."""
+AT_ONCE = 4096
+"""Tokens read in one pass when a model is asked: more are slower on a CPU, they no longer fit in its cache."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +64,22 @@ def train(
     *,
     segments: int,
     pairs: tuple[int, ...],
+    asked: tuple[int, ...],
     stream: tuple[int, int],
     field: str,
     context: Context,
     looked: Callable[[int, dict[int, Score]], None],
 ) -> int:
-    """Train on sequences of ``segments`` segments; the number of steps taken. ``stream``: (seed, namespace) of the
-    training sequences. ``looked`` gets the step and the held score of each k at every look. Loss: mean nll in nats of
-    the answers at all queries of the last segment.
+    """Train on sequences of ``segments`` segments with k of ``pairs``; the number of steps taken.
+
+    stream: (seed, namespace) of the training sequences. looked: gets the step and the held score of each k of
+    ``asked`` at every look. Loss: mean nll in nats of the answers at all queries of the last segment.
 
     Raises StageError, naming ``field``, if the loss is no longer finite.
     """
     gate_lr = recipe.gate_lr if isinstance(recipe, GraftRecipe) else recipe.lr
     optimizer = optim.build(decoder, lr=recipe.lr, gate_lr=gate_lr, weight_decay=recipe.weight_decay)
-    held = {k: draw(task, recipe.held_trials, (k,), stream[0], HELD, k) for k in pairs}
+    held = {k: draw(task, recipe.held_trials, (k,), stream[0], HELD, k) for k in asked}
     numbers: dict[str, Any] = {}
     for step in range(1, recipe.steps + 1):
         drawn = draw(task, recipe.batch, pairs, *stream, step)
@@ -88,7 +90,7 @@ def train(
         logits = answer_logits(decoder, torch.from_numpy(whole(task, drawn, segments)), task.segment_length)
         loss = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(drawn.answers).flatten())
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
         if not math.isfinite(loss.item()):
@@ -100,7 +102,7 @@ def train(
             )
         context.progress(step, recipe.steps, "steps", loss=loss.item(), **numbers)
         if step % recipe.evaluate_every == 0 or step == recipe.steps:
-            scores = {k: ask(decoder, held[k], task, segments) for k in pairs}
+            scores = {k: ask(decoder, held[k], task, segments) for k in asked}
             looked(step, scores)
             numbers = {f"k={k}": score.accuracy for k, score in scores.items()}
             context.metrics(step, loss=loss.item(), **{f"accuracy_k{k}": s.accuracy for k, s in scores.items()})

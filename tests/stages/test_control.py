@@ -16,16 +16,21 @@ from pydantic import ValidationError
 
 from model import checkpoint
 from model.config import MixerConfig
+from pipeline.errors import StudyError
+from pipeline.graph import expand
+from pipeline.plan import Plan
+from pipeline.study import load
 from stages.control.config import BaseRecipe, ControlConfig, ControlSettings, GraftRecipe
 from stages.control.sequences import EVALUATION, HELD, TRAINING, Recall, between, draw, whole
 from stages.control.stage import BASE, STAGE, control_arms
 from tests.support import LocalArtifact, LocalContext
+from tests.tiny import write_study
 
 TASK = ControlSettings()
 SMALL: dict[str, Any] = {  # an easier task than a study's: one pair, one layer, learnt in seconds
     "layers": 1, "dim": 32, "heads": 1, "ffn_dim": 32, "vocabulary": 16, "segment_length": 8, "segments": 3,
     "pairs": (1,), "trials": 200, "distances": (1, 2), "distance_pairs": 1, "distance_trials": 60,
-    "base": BaseRecipe(steps=150, evaluate_every=25, pairs=(1,), lr=1e-2, weight_decay=0.01),
+    "base": BaseRecipe(steps=150, evaluate_every=25, pairs=(1,), asked=(1,), lr=1e-2, weight_decay=0.01),
     "graft": GraftRecipe(steps=100, evaluate_every=25, lr=1e-2, gate_lr=5e-2, weight_decay=0.01),
 }  # fmt: skip
 
@@ -122,7 +127,7 @@ def test_streams_are_functions_of_seed_and_purpose() -> None:
 
 
 def test_every_arm_starts_from_the_base_of_its_seed(tmp_path: Path) -> None:
-    settings = small(base=BaseRecipe(steps=2, evaluate_every=1, pairs=(1,)))
+    settings = small(base=BaseRecipe(steps=2, evaluate_every=1, pairs=(1,), asked=(1,)))
     base, _ = make_base(settings, tmp_path / "0")
     other, _ = make_base(settings, tmp_path / "1", seed=1)
     saved = checkpoint.load(base.path("model")).state_dict()
@@ -187,7 +192,7 @@ def test_training_ends_early_by_one_rule_for_every_arm(trained: dict[str, Any]) 
 
 
 def test_a_base_that_has_not_learned_is_said_by_itself_and_by_every_arm(tmp_path: Path) -> None:
-    settings = small(base=BaseRecipe(steps=2, evaluate_every=1, pairs=(1,)))
+    settings = small(base=BaseRecipe(steps=2, evaluate_every=1, pairs=(1,), asked=(1,)))
     base, context = make_base(settings, tmp_path / "base")
     assert "has not learned to recall" in context.warned[0] and "raise control.base.steps" in context.warned[0]
     hurried = settings.model_copy(update={"graft": GraftRecipe(steps=2, evaluate_every=1)})
@@ -205,7 +210,7 @@ def test_a_base_that_has_not_learned_is_said_by_itself_and_by_every_arm(tmp_path
         ({"pairs": (0,)}, "distinct whole numbers"),
         ({"pairs": (2, 2)}, "distinct whole numbers"),
         ({"pairs": (8,), "segment_length": 16}, "vocabulary = 16 has only 7 keys"),
-        ({"base": BaseRecipe(pairs=(5,))}, "base.pairs has k = 5"),
+        ({"base": BaseRecipe(pairs=(5,), asked=(1,))}, "base.pairs has k = 5"),
         ({"distances": (0, 2)}, r"distances = \[0, 2\]"),
         ({"distance_pairs": 7, "segment_length": 16}, "none is left for the other pairs"),
         ({"dim": 30, "heads": 4}, "multiple of heads"),
@@ -239,3 +244,34 @@ def test_a_study_adds_its_own_memory_arms_with_their_options() -> None:
     assert set(arms) == {"full", "local", "window", "deltanet", "infini-linear", "infini-delta", "sharp"}
     assert arms["infini-delta"].feature_map == "dpfp1" and arms["sharp"].gate == "token"
     assert {mixer.segment_length for mixer in arms.values()} == {16}
+
+
+def planned(tmp_path: Path, *overrides: str) -> Plan:
+    return expand(load(write_study(tmp_path), ["control={}", "seeds=[0, 3]", *overrides], environment={}), None)
+
+
+def test_a_study_plans_a_base_per_seed_and_the_arms_of_that_seed_from_it(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "arms={infini-delta: {kind: infini, rule: delta}, sharp: {kind: infini, gate: token}}")
+    names = {step.id for step in plan.steps if step.stage.name.startswith("control")}
+    arms = ("full", "local", "window", "deltanet", "infini-linear", "infini-delta", "sharp")
+    assert names == {f"control-base/{s}" for s in (0, 3)} | {f"control/{arm}/{s}" for arm in arms for s in (0, 3)}
+    for arm, seed in itertools.product(arms, (0, 3)):
+        assert dict(plan[f"control/{arm}/{seed}"].inputs) == {"base": f"control-base/{seed}"}
+    changed = planned(tmp_path / "other", "control.graft.steps=99")
+    assert changed["control-base/0"].key == plan["control-base/0"].key  # the base knows nothing of the arms
+    assert changed["control/full/0"].key != plan["control/full/0"].key
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("control.segments=3", r"control\.segments = 3: allowed are at least layers \+ 2 = 4"),
+        ("arms.local.kind=infini", r"arms\.local\.kind = 'infini': in the positive control 'local' is the arm of kind"),
+        ("control.base.step=9", r"control\.base\.step: unknown key; did you mean 'steps'"),
+        ("control.trials=1", r"control\.trials = 1: .*at least 2"),
+    ],
+)
+def test_what_is_wrong_with_a_studys_control_is_one_error(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(StudyError, match=message) as caught:
+        planned(tmp_path, override)
+    assert len(str(caught.value).splitlines()) == 1
