@@ -46,6 +46,8 @@ def run(config: ControlConfig, base: Artifact, output: Path, context: Context) -
     for knockout in knockouts:
         for k in config.pairs:
             drawn = draw(config, config.trials, (k,), config.seed, EVALUATION, k)
+            if knockout is not Knockout.none:
+                drawn = drawn.first(config.knockout_trials)
             score = ask(decoder, drawn, config, config.segments, knockout)
             rows.append(tables.row(config, score, step=steps, k=k, segments=config.segments, knockout=knockout.value))
             ends.setdefault(knockout.value, {})[k] = score.accuracy

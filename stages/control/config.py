@@ -48,7 +48,8 @@ class BaseRecipe(Recipe):
 class GraftRecipe(Recipe):
     """One arm, from the base's weights, over more segments than the arm's attention spans."""
 
-    steps: int = Field(default=600, ge=1, description="most steps")
+    steps: int = Field(default=500, ge=1, description="most steps")
+    batch: int = Field(default=16, ge=1, description="sequences per step, k mixed evenly")
     evaluate_every: int = Field(default=50, ge=1, description="steps between two looks")
     gate_lr: float = Field(default=1e-2, gt=0, description="peak learning rate of the gates beta")
 
@@ -101,6 +102,7 @@ class Measurement(Task):
     trials: int = Field(
         default=500, ge=2, description="sequences per cell at the end, one query scored in each; of a stream of its own"
     )
+    knockout_trials: int = Field(default=250, ge=2, description="of them, as many per cell with the memory knocked out")
     distances: tuple[int, ...] = Field(
         default=(2, 4, 8, 16, 32, 64, 128), description="more segments than trained between pairs and queries"
     )
@@ -117,6 +119,11 @@ class Measurement(Task):
                 f"segments = {self.segments}: allowed are at least layers + 2 = {self.layers + 2}. With fewer, what "
                 "the first segment said reaches the last through the layers, one segment each, even if the memory "
                 "forgets all but the previous segment (knock-out 'reset')"
+            )
+        if self.knockout_trials > self.trials:
+            raise ValueError(
+                f"knockout_trials = {self.knockout_trials}: allowed are at most trials = {self.trials}, of which they "
+                "are the first"
             )
         if any(more < 1 for more in self.distances) or len(set(self.distances)) != len(self.distances):
             raise ValueError(f"distances = {list(self.distances)}: allowed are distinct whole numbers >= 1")

@@ -29,6 +29,10 @@ class Recall:
     answers: Tokens
     others: Tokens
 
+    def first(self, count: int) -> Recall:
+        """The first ``count`` sequences."""
+        return Recall(self.pairs[:count], self.queries[:count], self.answers[:count], self.others[:count])
+
 
 def draw(task: Task, count: int, pairs: tuple[int, ...], *stream: int) -> Recall:
     """``count`` sequences, with k cycling through ``pairs``.

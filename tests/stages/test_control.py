@@ -29,7 +29,7 @@ from tests.tiny import write_study
 TASK = ControlSettings()
 SMALL: dict[str, Any] = {  # an easier task than a study's: one pair, one layer, learnt in seconds
     "layers": 1, "dim": 32, "heads": 1, "ffn_dim": 32, "vocabulary": 16, "segment_length": 8, "segments": 3,
-    "pairs": (1,), "trials": 200, "distances": (1, 2), "distance_pairs": 1, "distance_trials": 60,
+    "pairs": (1,), "trials": 200, "knockout_trials": 150, "distances": (1, 2), "distance_pairs": 1, "distance_trials": 60,
     "base": BaseRecipe(steps=150, evaluate_every=25, pairs=(1,), asked=(1,), lr=1e-2, weight_decay=0.01),
     "graft": GraftRecipe(steps=100, evaluate_every=25, lr=1e-2, gate_lr=5e-2, weight_decay=0.01),
 }  # fmt: skip
@@ -177,7 +177,8 @@ def test_the_table_says_what_was_asked(trained: dict[str, Any]) -> None:
     assert sorted(zip(far["segments"], far["between"], strict=True)) == [
         (4, "filler"), (4, "pairs"), (5, "filler"), (5, "pairs"),
     ]  # fmt: skip
-    assert set(far["trials"]) == {60} and set(ends[ends["segments"] == 3]["trials"]) == {200}
+    assert set(far["trials"]) == {60}
+    assert set(cells(table)["trials"]) == {200} and set(cells(table, "swap")["trials"]) == {150}
     assert metrics["steps"] == table["step"].max() == context.measured[-1][0]
     assert context.progressed[-1][0] == context.progressed[-1][1]
 
@@ -211,6 +212,7 @@ def test_a_base_that_has_not_learned_is_said_by_itself_and_by_every_arm(tmp_path
         ({"pairs": (2, 2)}, "distinct whole numbers"),
         ({"pairs": (8,), "segment_length": 16}, "vocabulary = 16 has only 7 keys"),
         ({"base": BaseRecipe(pairs=(5,), asked=(1,))}, "base.pairs has k = 5"),
+        ({"knockout_trials": 300}, "knockout_trials = 300: allowed are at most trials = 200"),
         ({"distances": (0, 2)}, r"distances = \[0, 2\]"),
         ({"distance_pairs": 7, "segment_length": 16}, "none is left for the other pairs"),
         ({"dim": 30, "heads": 4}, "multiple of heads"),
