@@ -29,7 +29,8 @@ from tests.tiny import write_study
 TASK = ControlSettings()
 SMALL: dict[str, Any] = {  # an easier task than a study's: one pair, one layer, learnt in seconds
     "layers": 1, "dim": 32, "heads": 1, "ffn_dim": 32, "vocabulary": 16, "segment_length": 8, "segments": 3,
-    "pairs": (1,), "trials": 200, "knockout_trials": 150, "distances": (1, 2), "distance_pairs": 1, "distance_trials": 60,
+    "pairs": (1,), "trials": 200, "knockout_trials": 150,
+    "distances": (1, 2), "distance_pairs": 1, "distance_trials": 60,
     "base": BaseRecipe(steps=150, evaluate_every=25, pairs=(1,), asked=(1,), lr=1e-2, weight_decay=0.01),
     "graft": GraftRecipe(steps=100, evaluate_every=25, lr=1e-2, gate_lr=5e-2, weight_decay=0.01),
 }  # fmt: skip
@@ -48,12 +49,12 @@ def make_base(settings: ControlSettings, place: Path, seed: int = 0) -> tuple[Lo
 
 
 def run_arm(
-    settings: ControlSettings, arm: str, base: LocalArtifact, place: Path
+    settings: ControlSettings, arm: str, base: LocalArtifact, place: Path, seed: int = 0
 ) -> tuple[pd.DataFrame, dict[str, float], LocalContext]:
     place.mkdir(parents=True)
     context = LocalContext(str(place))
     mixer = control_arms(settings, {})[arm]
-    summary = STAGE.run(settings.of_arm(mixer, 0), {"base": base}, place, context)
+    summary = STAGE.run(settings.of_arm(mixer, seed), {"base": base}, place, context)
     return pd.read_parquet(place / "control.parquet"), summary.metrics, context
 
 
@@ -200,6 +201,18 @@ def test_a_base_that_has_not_learned_is_said_by_itself_and_by_every_arm(tmp_path
     table, metrics, context = run_arm(hurried, "local", base, tmp_path / "local")
     assert "base that has not learned" in context.warned[0]
     assert metrics["base_accuracy"] == table["base_accuracy"].iloc[0] < 0.9
+
+
+@pytest.mark.slow
+def test_a_studys_control_binds_with_its_memory_and_guesses_without(tmp_path: Path) -> None:
+    """The defaults: a minute of a core."""
+    base, context = make_base(TASK, tmp_path / "base", seed=7)
+    assert not context.warned
+    table, _, _ = run_arm(TASK, "infini-delta", base, tmp_path / "delta", seed=7)
+    ends = table[(table["step"] == table["step"].max()) & (table["segments"] == 4)]
+    assert list(ends[ends["knockout"] == "none"]["k"]) == [1, 2, 4, 8]
+    assert ends[ends["knockout"] == "none"]["accuracy"].min() >= 0.97
+    assert ends[ends["knockout"] != "none"]["accuracy"].max() < 0.15  # 1/16 by guessing
 
 
 @pytest.mark.parametrize(
