@@ -11,9 +11,10 @@ from stages.stage import Config
 
 
 class Recipe(Config):
-    """AdamW training of one recall model. Every model of a kind has the same budget and the same rule to end early:
-    at multiples of ``evaluate_every`` steps each k is asked of ``held_trials`` sequences of a stream of their own, and
-    training ends when every k is answered with accuracy ``enough`` or better (null: never before ``steps``)."""
+    """AdamW training of one recall model. Every model of a kind has the same budget and the same rule to end early: at
+    multiples of ``evaluate_every`` steps each k is asked of ``held_trials`` sequences of a stream of their own, and
+    training ends when every k is answered with accuracy ``enough`` or better at ``in_a_row`` looks in a row (null:
+    never before ``steps``). One look alone can be a lucky one: a model that ended at .99 then answered 97% at k = 8."""
 
     steps: int = Field(ge=1, description="most steps")
     batch: int = Field(default=32, ge=1, description="sequences per step, k mixed evenly")
@@ -24,6 +25,7 @@ class Recipe(Config):
     evaluate_every: int = Field(ge=1, description="steps between two looks")
     held_trials: int = Field(default=128, ge=1, description="sequences per k at each look, one query scored in each")
     enough: float | None = Field(default=0.99, gt=0, le=1, description="accuracy at every k that ends training")
+    in_a_row: int = Field(default=2, ge=1, description="looks that must agree on it")
 
     @model_validator(mode="after")
     def _looks(self) -> Recipe:

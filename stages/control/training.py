@@ -81,6 +81,7 @@ def train(
     optimizer = optim.build(decoder, lr=recipe.lr, gate_lr=gate_lr, weight_decay=recipe.weight_decay)
     held = {k: draw(task, recipe.held_trials, (k,), stream[0], HELD, k) for k in asked}
     numbers: dict[str, Any] = {}
+    good = 0
     for step in range(1, recipe.steps + 1):
         drawn = draw(task, recipe.batch, pairs, *stream, step)
         factor = optim.schedule(
@@ -106,6 +107,8 @@ def train(
             looked(step, scores)
             numbers = {f"k={k}": score.accuracy for k, score in scores.items()}
             context.metrics(step, loss=loss.item(), **{f"accuracy_k{k}": s.accuracy for k, s in scores.items()})
-            if recipe.enough is not None and min(score.accuracy for score in scores.values()) >= recipe.enough:
+            enough = recipe.enough is not None and min(score.accuracy for score in scores.values()) >= recipe.enough
+            good = good + 1 if enough else 0
+            if good == recipe.in_a_row:
                 return step
     return recipe.steps

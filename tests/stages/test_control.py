@@ -188,8 +188,10 @@ def test_training_ends_early_by_one_rule_for_every_arm(trained: dict[str, Any]) 
     for arm, (table, metrics, context) in trained["arms"].items():
         held = {step: values["accuracy_k1"] for step, values in context.measured[:-1]}
         steps = int(metrics["steps"])
-        assert all(accuracy < 0.99 for step, accuracy in held.items() if step < steps), arm
-        assert held[steps] >= 0.99 or steps == 100, arm
+        good = [accuracy >= 0.99 for accuracy in held.values()]
+        assert list(held)[-1] == steps
+        assert good[-2:] == [True, True] or steps == 100, arm
+        assert not any(one and other for one, other in itertools.pairwise(good[:-1])), arm  # and not before
         assert len(table[table["step"] == steps]["trials"]) > 0
 
 
