@@ -58,9 +58,12 @@ class Cell:
 def train(
     config: MqarConfig, arm: str, dim: int, pairs: int, seed: int, progress: Callable[[int, float], None]
 ) -> Cell:
-    """Train and score one cell. ``progress`` is called with each step and its loss. Raises StageError if it diverges."""
+    """Train and score one cell; ``progress`` is called with each step and its loss.
+
+    Raises StageError if it diverges.
+    """
     trunk = TrunkConfig(dim=dim, layers=config.layers, heads=config.heads, ffn_dim=config.ffn_dim)
-    mixer = MixerConfig(**ARMS[arm], segment_length=2 * pairs)  
+    mixer = MixerConfig(**ARMS[arm], segment_length=2 * pairs)
     decoder = Decoder(ModelConfig(trunk=trunk, mixer=mixer, vocab_size=config.vocabulary), seed=seed)
     optimizer = optim.build(decoder, lr=config.lr, gate_lr=config.gate_lr, weight_decay=config.weight_decay)
     rng = np.random.default_rng([seed, pairs, TRAINING])  # the same batches for every arm and width

@@ -89,9 +89,10 @@ def _capacity_line(config: SchlagConfig, rows: list[dict[str, Any]]) -> str:
             n: all(r["solved"] for r in rows if (r["feature_map"], r["associations"]) == (feature_map, n))
             for n in counts
         }
-        yes, no = ([str(n) for n in counts if solved[n] is wanted] for wanted in (True, False))
-        parts.append(f"{feature_map} " + ", ".join(filter(None, [yes and f"holds {'/'.join(yes)}" or "",
-                                                                 no and f"fails {'/'.join(no)}" or ""])))  # fmt: skip
+        held, failed = ([str(n) for n in counts if solved[n] is wanted] for wanted in (True, False))
+        said = [f"holds {'/'.join(held)}"] if held else []
+        said += [f"fails {'/'.join(failed)}"] if failed else []
+        parts.append(f"{feature_map} {', '.join(said)}")
     return f"learned keys, d_key {config.d_key}: " + "; ".join(parts)
 
 

@@ -180,8 +180,7 @@ def run(config: CapacityConfig, output: Path, context: Context) -> Summary:
             )
         step()
     for kind, feature_map, rule, count in trained:
-        share = 1 / config.learned.steps
-        drawn = keys.learn(config, feature_map, rule, count, kind, lambda _: step(share))
+        drawn = keys.learn(config, feature_map, rule, count, kind, lambda _: step(1 / config.learned.steps))
         tables.add(kind, feature_map, rule, drawn, [count])
     for rule in config.rules:
         overwrites += overwrite_rows(config, rule)

@@ -16,6 +16,7 @@ from stages.evaluate.stage import EvaluateConfig
 from stages.stage import StageError
 from stages.tasks.config import RetrievalConfig
 from stages.tokens.load import load_tokenizer
+from model.decoder import HeadKnockout, Knockout
 from tests.stages.evaluation_inputs import SEGMENT, build, decoder, save
 from tests.support import LocalContext
 
