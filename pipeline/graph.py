@@ -11,6 +11,7 @@ from pipeline.errors import StudyError
 from pipeline.plan import Plan, PlanBuilder
 from pipeline.study import LoadedStudy, Study
 from stages.ablate.stage import STAGE as ABLATE
+from stages.calibrate.stage import STAGE as CALIBRATE
 from stages.capacity.stage import STAGE as CAPACITY
 from stages.control.stage import STAGE as CONTROL
 from stages.control.stage import ControlConfig
@@ -65,6 +66,8 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     data = {"tokens": tokens, "tokenizer": tokenizer}
     base = graph.add(BASE, base_config, data)
     made += [tokenizer, tokens, base]
+    if study.calibrate is not None:
+        made.append(graph.add(CALIBRATE, study.calibrate, {}))
     if study.capacity is not None:
         made.append(graph.add(CAPACITY, study.capacity, {}))
     made += _control(graph, study)

@@ -24,15 +24,15 @@ HEADS = pa.schema(
 )  # fmt: skip
 
 
-def choose(items: Sequence[Item], config: HeadsConfig, neighbours: bool) -> list[Item]:
-    """The prompts to ask: ``max_items`` spread evenly over lengths (and over each length's tasks, as they come), two of
-    a length at least where ``swap`` needs a ``neighbours`` memory."""
-    by_length: dict[int, list[Item]] = {}
+def choose(items: Sequence[Item], config: HeadsConfig) -> list[Item]:
+    """The prompts to ask: ``max_items`` spread evenly over tasks and lengths, two of each at least, since ``swap`` needs
+    a neighbour."""
+    groups: dict[tuple[str, int], list[Item]] = {}
     for item in items:
-        by_length.setdefault(len(item.prompt), []).append(item)
-    most = len(items) if config.max_items is None else max(config.max_items // len(by_length), 2 if neighbours else 1)
+        groups.setdefault((item.task, len(item.prompt)), []).append(item)
+    most = len(items) if config.max_items is None else max(config.max_items // len(groups), 2)
     chosen = []
-    for members in by_length.values():
+    for members in groups.values():
         step = max(1, len(members) / most)
         chosen += [members[int(i * step)] for i in range(min(most, len(members)))]
     return chosen

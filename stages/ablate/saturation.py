@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def score(
         segments = picked(len(tokens) // segment, config.points)
         chunk = max(1, PASS_TOKENS[device.type] // segment)
         for row in memory_along(decoder, tokens, segments, chunk, progress):
-            known = {name: None if value != value else value for name, value in row.items()}
+            known = {name: None if math.isnan(value) else value for name, value in row.items()}
             rows.append({"doc_id": document.doc_id} | known)
     return rows
 

@@ -87,7 +87,7 @@ class Ablate(Stage[AblateConfig]):
                 value=config.saturation.model_dump(),
                 fix="add longer held-out documents, or set it to null",
             )
-        one_by_one = heads.choose(items, config.heads, "swap" in config.heads.knockouts) if config.heads else []
+        one_by_one = heads.choose(items, config.heads) if config.heads else []
         count = decoder.config.trunk.layers * decoder.config.trunk.heads
         total = (sum(len(d.tokens) for d in documents) + sum(len(i.prompt) for i in items)) * len(config.knockouts)
         if config.heads:

@@ -207,7 +207,7 @@ def _whole(most: int, config: CapacityConfig) -> int:
 
 def headline(config: CapacityConfig, rows: list[dict[str, Any]]) -> str:
     """What the first feature map recalls and what it reads back exactly, per kind of keys: the largest measured number
-    of associations at which, and below which, ``RECALLED`` of them are, under the rule that holds fewest and most."""
+    of associations at which, and below which, ``RECALLED`` of them are, under each rule."""
     feature_map = config.feature_maps[0]
     parts = []
     for kind in config.keys:
@@ -216,14 +216,17 @@ def headline(config: CapacityConfig, rows: list[dict[str, Any]]) -> str:
             continue
         column = "exact" if kind == "learned-exact" else "accuracy"
         held = {rule: _held([r for r in of_kind if r["rule"] == rule], column) for rule in config.rules}
-        said = sorted({count for count in held.values() if count is not None})
         most = max(r["associations"] for r in of_kind)
-        span = f"{said[0]} to {said[-1]}" if len(said) > 1 else f"{said[0]}"
+        by_rule = {rule: count for rule, count in held.items() if count is not None}
+        if len(set(by_rule.values())) == 1:
+            span = str(next(iter(by_rule.values())))
+        else:
+            span = ", ".join(f"{count} ({rule})" for rule, count in by_rule.items())
         verb = "read back exactly" if column == "exact" else "recalled"
         parts.append(f"{kind} keys {verb} up to {span} of {most}")
     dim = next(r["feature_dim"] for r in rows if r["feature_map"] == feature_map)
     return (
-        f"{feature_map}, {dim} features, {RECALLED:.0%} of the associations, by rule: {'; '.join(parts)} "
+        f"{feature_map}, {dim} features, {RECALLED:.0%} of the associations: {'; '.join(parts)} "
         "(recall is by nearest value, which rank does not bound; exact readout ends at the number of features)"
     )
 
