@@ -25,8 +25,8 @@ HEADS = pa.schema(
 
 
 def choose(items: Sequence[Item], config: HeadsConfig) -> list[Item]:
-    """The prompts to ask: ``max_items`` spread evenly over tasks and lengths, two of each at least, since ``swap`` needs
-    a neighbour."""
+    """The prompts to ask: ``max_items`` spread evenly over tasks and lengths, two of each at least (``swap`` needs a
+    neighbour)."""
     groups: dict[tuple[str, int], list[Item]] = {}
     for item in items:
         groups.setdefault((item.task, len(item.prompt)), []).append(item)

@@ -1,4 +1,4 @@
-"""Multi-query associative recall (Arora et al., 2023, arXiv:2312.04927), one model per cell, trained from scratch.
+"""Multi-query associative recall (Arora et al., 2023, arXiv:2312.04927), one small model per cell.
 
 Tokens: 0 is filler, 1 .. V/2 - 1 are keys, V/2 .. V - 1 values. A sequence begins with its pairs, key before value;
 then every key stands once more, at an even distance drawn without repeats from a power law, and the target there is
@@ -56,23 +56,30 @@ class Cell:
 
 
 def train(
-    config: MqarConfig, arm: str, dim: int, pairs: int, seed: int, progress: Callable[[int, float], None]
-) -> Cell:
-    """Train and score one cell; ``progress`` is called with each step and its loss.
-
-    Raises StageError if it diverges.
-    """
+    config: MqarConfig,
+    arm: str,
+    dim: int,
+    pairs: int,
+    seed: int,
+    start: Decoder | None,
+    progress: Callable[[int, float], None],
+) -> tuple[Cell, Decoder]:
+    """Train and score one cell, from the weights of ``start`` where there is one (what the arm's own mixer adds starts
+    as built). ``progress`` is called with each step and its loss. Raises StageError if it diverges."""
     trunk = TrunkConfig(dim=dim, layers=config.layers, heads=config.heads, ffn_dim=config.ffn_dim)
-    mixer = MixerConfig(**ARMS[arm], segment_length=2 * pairs)
+    mixer = MixerConfig(**ARMS[arm], segment_length=2 * pairs)  # type: ignore[arg-type]
     decoder = Decoder(ModelConfig(trunk=trunk, mixer=mixer, vocab_size=config.vocabulary), seed=seed)
+    if start is not None:
+        decoder.load_state_dict(start.state_dict(), strict=False)
+    steps = config.steps_of(arm)
     optimizer = optim.build(decoder, lr=config.lr, gate_lr=config.gate_lr, weight_decay=config.weight_decay)
-    rng = np.random.default_rng([seed, pairs, TRAINING])  # the same batches for every arm and width
+    rng = np.random.default_rng([seed, pairs, TRAINING, start is not None])  # the same batches at every width
     recent: list[float] = []
-    for step in range(1, config.steps + 1):
+    for step in range(1, steps + 1):
         tokens, targets = sequences(config, rng, config.batch, pairs)
         optim.set_lr(
             optimizer,
-            optim.schedule(step - 1, steps=config.steps, warmup_steps=config.warmup_steps, kind="cosine", least=0.1),
+            optim.schedule(step - 1, steps=steps, warmup_steps=config.warmup_steps, kind="cosine", least=0.1),
         )
         logits, wanted = answers(decoder, tokens, targets)
         loss = F.cross_entropy(logits, wanted)
@@ -88,7 +95,7 @@ def train(
         recent = [*recent[1 - RECENT :], (logits.argmax(-1) == wanted).float().mean().item()]
         if len(recent) == RECENT and sum(recent) / RECENT >= config.enough:
             break
-    return Cell(*score(config, decoder, pairs, np.random.default_rng([seed, pairs, EVALUATION])), step)
+    return Cell(*score(config, decoder, pairs, np.random.default_rng([seed, pairs, EVALUATION])), step), decoder
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.allocator import keep_freed_memory
+from model.decoder import Decoder
 from stages.calibrate import mqar, reference, schlag
 from stages.calibrate.stage import CalibrateConfig, MqarConfig, SchlagConfig
 from stages.stage import Context, Summary
@@ -21,7 +22,8 @@ SCHLAG = pa.schema(
 )  # fmt: skip
 MQAR = pa.schema(
     [("arm", pa.string()), ("dim", pa.int64()), ("pairs", pa.int64()), ("seed", pa.int64()),
-     ("accuracy", pa.float64()), ("trials", pa.int64()), ("chance", pa.float64()), ("steps", pa.int64())]
+     ("accuracy", pa.float64()), ("trials", pa.int64()), ("chance", pa.float64()), ("guess", pa.float64()),
+     ("start", pa.string()), ("steps", pa.int64())]
 )  # fmt: skip
 REFERENCE = pa.schema(
     [("source", pa.string()), ("feature_map", pa.string()), ("feature_dim", pa.int64()), ("d_key", pa.int64()),
@@ -60,11 +62,16 @@ def run(config: CalibrateConfig, output: Path, context: Context) -> Summary:
         said.append(_capacity_line(config.schlag, rows))
     if config.mqar:
         rows = []
+        full: Decoder | None = None  # of the cell: the first of its arms
         for dim, pairs, seed, arm in config.mqar.cells():
-            cell = mqar.train(config.mqar, arm, dim, pairs, seed, progress(config.mqar.steps))
+            start = full if config.mqar.graft and arm != "full" else None
+            steps = config.mqar.steps_of(arm)
+            cell, decoder = mqar.train(config.mqar, arm, dim, pairs, seed, start, progress(steps))
+            full = decoder if arm == "full" else full
             rows.append(
                 {"arm": arm, "dim": dim, "pairs": pairs, "seed": seed, "accuracy": cell.accuracy,
-                 "trials": cell.trials, "chance": 1 / pairs, "steps": cell.steps}
+                 "trials": cell.trials, "chance": 1 / pairs, "guess": 1 / config.mqar.values,
+                 "start": "scratch" if start is None else "full", "steps": cell.steps}
             )  # fmt: skip
             done += 1
             context.log(f"MQAR, {arm}, dim {dim}, {pairs} pairs, seed {seed}: {cell}")

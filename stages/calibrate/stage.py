@@ -6,7 +6,7 @@ published numbers where there are some:
 - Schlag, Irie & Schmidhuber (2021), sec. 6.1: how many associations a linear memory with *learned* keys holds. At
   d_key = 64, ELU + 1 holds 40 and fails 60, DPFP-1 100 / 120, DPFP-2 240 / 260, DPFP-3 340 / 360.
 - Arora et al. (2023, Zoology): multi-query associative recall (MQAR), accuracy against width and number of pairs, with
-  full attention as the ceiling that every smaller cell must reach.
+  full attention as the ceiling.
 
 No inputs: it says something of the modules, not of the study's data.
 """
@@ -70,7 +70,12 @@ class SchlagConfig(Config):
 class MqarConfig(Config):
     """Multi-query associative recall: ``pairs`` keys and values, then every key asked once, at gaps drawn from a power
     law; the target at a query is its value, filler elsewhere. One segment holds exactly the pairs, so that a mixer
-    without a path across segments guesses. Every arm is trained from scratch, as in the source."""
+    without a path across segments guesses.
+
+    The source trains every arm from scratch. That is ``graft`` = false; by default the other arms start from the full
+    attention model of their cell, as continual pretraining does: from scratch infini and local attention stay at chance
+    for longer than a minute's calibration lasts (that a layer looks one token back is what is slow to learn, not the
+    memory), while deltanet and full attention do not."""
 
     arms: tuple[str, ...] = Field(
         default=("full", "infini-linear", "infini-delta", "deltanet", "local"), min_length=1,
@@ -85,7 +90,9 @@ class MqarConfig(Config):
     layers: int = Field(default=2, ge=1)
     heads: int = Field(default=4, ge=1)
     ffn_dim: int = Field(default=64, ge=1)
-    steps: int = Field(default=400, ge=1, description="most steps of one run")
+    graft: bool = Field(default=True, description="arms but full start from the full attention model of their cell")
+    steps: int = Field(default=600, ge=1, description="most steps of a run from scratch")
+    graft_steps: int = Field(default=300, ge=1, description="most steps of a run that starts from full attention")
     enough: float = Field(default=0.99, gt=0, le=1, description="training ends early at this accuracy on fresh batches")
     batch: int = Field(default=32, ge=1, description="sequences per step")
     lr: float = Field(default=2e-3, gt=0)
@@ -99,6 +106,13 @@ class MqarConfig(Config):
         for name in self.arms:
             if name not in ARMS:
                 raise ValueError(f"arms has {name!r}: allowed are {', '.join(ARMS)}")
+        if self.graft and self.arms != ("full",) and "full" not in self.arms:
+            raise ValueError(
+                f"arms = {list(self.arms)}: graft needs the full attention model they start from. Fix: add "
+                "'full', or set graft to false"
+            )
+        if not self.graft and "graft_steps" in self.model_fields_set:
+            raise ValueError(f"graft_steps = {self.graft_steps}: has no effect with graft = false. Fix: remove it")
         if self.length % 2:
             raise ValueError(f"length = {self.length}: allowed are even multiples of the pairs, for whole segments")
         for count in self.pairs:
@@ -114,9 +128,19 @@ class MqarConfig(Config):
                 MixerConfig(**ARMS[arm], segment_length=2 * count)  # type: ignore[arg-type]
         return self
 
+    @property
+    def values(self) -> int:
+        """Number of value tokens: 1 / values is a blind guess."""
+        return self.vocabulary - self.vocabulary // 2
+
     def cells(self) -> list[tuple[int, int, int, str]]:
-        """(dim, pairs, seed, arm) of each run."""
-        return [(d, p, s, a) for d in self.dims for p in self.pairs for s in self.seeds for a in self.arms]
+        """(dim, pairs, seed, arm) of each run, full attention first."""
+        arms = sorted(self.arms, key=lambda arm: arm != "full")
+        return [(d, p, s, a) for d in self.dims for p in self.pairs for s in self.seeds for a in arms]
+
+    def steps_of(self, arm: str) -> int:
+        """Most steps of the arm's run."""
+        return self.graft_steps if self.graft and arm != "full" else self.steps
 
 
 class CalibrateConfig(Config):

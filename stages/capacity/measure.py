@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model import memory
+from model.allocator import keep_freed_memory
 from model.config import FeatureMap, Rule
 from stages.capacity import keys, reference
 from stages.capacity.stage import CapacityConfig, CapacityRule, Keys
@@ -146,6 +147,7 @@ def overwrite_rows(config: CapacityConfig, rule: CapacityRule) -> list[dict[str,
 
 def run(config: CapacityConfig, output: Path, context: Context) -> Summary:
     """Measure the whole grid and write the stage's four tables."""
+    keep_freed_memory()
     tables, overwrites = Tables(config), []
     fixed = [(m, r) for m in config.feature_maps for r in config.rules]
     trained = [
