@@ -11,6 +11,7 @@ from pipeline.errors import StudyError
 from pipeline.plan import Plan, PlanBuilder
 from pipeline.study import BASE_ARM, LoadedStudy, Study
 from stages.ablate.stage import STAGE as ABLATE
+from stages.calibrate.stage import STAGE as CALIBRATE
 from stages.capacity.stage import STAGE as CAPACITY
 from stages.control.stage import BASE as CONTROL_BASE
 from stages.control.stage import STAGE as CONTROL
@@ -72,6 +73,8 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     tokens = graph.add(TOKENIZE, study.tokenize, {"documents": documents, "tokenizer": tokenizer})
     data = {"tokens": tokens, "tokenizer": tokenizer}
     made += [tokenizer, tokens]
+    if study.calibrate is not None:
+        made.append(graph.add(CALIBRATE, study.calibrate, {}))
     if study.capacity is not None:
         made.append(graph.add(CAPACITY, study.capacity, {}))
     made += _control(graph, study)
