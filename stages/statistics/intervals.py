@@ -72,7 +72,9 @@ class Contrast(Estimate):
 
     @property
     def _variances(self) -> _Variances:
-        return _Variances(np.array([self.v_seed]), np.array([self.v_item]), np.array([self.v_floor]), self.n, self.items)
+        return _Variances(
+            np.array([self.v_seed]), np.array([self.v_item]), np.array([self.v_floor]), self.n, self.items
+        )
 
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> Estimate:
@@ -118,7 +120,8 @@ def hierarchical(differences: ArrayLike, weights: ArrayLike | None = None, *, le
     the seeds' own estimates over their number and holds the noise of each seed's items; v_item is what the items
     share over all seeds (linearised ratio), the residual taken off so that it is not counted twice. Seeds that agree
     by chance, as sums of few 0/1 answers often do, do not make the interval vanish: the variance is at least half of
-    that over items alone. One seed gives an interval over items only, and the method says so. Raises ValueError for a table that is not finite and full.
+    that over items alone. One seed gives an interval over items only, and the method says so. Raises ValueError for a
+    table that is not finite and full.
     """
     table = np.atleast_2d(np.asarray(differences, dtype=np.float64))
     if table.ndim != 2 or 0 in table.shape or not np.isfinite(table).all():
@@ -169,10 +172,14 @@ def accuracy(table: ArrayLike, *, level: float = 0.95) -> Estimate:
     """
     score = np.atleast_2d(np.asarray(table, dtype=np.float64))
     if score.ndim != 2 or 0 in score.shape or not ((score >= 0) & (score <= 1)).all():
-        raise ValueError(f"table: shape {score.shape}; allowed are scores from 0 to 1 of [seeds, items], at least 1 x 1")
+        raise ValueError(
+            f"table: shape {score.shape}; allowed are scores from 0 to 1 of [seeds, items], at least 1 x 1"
+        )
     low, high = accuracy_many(score[None], level=level)
     seeds, items = score.shape
-    method = f"score interval, {seeds} seeds x {items} prompts" if seeds > 1 else "score interval over prompts (one seed)"
+    method = (
+        f"score interval, {seeds} seeds x {items} prompts" if seeds > 1 else "score interval over prompts (one seed)"
+    )
     return Estimate(float(score.mean()), float(low[0]), float(high[0]), items, method, level)
 
 
@@ -200,7 +207,9 @@ def nested_accuracy(hits: ArrayLike, trials: ArrayLike, *, level: float = 0.95) 
     """
     hit, trial = _vector(hits, "hits"), _vector(trials, "trials")
     if len(hit) != len(trial) or not ((trial > 0) & (hit >= 0) & (hit <= trial)).all():
-        raise ValueError(f"hits = {hit.tolist()}, trials = {trial.tolist()}: allowed are 0 <= hits <= trials, trials > 0")
+        raise ValueError(
+            f"hits = {hit.tolist()}, trials = {trial.tolist()}: allowed are 0 <= hits <= trials, trials > 0"
+        )
     share, seeds = hit / trial, len(hit)
     mean = share.mean()
     v_within = mean * (1 - mean) * (1 / trial).sum() / seeds**2
