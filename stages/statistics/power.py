@@ -62,7 +62,7 @@ class Pilot:
         of_seed = effect + self.seed_sd * rng.standard_normal((draws, seeds, 1))
         of_item = self.item_sd * mean / np.sqrt(group) * rng.standard_normal((draws, 1, columns))
         rest = self.residual_sd * mean / np.sqrt(group) * rng.standard_normal((draws, seeds, columns))
-        return of_seed * weights + of_item + rest, weights
+        return np.asarray(of_seed * weights + of_item + rest), weights
 
     def _binary(self, rng: np.random.Generator, effect: float, seeds: int, items: int, draws: int) -> Floats:
         if not 0 <= effect <= 1:
