@@ -202,8 +202,8 @@ def others(draws: int) -> Iterator[Row]:
             shape = (4, draws, seeds, 24)
             family = of_seed * rng.standard_normal((*shape[:3], 1)) + rng.standard_normal(shape)
             family = family + of_item * rng.standard_normal((4, draws, 1, 24))
-            p = np.stack([intervals.hierarchical_p_many(tables) for tables in family], 1)
-            rejected = float((tests.holm(p) < 0.05).any(1).mean())
+            values = np.stack([intervals.hierarchical_p_many(tables) for tables in family], 1)
+            rejected = float((tests.holm(values) < 0.05).any(1).mean())
             yield Row("holm, family of 4", f"{seeds} seeds, {name} differ", 0.05, rejected, draws, of_seed > 0)
 
 

@@ -55,14 +55,15 @@ class Pilot:
         columns = min(items, _COLUMNS)
         group = items / columns
         pool = np.asarray(self.weights, float)
-        weights: Floats = rng.choice(pool, columns)
+        weights = np.asarray(rng.choice(pool, columns), dtype=np.float64)
         if group > 1:  # a group of documents has nearly the mean weight
             weights = pool.mean() + (weights - pool.mean()) / np.sqrt(group)
         mean = weights.mean()
         of_seed = effect + self.seed_sd * rng.standard_normal((draws, seeds, 1))
         of_item = self.item_sd * mean / np.sqrt(group) * rng.standard_normal((draws, 1, columns))
         rest = self.residual_sd * mean / np.sqrt(group) * rng.standard_normal((draws, seeds, columns))
-        return np.asarray(of_seed * weights + of_item + rest), weights
+        values: Floats = of_seed * weights + of_item + rest
+        return values, weights
 
     def _binary(self, rng: np.random.Generator, effect: float, seeds: int, items: int, draws: int) -> Floats:
         if not 0 <= effect <= 1:
@@ -74,7 +75,8 @@ class Pilot:
         latent = np.sqrt(of_seed) * rng.standard_normal((draws, seeds, 1))
         latent = latent + np.sqrt(of_item) * rng.standard_normal((draws, 1, items))
         latent = latent + np.sqrt(1 - of_seed - of_item) * rng.standard_normal((draws, seeds, items))
-        return (latent < special.ndtri(effect)).astype(np.float64)
+        answers: Floats = (latent < special.ndtri(effect)).astype(np.float64)
+        return answers
 
 
 @dataclass(frozen=True)
