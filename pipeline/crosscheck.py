@@ -34,9 +34,10 @@ def _repeats(value: Any, place: str) -> Iterator[str]:
 
 def _mixture(study: Study) -> Iterator[str]:
     known = [source.name for source in study.corpus.sources]
-    for name in study.pretrain.mixture.sources:
-        if name not in known:
-            yield f"pretrain.mixture.sources.{name}: the corpus has no such source{suggestion(name, known)}"
+    for section, mixture in (("base", study.base.mixture), ("pretrain", study.pretrain.mixture)):
+        for name in mixture.sources:
+            if name not in known:
+                yield f"{section}.mixture.sources.{name}: the corpus has no such source{suggestion(name, known)}"
 
 
 def _arms(study: Study) -> Iterator[str]:
