@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from pipeline.plan import Plan, PlanBuilder
 from pipeline.study import BASE_ARM, LoadedStudy, Study
 from stages.ablate.stage import STAGE as ABLATE
 from stages.capacity.stage import STAGE as CAPACITY
+from stages.control.stage import BASE as CONTROL_BASE
 from stages.control.stage import STAGE as CONTROL
-from stages.control.stage import ControlConfig
+from stages.control.stage import control_arms
 from stages.corpus.pin import pin
 from stages.corpus.stage import STAGE as INGEST
 from stages.decontaminate.stage import STAGE as DECONTAMINATE
@@ -150,22 +150,12 @@ def _fields(config: Config) -> dict[str, Any]:
 
 
 def _control(graph: PlanBuilder, study: Study) -> list[str]:
-    """The positive control: the arms with a memory, and the one without, on a task only memory can solve."""
+    """The positive control: a base per seed, and every arm of the control grafted onto it."""
     if study.control is None:
         return []
-    return [
-        graph.add(
-            CONTROL,
-            ControlConfig(
-                **_fields(study.control),
-                mixer=dataclasses.replace(mixer, segment_length=study.control.segment_length),
-                seed=seed,
-            ),
-            {},
-            arm=arm,
-            seed=seed,
-        )
-        for seed in study.seeds
-        for arm, mixer in study.arms.items()
-        if mixer.kind in ("infini", "local")
-    ]
+    made = []
+    for seed in study.seeds:
+        made.append(base := graph.add(CONTROL_BASE, study.control.of_base(seed), {}, seed=seed))
+        for arm, mixer in control_arms(study.control, study.arms).items():
+            made.append(graph.add(CONTROL, study.control.of_arm(mixer, seed), {"base": base}, arm=arm, seed=seed))
+    return made

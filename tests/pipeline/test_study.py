@@ -174,5 +174,9 @@ def test_weights_of_the_sources_reach_training(study, tmp_path):
 def test_golden_keys_of_steps_without_inputs():
     """These change only when a stage's config or code_version does: then every user's artifacts of it are stale."""
     plan = expand(load(RUNS / "quickstart.yaml", environment={}), None)
-    keys = {step: plan[step].key[:16] for step in ("capacity", "control/infini-delta/0")}
-    assert keys == {"capacity": "f2a987ba33c82bdf", "control/infini-delta/0": "85e3c113beaec4bf"}
+    keys = {step: plan[step].key[:16] for step in ("capacity", "control-base/0", "control/infini-delta/0")}
+    assert keys == {
+        "capacity": "f2a987ba33c82bdf",
+        "control-base/0": "b250184f25b5dcfa",
+        "control/infini-delta/0": "b20c1103f5875373",
+    }
