@@ -12,6 +12,7 @@ from pipeline.plan import Plan, PlanBuilder
 from pipeline.study import LoadedStudy, Study
 from stages.ablate.stage import STAGE as ABLATE
 from stages.capacity.stage import STAGE as CAPACITY
+from stages.certify.stage import STAGE as CERTIFY
 from stages.control.stage import STAGE as CONTROL
 from stages.control.stage import ControlConfig
 from stages.corpus.pin import pin
@@ -57,6 +58,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     made = [ingest, documents]
     if study.dedup is not None:  # after the audit, which so covers the whole corpus
         made.append(documents := graph.add(DEDUP, study.dedup, {"documents": documents}))
+    made.append(graph.add(CERTIFY, study.certify, {"documents": documents}))  # of what is really trained on
     if tasks:
         task_audit = TaskAuditConfig(sources=tasks, rule=decontaminate)
         made.append(graph.add(TASK_AUDIT, task_audit, {"documents": documents}))
