@@ -68,7 +68,7 @@ def _claims(study: Study) -> Iterator[str]:
     claims = study.claims
     measured = (
         ("retrieval", "length", "evaluate.retrieval.lengths", study.evaluate.retrieval.lengths),
-        ("memory_is_used", "knockout", "ablate.knockouts", study.ablate and study.ablate.knockouts),
+        ("memory_is_used", "knockouts", "ablate.knockouts", study.ablate and study.ablate.knockouts),
         ("positive_control", "pairs", "control.pairs", study.control and study.control.pairs),
         ("capacity", "feature_map", "capacity.feature_maps", study.capacity and study.capacity.feature_maps),
         ("capacity", "rules", "capacity.rules", study.capacity and study.capacity.rules),

@@ -1,8 +1,11 @@
-"""From paired items to one number with interval and p value: the few estimates that several claims share."""
+"""From paired items to one number with interval and p value: the few estimates that several claims share.
+
+Every difference is taken so that it is positive where it speaks for the hypothesis.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +13,8 @@ from stages.claims.config import ClaimsConfig
 from stages.claims.verdict import Number, Source
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from stages.claims.evidence import Paired
     from stages.statistics.intervals import Estimate
 
@@ -18,10 +23,9 @@ if TYPE_CHECKING:
 class Effect:
     """A paired difference over seeds and items.
 
-    estimate, low, high: hierarchical bootstrap at 1 - alpha. narrow_low, narrow_high: at 1 - 2 alpha, what TOST needs.
-    p: t test over seeds that the difference lies beyond ``null`` in the stated direction, doubled, so that it is
-    compared with the two-sided alpha as the interval is.
-    detectable: smallest true difference these seeds would find at the stated power.
+    estimate, low, high: hierarchical interval at 1 - alpha. narrow_low, narrow_high: at 1 - 2 alpha, what TOST needs.
+    p: t test over seeds that the difference is larger than ``null``, doubled, so that it is compared with the
+    two-sided alpha as the interval is. 1 for a single seed.
     """
 
     estimate: float
@@ -30,25 +34,34 @@ class Effect:
     narrow_low: float
     narrow_high: float
     p: float
-    detectable: float
+    null: float
     seeds: int
     items: int
     method: str
     by_seed: tuple[float, ...]
+    pair: Paired
+
+    @property
+    def exceeds(self) -> bool:
+        """The whole interval lies above ``null``."""
+        return self.low > self.null
+
+    def below(self, limit: float) -> bool:
+        """A difference of ``limit`` or more is excluded: one side of TOST."""
+        return self.narrow_high < limit
 
 
-def effect(pair: Paired, rules: ClaimsConfig, *, null: float = 0.0, greater: bool = True) -> Effect:
-    """Mean over seeds of sum(a - b) / sum(weights), tested against ``null`` (``greater``: is it above it)."""
+def effect(pair: Paired, rules: ClaimsConfig, *, null: float = 0.0) -> Effect:
+    """Mean over seeds of sum(a - b) / sum(weights), tested against ``null``."""
     from stages.statistics.intervals import hierarchical
-    from stages.statistics.tests import minimum_detectable, paired_t
+    from stages.statistics.tests import paired_t
 
     def interval(level: float) -> Estimate:
-        return hierarchical(pair.differences, pair.weights, level=level, draws=rules.resamples, seed=rules.seed)
+        return hierarchical(pair.differences, pair.weights, level=level)
 
     wide, narrow = interval(1 - rules.alpha), interval(1 - 2 * rules.alpha)
     by_seed = pair.by_seed
-    test = paired_t(by_seed, null=null, alternative="greater" if greater else "less")
-    spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else float("inf")
+    test = paired_t(by_seed, null=null, alternative="greater")
     return Effect(
         estimate=wide.estimate,
         low=wide.low,
@@ -56,25 +69,74 @@ def effect(pair: Paired, rules: ClaimsConfig, *, null: float = 0.0, greater: boo
         narrow_low=narrow.low,
         narrow_high=narrow.high,
         p=min(1.0, 2 * test.p) if len(by_seed) > 1 else 1.0,
-        detectable=minimum_detectable(spread, len(by_seed), alpha=rules.alpha, power=rules.power),
+        null=null,
         seeds=len(by_seed),
         items=len(pair.items),
         method=f"{wide.method}; {len(by_seed)} seeds x {len(pair.items)} items",
         by_seed=tuple(float(x) for x in by_seed),
+        pair=pair,
     )
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm-adjusted p values (empty in, empty out)."""
-    from stages.statistics.tests import holm as adjust
+def family(arms: Mapping[str, Sequence[Effect]]) -> dict[str, float]:
+    """Holm-adjusted p value of each arm of a claim's primary family.
 
-    return [float(p) for p in adjust(list(p_values))] if p_values else []
+    An arm must pass all of its own comparisons (an intersection-union test, which needs no correction): its p value is
+    the largest of theirs. Holm then holds the family-wise error over the arms, of which one is enough.
+    """
+    from stages.statistics.tests import holm
+
+    worst = [max(one.p for one in effects) for effects in arms.values()]
+    return dict(zip(arms, (float(p) for p in holm(worst)), strict=True))
+
+
+def needed(found: Effect, rules: ClaimsConfig, *, limit: float, arms: int) -> str:
+    """What would decide an open comparison, if its difference is what it was measured to be: more items at these
+    seeds, or more seeds with these items. ``limit``: below it the comparison is refuted; ``arms``: size of the family,
+    whose first Holm step is what the smallest p value must pass."""
+    from stages.statistics.power import deciding_sample, pilot
+
+    def decides(seeds: int, items: int) -> object:
+        return deciding_sample(
+            pilot(found.pair.differences, found.pair.weights),
+            null=found.null,
+            limit=limit,
+            alpha=rules.alpha,
+            family=arms,
+            power=rules.power,
+            seeds=seeds,
+            items=items,
+        )
+
+    raise NotImplementedError(decides)
+
+
+def accuracy(name: str, label: str, rows: pd.DataFrame, *, sources: tuple[Source, ...], rules: ClaimsConfig) -> Number:
+    """Share of right answers over seeds and prompts, both drawn at random; ``rows``: seed, item, correct."""
+    from stages.statistics.intervals import accuracy as interval
+
+    table = rows.pivot_table(index="seed", columns="item", values="correct", aggfunc="mean").dropna(axis=1)
+    found = interval(table.to_numpy(float), level=1 - rules.alpha)
+    method = f"{found.method}; {table.shape[0]} seeds x {table.shape[1]} prompts"
+    return Number(name, label, found.estimate, found.low, found.high, table.size, "accuracy", method, sources)
+
+
+def nested_accuracy(
+    name: str, label: str, rows: pd.DataFrame, *, sources: tuple[Source, ...], rules: ClaimsConfig
+) -> Number:
+    """The same where every seed was asked prompts of its own; ``rows``: seed, hits, trials."""
+    from stages.statistics.intervals import nested_accuracy as interval
+
+    cells = rows.groupby("seed")[["hits", "trials"]].sum()
+    found = interval(cells["hits"].to_numpy(float), cells["trials"].to_numpy(float), level=1 - rules.alpha)
+    n = int(cells["trials"].sum())
+    return Number(name, label, found.estimate, found.low, found.high, n, "accuracy", found.method, sources)
 
 
 def proportion(
     name: str, label: str, correct: Sequence[float], *, sources: tuple[Source, ...], rules: ClaimsConfig
 ) -> Number:
-    """Accuracy over prompts with a Wilson interval."""
+    """Share of things that were drawn once and belong together (heads of one model), with a Wilson interval."""
     from stages.statistics.intervals import wilson
 
     hits = round(float(sum(correct)))

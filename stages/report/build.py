@@ -25,7 +25,14 @@ from stages.stage import Artifact, Context, Summary
 def build(config: ReportConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
     """Write every file of the report below ``output`` and say what is in it."""
     total = len(CLAIMS) + len(FIGURES) + 2
-    evidence = Evidence(inputs, arms=config.arms, seeds=config.seeds, trunk=config.trunk, rules=config.claims)
+    evidence = Evidence(
+        inputs,
+        arms=config.arms,
+        seeds=config.seeds,
+        trunk=config.trunk,
+        rules=config.claims,
+        control_arms=config.control_arms,
+    )
     verdicts: list[Verdict] = []
     for claim in CLAIMS:
         verdicts.append(decide(claim, evidence))

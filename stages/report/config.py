@@ -19,3 +19,4 @@ class ReportConfig(Config):
     trunk: TrunkConfig
     seeds: tuple[int, ...] = Field(min_length=1)
     claims: ClaimsConfig = ClaimsConfig()
+    control_arms: dict[str, MixerConfig] = Field(default={}, description="arms of the positive control, by name")
