@@ -12,7 +12,6 @@ from stages.statistics.curves import Curve, accuracy_curve
 if TYPE_CHECKING:
     import pandas as pd
 
-DRAWS = 200
 POINTS = 41
 
 
@@ -25,6 +24,6 @@ def fitted(evidence: Evidence, rows: pd.DataFrame, axis: str) -> Curve | None:
     low, high = float(rows[axis].min()), float(rows[axis].max())
     at = np.geomspace(low, high, POINTS) if log else np.linspace(low, high, POINTS)
     return accuracy_curve(
-        rows[axis].to_numpy(float), rows["correct"].to_numpy(float), at=at, shape="linear" if log else "spline", log=log,
-        level=1 - rules.alpha, draws=min(DRAWS, rules.resamples), seed=rules.seed,
+        rows[axis].to_numpy(float), rows["correct"].to_numpy(float), seeds=rows["seed"].tolist(),
+        items=rows["item"].tolist(), at=at, shape="linear" if log else "spline", log=log, level=1 - rules.alpha,
     )  # fmt: skip

@@ -121,6 +121,7 @@ def finish(drawing: Drawing, folder: Path) -> Figure:
     columns = min(drawing.columns, len(drawing.panels))
     wide = _layout(drawing, columns, WIDE)
     wide.savefig(folder / names["png"], format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    wide.set_layout_engine("none")  # everything has its place: the SVG needs no second look
     narrow = _layout(drawing, 1, NARROW)
     for kind, canvas in (("svg", wide), ("narrow", narrow)):
         buffer = io.StringIO()
