@@ -98,6 +98,10 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
             trunk=study.trunk,
             seeds=study.seeds,
             claims=study.claims,
+            recipe={
+                "base": study.base.model_dump(mode="json", exclude={"path"}),  # where it lies does not count
+                "pretrain": study.pretrain.model_copy(update={"mixture": mixture}).model_dump(mode="json"),
+            },
         ),
         {step: step for step in made},
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from pipeline.artifact import StoredArtifact
+from pipeline.store import Store
+from stages.stage import Summary
 from tests.stages.synthetic import Synthetic
 from tests.support import LocalArtifact
 
@@ -60,19 +63,14 @@ def with_pages(inputs: dict[str, LocalArtifact]) -> dict[str, LocalArtifact]:
     return inputs
 
 
-def commit(study: Synthetic, root: Path, inputs: dict[str, LocalArtifact]) -> None:
-    """The artifacts as a store below ``root`` has them, so that the command line finds them by key and step."""
-    from pipeline.store import Store
-    from stages.stage import Summary
-
-    store = Store(root)
+def committed(root: Path, inputs: dict[str, LocalArtifact]) -> dict[str, StoredArtifact]:
+    """The artifacts in a store below ``root``, where the command line finds them by key and step."""
+    store, made = Store(root), {}
     for step, artifact in inputs.items():
-        stage = step.split("/")[0]
+        stage = step.split("/", maxsplit=1)[0]
         attempt = store.attempt(stage, artifact.key)
-        for path in artifact.path().rglob("*"):
-            if path.is_file():
-                target = attempt.directory / path.relative_to(artifact.path())
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(path.read_bytes())
-        meta = {"step": step, "inputs": {}, "config": json.loads("{}")}
-        store.commit(stage, artifact.key, store.seal(attempt), Summary("made for a test"), meta)
+        shutil.copytree(artifact.path(), attempt.directory, dirs_exist_ok=True)
+        meta = {"step": step, "inputs": {}, "config": {}}
+        commit = store.commit(stage, artifact.key, store.seal(attempt), Summary("made for a test"), meta)
+        made[step] = store.artifact(commit)
+    return made

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.claims.evidence import Evidence
-from stages.report.figures.style import INK, Drawing, Numbers, Style, power_axis, seeds, styles
+from stages.report.figures.style import INK, Drawing, Numbers, Style, aside, power_axis, seeds, styles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,12 +74,13 @@ def mqar(evidence: Evidence, numbers: Numbers) -> Drawing | None:
 
     def of(pairs: int) -> Callable[[Axes], None]:
         def panel(axis: Axes) -> None:
-            for arm, look in looks.items():
+            for place, (arm, look) in enumerate(looks.items()):
                 rows = table[(table["arm"] == arm) & (table["pairs"] == pairs)]
                 if len(rows):
+                    shift = 2 ** aside(place, len(looks), 0.05)
                     mean = rows.groupby("dim")["accuracy"].mean()
-                    axis.plot(mean.index, mean, color=look.colour, marker=look.marker, ls=look.dash, label=arm)
-                    seeds(axis, rows["dim"], rows["accuracy"], look)
+                    axis.plot(mean.index * shift, mean, color=look.colour, marker=look.marker, ls=look.dash, label=arm)
+                    seeds(axis, rows["dim"] * shift, rows["accuracy"], look)
             axis.axhline(1 / pairs, color=INK, lw=0.9, ls=(0, (1, 2)))
             power_axis(axis, table["dim"])
             axis.set(title=f"{pairs} pairs", xlabel="model width", ylabel="share recalled", ylim=(-0.03, 1.06))
