@@ -90,8 +90,8 @@ def _finite(value: Any) -> Any:
 
 SIGNED = ("relative", "accuracy above")
 PERCENT_UNITS = ("accuracy", "share", "relative perplexity", "F1")
-POINTS = {"accuracy lost": "points of accuracy lost", "accuracy above 1/k": "points of accuracy above 1/k"}
-"""Differences of shares: shown in points, so that nobody takes them for relative changes."""
+POINTS = ("accuracy lost", "accuracy above")
+"""Beginnings of units that are differences of shares: shown in points, so that nobody takes them for relative changes."""
 
 
 def shown(value: float | None, unit: str) -> str:
@@ -119,7 +119,7 @@ def shown_unit(unit: str) -> str:
     """The unit as it stands beside ``shown``: differences of shares become points."""
     if unit.endswith(" difference") and "relative" not in unit:
         return f"points of {unit.removesuffix(' difference')}"
-    return POINTS.get(unit, unit)
+    return f"points of {unit}" if unit.startswith(POINTS) else unit
 
 
 def interval(low: float | None, high: float | None, unit: str) -> str:

@@ -205,11 +205,15 @@ def seeds(axis: Axes, x: Any, y: Any, style: Style) -> None:
 
 
 def power_axis(axis: Axes, values: Iterable[float]) -> None:
-    """A log2 axis with a tick per tested value, at most six: 512, 1K, 32K."""
+    """A log2 axis with ticks at tested values (512, 1K, 32K), at most about six, none upon another."""
     axis.set_xscale("log", base=2)
-    shown = sorted(set(values))
-    step = max(1, -(-len(shown) // 6))
-    axis.set_xticks(shown[::step], [tokens(value) for value in shown[::step]])
+    shown = sorted(value for value in set(values) if value > 0)
+    ticks = shown[:1]
+    apart = max(1.35, (shown[-1] / shown[0]) ** (1 / 6)) if shown else 1.0
+    for value in shown[1:]:
+        if value >= apart * ticks[-1]:
+            ticks.append(value)
+    axis.set_xticks(ticks, [tokens(value) for value in ticks])
     axis.minorticks_off()
 
 
