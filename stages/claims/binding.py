@@ -185,7 +185,7 @@ def _judge(
     if bound:
         short = f"binding is shown at k = {', '.join(map(str, bound))} only"
         return decided(row, "inconclusive", f"{text}; {short}", "not at every k", short)
-    short = needed(worst, rules, limit=rule.margin, arms=arms)
+    short = needed(worst, rules, limit=rule.margin, arms=arms, unit="prompts")
     return decided(row, "inconclusive", f"{text}, Holm p = {p:.2g}; {short}", "underpowered", short)
 
 

@@ -30,11 +30,9 @@ def point(
     curves = rows.pivot_table(index="seed", columns="associations", values=column).dropna(axis=1)
     if curves.shape[1] < 2:
         return None
-    rules = evidence.rules
     found = interpolated_crossing(
-        curves.columns.to_numpy(float), curves.to_numpy(float), level, level=1 - rules.alpha,
-        draws=rules.resamples, seed=rules.seed,
-    )  # fmt: skip
+        curves.columns.to_numpy(float), curves.to_numpy(float), level, level=1 - evidence.rules.alpha
+    )
     return Number(name, label, found.estimate, found.low, found.high, found.n, UNIT, found.method, sources)
 
 

@@ -132,14 +132,16 @@ def _judge(evidence: Evidence, arm: str, costs: list[tuple[Number, Effect]], p: 
     if len(differ) < len(costs):
         short = f"{', '.join(differ)} is not shown to cost, another knock-out does: no proof of what was stored"
         return decided(row, "inconclusive", f"{text}: {short}", "knock-outs differ", short)
-    short = needed(found, rules, limit=rule.margin, arms=arms)
+    short = needed(found, rules, limit=rule.margin, arms=arms, unit="prompts")
     return decided(row, "inconclusive", f"{text}, Holm p = {p:.2g}; {short}", "underpowered", short)
 
 
 def single_heads(evidence: Evidence, arm: str) -> list[Number]:
     """Share of heads whose own knock-out costs anything at all (p < alpha over prompts, Benjamini-Hochberg over the
     heads of all seeds), per kind of knock-out: is it the majority of them, or a few?"""
-    from stages.statistics.tests import benjamini_hochberg, mcnemar
+    from scipy.stats import binomtest
+
+    from stages.statistics.tests import benjamini_hochberg
 
     table = evidence.heads
     if not len(table):
@@ -147,11 +149,13 @@ def single_heads(evidence: Evidence, arm: str) -> list[Number]:
     numbers = []
     for knockout, rows in table[table["arm"] == arm].groupby("knockout"):
         tested = [
-            (mcnemar(head["intact"], head["correct"]), head["intact"].mean() - head["correct"].mean())
+            (int((head["intact"] > head["correct"]).sum()), int((head["intact"] != head["correct"]).sum()))
             for _, head in rows.groupby(["seed", "layer", "head"])
-        ]
-        adjusted = benjamini_hochberg([test.p for test, _ in tested])
-        costly = sum(p < evidence.rules.alpha and lost > 0 for p, (_, lost) in zip(adjusted, tested, strict=True))
+        ]  # prompts lost, prompts that changed: McNemar's exact test is binomial on them
+        adjusted = benjamini_hochberg([binomtest(lost, moved).pvalue if moved else 1.0 for lost, moved in tested])
+        costly = sum(
+            p < evidence.rules.alpha and 2 * lost > moved for p, (lost, moved) in zip(adjusted, tested, strict=True)
+        )
         numbers.append(
             Number(
                 f"heads.{arm}.{knockout}",
@@ -159,7 +163,7 @@ def single_heads(evidence: Evidence, arm: str) -> list[Number]:
                 costly / len(tested),
                 n=len(tested),
                 unit="share of heads",
-                method="McNemar per head and seed, Benjamini-Hochberg",
+                method="exact McNemar per head and seed, Benjamini-Hochberg",
                 sources=evidence.sources("ablate", "heads.parquet", f"knockout == '{knockout}'", arm),
             )
         )

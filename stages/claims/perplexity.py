@@ -116,7 +116,7 @@ def _judge(evidence: Evidence, arm: str, local: str, row: Number, found: Effect,
         excluded = f"an improvement of {rule.margin:.0%} is excluded (TOST)"
         row = decided(row, "refuted", f"{size}; {excluded}", short=excluded)
         return behind(row, control_bracket(evidence), perplexity_bracket(evidence))
-    short = needed(found, rules, limit=limit, arms=arms)
+    short = needed(found, rules, limit=limit, arms=arms, unit="documents")
     return decided(row, "inconclusive", f"{size}, Holm p = {p:.2g}; {short}", "underpowered", short)
 
 
@@ -169,6 +169,6 @@ def seeds(evidence: Evidence) -> Finding:
             row = decided(row, "refuted", f"{size}: {short}", short=short)
             rows.append(behind(row, control_bracket(evidence), perplexity_bracket(evidence)))
         else:
-            short = needed(one, rules, limit=margin, arms=len(found))
+            short = needed(one, rules, limit=margin, arms=len(found), unit="documents")
             rows.append(decided(row, "inconclusive", f"{size}, Holm p = {p:.2g}; {short}", "underpowered", short))
     return conclude(rows)

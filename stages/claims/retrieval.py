@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stages.claims.bracket import behind, control_bracket, task_bracket
-from stages.claims.effects import accuracy, percent
+from stages.claims.effects import accuracy, needed_to_clear, percent
 from stages.claims.evidence import BEYOND, WITHIN, Evidence
 from stages.claims.verdict import Finding, Number, conclude, decided, not_measured
 
@@ -91,8 +91,6 @@ def retrieval(evidence: Evidence) -> Finding:
 
 
 def _judge(evidence: Evidence, row: Number, at: pd.DataFrame, inside: Number | None, length: int) -> Number:
-    from stages.statistics.power import trials_to_clear
-
     rules, rule = evidence.rules, evidence.rules.retrieval
     low, high = row.low or 0.0, 1.0 if row.high is None else row.high
     family = rules.model_copy(update={"alpha": min(rules.alpha, 2 * rules.alpha / len(evidence.memory_arms))})
@@ -126,8 +124,7 @@ def _judge(evidence: Evidence, row: Number, at: pd.DataFrame, inside: Number | N
     if failing:
         short = f"not at {', '.join(failing)} of the prompt"
         return decided(row, "inconclusive", f"{text}, but {short}", "not at every position", short)
-    table = at.pivot_table(index="seed", columns="item", values="correct").dropna(axis=1).to_numpy(float)
-    more = trials_to_clear(table, rule.threshold, level=1 - rules.alpha, power=rules.power)
+    more = needed_to_clear(at, rules, rule.threshold)
     short = f"the interval straddles {rule.threshold:.0%}; {more}"
     return decided(row, "inconclusive", f"{text}; {short}", "underpowered", short)
 

@@ -1,22 +1,20 @@
-"""Hypothesis tests, multiplicity and the power of a null result.
+"""Hypothesis tests over seeds, equivalence, multiplicity.
 
-Seeds are the unit of a claim about arms: ``differences`` is one number per seed (arm A minus arm B on the same items).
-With three seeds the two-sided 95% factor is t_2 = 4.30; no test here hides that.
+``differences`` is one number per seed (arm A minus arm B on the same items); where the items count as drawn too, take
+``intervals.hierarchical``, its ``p`` and ``equivalence``. With three seeds the two-sided 95% factor is t_2 = 4.30; no
+test here hides that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
-from stages.statistics.intervals import Estimate
-
-Alternative = Literal["two-sided", "greater", "less"]
+from stages.statistics.intervals import Alternative, Estimate
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def tost(differences: ArrayLike, margin: float | tuple[float, float], *, alpha: 
 
 
 def equivalence(estimate: Estimate, margin: float | tuple[float, float]) -> Equivalence:
-    """TOST by interval inclusion, for bootstrapped estimates: give it one of level 1 - 2 alpha."""
+    """TOST by interval inclusion: give it an estimate of level 1 - 2 alpha, as from ``Contrast.at``."""
     low, high = _margin(margin)
     return Equivalence(
         estimate.estimate,
@@ -104,24 +102,6 @@ def equivalence(estimate: Estimate, margin: float | tuple[float, float]) -> Equi
         margin_high=high,
         equivalent=estimate.within(low, high),
         smallest_margin=max(abs(estimate.low), abs(estimate.high)),
-    )
-
-
-def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike, *, level: float = 0.95) -> TestResult:
-    """Exact McNemar test of two arms on the same prompts (0/1 each); estimate: difference of the proportions.
-
-    The interval is Wald's on the paired difference with the +2 correction of Agresti and Min (2005).
-    """
-    a, b = np.asarray(correct_a).astype(bool), np.asarray(correct_b).astype(bool)
-    if a.shape != b.shape or a.ndim != 1 or not len(a):
-        raise ValueError(f"correct_a, correct_b: shapes {a.shape} and {b.shape}; allowed are two equal lists")
-    only_a, only_b, n = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
-    p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    wins, losses, size = only_a + 0.5, only_b + 0.5, n + 2
-    centre = (wins - losses) / size
-    half = float(stats.norm.ppf((1 + level) / 2)) * np.sqrt(wins + losses - (wins - losses) ** 2 / size) / size
-    return TestResult(
-        (only_a - only_b) / n, float(centre - half), float(centre + half), n, "exact McNemar, Agresti-Min", level, p=p
     )
 
 
@@ -173,19 +153,6 @@ def minimum_detectable(
     while excess(upper) < 0:
         upper *= 2
     return float(optimize.brentq(excess, 1e-9, upper)) * sd
-
-
-def minimum_detectable_proportion(base: float, n: int, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Smallest accuracy above ``base`` (e.g. chance) that ``n`` prompts would find with probability ``power``.
-
-    Exact one-sided binomial test at ``alpha``; returns the accuracy itself, 1.0 where even that would be missed.
-    """
-    if not 0 <= base < 1 or n < 1:
-        raise ValueError(f"base = {base}, n = {n}: allowed are 0 <= base < 1 and n >= 1")
-    needed = int(stats.binom.ppf(1 - alpha, n, base)) + 1  # fewest hits with P(hits >= needed | base) <= alpha
-    if needed > n:
-        return 1.0
-    return float(optimize.brentq(lambda p: stats.binom.sf(needed - 1, n, p) - power, base, 1.0))
 
 
 def _adjust(p_values: Sequence[float], method: str) -> NDArray[np.float64]:
