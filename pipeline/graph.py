@@ -13,6 +13,7 @@ from pipeline.study import BASE_ARM, LoadedStudy, Study
 from stages.ablate.stage import STAGE as ABLATE
 from stages.calibrate.stage import STAGE as CALIBRATE
 from stages.capacity.stage import STAGE as CAPACITY
+from stages.certify.stage import STAGE as CERTIFY
 from stages.control.stage import BASE as CONTROL_BASE
 from stages.control.stage import STAGE as CONTROL
 from stages.control.stage import control_arms
@@ -66,6 +67,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     made = [ingest, documents]
     if study.dedup is not None:  # after the audit, which so covers the whole corpus
         made.append(documents := graph.add(DEDUP, study.dedup, {"documents": documents}))
+    made.append(graph.add(CERTIFY, study.certify, {"documents": documents}))  # of what is really trained on
     if tasks:
         task_audit = TaskAuditConfig(sources=tasks, rule=decontaminate)
         made.append(graph.add(TASK_AUDIT, task_audit, {"documents": documents}))
@@ -100,6 +102,10 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
             trunk=study.trunk,
             seeds=study.seeds,
             claims=study.claims,
+            recipe={
+                "base": study.base.model_dump(mode="json", exclude={"path"}),  # where it lies does not count
+                "pretrain": study.pretrain.model_copy(update={"mixture": mixture}).model_dump(mode="json"),
+            },
         ),
         {step: step for step in made},
     )

@@ -24,6 +24,7 @@ from pipeline.yamlfile import parse
 from stages.ablate.stage import AblateConfig
 from stages.calibrate.stage import CalibrateConfig
 from stages.capacity.stage import CapacityConfig
+from stages.certify.stage import CertifyConfig
 from stages.claims.config import ClaimsConfig
 from stages.control.stage import ControlSettings
 from stages.corpus.config import IngestConfig
@@ -51,6 +52,7 @@ class Study(Config):
     corpus: IngestConfig
     decontaminate: DecontaminateConfig = DecontaminateConfig()
     dedup: DedupConfig | None = None
+    certify: CertifyConfig = CertifyConfig()
     task_audit: TaskAuditSettings | None = None
     tokenizer: TokenizerConfig
     tokenize: TokenizeConfig
