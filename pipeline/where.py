@@ -99,9 +99,7 @@ class _Filter:
         try:
             return pc.fill_null(_columns(function(a, b), self.table), isinstance(operator, ast.NotEq))
         except (pa.ArrowException, OverflowError) as error:
-            raise self._error(
-                f"{self._part(left)} {sign} {self._part(right)}: {error}", "compare other values"
-            ) from error
+            raise self._error(f"{self._part(left)} {sign} {self._part(right)}: {error}", "compare other values") from error
 
     def _value(self, node: ast.expr) -> tuple[str, Any]:
         """(kind, column or value) of one side of a comparison."""
@@ -155,9 +153,7 @@ class _Filter:
         simple = isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name)
         methods = ("notna", "isna", "max", "min")
         if not simple or called.attr not in methods or node.args or node.keywords:  # type: ignore[union-attr]
-            raise self._error(
-                f"{self._part(node)!r} cannot be called here", "column.notna(), .isna(), .max() or .min()"
-            )
+            raise self._error(f"{self._part(node)!r} cannot be called here", "column.notna(), .isna(), .max() or .min()")
         return called.value, called.attr  # type: ignore[union-attr,return-value]
 
     def _column(self, node: ast.Name, known: bool = True) -> tuple[str, Any]:

@@ -24,9 +24,7 @@ def published(evidence: Evidence) -> dict[str, tuple[float | None, float | None]
         return {}
     rows = table[table["feature_map"].notna() & table[["holds", "fails"]].notna().any(axis=1)]
     return {
-        str(row["feature_map"]): tuple(
-            None if value != value else float(value) for value in (row["holds"], row["fails"])
-        )
+        str(row["feature_map"]): tuple(None if value != value else float(value) for value in (row["holds"], row["fails"]))
         for row in rows.astype({"holds": float, "fails": float}).to_dict("records")
     }  # type: ignore[misc]
 

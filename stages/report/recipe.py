@@ -27,9 +27,7 @@ def recipe(evidence: Evidence, settings: Mapping[str, Any]) -> list[dict[str, st
     rows += [_row("tokens in all", _total(evidence, "base"), _total(evidence, "pretrain"))]
     rows += [_row("sequence length, tokens", _shown(base.get("sequence_length")), _shown(arms.get("sequence_length")))]
     rows += [
-        _row(
-            "segment length N, tokens", "", ", ".join(sorted({f"{m.segment_length:,}" for m in evidence.arms.values()}))
-        )
+        _row("segment length N, tokens", "", ", ".join(sorted({f"{m.segment_length:,}" for m in evidence.arms.values()})))
     ]
     for name, what in ROWS:
         rows.append(_row(what, "" if imported else _shown(base.get(name)), _shown(arms.get(name))))
@@ -110,8 +108,7 @@ def _wall(evidence: Evidence) -> str:
         seconds = [
             float(cost["wall_s"])
             for name, seed in evidence.runs("pretrain")
-            if name == arm
-            and (cost := evidence.document(f"pretrain/{arm}/{seed}", "cost.json")).get("wall_s") is not None
+            if name == arm and (cost := evidence.document(f"pretrain/{arm}/{seed}", "cost.json")).get("wall_s") is not None
         ]
         if seconds:
             parts.append(f"{arm} {sum(seconds) / len(seconds):,.0f} s")

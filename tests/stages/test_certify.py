@@ -100,22 +100,7 @@ def test_case_punctuation_and_lines_do_not_hide_a_passage(planted: dict[str, lis
 
 
 def test_letters_of_any_script_are_words_however_they_are_composed(tmp_path: Path):
-    russian = [
-        "Все",
-        "счастливые",
-        "семьи",
-        "похожи",
-        "друг",
-        "на",
-        "друга",
-        "каждая",
-        "несчастливая",
-        "семья",
-        "несчастлива",
-        "по",
-        "своему",
-        "всё",
-    ]
+    russian = "Все счастливые семьи похожи друг на друга каждая несчастливая семья несчастлива по своему всё".split()
     accented = [word + "é" for word in prose(8, 40)]
     texts = {"train/1": " ".join(w.upper() for w in russian), "train/2": " ".join(w[:-1] + "e\u0301" for w in accented)}
     texts |= {"test/r": " ".join(russian), "test/e": " ".join(accented), "test/z": "話說天下大勢分久必合合久必分也"}

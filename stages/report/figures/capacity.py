@@ -100,9 +100,7 @@ def rewriting(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         for rule, rows in overwrite.groupby("rule", sort=False):
             look = looks.get(str(rule), Style(INK, "o", "-"))
             mean = rows.groupby("associations")[["new_value_accuracy", "old_value_accuracy"]].mean()
-            axis.plot(
-                mean.index, mean["new_value_accuracy"], color=look.colour, marker=look.marker, label=f"{rule}: new"
-            )
+            axis.plot(mean.index, mean["new_value_accuracy"], color=look.colour, marker=look.marker, label=f"{rule}: new")
             axis.plot(mean.index, mean["old_value_accuracy"], color=look.colour, marker=look.marker, mfc="none",
                       ls=(0, (1, 1.5)), label=f"{rule}: old")  # fmt: skip
         power_axis(axis, overwrite["associations"])

@@ -124,9 +124,7 @@ def by_knockout(evidence: Evidence, numbers: Numbers) -> Drawing | None:
 
 def _per_seed(table: pd.DataFrame, *columns: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = (
-        table[["arm", "seed", *columns, "accuracy", "trials"]]
-        .rename(columns={"accuracy": "estimate"})
-        .to_dict("records")
+        table[["arm", "seed", *columns, "accuracy", "trials"]].rename(columns={"accuracy": "estimate"}).to_dict("records")
     )
     return found
 

@@ -24,12 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-LABELS = {
-    "gate_closed": "gate closed",
-    "reset": "reset each\nsegment",
-    "swap": "another's\nmemory",
-    "zero_read": "read zero",
-}
+LABELS = {"gate_closed": "gate closed", "reset": "reset each\nsegment", "swap": "another's\nmemory", "zero_read": "read zero"}
 
 
 def gates(evidence: Evidence, numbers: Numbers) -> Drawing | None:
@@ -96,9 +91,7 @@ def heads(evidence: Evidence, numbers: Numbers) -> Drawing | None:
             rows = each[(each["arm"] == arm) & (each["knockout"] == knockout)]
             _by_head(axis, rows, rows.groupby(["layer", "head"])["lost"].mean(), "lost", shown[arm])
             axis.axhline(0, color=INK, lw=0.9)
-            axis.set(
-                title=f"{arm}: {LABELS.get(knockout, knockout)}".replace("\n", " "), ylabel="accuracy lost (points)"
-            )
+            axis.set(title=f"{arm}: {LABELS.get(knockout, knockout)}".replace("\n", " "), ylabel="accuracy lost (points)")
 
         return panel
 

@@ -42,9 +42,7 @@ def positions(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         return None
     shown = arm_styles(evidence)
     lengths = [int(length) for length in sorted(table["length"].unique())]
-    lengths = (
-        lengths if len(lengths) <= SHOWN else [lengths[i] for i in np.linspace(0, len(lengths) - 1, SHOWN).astype(int)]
-    )
+    lengths = lengths if len(lengths) <= SHOWN else [lengths[i] for i in np.linspace(0, len(lengths) - 1, SHOWN).astype(int)]
     curves = {
         (length, arm): curve
         for length in lengths
@@ -175,9 +173,7 @@ def bindings(evidence: Evidence, numbers: Numbers) -> Drawing | None:
 
         return panel
 
-    data: list[dict[str, Any]] = [
-        row(n, task=task, arm=arm, k=k) for (task, arm), found in points.items() for k, n in found
-    ]
+    data: list[dict[str, Any]] = [row(n, task=task, arm=arm, k=k) for (task, arm), found in points.items() for k, n in found]
     return Drawing(
         "bindings", "Bindings among k rivals against 1/k",
         "Needle beyond the last segment. Filled: prompts answered with the right number (left) or with one rival's drawn "
