@@ -104,7 +104,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
             claims=study.claims,
             recipe={
                 "base": study.base.model_dump(mode="json", exclude={"path"}),  # where it lies does not count
-                "pretrain": study.pretrain.model_copy(update={"mixture": _mixture(study)}).model_dump(mode="json"),
+                "pretrain": study.pretrain.model_copy(update={"mixture": _mixture(study, "pretrain")}).model_dump(mode="json"),
             },
             control_arms=control_arms(study.control, study.arms) if study.control is not None else {},
         ),
