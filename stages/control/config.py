@@ -129,7 +129,7 @@ class Measurement(Task):
             )
         if any(more < 1 for more in self.distances) or len(set(self.distances)) != len(self.distances):
             raise ValueError(f"distances = {list(self.distances)}: allowed are distinct whole numbers >= 1")
-        if self.distances and self.distance_pairs >= self.keys:
+        if self.distance_pairs >= self.keys:
             raise ValueError(
                 f"distance_pairs = {self.distance_pairs}: vocabulary = {self.vocabulary} has {self.keys} keys, none is "
                 "left for the other pairs between (allowed: fewer)"
