@@ -119,9 +119,7 @@ class Tables:
             for seed, row in zip(seeds, numbers(readout, config.tolerance), strict=True):
                 if not trained or count == stops[-1]:
                     self.capacity.append(cell | size | {"seed": seed} | row)
-            if (
-                remembers and count >= first
-            ):  # the first segment's associations, with all values written since as rivals
+            if remembers and count >= first:  # of the first segment's, with all values written since as rivals
                 for seed, row in zip(seeds, numbers(readout.of(first), config.tolerance), strict=True):
                     kept = {"later": count - first, "seed": seed, "accuracy": row["accuracy"], "error": row["error"]}
                     self.forgetting.append(cell | kept)
@@ -182,13 +180,8 @@ def run(config: CapacityConfig, output: Path, context: Context) -> Summary:
         if "orthogonal" in config.keys:
             most = keys.most_orthogonal(feature_map, config.d_key)
             stops = sorted({n for n in config.associations if n < most} | {_whole(most, config)})
-            tables.add(
-                "orthogonal",
-                feature_map,
-                rule,
-                keys.orthogonal(feature_map, config.d_key, stops[-1])[None, None],
-                stops,
-            )
+            apart = keys.orthogonal(feature_map, config.d_key, stops[-1])
+            tables.add("orthogonal", feature_map, rule, apart[None, None], stops)
         step()
     for kind, feature_map, rule, count in trained:
         drawn = keys.learn(config, feature_map, rule, count, kind, lambda _: step(1 / config.learned.steps))
