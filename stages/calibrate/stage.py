@@ -47,9 +47,7 @@ class SchlagConfig(Config):
     def _numbers(cls, value: dict[FeatureMap, tuple[int, ...]]) -> dict[FeatureMap, tuple[int, ...]]:
         for name, counts in value.items():
             if not counts or list(counts) != sorted(set(counts)) or counts[0] < 2:
-                raise ValueError(
-                    f"associations.{name} = {list(counts)}: allowed are ascending, distinct whole numbers from 2 on"
-                )
+                raise ValueError(f"{name} = {list(counts)}: allowed are ascending, distinct whole numbers from 2 on")
         return value
 
     @model_validator(mode="after")

@@ -132,7 +132,7 @@ def test_a_diverged_run_names_the_setting(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"schlag": None, "mqar": None}, "nothing is left to measure"),
-        ({"schlag": {"associations": {"elu1": (60, 40)}}}, "associations.elu1 = .*ascending"),
+        ({"schlag": {"associations": {"elu1": (60, 40)}}}, "elu1 = .*ascending"),
         ({"schlag": {"associations": {"gelu": (40,)}}}, "elu1"),
         ({"schlag": {"steps": 50}}, "steps = 50"),
         ({"mqar": {"arms": ("fulll",)}}, "'fulll': allowed are infini-linear"),
