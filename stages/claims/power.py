@@ -4,7 +4,8 @@ The rules are those of the claims themselves, applied to simulated tables; the s
 same study, or else from ``claims.pilot``. A claim is supported where one memory arm is: it must then pass the first
 Holm step and all its own comparisons, which are simulated as independent (they share answers, so this errs on the side
 of a larger effect). Spreads are taken to be the same at every effect; a memory that does nothing varies less than one
-that works, so it is refuted more often than said here. C6 to C9 are limits, counts and formulas: no number of seeds or prompts makes them decide.
+that works, so it is refuted more often than said here. C6 to C9 are limits, counts and formulas: no number of seeds or
+prompts makes them decide.
 """
 
 from __future__ import annotations
