@@ -294,7 +294,7 @@ class _Run:
             return False
         meta = {
             **step.record(), **self.meta, "deterministic": step.stage.deterministic,
-            "seconds": round(done.seconds, 3), "host": done.host,
+            "seconds": round(done.seconds, 3), "host": done.host, "hardware": done.hardware,
         }  # fmt: skip
         before = self.store.lookup(name, step.key) if active.replace else None
         commit = self.store.commit(name, step.key, done.sealed, done.summary, meta, replace=active.replace)

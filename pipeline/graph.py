@@ -11,7 +11,9 @@ from pipeline.errors import StudyError
 from pipeline.plan import Plan, PlanBuilder
 from pipeline.study import BASE_ARM, LoadedStudy, Study
 from stages.ablate.stage import STAGE as ABLATE
+from stages.calibrate.stage import STAGE as CALIBRATE
 from stages.capacity.stage import STAGE as CAPACITY
+from stages.certify.stage import STAGE as CERTIFY
 from stages.control.stage import BASE as CONTROL_BASE
 from stages.control.stage import STAGE as CONTROL
 from stages.control.stage import control_arms
@@ -65,6 +67,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     made = [ingest, documents]
     if study.dedup is not None:  # after the audit, which so covers the whole corpus
         made.append(documents := graph.add(DEDUP, study.dedup, {"documents": documents}))
+    made.append(graph.add(CERTIFY, study.certify, {"documents": documents}))  # of what is really trained on
     if tasks:
         task_audit = TaskAuditConfig(sources=tasks, rule=decontaminate)
         made.append(graph.add(TASK_AUDIT, task_audit, {"documents": documents}))
@@ -72,6 +75,8 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     tokens = graph.add(TOKENIZE, study.tokenize, {"documents": documents, "tokenizer": tokenizer})
     data = {"tokens": tokens, "tokenizer": tokenizer}
     made += [tokenizer, tokens]
+    if study.calibrate is not None:
+        made.append(graph.add(CALIBRATE, study.calibrate, {}))
     if study.capacity is not None:
         made.append(graph.add(CAPACITY, study.capacity, {}))
     made += _control(graph, study)
@@ -97,6 +102,11 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
             trunk=study.trunk,
             seeds=study.seeds,
             claims=study.claims,
+            recipe={
+                "base": study.base.model_dump(mode="json", exclude={"path"}),  # where it lies does not count
+                "pretrain": study.pretrain.model_copy(update={"mixture": _mixture(study, "pretrain")}).model_dump(mode="json"),
+            },
+            control_arms=control_arms(study.control, study.arms) if study.control is not None else {},
         ),
         {step: step for step in made},
     )

@@ -22,7 +22,9 @@ from pipeline.errors import StudyError, suggestion
 from pipeline.findings import describe
 from pipeline.yamlfile import parse
 from stages.ablate.stage import AblateConfig
+from stages.calibrate.stage import CalibrateConfig
 from stages.capacity.stage import CapacityConfig
+from stages.certify.stage import CertifyConfig
 from stages.claims.config import ClaimsConfig
 from stages.control.stage import ControlSettings
 from stages.corpus.config import IngestConfig
@@ -41,8 +43,8 @@ BASE_ARM = "base"
 
 
 class Study(Config):
-    """A whole study. A section that is left out (``ablate``, ``capacity``, ``control``, ``summarize``) is not
-    run, and the claims that need it are reported as not measured; without ``dedup`` repeats stay in the text."""
+    """A whole study. A section that is left out (``ablate``, ``calibrate``, ``capacity``, ``control``, ``summarize``)
+    is not run, and the claims that need it are reported as not measured; without ``dedup`` repeats stay in the text."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     description: str = ""
@@ -50,6 +52,7 @@ class Study(Config):
     corpus: IngestConfig
     decontaminate: DecontaminateConfig = DecontaminateConfig()
     dedup: DedupConfig | None = None
+    certify: CertifyConfig = CertifyConfig()
     task_audit: TaskAuditSettings | None = None
     tokenizer: TokenizerConfig
     tokenize: TokenizeConfig
@@ -59,6 +62,7 @@ class Study(Config):
     pretrain: PretrainSettings
     evaluate: EvaluateSettings
     ablate: AblateConfig | None = None
+    calibrate: CalibrateConfig | None = None
     capacity: CapacityConfig | None = None
     control: ControlSettings | None = None
     summarize: SummarizeConfig | None = None

@@ -125,6 +125,21 @@ class Summary:
     figures: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the readers of a published copy of an artifact are.
+
+    options: what leads a command to the store (" --root DIR"; "" for the default). runs: artifact key -> address of the
+    tracking run that made it. facts: (name, value) of the study's run: commit, machines, time, key. file: address of
+    another file of the same artifact, ``{}`` standing for its path.
+    """
+
+    options: str = ""
+    runs: Mapping[str, str] = field(default_factory=dict)
+    facts: tuple[tuple[str, str], ...] = ()
+    file: str = "{}"
+
+
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
@@ -153,6 +168,10 @@ class Stage(ABC, Generic[ConfigT]):
     def needs(self, config: ConfigT, execution: Execution) -> Resources:
         """What the step and its own Ray workers ask for at the same time: more than a machine has is refused early."""
         return self.resources(config, execution)
+
+    def publish(self, folder: Path, place: Place) -> None:
+        """Adapt ``folder``, a copy of an artifact's files, to where its readers are: commands that work when pasted,
+        links that lead somewhere. Most artifacts are the same everywhere."""
 
     @abstractmethod
     def run(self, config: ConfigT, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:

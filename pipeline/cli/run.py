@@ -273,25 +273,24 @@ def _note_troubles(outcome: Outcome) -> None:
 
 
 def _ui_options(opened: Loaded, tracking: str | None) -> str:
-    from pipeline.cli.options import DEFAULT_ROOT
+    from pipeline.publish import root_option
 
-    parts = "" if Path(opened.store.root) == Path(DEFAULT_ROOT).resolve() else f" --root {opened.store.root}"
-    return parts + (f" --tracking-uri {tracking}" if tracking else "")
+    return root_option(opened.store.root) + (f" --tracking-uri {tracking}" if tracking else "")
 
 
 def _publish_report(opened: Loaded) -> Path | None:
     """The study's newest report at a stable place, ``<root>/reports/<study>/``, where the store is local."""
+    from pipeline.publish import publish
+
     step = opened.plan["report"]
     commit = opened.store.lookup(step.stage.name, step.key)
     if commit is None:
         return None
-    source = opened.store.artifact(commit).path()
     if not opened.store.local:
-        return source
+        return opened.store.artifact(commit).path()
     target = Path(opened.store.root) / "reports" / opened.plan.study
     mark = target / ".key"
-    if not mark.is_file() or mark.read_text() != commit.attempt:
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target)
-        mark.write_text(commit.attempt)
+    if not mark.is_file() or mark.read_text().split(" ")[0] != commit.attempt:
+        shutil.rmtree(target, ignore_errors=True)  # an older report's figures
+    publish(opened.plan, opened.store, "report", target)
     return target.relative_to(Path.cwd()) if target.is_relative_to(Path.cwd()) else target

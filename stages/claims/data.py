@@ -24,12 +24,10 @@ def clean_data(evidence: Evidence) -> Finding:
         return not_measured(f"the contamination audit {absent}")
     before, after = books["coverage"].astype(float), books["coverage_after"].astype(float)
     over_before, over_after = int((before > rule.coverage_limit).sum()), int((after > rule.coverage_limit).sum())
-    worst = _largest(
-        evidence, "after", "largest coverage after the audit", after, f"coverage_after > {rule.coverage_limit}"
-    )
+    worst = _largest(evidence, "after", "largest coverage after the audit", after, "coverage_after")
     numbers = [
         worst,
-        _largest(evidence, "before", "largest coverage before the audit", before, f"coverage > {rule.coverage_limit}"),
+        _largest(evidence, "before", "largest coverage before the audit", before, "coverage"),
     ]
     tasks = _tasks(evidence, numbers)
     recall = _canaries(evidence, numbers)
@@ -69,7 +67,7 @@ def clean_data(evidence: Evidence) -> Finding:
     return finding("supported")
 
 
-def _largest(evidence: Evidence, name: str, label: str, values: pd.Series, row_filter: str) -> Number:
+def _largest(evidence: Evidence, name: str, label: str, values: pd.Series, column: str) -> Number:
     return Number(
         f"contamination.{name}",
         label,
@@ -77,7 +75,7 @@ def _largest(evidence: Evidence, name: str, label: str, values: pd.Series, row_f
         n=len(values),
         unit="share of words",
         method="largest over evaluation documents",
-        sources=(evidence.source(STEP, "books.parquet", row_filter),),
+        sources=(evidence.source(STEP, "books.parquet", f"{column} == {column}.max()"),),
     )
 
 
@@ -117,7 +115,7 @@ def _second_count(evidence: Evidence, numbers: list[Number]) -> tuple[int, float
             n=len(table),
             unit="share of 13-grams",
             method="largest over evaluation documents",
-            sources=(evidence.source("certify", "containment.parquet", f"share > {limit}"),),
+            sources=(evidence.source("certify", "containment.parquet", "share == share.max()"),),
         )
     )
     return int((share > limit).sum()), float(share.max())
@@ -137,7 +135,7 @@ def _tasks(evidence: Evidence, numbers: list[Number]) -> str:
                 n=len(rows),
                 unit="share",
                 method="count, by id or by text",
-                sources=(evidence.source(TASKS, "tasks.parquet", f"task == {task!r} and found != 'no'"),),
+                sources=(evidence.source(TASKS, "tasks.parquet", f"task == {task!r}"),),
             )
         )
         clauses.append(f"of the {len(rows)} items of {task} {int(found.sum())} are in the training text")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stages.report.config import ReportConfig
-from stages.stage import Artifact, Context, Stage, Summary
+from stages.stage import Artifact, Context, Place, Stage, Summary
 
 __all__ = ["STAGE", "Report", "ReportConfig"]
 
@@ -24,6 +24,12 @@ class Report(Stage[ReportConfig]):
         from stages.report.build import build
 
         return build(config, inputs, output, context)
+
+    def publish(self, folder: Path, place: Place) -> None:
+        """The pages again, with commands and links of that place."""
+        from stages.report.render import rewrite
+
+        rewrite(folder, place)
 
 
 STAGE = Report()
