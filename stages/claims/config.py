@@ -158,6 +158,30 @@ class Seeds(Config):
     )
 
 
+class PilotConfig(Config):
+    """How much answers and losses are expected to vary, for ``infini-study power`` before there is a run to take it
+    from. The defaults are round numbers of small studies, not of this one: a finished run replaces them."""
+
+    accuracy: float = Field(default=0.9, gt=0, lt=1, description="accuracy of a prompt at which these spreads hold")
+    accuracy_seed_sd: float = Field(default=0.05, ge=0, lt=0.5, description="of the seeds' true accuracies")
+    accuracy_item_sd: float = Field(default=0.1, ge=0, lt=0.5, description="of the prompts' own, shared by all seeds")
+    accuracy_residual_sd: float = Field(
+        default=0.4, gt=0, le=1, description="of one answer, or of one answer minus another on the same prompt"
+    )
+    loss_seed_sd: float = Field(
+        default=0.005, ge=0, description="of the seeds' differences between two arms, nats per token"
+    )
+    loss_item_sd: float = Field(
+        default=0.02, ge=0, description="of the documents' differences shared by all seeds, nats per token"
+    )
+    loss_residual_sd: float = Field(
+        default=0.01, gt=0, description="of what is left of one document and seed, nats per token"
+    )
+    documents: int = Field(
+        default=100, ge=2, description="held-out documents, where evaluate.perplexity.max_documents sets no number"
+    )
+
+
 class ClaimsConfig(Config):
     """All decision rules of a study."""
 
@@ -175,4 +199,5 @@ class ClaimsConfig(Config):
     compression: Compression = Compression()
     summarization: Summarization = Summarization()
     seeds: Seeds = Seeds()
+    pilot: PilotConfig = PilotConfig()
     seed: int = Field(default=0, ge=0, description="of the simulated studies that say what would have been decided")

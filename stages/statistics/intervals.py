@@ -90,20 +90,19 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Estimate:
 def clustered_mean(values: ArrayLike, clusters: Sequence[object], *, level: float = 0.95) -> Estimate:
     """Mean over rows whose unit is the cluster (document, book): rows of one book are not independent.
 
-    ``values`` [rows], ``clusters`` [rows]. Linearised ratio of cluster sums to cluster sizes, t with clusters - 1
-    degrees of freedom; one cluster gives an infinite interval. ``n``: clusters. Raises ValueError where values and
-    clusters differ in length.
+    ``values`` [rows], ``clusters`` [rows]. Variance by leaving out one cluster at a time (jackknife), t with
+    clusters - 1 degrees of freedom; one cluster gives an infinite interval. ``n``: clusters. Raises ValueError where
+    values and clusters differ in length.
     """
     score = _vector(values, "values")
     if len(clusters) != len(score):
         raise ValueError(f"clusters: {len(clusters)} labels for {len(score)} values")
     code = {label: i for i, label in enumerate(dict.fromkeys(clusters))}
     index, count = np.array([code[label] for label in clusters]), len(code)
-    mean = float(score.mean())
-    influence = np.bincount(index, score - mean) / len(score)
-    half = float("inf")
+    mean, half = float(score.mean()), float("inf")
     if count > 1:
-        variance = count / (count - 1) * float(influence @ influence)
+        without = (score.sum() - np.bincount(index, score)) / (len(score) - np.bincount(index))
+        variance = (count - 1) / count * float(((without - without.mean()) ** 2).sum())
         half = float(_t(count - 1, 1 - level) * np.sqrt(variance))
     return Estimate(mean, mean - half, mean + half, count, f"clustered mean, t with {count - 1} df", level)
 
