@@ -169,7 +169,7 @@ class Stage(ABC, Generic[ConfigT]):
         """What the step and its own Ray workers ask for at the same time: more than a machine has is refused early."""
         return self.resources(config, execution)
 
-    def publish(self, folder: Path, place: Place) -> None:  # noqa: B027
+    def publish(self, folder: Path, place: Place) -> None:
         """Adapt ``folder``, a copy of an artifact's files, to where its readers are: commands that work when pasted,
         links that lead somewhere. Most artifacts are the same everywhere."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from stages.claims.effects import nested_accuracy
@@ -24,7 +25,9 @@ def published(evidence: Evidence) -> dict[str, tuple[float | None, float | None]
         return {}
     rows = table[table["feature_map"].notna() & table[["holds", "fails"]].notna().any(axis=1)]
     return {
-        str(row["feature_map"]): tuple(None if value != value else float(value) for value in (row["holds"], row["fails"]))
+        str(row["feature_map"]): tuple(
+            None if value != value else float(value) for value in (row["holds"], row["fails"])
+        )
         for row in rows.astype({"holds": float, "fails": float}).to_dict("records")
     }  # type: ignore[misc]
 
@@ -117,7 +120,8 @@ def sentences(evidence: Evidence, named: dict[str, Number]) -> list[str]:
     if ceiling and floor:
         k = ceiling[2]
         found.append(
-            f"Where the memory is the only path to the answer, full attention, which can do the task, recalls {ceiling[0]} "
+            "Where the memory is the only path to the answer, full attention, which can do the task, recalls "
+            f"{ceiling[0]} "
             f"at {k} pairs, and local attention, which cannot, {floor[0]}"
             + (f" (a blind guess: {guess:.0%})." if guess is not None else ".")
         )

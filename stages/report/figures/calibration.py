@@ -90,7 +90,8 @@ def mqar(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     every = sorted(table["pairs"].unique())
     return Drawing(
         "calibration-recall", "Calibration: multi-query associative recall",
-        "The smallest cells of Zoology's MQAR (Arora et al., 2023): full attention is the ceiling, the others depend on "
+        "The smallest cells of Zoology's MQAR (Arora et al., 2023): full attention is the ceiling, the others "
+        "depend on "
         "width and number of pairs. Lines: means, open: seeds; dotted: 1/k.",
         [of(int(pairs)) for pairs in every], table.to_dict("records"), [evidence.source(STEP, "mqar.parquet")],
         columns=min(3, len(every)), height=2.7,
