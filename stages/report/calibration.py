@@ -24,12 +24,12 @@ def published(evidence: Evidence) -> dict[str, tuple[float | None, float | None]
     if not len(table) or "feature_map" not in table:
         return {}
     rows = table[table["feature_map"].notna() & table[["holds", "fails"]].notna().any(axis=1)]
-    return {
-        str(row["feature_map"]): tuple(
-            None if value != value else float(value) for value in (row["holds"], row["fails"])
-        )
-        for row in rows.astype({"holds": float, "fails": float}).to_dict("records")
-    }  # type: ignore[misc]
+    limits = rows.astype({"holds": float, "fails": float})[["feature_map", "holds", "fails"]].itertuples(index=False)
+    return {str(row.feature_map): (_known(row.holds), _known(row.fails)) for row in limits}
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _capacities(evidence: Evidence) -> list[Number]:
@@ -59,7 +59,7 @@ def _capacities(evidence: Evidence) -> list[Number]:
 
 
 def _recall(evidence: Evidence) -> list[Number]:
-    table = evidence.table(STEP, "mqar.parquet")
+    table, paper = evidence.table(STEP, "mqar.parquet"), recall_published(evidence)
     found = []
     for (arm, dim, pairs), rows in table.groupby(["arm", "dim", "pairs"], sort=False) if len(table) else ():
         where = f"arm == '{arm}' and dim == {dim} and pairs == {pairs}"
@@ -74,9 +74,21 @@ def _recall(evidence: Evidence) -> list[Number]:
                 "accuracy",
                 "mean, lowest and highest seed",
                 (evidence.source(STEP, "mqar.parquet", where),),
+                note=f"published: at least {least:.0%}"
+                if (least := paper.get((str(arm), int(dim), int(pairs))))
+                else "",
             )
         )
     return found
+
+
+def recall_published(evidence: Evidence) -> dict[tuple[str, int, int], float]:
+    """(arm, width, pairs) -> accuracy that the paper reports at least."""
+    table = evidence.table(STEP, "reference.parquet")
+    if not {"arm", "dim", "pairs", "accuracy"} <= set(table):
+        return {}
+    rows = table[table["arm"].notna() & table["accuracy"].notna()]
+    return {(str(row.arm), int(row.dim), int(row.pairs)): float(row.accuracy) for row in rows.itertuples(index=False)}
 
 
 def distances(evidence: Evidence) -> list[Number]:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KEYS = {
-    "random": "Random keys", "orthogonal": "Orthogonal keys", "learned": "Learned keys",
+    "random": "Random keys", "orthogonal": "Orthogonal keys", "learned": "Keys learned for recall",
+    "learned-exact": "Keys learned for exact readout",
     "trained": "Keys of the models",
 }  # fmt: skip
 RULE_DASHES: dict[str, Any] = {"linear": "-", "delta": (0, (4, 1.5)), "delta-token": (0, (1, 1.2))}
@@ -29,7 +30,8 @@ def table_by_keys(evidence: Evidence) -> pd.DataFrame:
     parts = []
     if len(alone):
         parts.append((alone if "keys" in alone else alone.assign(keys="random")).assign(run=alone["seed"].astype(str)))
-    models = evidence.stacked("ablate", TABLE)
+    models = evidence.trained_capacity
+    models = models[models["keys"] == "trained"] if "keys" in models else models
     if len(models):
         parts.append(models.assign(run=models["arm"] + "/" + models["seed"].astype(str)))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
