@@ -74,12 +74,14 @@ def _recall(evidence: Evidence) -> list[Number]:
                 "accuracy",
                 "mean, lowest and highest seed",
                 (evidence.source(STEP, "mqar.parquet", where),),
-                note=f"published: at least {least:.0%}"
-                if (least := paper.get((str(arm), int(dim), int(pairs))))
-                else "",
+                note=_at_least(paper.get((str(arm), int(dim), int(pairs)))),
             )
         )
     return found
+
+
+def _at_least(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"published: at least {accuracy:.0%}"
 
 
 def recall_published(evidence: Evidence) -> dict[tuple[str, int, int], float]:
