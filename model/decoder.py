@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.config import ModelConfig, TrunkConfig
-from model.mixers import STREAMS, Knockout, LayerState, Mixer, build
+from model.mixers import STREAMS, HeadKnockout, Knockout, LayerState, Mixer, build
 from model.mixers.stream import Layers, Stream
 from model.rope import Rope
 
-__all__ = ["Decoder", "DecoderState", "Knockout"]
+__all__ = ["Decoder", "DecoderState", "HeadKnockout", "Knockout"]
 
+AnyKnockout = Knockout | HeadKnockout | str | None
+"""Of every head (None and "none": of none), or of one head alone."""
 STARTS_AS_BUILT = ("beta", "gate_weight", "memory_start", "normaliser_start")
 """Parameters of two dimensions or more whose start is a stated value, not a draw: gates, and M_0, z_0."""
 LOGITS_AT_ONCE = 2**25
@@ -137,7 +139,7 @@ class Decoder(nn.Module):
             nn.init.normal_(parameter, std=std, generator=generator)
 
     def forward(
-        self, tokens: Tensor, state: DecoderState | None = None, knockout: Knockout | str | None = None
+        self, tokens: Tensor, state: DecoderState | None = None, knockout: AnyKnockout = None
     ) -> tuple[Tensor, DecoderState]:
         """Logits [B, T, V] for tokens [B, T] that follow ``state`` (None: they start their documents), and the state
         after them."""
@@ -145,7 +147,7 @@ class Decoder(nn.Module):
         return self.project(hidden), state
 
     def hidden(
-        self, tokens: Tensor, state: DecoderState | None = None, knockout: Knockout | str | None = None
+        self, tokens: Tensor, state: DecoderState | None = None, knockout: AnyKnockout = None
     ) -> tuple[Tensor, DecoderState]:
         """Normed last-layer outputs [B, T, C] (``project`` makes logits of them) and the state after tokens [B, T]."""
         return self._run(tokens, state, knockout, keep_state=True)
@@ -158,17 +160,22 @@ class Decoder(nn.Module):
     def head_weight(self) -> Tensor:
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    def nll(self, tokens: Tensor, state: DecoderState | None = None, knockout: Knockout | str | None = None) -> Tensor:
+    def nll(self, tokens: Tensor, state: DecoderState | None = None, knockout: AnyKnockout = None) -> Tensor:
         """Negative log-likelihood in nats of tokens[:, 1:] given what precedes each: [B, T - 1], float32."""
         return self._in_chunks(tokens, state, knockout)[0]
 
-    def training_nll(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    def training_nll(self, tokens: Tensor, wanted: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """``nll`` of whole documents, and the sum of the layers' auxiliary losses (compressive: reconstruction of the
-        attention, averaged over batch and tokens), None for arms without."""
-        return self._in_chunks(tokens, None, None)
+        attention, averaged over batch and tokens), None for arms without. wanted: bool [B, T] marks the targets asked
+        for (None: all); the nll of others is 0, and their logits, most of a small model's work, are not made."""
+        return self._in_chunks(tokens, None, None, wanted)
 
     def _in_chunks(
-        self, tokens: Tensor, state: DecoderState | None, knockout: Knockout | str | None
+        self,
+        tokens: Tensor,
+        state: DecoderState | None,
+        knockout: AnyKnockout,
+        wanted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         length = tokens.shape[1]
         size = min(self.chunk_tokens or length, length)
@@ -176,7 +183,8 @@ class Decoder(nn.Module):
         pieces, auxiliary = [], []
         for start in range(0, max(length - 1, 1), size):
             stop = min(start + size, length)
-            work = tokens[:, start:stop], tokens[:, start + 1 : stop + 1], state, knockout, stop < length
+            marked = None if wanted is None else wanted[:, start + 1 : stop + 1]
+            work = tokens[:, start:stop], tokens[:, start + 1 : stop + 1], marked, state, knockout, stop < length
             if recompute and size < length:  # the whole chunk at once: what is kept of it is its state
                 nll, extra, state = checkpoint(self._chunk, *work, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -189,8 +197,9 @@ class Decoder(nn.Module):
         self,
         tokens: Tensor,
         targets: Tensor,
+        wanted: Tensor | None,
         state: DecoderState | None,
-        knockout: Knockout | str | None,
+        knockout: AnyKnockout,
         keep_state: bool,
         *,
         recompute_layers: bool = False,
@@ -198,7 +207,11 @@ class Decoder(nn.Module):
         """nll of ``targets`` (one fewer than tokens where the document ends), auxiliary losses, state after."""
         hidden, state = self._run(tokens, state, knockout, keep_state=keep_state, recompute_layers=recompute_layers)
         extra = [layer.auxiliary for layer in state.layers if layer.auxiliary is not None]
-        return self.token_nll(hidden[:, : targets.shape[1]], targets), extra, state
+        hidden = hidden[:, : targets.shape[1]]
+        if wanted is None:
+            return self.token_nll(hidden, targets), extra, state
+        few = self.token_nll(hidden[wanted][None], targets[wanted][None])
+        return few.new_zeros(targets.shape).masked_scatter(wanted, few), extra, state
 
     def token_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """-log p(targets [B, n]) of ``hidden`` [B, n, C]: [B, n] float32, without ever holding all logits."""
@@ -230,12 +243,19 @@ class Decoder(nn.Module):
         self,
         tokens: Tensor,
         state: DecoderState | None,
-        knockout: Knockout | str | None,
+        knockout: AnyKnockout,
         *,
         keep_state: bool,
         recompute_layers: bool = False,
     ) -> tuple[Tensor, DecoderState]:
-        knocked_out = Knockout(knockout or "none")
+        knocked_out = knockout if isinstance(knockout, HeadKnockout) else Knockout(knockout or "none")
+        if isinstance(knocked_out, HeadKnockout):
+            layers, heads = len(self.layers), self.config.trunk.heads
+            if not (0 <= knocked_out.layer < layers and 0 <= knocked_out.head < heads):
+                raise ValueError(
+                    f"knockout of layer {knocked_out.layer}, head {knocked_out.head}: allowed are layers 0 to "
+                    f"{layers - 1}, heads 0 to {heads - 1}"
+                )
 
         def trunk(x: Tensor, layers: Layers | None, position: int, *, keep_state: bool) -> tuple[Tensor, Layers]:
             options = {"position": position, "rope": self.rope, "knockout": knocked_out, "keep_state": keep_state}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model.config import MixerConfig, TrunkConfig
-from model.mixers.base import Held, KeyValue, Knockout, LayerState, Mixer
+from model.mixers.base import HeadKnockout, Held, KeyValue, Knockout, LayerState, Mixer
 from model.mixers.compressive import CompressiveMixer
 from model.mixers.deltanet import DeltaNetMixer
 from model.mixers.full import FullMixer
@@ -17,7 +17,7 @@ from model.mixers.stream import Stream
 from model.mixers.window import WindowMixer
 from model.mixers.xl import XLMixer
 
-__all__ = ["STREAMS", "Held", "KeyValue", "Knockout", "LayerState", "Mixer", "Stream", "build"]
+__all__ = ["STREAMS", "HeadKnockout", "Held", "KeyValue", "Knockout", "LayerState", "Mixer", "Stream", "build"]
 
 KINDS: dict[str, type[Mixer]] = {
     "infini": InfiniMixer,

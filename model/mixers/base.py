@@ -35,6 +35,25 @@ class Knockout(StrEnum):
 
 
 @dataclass(frozen=True)
+class HeadKnockout:
+    """A knock-out of query head ``head`` of layer ``layer`` (0-based) alone; all other heads read as trained.
+
+    ``reset`` is not among them: it changes what is written, and a memory belongs to all query heads of its group.
+    """
+
+    kind: Knockout
+    layer: int
+    head: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in (Knockout.gate_closed, Knockout.swap, Knockout.zero_read):
+            raise ValueError(
+                f"knockout = {str(self.kind)!r}: of one head, allowed are gate_closed, swap and zero_read "
+                "(reset changes the memory itself, which heads share)"
+            )
+
+
+@dataclass(frozen=True)
 class KeyValue:
     """Keys and values of n tokens, each [B, n, K, d]."""
 
@@ -131,7 +150,7 @@ class Mixer(nn.Module, ABC):
         *,
         position: int,
         rope: Rope,
-        knockout: Knockout = Knockout.none,
+        knockout: Knockout | HeadKnockout = Knockout.none,
         keep_state: bool = True,
     ) -> tuple[Tensor, LayerState]:
         """Mix x [B, T, C], the tokens at ``position`` .. ``position + T - 1`` of their documents.
@@ -140,14 +159,21 @@ class Mixer(nn.Module, ABC):
         false nothing follows: the returned state holds only the auxiliary loss, and the last segment's write is saved.
         """
         if knockout is not Knockout.none and not self.can_knock_out:
+            kind = knockout.kind if isinstance(knockout, HeadKnockout) else knockout
             raise ValueError(
-                f"knockout = {str(knockout)!r}: mixer {self.config.kind!r} has no compressive memory to knock out "
+                f"knockout = {str(kind)!r}: mixer {self.config.kind!r} has no compressive memory to knock out "
                 "(allowed: none; the other knock-outs need kind = infini)"
             )
-        y, state = self.mix(
-            x, state or LayerState(), position=position, rope=rope, knockout=knockout, keep_state=keep_state
-        )
-        return self.o_proj(y.flatten(-2)), state if keep_state else LayerState(auxiliary=state.auxiliary)
+
+        before = state or LayerState()
+        of_all = Knockout.none if isinstance(knockout, HeadKnockout) else knockout
+        y, after = self.mix(x, before, position=position, rope=rope, knockout=of_all, keep_state=keep_state)
+        if isinstance(knockout, HeadKnockout) and knockout.layer == self.layer:
+            # what is written does not depend on it, so the memory that follows is that of the whole layer
+            knocked, _ = self.mix(x, before, position=position, rope=rope, knockout=knockout.kind, keep_state=False)
+            only = torch.arange(self.heads, device=y.device) == knockout.head
+            y = torch.where(only.unsqueeze(-1), knocked, y)
+        return self.o_proj(y.flatten(-2)), after if keep_state else LayerState(auxiliary=after.auxiliary)
 
     can_knock_out = False
 

@@ -1,7 +1,9 @@
 """The stage ``ablate``: knock the memory out of one trained model in several ways, on the same items.
 
 Knock-outs (model.mixers.base.Knockout): ``gate_closed`` g = 0; ``reset`` the memory forgets all but the previous
-segment; ``swap`` it is another document's; ``zero_read`` A_mem = 0 at the trained gate.
+segment; ``swap`` it is another document's; ``zero_read`` A_mem = 0 at the trained gate. Beside the knock-outs of the
+whole model: those of one head at a time, the state of the memory along long documents, and how many associations it
+holds under the keys the model has learned.
 """
 
 from __future__ import annotations
@@ -17,17 +19,19 @@ __all__ = ["STAGE", "Ablate", "AblateConfig"]
 
 
 class Ablate(Stage[AblateConfig]):
-    """Inputs: ``model`` (pretrain, kind infini), ``tokens``, ``tokenizer``. Outputs: both tables, gates."""
+    """Inputs: ``model`` (pretrain, kind infini), ``tokens``, ``tokenizer``. Outputs: perplexity, retrieval, gates,
+    heads, saturation, capacity (the last three where the config has them)."""
 
     name = "ablate"
-    code_version = 3
+    code_version = 4
     inputs = ("model", "documents", "tokens", "tokenizer")
-    uses = ("model", "stages.tasks", "stages.evaluate")
+    uses = ("model", "stages.tasks", "stages.evaluate", "stages.capacity")
 
     def resources(self, config: AblateConfig, execution: Execution) -> Resources:
         return Resources(cpus=execution.task_cpus, gpus=execution.gpus_per_worker)
 
     def run(self, config: AblateConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
+        from stages.ablate import heads, keys, saturation
         from stages.evaluate import perplexity, retrieval, tables
         from stages.evaluate.forward import load_model, torch_device
         from stages.tasks.prompts import evaluation_items, haystack_of
@@ -54,12 +58,18 @@ class Ablate(Stage[AblateConfig]):
         longest = config.perplexity.max_tokens_per_document
         long_only = config.perplexity.model_copy(update={"min_tokens_per_document": longest})
         documents: list[perplexity.Document] = []
+        whole: list[perplexity.Document] = []  # of every length, uncut
+        uncut = config.perplexity.model_copy(
+            update={"min_tokens_per_document": 2, "max_tokens_per_document": None, "max_documents": None}
+        )
         for split in config.perplexity.splits:
             found, short = perplexity.choose(
                 document_tokens(inputs["tokens"], split), split, long_only, tokenizer.eos_id
             )
             context.log(f"{split}: {len(found)} documents of {longest} tokens, {short} shorter ones left out")
             documents += found
+            if config.saturation or config.trained_keys:
+                whole += perplexity.choose(document_tokens(inputs["tokens"], split), split, uncut, tokenizer.eos_id)[0]
         haystack = haystack_of(document_tokens(inputs["tokens"], "test"), tokenizer.eos_id)
         segment = decoder.config.mixer.segment_length
         items = [
@@ -69,7 +79,22 @@ class Ablate(Stage[AblateConfig]):
         ]
         _check_neighbours(config, len(documents), [item.length for item in items], segment)
 
+        long = saturation.longest(whole, config.saturation, segment) if config.saturation else []
+        if config.saturation and not long:
+            raise StageError(
+                f"no held-out document has two segments of {segment} tokens",
+                field="ablate.saturation",
+                value=config.saturation.model_dump(),
+                fix="add longer held-out documents, or set it to null",
+            )
+        one_by_one = heads.choose(items, config.heads) if config.heads else []
+        count = decoder.config.trunk.layers * decoder.config.trunk.heads
         total = (sum(len(d.tokens) for d in documents) + sum(len(i.prompt) for i in items)) * len(config.knockouts)
+        if config.heads:
+            total += sum(len(i.prompt) for i in one_by_one) * len(config.heads.knockouts) * count
+        total += sum(len(d.tokens) for d in long)
+        if config.trained_keys:
+            total += min(config.trained_keys.tokens, sum(len(d.tokens) for d in whole))
         done = 0
 
         def progress(tokens: int) -> None:
@@ -93,15 +118,29 @@ class Ablate(Stage[AblateConfig]):
             asked += [row | {"knockout": knockout} for row in answers]
         tables.write(output / "perplexity.parquet", text, tables.with_knockout(tables.PERPLEXITY))
         tables.write(output / "retrieval.parquet", asked, tables.with_knockout(tables.RETRIEVAL))
-        return Summary(
-            headline=_headline(config, metrics),
-            metrics=metrics,
-            tables={
-                "knockout perplexity": "perplexity.parquet",
-                "knockout retrieval": "retrieval.parquet",
-                "gates": "gates.parquet",
-            },
-        )
+        made = {
+            "knockout perplexity": "perplexity.parquet",
+            "knockout retrieval": "retrieval.parquet",
+            "gates": "gates.parquet",
+        }
+        if config.heads:
+            intact = {row["item"]: row for row in asked if row["knockout"] == "none"}
+            by_head = heads.score(decoder, tokenizer, one_by_one, config.heads, intact, progress)
+            tables.write(output / "heads.parquet", by_head, heads.HEADS)
+            made["heads"] = "heads.parquet"
+        if config.saturation:
+            along = saturation.score(decoder, long, config.saturation, progress)
+            context.log(f"memory along {len(long)} documents of up to {max(len(d.tokens) for d in long)} tokens")
+            tables.write(output / "saturation.parquet", along, saturation.SATURATION)
+            metrics |= saturation.numbers(along)
+            made["saturation"] = "saturation.parquet"
+        if config.trained_keys:
+            found = keys.collect(decoder, whole, config.trained_keys.tokens, progress)
+            context.log(f"keys of {len(found[0])} distinct held-out tokens")
+            held = keys.score(decoder, found, config.trained_keys, config.seed)
+            tables.write(output / "capacity.parquet", held, keys.CAPACITY)
+            made["capacity of trained keys"] = "capacity.parquet"
+        return Summary(headline=_headline(config, metrics), metrics=metrics, tables=made)
 
 
 def _check_neighbours(config: AblateConfig, documents: int, lengths: list[int], segment: int) -> None:

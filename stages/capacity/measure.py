@@ -16,36 +16,25 @@ import torch
 from torch import Tensor
 
 from model import memory
+from model.allocator import keep_freed_memory
 from model.config import FeatureMap, Rule
-from stages.capacity import reference
-from stages.capacity.stage import CapacityConfig, CapacityRule
+from stages.capacity import keys, reference
+from stages.capacity.stage import CapacityConfig, CapacityRule, Keys
 from stages.stage import Context, Summary
 
-# own streams for keys and values of a seed, the same for every feature map and rule
-_KEYS, _VALUES, _NEW_VALUES = 1, 2, 3
+RECALLED = 0.95  # of the headline: all but one in twenty
 
 
 @dataclass(frozen=True)
-class Associations:
-    """keys [S, R, n, d] Gaussian; values [S, R, n, E] of unit length."""
+class Readout:
+    """How well each of n associations was read back, [S, R, n]: recalled by nearest value; |read - v|^2 / |v|^2."""
 
-    keys: Tensor
-    values: Tensor
+    recalled: Tensor
+    error: Tensor
 
-
-def draw(config: CapacityConfig, count: int, values_stream: int = _VALUES) -> Associations:
-    """``count`` associations of every seed and repeat; a smaller ``count`` gives a prefix."""
-
-    def normal(stream: int, size: int) -> Tensor:
-        per_seed = []
-        for seed in config.seeds:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + stream)
-            # drawn association by association, so that a longer sequence begins with the shorter one
-            per_seed.append(torch.randn(count, config.repeats, size, generator=generator).transpose(0, 1))
-        return torch.stack(per_seed)
-
-    values = normal(values_stream, config.d_value)
-    return Associations(config.key_scale * normal(_KEYS, config.d_key), values / values.norm(dim=-1, keepdim=True))
+    def of(self, first: int) -> Readout:
+        """The first ``first`` associations."""
+        return Readout(self.recalled[:, :, :first], self.error[:, :, :first])
 
 
 def write_all(
@@ -83,41 +72,59 @@ def nearest(read: Tensor, candidates: Tensor) -> Tensor:
     return scores.argmax(-1)
 
 
-def capacity_rows(config: CapacityConfig, feature_map: FeatureMap, rule: CapacityRule) -> list[dict[str, Any]]:
-    """One curve per seed: accuracy and mean squared error (per component) against associations stored."""
-    stops = list(config.associations)
-    drawn = draw(config, stops[-1])
-    phi = memory.feature_map(feature_map, drawn.keys)
-    state = memory.empty(len(config.seeds), config.repeats, phi.shape[-1], config.d_value)
-    rows = []
-    for count, now in write_all(state, phi, drawn.values, rule, config.segment_length, config.eps, stops):
-        values = drawn.values[:, :, :count]
-        read = memory.read(now, phi[:, :, :count], config.eps)
-        right = (nearest(read, values) == torch.arange(count)).double().mean((1, 2))
-        error = (read - values).double().square().mean((1, 2, 3))
-        for index, seed in enumerate(config.seeds):
-            rows.append(
-                {
-                    "feature_map": feature_map,
-                    "feature_dim": phi.shape[-1],
-                    "d_key": config.d_key,
-                    "rule": rule,
-                    "associations": count,
-                    "seed": seed,
-                    "accuracy": right[index].item(),
-                    "mse": error[index].item(),
-                }
-            )
-    return rows
+def read_back(
+    phi: Tensor, values: Tensor, rule: CapacityRule, segment: int, eps: float, stops: list[int]
+) -> Iterator[tuple[int, Readout]]:
+    """What the memory returns of everything written so far, at each number of ``stops``: phi and values as in
+    ``write_all``, into an empty memory."""
+    state = memory.empty(*phi.shape[:2], phi.shape[-1], values.shape[-1], device=phi.device)
+    for count, now in write_all(state, phi, values, rule, segment, eps, stops):
+        wanted = values[:, :, :count]
+        read = memory.read(now, phi[:, :, :count], eps)
+        error = (read - wanted).double().square().sum(-1) / wanted.double().square().sum(-1)
+        yield count, Readout(nearest(read, wanted) == torch.arange(count, device=phi.device), error)
+
+
+def numbers(readout: Readout, tolerance: float) -> list[dict[str, float]]:
+    """``accuracy``, ``error`` and ``exact`` per entry of the first axis."""
+    recalled, exact = readout.recalled.double().mean((1, 2)), (readout.error < tolerance).double().mean((1, 2))
+    columns = zip(recalled.tolist(), readout.error.mean((1, 2)).tolist(), exact.tolist(), strict=True)
+    return [{"accuracy": a, "error": e, "exact": x} for a, e, x in columns]
+
+
+class Tables:
+    """Rows of capacity.parquet and forgetting.parquet as they are measured."""
+
+    def __init__(self, config: CapacityConfig) -> None:
+        self.config = config
+        self.capacity: list[dict[str, Any]] = []
+        self.forgetting: list[dict[str, Any]] = []
+
+    def add(self, kind: Keys, feature_map: FeatureMap, rule: CapacityRule, drawn: Tensor, stops: list[int]) -> None:
+        """Write ``drawn`` keys [S or 1, R or 1, n, d] in order, and read back at each of ``stops``."""
+        config, first = self.config, self.config.segment_length
+        seeds = config.seeds[: len(drawn)] if kind.startswith("learned") else config.seeds
+        values = keys.values(config, stops[-1])[: len(seeds)]
+        phi = memory.feature_map(feature_map, drawn).expand(len(seeds), config.repeats, -1, -1)
+        cell = {"keys": kind, "feature_map": feature_map, "rule": rule}
+        for count, readout in read_back(phi, values, rule, first, config.eps, stops):
+            bound = max(0.0, 1 - phi.shape[-1] / count)
+            size = {"feature_dim": phi.shape[-1], "d_key": config.d_key, "associations": count, "error_bound": bound}
+            for seed, row in zip(seeds, numbers(readout, config.tolerance), strict=True):
+                self.capacity.append(cell | size | {"seed": seed} | row)
+            if count >= first:  # the first segment's associations, with all values written since as rivals
+                for seed, row in zip(seeds, numbers(readout.of(first), config.tolerance), strict=True):
+                    kept = {"later": count - first, "seed": seed, "accuracy": row["accuracy"], "error": row["error"]}
+                    self.forgetting.append(cell | kept)
 
 
 def overwrite_rows(config: CapacityConfig, rule: CapacityRule) -> list[dict[str, Any]]:
     """All n keys written, then all again with new values: which of the 2 n values is nearest to what is read."""
     rows = []
     for count in config.overwrite_associations:
-        old, new = draw(config, count), draw(config, count, _NEW_VALUES)
-        phi = memory.feature_map(config.overwrite_feature_map, old.keys)
-        twice, values = torch.cat([phi, phi], dim=2), torch.cat([old.values, new.values], dim=2)
+        old, new = keys.values(config, count), keys.values(config, count, keys.NEW_VALUES)
+        phi = memory.feature_map(config.overwrite_feature_map, keys.random(config, count))
+        twice, values = torch.cat([phi, phi], dim=2), torch.cat([old, new], dim=2)
         state = memory.empty(len(config.seeds), config.repeats, phi.shape[-1], config.d_value)
         segment = min(config.segment_length, count)  # the first write of a key and the second are never in one segment
         *_, (_, state) = write_all(state, twice, values, rule, segment, config.eps, [2 * count])
@@ -139,42 +146,101 @@ def overwrite_rows(config: CapacityConfig, rule: CapacityRule) -> list[dict[str,
 
 
 def run(config: CapacityConfig, output: Path, context: Context) -> Summary:
-    """Measure the whole grid and write the stage's three tables."""
-    cells = [(feature_map, rule) for feature_map in config.feature_maps for rule in config.rules]
-    total = len(cells) + len(config.rules)
-    curves: list[dict[str, Any]] = []
-    overwrites: list[dict[str, Any]] = []
-    with torch.no_grad():
-        for done, (feature_map, rule) in enumerate(cells):
-            context.progress(done, total, "curves")
-            curves += capacity_rows(config, feature_map, rule)
-        for done, rule in enumerate(config.rules):
-            context.progress(len(cells) + done, total, "curves")
-            overwrites += overwrite_rows(config, rule)
-    context.progress(total, total, "curves")
-    tables = {"capacity": curves, "overwrite": overwrites, "reference": reference.rows()}
-    for name, rows in tables.items():
+    """Measure the whole grid and write the stage's four tables."""
+    keep_freed_memory()
+    tables, overwrites = Tables(config), []
+    fixed = [(m, r) for m in config.feature_maps for r in config.rules]
+    trained = [
+        (kind, feature_map, rule, count)
+        for kind in config.keys
+        if kind.startswith("learned")
+        for feature_map, rule in config.trained()
+        for count in config.learned.associations
+    ]
+    total = len(fixed) + len(config.rules) + len(trained)
+    done = 0.0
+
+    def step(more: float = 1.0) -> None:
+        nonlocal done
+        done += more
+        context.progress(round(done, 2), total, "curves")
+
+    context.progress(0, total, "curves")
+    for feature_map, rule in fixed:
+        if "random" in config.keys:
+            drawn = keys.random(config, config.associations[-1])
+            tables.add("random", feature_map, rule, drawn, list(config.associations))
+        if "orthogonal" in config.keys:
+            most = keys.most_orthogonal(feature_map, config.d_key)
+            stops = sorted({n for n in config.associations if n < most} | {_whole(most, config)})
+            tables.add(
+                "orthogonal",
+                feature_map,
+                rule,
+                keys.orthogonal(feature_map, config.d_key, stops[-1])[None, None],
+                stops,
+            )
+        step()
+    for kind, feature_map, rule, count in trained:
+        drawn = keys.learn(config, feature_map, rule, count, kind, lambda _: step(1 / config.learned.steps))
+        tables.add(kind, feature_map, rule, drawn, [count])
+    for rule in config.rules:
+        overwrites += overwrite_rows(config, rule)
+        step()
+    made = {
+        "capacity": tables.capacity,
+        "forgetting": tables.forgetting,
+        "overwrite": overwrites,
+        "reference": reference.rows(),
+    }
+    for name, rows in made.items():
         pq.write_table(pa.Table.from_pylist(rows), output / f"{name}.parquet")
     return Summary(
-        _headline(config, curves),
-        {"curves": float(len(cells)), "seeds": float(len(config.seeds))},
-        {name: f"{name}.parquet" for name in tables},
+        headline(config, tables.capacity),
+        {"curves": float(total), "seeds": float(len(config.seeds))},
+        {name: f"{name}.parquet" for name in made},
     )
 
 
-def _headline(config: CapacityConfig, curves: list[dict[str, Any]]) -> str:
-    """Largest measured number of associations that the first feature map recalls to 95%, per rule."""
-    first, parts = config.feature_maps[0], []
-    for rule in config.rules:
-        held = 0
-        for count in config.associations:
-            seeds = [
-                r["accuracy"]
-                for r in curves
-                if (r["feature_map"], r["rule"], r["associations"]) == (first, rule, count)
-            ]
-            if sum(seeds) / len(seeds) < 0.95:
-                break
-            held = count
-        parts.append(f"{rule} {held}")
-    return f"{first}, d_key {config.d_key}: 95% recall up to {', '.join(parts)} associations"
+def _whole(most: int, config: CapacityConfig) -> int:
+    """The largest number up to ``most`` that every rule can write."""
+    return most if most <= config.segment_length else most // config.segment_length * config.segment_length
+
+
+def headline(config: CapacityConfig, rows: list[dict[str, Any]]) -> str:
+    """What the first feature map recalls and what it reads back exactly, per kind of keys: the largest measured number
+    of associations at which, and below which, ``RECALLED`` of them are, under each rule."""
+    feature_map = config.feature_maps[0]
+    parts = []
+    for kind in config.keys:
+        of_kind = [r for r in rows if (r["keys"], r["feature_map"]) == (kind, feature_map)]
+        if not of_kind:
+            continue
+        column = "exact" if kind == "learned-exact" else "accuracy"
+        held = {rule: _held([r for r in of_kind if r["rule"] == rule], column) for rule in config.rules}
+        most = max(r["associations"] for r in of_kind)
+        by_rule = {rule: count for rule, count in held.items() if count is not None}
+        if len(set(by_rule.values())) == 1:
+            span = str(next(iter(by_rule.values())))
+        else:
+            span = ", ".join(f"{count} ({rule})" for rule, count in by_rule.items())
+        verb = "read back exactly" if column == "exact" else "recalled"
+        parts.append(f"{kind} keys {verb} up to {span} of {most}")
+    dim = next(r["feature_dim"] for r in rows if r["feature_map"] == feature_map)
+    return (
+        f"{feature_map}, {dim} features, {RECALLED:.0%} of the associations: {'; '.join(parts)} "
+        "(recall is by nearest value, which rank does not bound; exact readout ends at the number of features)"
+    )
+
+
+def _held(rows: list[dict[str, Any]], column: str) -> int | None:
+    """The largest number of associations up to which the mean over seeds is at least ``RECALLED``; None: no rows."""
+    if not rows:
+        return None
+    held = 0
+    for count in sorted({r["associations"] for r in rows}):
+        seeds = [r[column] for r in rows if r["associations"] == count]
+        if sum(seeds) / len(seeds) < RECALLED:
+            break
+        held = count
+    return held

@@ -174,5 +174,4 @@ class ClaimsConfig(Config):
     compression: Compression = Compression()
     summarization: Summarization = Summarization()
     seeds: Seeds = Seeds()
-    resamples: int = Field(default=2000, ge=200, description="bootstrap draws per interval")
-    seed: int = Field(default=0, ge=0, description="seed of the bootstrap")
+    seed: int = Field(default=0, ge=0, description="of the simulated studies that say what would have been decided")

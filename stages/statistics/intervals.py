@@ -60,7 +60,7 @@ class Contrast(Estimate):
 
     def at(self, level: float) -> Contrast:
         """The same contrast with its interval at another level (1 - 2 alpha is what TOST needs)."""
-        half = float(_half(self._variances, level)[0])
+        half = float(_half(self._variances, 1 - level)[0])
         return replace(self, low=self.estimate - half, high=self.estimate + half, level=level)
 
     def p(self, null: float = 0.0, alternative: Alternative = "two-sided") -> float:
@@ -104,7 +104,7 @@ def clustered_mean(values: ArrayLike, clusters: Sequence[object], *, level: floa
     half = float("inf")
     if count > 1:
         variance = count / (count - 1) * float(influence @ influence)
-        half = float(_t(count - 1, level) * np.sqrt(variance))
+        half = float(_t(count - 1, 1 - level) * np.sqrt(variance))
     return Estimate(mean, mean - half, mean + half, count, f"clustered mean, t with {count - 1} df", level)
 
 
@@ -120,7 +120,8 @@ def hierarchical(differences: ArrayLike, weights: ArrayLike | None = None, *, le
     the seeds' own estimates over their number and holds the noise of each seed's items; v_item is what the items
     share over all seeds (linearised ratio), the residual taken off so that it is not counted twice. Seeds that agree
     by chance, as sums of few 0/1 answers often do, do not make the interval vanish: the variance is at least half of
-    that over items alone. One seed gives an interval over items only, and the method says so. Raises ValueError for a table that is not finite and full.
+    that over items alone. One seed gives an interval over items only, and the method says so. Raises ValueError for a
+    table that is not finite and full.
     """
     table = np.atleast_2d(np.asarray(differences, dtype=np.float64))
     if table.ndim != 2 or 0 in table.shape or not np.isfinite(table).all():
@@ -141,7 +142,7 @@ def hierarchical_many(
     """low, high [draws] of ``hierarchical`` for every table of ``tables`` [draws, seeds, items] at once."""
     many = np.asarray(tables, dtype=np.float64)
     mean, variances = _contrasts(many, _weights(weights, many.shape[2]))
-    half = _half(variances, level)
+    half = _half(variances, 1 - level)
     return mean - half, mean + half
 
 
@@ -230,7 +231,7 @@ def score_interval(
     ``units``: independent prompts behind a mean of 0 or 1, where the variances say nothing (scalar or [n]).
     """
     z2 = float(special.ndtri((1 + level) / 2)) ** 2
-    squared = z2 * v_within + (_t(seeds - 1, level) ** 2 * v_between if seeds > 1 else 0.0)
+    squared = z2 * v_within + (_t(seeds - 1, 1 - level) ** 2 * v_between if seeds > 1 else 0.0)
     spread = mean * (1 - mean)
     least = z2 / units
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -273,21 +274,21 @@ def _contrasts(tables: Floats, weight: Floats) -> tuple[Floats, _Variances]:
     return mean, _Variances(v_seed, v_item, v_items / 2, seeds, items)
 
 
-def _half(parts: _Variances, level: float | Floats) -> Floats:
+def _half(parts: _Variances, alpha: float | Floats) -> Floats:
     """Half width [draws] of Banerjee's interval, or that of the floor where it is wider."""
-    of_seed = _t(parts.seeds - 1, level) ** 2 * parts.v_seed if parts.seeds > 1 else np.zeros_like(parts.v_seed)
+    of_seed = _t(parts.seeds - 1, alpha) ** 2 * parts.v_seed if parts.seeds > 1 else np.zeros_like(parts.v_seed)
     if parts.items == 1:
         return np.asarray(np.sqrt(of_seed + parts.v_floor))
-    of_item = _t(parts.items - 1, level) ** 2
+    of_item = _t(parts.items - 1, alpha) ** 2
     return np.asarray(np.sqrt(np.maximum(of_seed + of_item * parts.v_item, of_item * parts.v_floor)))
 
 
 def _p_values(distance: Floats, parts: _Variances, alternative: Alternative) -> Floats:
     """Bisection on log alpha: the interval's half width falls as alpha grows."""
-    low, high = np.full(len(distance), -40.0), np.zeros(len(distance))
-    for _ in range(60):
+    low, high = np.full(len(distance), -100.0), np.zeros(len(distance))
+    for _ in range(45):
         middle = (low + high) / 2
-        wide = _half(parts, 1 - np.exp(middle)) >= np.abs(distance)
+        wide = _half(parts, np.exp(middle)) >= np.abs(distance)
         low, high = np.where(wide, middle, low), np.where(wide, high, middle)
     still = (parts.v_seed == 0) & (parts.v_item == 0) & (parts.v_floor == 0)
     two = np.where(still, np.where(distance == 0, 1.0, 0.0), np.exp(high))
@@ -297,9 +298,9 @@ def _p_values(distance: Floats, parts: _Variances, alternative: Alternative) -> 
     return np.asarray(np.where(right, two / 2, 1 - two / 2))
 
 
-def _t(df: float, level: float | Floats) -> Floats:
-    """Two-sided quantile of Student's t; taken from the lower tail, which keeps its digits at levels next to 1."""
-    return np.asarray(-special.stdtrit(df, (1 - np.asarray(level)) / 2))
+def _t(df: float, alpha: float | Floats) -> Floats:
+    """Two-sided 1 - alpha quantile of Student's t; from the lower tail, which keeps its digits at a small alpha."""
+    return np.asarray(-special.stdtrit(df, np.asarray(alpha) / 2))
 
 
 def _weights(weights: ArrayLike | None, items: int) -> Floats:

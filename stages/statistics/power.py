@@ -1,8 +1,9 @@
 """Power by simulating the rule itself: what a study would have found, and the sample that would decide.
 
 A ``Pilot`` holds the variances of a table [seeds, items]; tables like it are drawn with another true effect, other
-numbers of seeds and items, and given to the rule, Holm and equivalence tests included. Closed forms for one t test know
-none of that: a difference "detectable at 80%" by them was found 63 to 68% of the time by the rule, 30 to 41% under Holm.
+numbers of seeds and items, and given to the rule, Holm and equivalence tests included. Closed forms for one t test
+know none of that: what they called detectable at 80% power, the rule found 63 to 68% of the time, 30 to 41% under
+Holm.
 """
 
 from __future__ import annotations
@@ -54,14 +55,15 @@ class Pilot:
         columns = min(items, _COLUMNS)
         group = items / columns
         pool = np.asarray(self.weights, float)
-        weights = rng.choice(pool, columns) if len(pool) > 1 else np.repeat(pool, columns)
+        weights = np.asarray(rng.choice(pool, columns), dtype=np.float64)
         if group > 1:  # a group of documents has nearly the mean weight
             weights = pool.mean() + (weights - pool.mean()) / np.sqrt(group)
         mean = weights.mean()
         of_seed = effect + self.seed_sd * rng.standard_normal((draws, seeds, 1))
         of_item = self.item_sd * mean / np.sqrt(group) * rng.standard_normal((draws, 1, columns))
         rest = self.residual_sd * mean / np.sqrt(group) * rng.standard_normal((draws, seeds, columns))
-        return of_seed * weights + of_item + rest, weights
+        values: Floats = of_seed * weights + of_item + rest
+        return values, weights
 
     def _binary(self, rng: np.random.Generator, effect: float, seeds: int, items: int, draws: int) -> Floats:
         if not 0 <= effect <= 1:
@@ -73,7 +75,8 @@ class Pilot:
         latent = np.sqrt(of_seed) * rng.standard_normal((draws, seeds, 1))
         latent = latent + np.sqrt(of_item) * rng.standard_normal((draws, 1, items))
         latent = latent + np.sqrt(1 - of_seed - of_item) * rng.standard_normal((draws, seeds, items))
-        return (latent < special.ndtri(effect)).astype(np.float64)
+        answers: Floats = (latent < special.ndtri(effect)).astype(np.float64)
+        return answers
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,9 @@ def one_by_one(rule: Callable[[Floats, Floats], bool]) -> Rule:
 
 
 def power_of(
-    rule: Rule, pilot: Pilot, *, effect: float, seeds: int, items: int, draws: int = 400, seed: int = 0
+    rule: Rule, pilot: Pilot, *, effect: float, seeds: int, items: int, draws: int = 1000, seed: int = 0
 ) -> float:
-    """Share of simulated studies with true ``effect`` that ``rule`` decides. Standard error at 80% and 400 draws: 2%.
+    """Share of simulated studies with true ``effect`` that ``rule`` decides; at 80% and 1,000 draws exact to 1.3%.
 
     ``rule(tables [draws, seeds, items], weights [items]) -> bool [draws]`` is the decision rule itself; a rule for one
     table is wrapped in ``one_by_one``. Raises ValueError for fewer than one seed, item or draw.
@@ -146,7 +149,7 @@ def smallest_effect(
     null: float = 0.0,
     largest: float | None = None,
     power: float = 0.8,
-    draws: int = 400,
+    draws: int = 1000,
     seed: int = 0,
 ) -> float:
     """The true effect nearest to ``null`` that ``rule`` decides with ``power``; bisection to 1% on simulated power.
@@ -190,7 +193,7 @@ def deciding_sample(
     grow: str,
     limit: int,
     power: float = 0.8,
-    draws: int = 400,
+    draws: int = 1000,
     seed: int = 0,
 ) -> Needed | None:
     """The smallest sample with which the rule decides at ``power`` if the true effect is ``effect``.

@@ -7,7 +7,6 @@ test here hides that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,14 +104,23 @@ def equivalence(estimate: Estimate, margin: float | tuple[float, float]) -> Equi
     )
 
 
-def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
-    """Holm-adjusted p values in the given order (family-wise error; the pre-registered primary family)."""
-    return _adjust(p_values, "holm")
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Holm-adjusted p values [..., family] in the given order (family-wise error; the pre-registered primary family).
+
+    Over leading axes at once, as simulated studies need it (statsmodels' own collects garbage at every call, 0.15 s).
+    """
+    p = _p_table(p_values)
+    order = np.argsort(p, axis=-1, kind="stable")
+    steps = np.take_along_axis(p, order, -1) * np.arange(p.shape[-1], 0, -1)
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order, np.minimum(np.maximum.accumulate(steps, -1), 1), -1)
+    return adjusted
 
 
-def benjamini_hochberg(p_values: Sequence[float]) -> NDArray[np.float64]:
+def benjamini_hochberg(p_values: ArrayLike) -> NDArray[np.float64]:
     """Benjamini-Hochberg-adjusted p values in the given order (false discovery rate; grids of cells)."""
-    return _adjust(p_values, "fdr_bh")
+    p = _p_table(p_values)
+    return np.asarray(stats.false_discovery_control(p, method="bh"), dtype=np.float64) if p.size else p
 
 
 def power_paired_t(
@@ -155,15 +163,11 @@ def minimum_detectable(
     return float(optimize.brentq(excess, 1e-9, upper)) * sd
 
 
-def _adjust(p_values: Sequence[float], method: str) -> NDArray[np.float64]:
-    from statsmodels.stats.multitest import multipletests
-
-    p = np.asarray(p_values, dtype=np.float64)
-    if p.size == 0:
-        return p
+def _p_table(p_values: ArrayLike) -> NDArray[np.float64]:
+    p = np.atleast_1d(np.asarray(p_values, dtype=np.float64))
     if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"p_values = {list(p_values)}: allowed are numbers from 0 to 1")
-    return np.asarray(multipletests(p, method=method)[1], dtype=np.float64)
+        raise ValueError(f"p_values = {p.tolist()}: allowed are numbers from 0 to 1")
+    return p
 
 
 def _p_value(statistic: float, df: int, alternative: Alternative) -> float:

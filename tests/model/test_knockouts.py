@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.decoder import Knockout
+from model.decoder import HeadKnockout, Knockout
 from tests.model.test_decoder import CLOSE, stream
 from tests.model.tiny import N, decoder, tokens
 
@@ -73,6 +73,63 @@ def test_a_knockout_can_begin_after_the_context_was_read() -> None:
         _, state = model(ids[:, :16], None, "gate_closed")
         _, plain = model(ids[:, :16])
         assert state.elements() == plain.elements() > 0
+
+
+OF_A_HEAD = [Knockout.gate_closed, Knockout.swap, Knockout.zero_read]
+
+
+@pytest.mark.parametrize("arm", INFINI)
+@pytest.mark.parametrize("kind", OF_A_HEAD)
+def test_streaming_equals_one_pass_with_one_head_knocked_out(arm: str, kind: Knockout) -> None:
+    model, ids = decoder(arm), tokens()
+    knockout = HeadKnockout(kind, 1, 0)
+    with torch.no_grad():
+        expected = model(ids, None, knockout)[0]
+        torch.testing.assert_close(stream(model, ids, [5, 1, 12, 11], knockout)[0], expected, **CLOSE)
+        torch.testing.assert_close(expected[:, :N], model(ids)[0][:, :N], **CLOSE)
+
+
+@pytest.mark.parametrize("kind", OF_A_HEAD)
+def test_a_head_that_carries_all_costs_all_and_one_that_carries_nothing_costs_nothing(kind: Knockout) -> None:
+    """Where the gates of all heads but one are shut, knocking that one out is knocking the whole memory out."""
+    model, ids = decoder(), tokens()
+    trunk = model.config.trunk
+    carrier = (1, trunk.heads - 1)
+    with torch.no_grad():
+        for layer, beta in enumerate(model.gate_parameters()):
+            for head in range(trunk.heads):
+                beta[head] = 2.0 if (layer, head) == carrier else -60.0
+        plain, whole = model(ids)[0], model(ids, None, kind)[0]
+        assert (whole - plain).abs().max() > 1e-3
+        for layer in range(trunk.layers):
+            for head in range(trunk.heads):
+                expected = whole if (layer, head) == carrier else plain
+                torch.testing.assert_close(model(ids, None, HeadKnockout(kind, layer, head))[0], expected, **CLOSE)
+
+
+def test_every_head_of_one_layer_knocked_out_is_the_knockout_of_that_layer() -> None:
+    """One layer: the heads' outputs are added up, so that what each costs adds up to what all cost."""
+    model = decoder(trunk={"layers": 1})
+    mixer = model.mixers()[0]
+    x = torch.randn(2, 3 * N, model.config.trunk.dim, dtype=torch.float64)
+    with torch.no_grad():
+        plain, _ = mixer(x, None, position=0, rope=model.rope)
+        whole, _ = mixer(x, None, position=0, rope=model.rope, knockout=Knockout.swap)
+        single = [
+            mixer(x, None, position=0, rope=model.rope, knockout=HeadKnockout(Knockout.swap, 0, head))[0] - plain
+            for head in range(model.config.trunk.heads)
+        ]
+    torch.testing.assert_close(sum(single), whole - plain, **CLOSE)
+
+
+def test_knockouts_of_a_head_that_cannot_be_are_refused() -> None:
+    model, ids = decoder(), tokens()
+    with pytest.raises(ValueError, match="allowed are gate_closed, swap and zero_read"):
+        HeadKnockout(Knockout.reset, 0, 0)
+    with pytest.raises(ValueError, match="layer 9, head 0: allowed are layers 0 to"):
+        model(ids, None, HeadKnockout(Knockout.swap, 9, 0))
+    with pytest.raises(ValueError, match=r"knockout = 'swap'.*infini"):
+        decoder("local")(ids, None, HeadKnockout(Knockout.swap, 0, 0))
 
 
 @pytest.mark.parametrize("arm", ["local", "window", "xl", "full"])

@@ -113,7 +113,7 @@ STUDY_FILES: dict[str, tuple[str | bytes, str]] = {
     "section without effect": (replaced(INFINI, ""), r"ablate: has no effect, no arm has kind infini.*Fix"),
     "split twice": (replaced("splits: [test], max_tokens_per_document: 256", "splits: [test, test]"), r"stands twice"),
     "source of the mixture": (replaced("pretrain: {", "pretrain: {mixture: {sources: {boks: 1}}, "), r"mean 'books'"),
-    "length of a claim": (replaced("resamples: 200", "resamples: 200, retrieval: {length: 9}"), r"length = 9: not"),
+    "length of a claim": (replaced("minimum_seeds: 3", "minimum_seeds: 3, retrieval: {length: 9}"), r"length = 9: not"),
     "prompts too short": (replaced("lengths: [256], depths: [0.0]", "lengths: [32], depths: [0]"), r"never read.*Fix"),
 }  # fmt: skip
 

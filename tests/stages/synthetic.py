@@ -47,7 +47,7 @@ TRUNK = TrunkConfig(dim=96, layers=3, heads=3)
 MEMORY = ("infini-linear", "infini-delta")
 K = (1, 2, 4, 8)
 ASKED = RetrievalConfig(
-    format="compact", lengths=(64, 256, 512), trials=80, rivals=(1, 2, 4), binding_trials=80, control_trials=40
+    format="compact", lengths=(64, 256, 512), trials=160, rivals=(1, 2, 4), binding_trials=60, control_trials=30
 )
 KNOCKED = RetrievalConfig(
     format="compact", lengths=(512,), trials=60, rivals=(1, 2), binding_trials=30, control_trials=0
@@ -261,10 +261,10 @@ class Synthetic:
                 for step, segments, between, knockout in cells:
                     for k in K:
                         p = self.control[k] if arm in MEMORY else self.control_full if arm == "full" else 0.0
-                        p = max(p * (0.4 if step == 100 else 1.0), self.control_local)
-                        p = self.control_local if knockout != "none" else p
-                        hits = int(self.rng("control", arm, seed, k, step, knockout, segments).binomial(512, p))
-                        rows.append((step, k, segments, between, knockout, hits, 512, hits / 512, 1 / k, 1 / 16, 1.0))
+                        p = self.control_local if arm == "local" else 1 / 16 if knockout != "none" else p
+                        p = max(p * (0.4 if step == 100 else 1.0), 1 / 16)
+                        hits = int(self.rng("control", arm, seed, k, step, knockout, segments).binomial(2048, p))
+                        rows.append((step, k, segments, between, knockout, hits, 2048, hits / 2048, 1 / k, 1 / 16, 1.0))
                 columns = ["step", "k", "segments", "between", "knockout", "hits", "trials", "accuracy", "chance",
                            "guess", "loss"]  # fmt: skip
                 self.add(f"control/{arm}/{seed}", {"control.parquet": pd.DataFrame(rows, columns=columns)})

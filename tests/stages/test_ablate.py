@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from model import checkpoint
 from model.config import MixerConfig
+from stages.ablate.config import HeadsConfig, SaturationConfig, TrainedKeysConfig
 from stages.ablate.stage import STAGE, AblateConfig
 from stages.evaluate.config import PerplexityConfig
 from stages.evaluate.stage import STAGE as EVALUATE
@@ -21,7 +22,15 @@ from tests.support import LocalContext
 
 TEXT = PerplexityConfig(max_tokens_per_document=200, buckets=(0, SEGMENT, 2 * SEGMENT))
 RETRIEVAL = RetrievalConfig(format="compact", lengths=(128,), trials=3, rivals=(2,), binding_trials=4, control_trials=2)
-CONFIG = AblateConfig(perplexity=TEXT, retrieval=RETRIEVAL, seed=7)
+CONFIG = AblateConfig(
+    perplexity=TEXT,
+    retrieval=RETRIEVAL,
+    heads=HeadsConfig(knockouts=("swap", "gate_closed", "zero_read"), max_items=None),
+    saturation=SaturationConfig(documents=2, max_tokens=700, points=5),
+    trained_keys=TrainedKeysConfig(associations=(2, 8, 16, 400), tokens=1500, draws=4),
+    seed=7,
+)
+NO_EXTRAS = CONFIG.model_copy(update={"heads": None, "saturation": None, "trained_keys": None})
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +55,8 @@ def ablated(inputs, model, tmp_path_factory):
     summary = STAGE.run(CONFIG, {**inputs, "model": model}, output, context)
     assert context.progressed[-1][0] == context.progressed[-1][1]
     read = {
-        name: pq.read_table(output / f"{name}.parquet").to_pandas() for name in ("perplexity", "retrieval", "gates")
+        name: pq.read_table(output / f"{name}.parquet").to_pandas()
+        for name in ("perplexity", "retrieval", "gates", "heads", "saturation", "capacity")
     }
     return read, summary
 
@@ -104,6 +114,91 @@ def test_gates_are_the_sigmoid_of_beta_by_layer_and_head(ablated):
     assert "gate_closed" in ablated[1].headline
 
 
+def one_carrier(inputs, root):
+    """A model whose heads are shut but for layer 1, head 0: all that comes of the memory comes through that one."""
+    made = decoder("infini", vocab_size=load_tokenizer(inputs["tokenizer"]).vocab_size)
+    with torch.no_grad():
+        first, second = made.gate_parameters()
+        first.fill_(-60.0)
+        second.copy_(torch.tensor([1.0, -60.0]))
+    return save(made, root)
+
+
+def test_a_decorative_head_costs_nothing_and_one_that_carries_all_costs_all(inputs, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    config = CONFIG.model_copy(update={"saturation": None, "trained_keys": None})
+    STAGE.run(config, {**inputs, "model": one_carrier(inputs, tmp_path)}, output, LocalContext(str(output)))
+    heads, asked = (pq.read_table(output / f"{name}.parquet").to_pandas() for name in ("heads", "retrieval"))
+    whole = asked.pivot(index="item", columns="knockout", values="answer_nll")
+    for (layer, head, knockout), rows in heads.groupby(["layer", "head", "knockout"]):
+        assert set(rows["item"]) == set(whole.index)
+        assert rows.intact_nll.tolist() == whole.loc[rows["item"], "none"].tolist()
+        costs_all = (layer, head) == (1, 0)
+        same_as = whole.loc[rows["item"], knockout if costs_all else "none"]
+        assert rows.answer_nll.tolist() == pytest.approx(same_as.tolist(), rel=1e-4)
+        if costs_all:
+            assert (rows.answer_nll - rows.intact_nll).abs().max() > 1e-3
+        else:
+            assert (rows.correct == rows.intact).all()
+    assert len(heads.groupby(["layer", "head", "knockout"])) == 4 * 3
+    assert not (output / "saturation.parquet").exists() and not (output / "capacity.parquet").exists()
+
+
+def test_fewer_prompts_per_head_are_spread_over_lengths_and_tasks(inputs, model, tmp_path):
+    retrieval = RETRIEVAL.model_copy(update={"lengths": (128, 160), "trials": 6, "binding_trials": 6})
+    config = NO_EXTRAS.model_copy(update={"retrieval": retrieval, "heads": HeadsConfig(max_items=8)})
+    context = LocalContext(str(tmp_path))
+    STAGE.run(config, {**inputs, "model": model}, tmp_path, context)
+    heads, asked = (pq.read_table(tmp_path / f"{name}.parquet").to_pandas() for name in ("heads", "retrieval"))
+    of_one = heads[(heads.layer == 0) & (heads["head"] == 1) & (heads.knockout == "swap")]
+    lengths = asked.drop_duplicates("item").set_index("item").length[of_one["item"]]
+    assert of_one["item"].is_unique and set(lengths) == {128, 160}
+    assert len(of_one) <= 8 and set(of_one.task) == {"passkey", "bindings"}
+    assert context.progressed[-1][0] == context.progressed[-1][1]
+
+
+def test_the_memory_is_followed_beyond_the_scored_length(ablated):
+    rows = ablated[0]["saturation"]
+    assert rows.doc_id.nunique() == 2 and rows.tokens.max() > 2 * TEXT.max_tokens_per_document
+    one = rows[rows.doc_id == rows.doc_id.iloc[0]]
+    assert list(one.tokens.drop_duplicates()) == [(s + 1) * SEGMENT for s in one.segment.drop_duplicates()]
+    assert one.segment.min() == 0 and one.segment.nunique() == 5
+    assert set(zip(rows.layer, rows["head"], strict=True)) == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    first = rows.segment == 0
+    assert rows[first][["z_min", "erase_lambda_max"]].isna().all().all(), "nothing is read before anything is written"
+    assert not rows[~first].isna().any().any()
+    for _, curve in rows[~first].groupby(["doc_id", "layer", "head"]):
+        assert curve.z_min.iloc[-1] > curve.z_min.iloc[0], "z only grows"
+    assert rows.effective_rank.between(1, 16).all()
+    assert ablated[1].metrics["saturation.tokens"] == rows.tokens.max()
+
+
+def test_trained_keys_are_held_against_random_ones_of_the_same_size(ablated):
+    rows = ablated[0]["capacity"]
+    assert set(rows["keys"]) == {"trained", "random"} and set(rows.rule) == {"delta"}
+    assert set(rows.associations) == {2, 8, 16}, "400 distinct tokens there are not"
+    assert len(rows) == 2 * 3 * 2 * 2 and set(rows.feature_dim) == {16}
+    mean = rows.groupby(["keys", "associations"]).accuracy.mean()
+    assert mean["random", 2] > mean["random", 16] and mean["trained", 2] > mean["trained", 16]
+
+
+def test_keys_that_tell_nothing_apart_hold_one_association(inputs, tmp_path):
+    """k_proj = 0: every token has the same key, and what is read is the mean of all values."""
+    made = decoder("infini", vocab_size=load_tokenizer(inputs["tokenizer"]).vocab_size)
+    with torch.no_grad():
+        for mixer in made.mixers():
+            mixer.k_proj.weight.zero_()
+    output = tmp_path / "out"
+    output.mkdir()
+    config = CONFIG.model_copy(update={"heads": None, "saturation": None})
+    STAGE.run(config, {**inputs, "model": save(made, tmp_path)}, output, LocalContext(str(output)))
+    rows = pq.read_table(output / "capacity.parquet").to_pandas().query("keys == 'trained'")
+    for count, of_count in rows.groupby("associations"):
+        assert of_count.accuracy.tolist() == pytest.approx([1 / count] * len(of_count), abs=0.01)
+        assert of_count.error.mean() == pytest.approx(1 - 1 / count, abs=0.1) and (of_count.exact == 0).all()
+
+
 def test_only_documents_of_the_full_length_are_scored(ablated):
     assert set(ablated[0]["perplexity"].doc_id) == {"test0", "test1", "test2"}
     per_document = ablated[0]["perplexity"].groupby(["doc_id", "knockout"]).tokens.sum()
@@ -124,5 +219,9 @@ def test_mistakes_are_named(inputs, model, tmp_path):
         STAGE.run(CONFIG.model_copy(update={"retrieval": near}), {**inputs, "model": model}, tmp_path, context)
     with pytest.raises(ValidationError, match="max_tokens_per_document is not set"):
         AblateConfig(perplexity=PerplexityConfig(), retrieval=RETRIEVAL)
+    with pytest.raises(ValidationError, match="associations"):
+        TrainedKeysConfig(associations=(8, 4))
+    with pytest.raises(ValidationError, match="reset"):
+        HeadsConfig(knockouts=("reset",))
     with pytest.raises(ValidationError, match="'none' among them"):
         AblateConfig(perplexity=TEXT, retrieval=RETRIEVAL, knockouts=("swap",))

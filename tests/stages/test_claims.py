@@ -16,7 +16,7 @@ from stages.claims.verdict import Verdict
 from stages.stage import StageError
 from tests.stages.synthetic import ARMS, CONTROL_ARMS, EFFECT, MEMORY, TRUNK, Synthetic
 
-RULES = ClaimsConfig(resamples=400)
+RULES = ClaimsConfig()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from stages.claims.config import ClaimsConfig
 from stages.claims.table import CLAIMS, decide
 from stages.claims.verdict import Verdict
+from stages.tasks.config import RetrievalConfig
 from tests.stages import readers
 from tests.stages.readers import (
     any_of,
@@ -118,12 +119,16 @@ ORACLE: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("C8", "the audit misses its canaries", {"canaries_acted": 30}, I),
 )  # fmt: skip
 
+MANY = RetrievalConfig(
+    format="compact", lengths=(256,), trials=10, rivals=(1, 2, 4), binding_trials=1200, control_trials=60
+)
 STAGES = {"C1": "ablate", "C2": "evaluate", "C13": "evaluate", "C3": "evaluate", "C5b": "evaluate", "C7": "ablate",
           "C8": "decontaminate"}  # fmt: skip
 
 
 def verdict(claim: str, truth: dict[str, Any], folder: Path) -> Verdict:
-    study = Synthetic(folder, **truth).positive_control()
+    asked = {"asked": MANY} if claim == "C5b" else {}
+    study = Synthetic(folder, **asked, **truth).positive_control()
     if claim in STAGES:
         getattr(study, STAGES[claim])()
     if claim == "C7":
@@ -141,7 +146,8 @@ def test_the_verdict_is_what_the_definition_implies(claim, what, truth, expected
 @pytest.mark.parametrize("claim", ["C3", "C5b"])
 def test_nothing_is_refused_without_a_ceiling_or_a_control(claim, tmp_path):
     """The same failing arm: refuted between ceiling and floor, open where one of them is not in the study."""
-    study = Synthetic(tmp_path, reader=beyond(never) if claim == "C3" else first).evaluate()
+    asked = {"asked": MANY} if claim == "C5b" else {}
+    study = Synthetic(tmp_path, reader=beyond(never) if claim == "C3" else first, **asked).evaluate()
     rule = next(one for one in CLAIMS if one.id == claim)
     assert decide(rule, study.evidence(RULES)).qualifier == "no positive control"
     study.positive_control()

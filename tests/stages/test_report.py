@@ -35,7 +35,7 @@ HOSTILE = '<script>alert("x")</script> $\\frac{1}{0}$ | [a](http://evil.example)
 
 def config(**fields: object) -> ReportConfig:
     values = {"study": "synthetic", "arms": ARMS, "trunk": TRUNK, "seeds": (0, 1, 2),
-              "claims": ClaimsConfig(resamples=200), "control_arms": CONTROL_ARMS} | fields  # fmt: skip
+              "claims": ClaimsConfig(), "control_arms": CONTROL_ARMS} | fields  # fmt: skip
     return ReportConfig(**values)
 
 

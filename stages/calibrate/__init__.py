@@ -1,0 +1,1 @@
+"""What the instrument measures where the answer is known: published capacity points and recall cells."""
