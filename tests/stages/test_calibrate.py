@@ -67,6 +67,7 @@ def test_the_key_model_is_the_sum_update_of_its_embeddings() -> None:
     asked = keys[:, [4, 1]]
     with torch.no_grad():
         read = model(keys, values, asked)
+        torch.testing.assert_close(model.answer(keys, values, asked), read)  # the order training multiplies in
         weights = torch.cat([model.write_value, model.write_key])
         for b in range(2):
             for m in range(2):
