@@ -33,7 +33,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibrate")
     context = LocalContext(str(folder))
     summary = STAGE.run(CalibrateConfig(schlag=SCHLAG, mqar=MQAR), {}, folder, context)
-    assert "dpfp1 holds 8, fails 40" in summary.headline and "MQAR recall: full" in summary.headline
+    assert "dpfp1 8 held, 40 not (loss 0." in summary.headline and "MQAR recall: full" in summary.headline
     done = [entry[0] for entry in context.progressed]
     assert done == sorted(done) and done[-1] == context.progressed[-1][1] == 4
     assert len(done) > 300, "every step is reported"
