@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -237,10 +237,11 @@ def _control(size: Size, earlier: Evidence | None) -> Sensitivity | None:
             least = int(spread.count().min())
             seen, origin = Pilot(0.0, float(found.max()), 0.0, 0.0), f"earlier run: {least} seeds, widest arm and k"
     margin = size.rules.binding.margin
-    return _difference(
-        size, "C5a", "binding-in-control", ("control",), seen, origin, 1, f"k of {control.trials:,} sequences a seed",
+    row = _difference(
+        size, "C5a", "binding-in-control", ("control",), seen, origin, 1, "sequences per k",
         null=margin, limit=margin, comparisons=len(ks), largest=1.0, show=_points("above 1/k"), arms=len(arms),
     )  # fmt: skip
+    return replace(row, items=control.trials)
 
 
 def _binding(size: Size, earlier: Evidence | None) -> Sensitivity | None:
