@@ -144,8 +144,10 @@ def test_a_server_that_has_never_seen_the_artifacts_gets_them_all(tracked: Track
         assert Path(client.download_artifacts(count.info.run_id, "page.html", str(tmp_path))).read_text() == "<p>15</p>"
         parent = next(run for run in runs if "adopted" not in run.data.tags)
         assert f"runs/{count.info.run_id})" in parent.data.tags["mlflow.note.content"]
-        Path(tmp_path / "fresh.db").unlink()
-        assert run_all_reused(plan, tracked, uri) == [], "a database that was deleted"
+        client.delete_run(count.info.run_id)
+        assert run_all_reused(plan, tracked, uri) == []
+        again = client.search_runs([parent.info.experiment_id], "attributes.run_name = 'count/a/1'")
+        assert len(again) == 1 and again[0].info.run_id != count.info.run_id, "what was deleted is logged again"
     finally:
         for step in plan.steps:
             tracked.store.note_mlflow(step.stage.name, step.key, **notes[step.id])
