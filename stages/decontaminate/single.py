@@ -6,6 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
+from stages.framed import framed
+
 _BODY = re.compile(r"<body><main>\n?(.*)</main></body>", re.S)
 
 
@@ -21,7 +23,8 @@ def join(folder: Path) -> None:
     whole = re.sub(r'href="evidence/(\d+)\.html"', r'href="#e\1"', whole)
     whole = whole.replace("<body><main>", '<body id="top"><main>', 1)
     end = whole.rindex("</main></body>")
-    (folder / "audit.html").write_text(whole[:end] + "".join(parts) + whole[end:], encoding="utf-8")
+    whole = framed(whole[:end] + "".join(parts) + whole[end:])
+    (folder / "audit.html").write_text(whole, encoding="utf-8")
     shutil.rmtree(folder / "evidence", ignore_errors=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from stages.decontaminate import page
 from stages.decontaminate.stage import STAGE, DecontaminateConfig
+from stages.framed import SCRIPT
 from stages.stage import Place
 from tests.stages.test_certify import artifact, prose
 from tests.stages.test_report import Page
@@ -53,4 +56,7 @@ def test_the_single_page_holds_all_evidence_and_every_link_stays_in_it(audit: Pa
     assert {anchor[1:] for anchor in single.anchors} <= set(single.ids) and len(single.anchors) > 10
     spans = sum(len(re.findall('class="span"', p.read_text())) for p in (audit / "evidence").glob("*.html"))
     assert len(re.findall('class="span" id="e', text)) == spans > 4
-    assert not (tmp_path / "copy" / "evidence").exists() and "script" not in single.tags
+    assert not (tmp_path / "copy" / "evidence").exists()
+    assert single.tags.count("script") == 1 and text.count(SCRIPT) == 1, "the frame's own way to follow a link"
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    assert f"default-src 'none'; script-src 'sha256-{digest}'; style-src" in text, "no other script may run"
