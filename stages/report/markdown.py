@@ -52,7 +52,7 @@ def _section(
         return []
     lines = ["", f"## {title}", "", *(f"- {_cell(sentence)}" for sentence in text), ""]
     for figure in figures:
-        image, data = (report["place"]["file"].replace("{}", figure[kind]) for kind in ("png", "data"))
+        image, data = (_file(report, figure[kind]) for kind in ("png", "data"))
         lines += [
             f"![{figure['title']}]({image})",
             "",
@@ -76,6 +76,12 @@ def _section(
         rows = _code(commands[0]) + more if commands else "computed from shapes"
         lines.append("| " + " | ".join([*(_cell(cell) for cell in fields), rows]) + " |")
     return lines
+
+
+def _file(report: Mapping[str, Any], path: str) -> str:
+    """Address of a file beside the report; its own path where the place gives none."""
+    address = str(report["place"]["file"]).replace("{}", path)
+    return address or path
 
 
 def _cell(text: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from stages.framed import framed
 from stages.report.commands import with_commands
 from stages.report.html import page
 from stages.report.markdown import markdown
@@ -25,7 +26,8 @@ def write(report: Mapping[str, Any], folder: Path, place: Place) -> None:
     said = with_commands({**report, "place": plain}, place.options)
     (folder / "report.json").write_text(json.dumps(said, indent=1, allow_nan=False), encoding="utf-8")
     (folder / "report.md").write_text(markdown(said), encoding="utf-8")
-    (folder / "report.html").write_text(page(said, folder), encoding="utf-8")
+    html = page(said, folder)
+    (folder / "report.html").write_text(html if place.file else framed(html), encoding="utf-8")
 
 
 def rewrite(folder: Path, place: Place) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -218,6 +219,16 @@ def test_the_page_opens_with_what_is_known_then_verdicts_then_the_recipe(full):
 def test_a_study_without_calibration_says_what_its_nulls_are_worth(tmp_path):
     STAGE.run(config(control_arms={}), {}, tmp_path, LocalContext(str(tmp_path)))
     assert "a missing effect means nothing here" in (tmp_path / "report.html").read_text()
+
+
+def test_the_page_for_a_frame_links_to_its_own_places_only(full, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(full.output, copy)
+    STAGE.publish(copy, Place(" --root x", {KEY: "http://elsewhere"}, file=""))
+    page = Page((copy / "report.html").read_text())
+    assert {target for target in page.loads if not target.startswith("data:")} == {"http://elsewhere"}
+    assert page.tags.count("script") == 1 and set(anchor[1:] for anchor in page.anchors) <= set(page.ids)
+    assert "script" not in Page(full.html).tags
 
 
 def test_hostile_titles_stay_text(full):
