@@ -31,10 +31,10 @@ $(STAMP): constraints.txt pyproject.toml
 study: $(STAMP)
 	@$(BIN)/infini-study run $(STUDY) $(ARGS)
 
-## books      run runs/books.yaml on your own folder: make books BOOKS=/path/to/folder
+## books      run runs/small.yaml on your own folder: make books BOOKS=/path/to/folder
 books: $(STAMP)
 	@test -n "$(BOOKS)" || { echo "usage: make books BOOKS=/folder/with/train,validation,test"; exit 2; }
-	@$(BIN)/infini-study run runs/books.yaml --set corpus.sources.0.url=$(BOOKS) $(ARGS)
+	@$(BIN)/infini-study run runs/small.yaml --set corpus.sources.0.url=$(BOOKS) $(ARGS)
 
 ## test       the tests that every commit passes (under 20 minutes on 2 cores)
 test: $(STAMP)

@@ -1,9 +1,8 @@
-"""One training run on Ray Train (V2): workers started, watched, restarted after a loss, and waited for.
+"""One training run of several workers on Ray Train (V2): started, watched, restarted after a loss, and waited for.
 
 Ray Train does here what it is good at: placing a gang of workers, starting their process group, noticing that one
 died, starting all again. Checkpoints and progress are the training function's own business (in its work folder), so
-the same function also runs without Ray. One worker needs no process group, and then none is started: that
-brings the cost of a run, beside the training, from 15 s to about 5 s on two cores.
+the same function also runs without Ray, which is what a run of one worker does.
 """
 
 from __future__ import annotations

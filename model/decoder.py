@@ -164,13 +164,18 @@ class Decoder(nn.Module):
         """Negative log-likelihood in nats of tokens[:, 1:] given what precedes each: [B, T - 1], float32."""
         return self._in_chunks(tokens, state, knockout)[0]
 
-    def training_nll(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    def training_nll(self, tokens: Tensor, wanted: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """``nll`` of whole documents, and the sum of the layers' auxiliary losses (compressive: reconstruction of the
-        attention, averaged over batch and tokens), None for arms without."""
-        return self._in_chunks(tokens, None, None)
+        attention, averaged over batch and tokens), None for arms without. wanted: bool [B, T] marks the targets asked
+        for (None: all); the nll of others is 0, and their logits, most of a small model's work, are not made."""
+        return self._in_chunks(tokens, None, None, wanted)
 
     def _in_chunks(
-        self, tokens: Tensor, state: DecoderState | None, knockout: AnyKnockout
+        self,
+        tokens: Tensor,
+        state: DecoderState | None,
+        knockout: AnyKnockout,
+        wanted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         length = tokens.shape[1]
         size = min(self.chunk_tokens or length, length)
@@ -178,7 +183,8 @@ class Decoder(nn.Module):
         pieces, auxiliary = [], []
         for start in range(0, max(length - 1, 1), size):
             stop = min(start + size, length)
-            work = tokens[:, start:stop], tokens[:, start + 1 : stop + 1], state, knockout, stop < length
+            marked = None if wanted is None else wanted[:, start + 1 : stop + 1]
+            work = tokens[:, start:stop], tokens[:, start + 1 : stop + 1], marked, state, knockout, stop < length
             if recompute and size < length:  # the whole chunk at once: what is kept of it is its state
                 nll, extra, state = checkpoint(self._chunk, *work, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -191,6 +197,7 @@ class Decoder(nn.Module):
         self,
         tokens: Tensor,
         targets: Tensor,
+        wanted: Tensor | None,
         state: DecoderState | None,
         knockout: AnyKnockout,
         keep_state: bool,
@@ -200,7 +207,11 @@ class Decoder(nn.Module):
         """nll of ``targets`` (one fewer than tokens where the document ends), auxiliary losses, state after."""
         hidden, state = self._run(tokens, state, knockout, keep_state=keep_state, recompute_layers=recompute_layers)
         extra = [layer.auxiliary for layer in state.layers if layer.auxiliary is not None]
-        return self.token_nll(hidden[:, : targets.shape[1]], targets), extra, state
+        hidden = hidden[:, : targets.shape[1]]
+        if wanted is None:
+            return self.token_nll(hidden, targets), extra, state
+        few = self.token_nll(hidden[wanted][None], targets[wanted][None])
+        return few.new_zeros(targets.shape).masked_scatter(wanted, few), extra, state
 
     def token_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """-log p(targets [B, n]) of ``hidden`` [B, n, C]: [B, n] float32, without ever holding all logits."""

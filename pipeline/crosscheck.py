@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import suggestion
+from stages.control.stage import CONTROL_ARMS
 
 if TYPE_CHECKING:
     from pipeline.study import Study
@@ -34,9 +35,10 @@ def _repeats(value: Any, place: str) -> Iterator[str]:
 
 def _mixture(study: Study) -> Iterator[str]:
     known = [source.name for source in study.corpus.sources]
-    for name in study.pretrain.mixture.sources:
-        if name not in known:
-            yield f"pretrain.mixture.sources.{name}: the corpus has no such source{suggestion(name, known)}"
+    for section, mixture in (("base", study.base.mixture), ("pretrain", study.pretrain.mixture)):
+        for name in mixture.sources:
+            if name not in known:
+                yield f"{section}.mixture.sources.{name}: the corpus has no such source{suggestion(name, known)}"
 
 
 def _arms(study: Study) -> Iterator[str]:
@@ -50,8 +52,13 @@ def _arms(study: Study) -> Iterator[str]:
     memories = {name: arm for name, arm in study.arms.items() if arm.kind == "infini"}
     if study.ablate is not None and not memories:
         yield "ablate: has no effect, no arm has kind infini. Fix: add one to arms, or remove the section"
-    if study.control is not None and not any(arm.kind in ("infini", "local") for arm in study.arms.values()):
-        yield "control: has no effect, no arm has kind infini or local. Fix: add one to arms, or remove the section"
+    if study.control is not None:
+        for name, arm in memories.items():
+            if (kind := CONTROL_ARMS.get(name, "infini")) != "infini":
+                yield (
+                    f"arms.{name}.kind = {arm.kind!r}: in the positive control {name!r} is the arm of kind {kind!r}. "
+                    "Fix: give the arm another name"
+                )
     if study.ablate is not None and memories:
         asked = study.ablate.retrieval
         name, arm = max(memories.items(), key=lambda item: item[1].segment_length)
@@ -68,7 +75,7 @@ def _claims(study: Study) -> Iterator[str]:
     claims = study.claims
     measured = (
         ("retrieval", "length", "evaluate.retrieval.lengths", study.evaluate.retrieval.lengths),
-        ("memory_is_used", "knockout", "ablate.knockouts", study.ablate and study.ablate.knockouts),
+        ("memory_is_used", "knockouts", "ablate.knockouts", study.ablate and study.ablate.knockouts),
         ("positive_control", "pairs", "control.pairs", study.control and study.control.pairs),
         ("capacity", "feature_map", "capacity.feature_maps", study.capacity and study.capacity.feature_maps),
         ("capacity", "rules", "capacity.rules", study.capacity and study.capacity.rules),

@@ -111,6 +111,9 @@ def execute(
     try:
         if run.pending:
             run.carry_out(address)
+        elif tracker is not None:  # a server that has not seen what is there already
+            tracker.begin(plan, run.commits)
+            run.outcome.warnings += [("tracking", text) for text in tracker.finish("FINISHED")]
     finally:
         run.outcome.seconds = time.monotonic() - started
         display.end()
@@ -294,7 +297,7 @@ class _Run:
             return False
         meta = {
             **step.record(), **self.meta, "deterministic": step.stage.deterministic,
-            "seconds": round(done.seconds, 3), "host": done.host,
+            "seconds": round(done.seconds, 3), "host": done.host, "hardware": done.hardware,
         }  # fmt: skip
         before = self.store.lookup(name, step.key) if active.replace else None
         commit = self.store.commit(name, step.key, done.sealed, done.summary, meta, replace=active.replace)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline import preflight
 from pipeline.errors import StudyError
 from pipeline.plan import Plan, PlanBuilder
-from pipeline.study import LoadedStudy, Study
+from pipeline.study import BASE_ARM, LoadedStudy, Study
 from stages.ablate.stage import STAGE as ABLATE
 from stages.calibrate.stage import STAGE as CALIBRATE
 from stages.capacity.stage import STAGE as CAPACITY
+from stages.certify.stage import STAGE as CERTIFY
+from stages.control.stage import BASE as CONTROL_BASE
 from stages.control.stage import STAGE as CONTROL
-from stages.control.stage import ControlConfig
+from stages.control.stage import control_arms
 from stages.corpus.pin import pin
 from stages.corpus.stage import STAGE as INGEST
 from stages.decontaminate.stage import STAGE as DECONTAMINATE
@@ -23,6 +25,7 @@ from stages.decontaminate.taskaudit import STAGE as TASK_AUDIT
 from stages.decontaminate.taskaudit import TaskAuditConfig, pin_sources, task_of_pairs
 from stages.dedup.stage import STAGE as DEDUP
 from stages.evaluate.stage import STAGE as EVALUATE
+from stages.evaluate.stage import EvaluateConfig
 from stages.pretrain.config import BaseConfig, BaseSettings, MixtureConfig, PretrainConfig
 from stages.pretrain.stage import BASE, PRETRAIN
 from stages.report.stage import STAGE as REPORT
@@ -48,8 +51,14 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
         summarize = study.summarize and pin_pairs(study.summarize, folder)
         tasks = pin_sources(study.task_audit.sources if study.task_audit else (), folder)
         tasks += task_of_pairs(summarize and summarize.pairs, tasks)
-        base_config = BaseConfig(**_fields(_base_from(study.base, folder)), trunk=study.trunk)
-        preflight.check(study, corpus, tokenizer_config, base_config, cache)
+        base = _base_from(study.base, folder)
+        if base.init == "scratch":
+            base = base.model_copy(update={"mixture": _mixture(study, "base")})
+        base_configs = {
+            seed: BaseConfig(**_fields(base) | {"seed": seed, "per_seed": False}, trunk=study.trunk)
+            for seed in study.base_seeds
+        }
+        preflight.check(study, corpus, tokenizer_config, base_configs[study.base_seeds[0]], cache)
     except StageError as error:
         raise StudyError(f"{loaded.path}: {error}") from error
     graph = PlanBuilder()
@@ -58,38 +67,32 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     made = [ingest, documents]
     if study.dedup is not None:  # after the audit, which so covers the whole corpus
         made.append(documents := graph.add(DEDUP, study.dedup, {"documents": documents}))
+    made.append(graph.add(CERTIFY, study.certify, {"documents": documents}))  # of what is really trained on
     if tasks:
         task_audit = TaskAuditConfig(sources=tasks, rule=decontaminate)
         made.append(graph.add(TASK_AUDIT, task_audit, {"documents": documents}))
     tokenizer = graph.add(TOKENIZER, tokenizer_config, {"documents": documents})
     tokens = graph.add(TOKENIZE, study.tokenize, {"documents": documents, "tokenizer": tokenizer})
     data = {"tokens": tokens, "tokenizer": tokenizer}
-    base = graph.add(BASE, base_config, data)
-    made += [tokenizer, tokens, base]
+    made += [tokenizer, tokens]
     if study.calibrate is not None:
         made.append(graph.add(CALIBRATE, study.calibrate, {}))
     if study.capacity is not None:
         made.append(graph.add(CAPACITY, study.capacity, {}))
     made += _control(graph, study)
-    mixture = _mixture(study)
-    trained = {
-        (arm, seed): graph.add(
-            PRETRAIN,
-            PretrainConfig(**_fields(study.pretrain) | {"mixture": mixture}, mixer=mixer, seed=seed),
-            {**data, "base": base},
-            arm=arm,
-            seed=seed,
-        )
-        for seed in study.seeds  # seeds outside, so that a first whole set of arms is there early
-        for arm, mixer in study.arms.items()
-    }
-    made += trained.values()
-    for stage, config in ((EVALUATE, study.evaluate), (ABLATE, study.ablate), (SUMMARIZE, summarize)):
+    bases, trained = _models(graph, study, base_configs, data)
+    made += [*dict.fromkeys(bases.values()), *trained.values()]
+    read = {"documents": documents, **data}
+    of_base = EvaluateConfig(**_fields(study.evaluate), mixer=study.base_mixer)
+    made += [
+        graph.add(EVALUATE, of_base, {"model": bases[seed], **read}, arm=BASE_ARM, seed=seed)
+        for seed in study.base_seeds
+    ]
+    sections = ((EVALUATE, EvaluateConfig(**_fields(study.evaluate))), (ABLATE, study.ablate), (SUMMARIZE, summarize))
+    for stage, config in sections:
         for (arm, seed), model in trained.items():
             if config is not None and (stage is not ABLATE or study.arms[arm].kind == "infini"):
-                made.append(
-                    graph.add(stage, config, {"model": model, "documents": documents, **data}, arm=arm, seed=seed)
-                )
+                made.append(graph.add(stage, config, {"model": model, **read}, arm=arm, seed=seed))
     graph.add(
         REPORT,
         ReportConfig(
@@ -99,25 +102,51 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
             trunk=study.trunk,
             seeds=study.seeds,
             claims=study.claims,
+            recipe={
+                section: getattr(study, section)
+                .model_copy(update={"mixture": _mixture(study, section)})
+                .model_dump(mode="json", exclude={"path"})  # where a checkpoint lies does not count
+                for section in ("base", "pretrain")
+            },
+            control_arms=control_arms(study.control, study.arms) if study.control is not None else {},
         ),
         {step: step for step in made},
     )
     return graph.plan(study.name)
 
 
-def _mixture(study: Study) -> MixtureConfig:
-    """The training mixture, with the weights that stand beside the sources of the corpus."""
+def _models(
+    graph: PlanBuilder, study: Study, base_configs: Mapping[int, BaseConfig], data: Mapping[str, str]
+) -> tuple[dict[int, str], dict[tuple[str, int], str]]:
+    """The steps of the bases by seed, and of the arms by arm and seed: each seed's arms behind its base, so that a
+    first whole set of models is there early."""
+    mixture = _mixture(study, "pretrain")
+    bases: dict[int, str] = {}
+    trained: dict[tuple[str, int], str] = {}
+    for seed in study.seeds:
+        of = seed if study.base.per_seed else study.base.seed
+        if of not in bases:
+            bases[of] = graph.add(BASE, base_configs[of], data, seed=of if study.base.per_seed else None)
+        for arm, mixer in study.arms.items():
+            config = PretrainConfig(**_fields(study.pretrain) | {"mixture": mixture}, mixer=mixer, seed=seed)
+            trained[arm, seed] = graph.add(PRETRAIN, config, {**data, "base": bases[of]}, arm=arm, seed=seed)
+    return bases, trained
+
+
+def _mixture(study: Study, section: str) -> MixtureConfig:
+    """The mixture of a section (base, pretrain), with the weights that stand beside the sources of the corpus."""
+    mixture: MixtureConfig = getattr(study, section).mixture
     weights = {source.name: source.weight for source in study.corpus.sources}
     given = {name: weight for name, weight in weights.items() if weight is not None}
     if not given:
-        return study.pretrain.mixture
+        return mixture
     missing = sorted(set(weights) - set(given))
-    if missing or study.pretrain.mixture.sources:
-        reason = f"source {missing[0]!r} has none" if missing else "pretrain.mixture.sources says it again"
+    if missing or mixture.sources:
+        reason = f"source {missing[0]!r} has none" if missing else f"{section}.mixture.sources says it again"
         raise StudyError(
             f"corpus.sources: weight {given} is given, but {reason}. Fix: give every source a weight, once"
         )
-    return study.pretrain.mixture.model_copy(update={"sources": given})
+    return mixture.model_copy(update={"sources": given})
 
 
 def _base_from(base: BaseSettings, folder: Path) -> BaseSettings:
@@ -133,22 +162,12 @@ def _fields(config: Config) -> dict[str, Any]:
 
 
 def _control(graph: PlanBuilder, study: Study) -> list[str]:
-    """The positive control: the arms with a memory, and the one without, on a task only memory can solve."""
+    """The positive control: a base per seed, and every arm of the control grafted onto it."""
     if study.control is None:
         return []
-    return [
-        graph.add(
-            CONTROL,
-            ControlConfig(
-                **_fields(study.control),
-                mixer=dataclasses.replace(mixer, segment_length=study.control.segment_length),
-                seed=seed,
-            ),
-            {},
-            arm=arm,
-            seed=seed,
-        )
-        for seed in study.seeds
-        for arm, mixer in study.arms.items()
-        if mixer.kind in ("infini", "local")
-    ]
+    made = []
+    for seed in study.seeds:
+        made.append(base := graph.add(CONTROL_BASE, study.control.of_base(seed), {}, seed=seed))
+        for arm, mixer in control_arms(study.control, study.arms).items():
+            made.append(graph.add(CONTROL, study.control.of_arm(mixer, seed), {"base": base}, arm=arm, seed=seed))
+    return made

@@ -49,7 +49,8 @@ def _splits(study: Study, corpus: IngestConfig) -> None:
 
 
 def _prompts(study: Study, tokenizer: TokenizerConfig) -> None:
-    """Prompts must hold their needles with this tokenizer; one that is still to be trained cannot be asked yet."""
+    """Prompts must hold their needles with this tokenizer, those that are asked and those that are trained on. Of one
+    that is still to be trained only the fewest tokens are known; what passes then is found at the first prompt."""
     codec = preview(tokenizer)
     if codec is None:
         return
@@ -65,6 +66,15 @@ def _prompts(study: Study, tokenizer: TokenizerConfig) -> None:
             field = f"{section}.retrieval." + ("lengths" if asked.binding_lengths is None else "binding_lengths")
             for length in asked.lengths_of_bindings:
                 maker.check(length, max(asked.rivals), field=field, bindings=True)
+    for section, mixture in (("base", study.base.mixture), ("pretrain", study.pretrain.mixture)):
+        maker = PromptMaker(codec, haystack, mixture.retrieval_format, 0, "training")  # type: ignore[arg-type]
+        for index, phase in enumerate(mixture.prompts):
+            if not phase.share:
+                continue
+            for task in mixture.retrieval_tasks:
+                k = max(mixture.retrieval_rivals) if task == "bindings" else 1
+                field = f"{section}.mixture.prompts.{index}.length"
+                maker.check(phase.length, k, field=field, bindings=task == "bindings")
 
 
 def _workers(study: Study) -> None:

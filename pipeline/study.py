@@ -24,19 +24,22 @@ from pipeline.yamlfile import parse
 from stages.ablate.stage import AblateConfig
 from stages.calibrate.stage import CalibrateConfig
 from stages.capacity.stage import CapacityConfig
+from stages.certify.stage import CertifyConfig
 from stages.claims.config import ClaimsConfig
 from stages.control.stage import ControlSettings
 from stages.corpus.config import IngestConfig
 from stages.decontaminate.stage import DecontaminateConfig
 from stages.decontaminate.taskaudit import TaskAuditSettings
 from stages.dedup.stage import DedupConfig
-from stages.evaluate.stage import EvaluateConfig
+from stages.evaluate.stage import EvaluateSettings
 from stages.pretrain.stage import BaseSettings, PretrainSettings
 from stages.stage import Config, Execution
 from stages.summarize.stage import SummarizeConfig
 from stages.tokens.stage import TokenizeConfig, TokenizerConfig
 
 ENVIRONMENT_PREFIX = "INFINI_STUDY__"
+BASE_ARM = "base"
+"""Under this arm's name the base is evaluated: what every arm has been before its training."""
 
 
 class Study(Config):
@@ -49,6 +52,7 @@ class Study(Config):
     corpus: IngestConfig
     decontaminate: DecontaminateConfig = DecontaminateConfig()
     dedup: DedupConfig | None = None
+    certify: CertifyConfig = CertifyConfig()
     task_audit: TaskAuditSettings | None = None
     tokenizer: TokenizerConfig
     tokenize: TokenizeConfig
@@ -56,7 +60,7 @@ class Study(Config):
     base: BaseSettings
     arms: dict[str, MixerConfig] = Field(min_length=1)
     pretrain: PretrainSettings
-    evaluate: EvaluateConfig
+    evaluate: EvaluateSettings
     ablate: AblateConfig | None = None
     calibrate: CalibrateConfig | None = None
     capacity: CapacityConfig | None = None
@@ -71,6 +75,8 @@ class Study(Config):
         for name in arms:
             if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
                 raise ValueError(f"arm name {name!r}: allowed are lower-case letters, digits and '-'")
+            if name == BASE_ARM:
+                raise ValueError(f"arm name {name!r}: kept for what the arms start from (fix: another name)")
         return arms
 
     @field_validator("seeds")
@@ -79,6 +85,18 @@ class Study(Config):
         if len(set(seeds)) != len(seeds):
             raise ValueError(f"seeds {list(seeds)} repeat: each must stand once")
         return seeds
+
+    @property
+    def base_seeds(self) -> tuple[int, ...]:
+        """Seeds of the bases: the study's, or the one of ``base.seed``."""
+        return self.seeds if self.base.per_seed else (self.base.seed,)
+
+    @property
+    def base_mixer(self) -> MixerConfig:
+        """What a base is evaluated under: the arms' local attention, which they all had before they learned more."""
+        lengths = {arm.segment_length for arm in self.arms.values()}
+        segment = lengths.pop() if len(lengths) == 1 else self.tokenize.segment_length
+        return MixerConfig(kind="local", segment_length=segment)
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Study:
@@ -126,7 +144,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[s
         origins = {k: v for k, v in origins.items() if k != dotted and not k.startswith(dotted + ".")}
         origins |= {f"{dotted}.{leaf}" if leaf else dotted: origin for leaf in leaves(value)}
     try:  # as JSON, because only there pydantic takes lists for tuples and yet "3" for no number
-        study = Study.model_validate_json(json.dumps(_lengths_said_once(raw)), strict=True)
+        study = Study.model_validate_json(json.dumps(_said_once(raw)), strict=True)
     except ValidationError as error:
         raise StudyError(describe(error, Study, raw, str(path), origins)) from error
     if found := disagreements(study):
@@ -153,11 +171,15 @@ def _text(path: Path) -> str:
         raise StudyError(f"{path}: cannot be read: {error.strerror or error}. Fix: its permissions") from error
 
 
-def _lengths_said_once(raw: dict[str, Any]) -> dict[str, Any]:
-    """An arm that names no segment length has the tokens' own, and training the tokens' sequence length."""
+def _said_once(raw: dict[str, Any]) -> dict[str, Any]:
+    """An arm that names no segment length has the tokens' own, and training the tokens' sequence length. An imported
+    base is one for all seeds."""
+    filled = dict(raw)
+    if isinstance(raw.get("base"), dict) and raw["base"].get("init") == "hf":
+        filled["base"] = {"per_seed": False, **raw["base"]}
     if not isinstance(raw.get("tokenize"), dict):
-        return raw
-    tokenize, filled = raw["tokenize"], dict(raw)
+        return filled
+    tokenize = raw["tokenize"]
     if "segment_length" in tokenize and isinstance(raw.get("arms"), dict):
         filled["arms"] = {
             name: {"segment_length": tokenize["segment_length"], **arm} if isinstance(arm, dict) else arm

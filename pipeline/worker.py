@@ -74,6 +74,7 @@ class Done:
     seconds: float
     host: str
     log: str
+    hardware: str = ""
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,22 @@ def run_step(job: Job, sink: Sink, *, redirect: bool) -> Done | Failed:
             raise
         finally:
             context.close()
-        return Done(sealed, summary, time.monotonic() - started, platform.node(), log)
+        return Done(sealed, summary, time.monotonic() - started, platform.node(), log, hardware())
+
+
+def hardware() -> str:
+    """The machine in a line: "2 x AMD EPYC 7763, 23 GiB" and, where torch was used and sees them, its GPUs."""
+    import psutil  # type: ignore[import-untyped]
+
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    text = f"{os.cpu_count()} x {model}, {psutil.virtual_memory().total / 2**30:.0f} GiB"
+    torch = sys.modules.get("torch")  # a step that did not import it used no GPU
+    if torch is not None and torch.cuda.is_available():
+        text += f"; {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return text
 
 
 def _one_line(error: Exception) -> str:

@@ -48,9 +48,9 @@ class Execution(Config):
     """The ``execution:`` block: how a study is carried out. Nothing here may change a result or a key."""
 
     jobs: int = Field(default=2, ge=1, description="steps that may run at the same time")
-    train_workers: int = Field(default=1, ge=1, description="Ray Train workers of a training run (its world size)")
-    cpus_per_worker: float = Field(default=1.0, gt=0, description="CPU cores a Ray Train worker asks for")
-    gpus_per_worker: float = Field(default=0.0, ge=0, description="GPUs a Ray Train worker or an evaluation asks for")
+    train_workers: int = Field(default=1, ge=1, description="workers of a training run (its world size)")
+    cpus_per_worker: float = Field(default=1.0, gt=0, description="CPU cores a training worker asks for")
+    gpus_per_worker: float = Field(default=0.0, ge=0, description="GPUs a training worker or an evaluation asks for")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="device of the torch work")
     micro_batch: int | None = Field(
         default=None, ge=1, description="sequences per forward pass; the global batch is split"
@@ -125,6 +125,22 @@ class Summary:
     figures: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the readers of a published copy of an artifact are.
+
+    options: what leads a command to the store (" --root DIR"; "" for the default). runs: artifact key -> address of the
+    tracking run that made it. facts: (name, value) of the study's run: commit, machines, time, key. file: address of
+    another file of the same artifact, ``{}`` standing for its path; "" where a page cannot lead to another file (MLflow
+    shows each in a frame of its own), so that a page must hold all that its readers need.
+    """
+
+    options: str = ""
+    runs: Mapping[str, str] = field(default_factory=dict)
+    facts: tuple[tuple[str, str], ...] = ()
+    file: str = "{}"
+
+
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
@@ -153,6 +169,10 @@ class Stage(ABC, Generic[ConfigT]):
     def needs(self, config: ConfigT, execution: Execution) -> Resources:
         """What the step and its own Ray workers ask for at the same time: more than a machine has is refused early."""
         return self.resources(config, execution)
+
+    def publish(self, folder: Path, place: Place) -> None:
+        """Adapt ``folder``, a copy of an artifact's files, to where its readers are: commands that work when pasted,
+        links that lead somewhere. Most artifacts are the same everywhere."""
 
     @abstractmethod
     def run(self, config: ConfigT, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:

@@ -29,7 +29,7 @@ ablate:
   retrieval:
     {format: compact, lengths: [256], depths: [0.0], trials: 2, rivals: [1], binding_trials: 2, control_trials: 0}
 summarize: {documents: 2, prompt_tokens: 96, new_tokens: 16}
-claims: {resamples: 200}
+claims: {minimum_seeds: 3}
 """
 
 

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from pipeline.cli import audit, export, inspect, run, view
+from pipeline.cli import audit, export, inspect, power, run, view
 from pipeline.errors import UserError
 
 app = typer.Typer(
@@ -18,8 +18,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 for command in (
-    run.validate, run.plan, run.run, inspect.status, inspect.explain, inspect.ls, inspect.show, inspect.lineage,
-    inspect.verify, inspect.logs, inspect.gc, view.report, view.ui, export.export,
+    run.validate, run.plan, power.power, run.run, inspect.status, inspect.explain, inspect.ls, inspect.show,
+    inspect.lineage, inspect.verify, inspect.logs, inspect.gc, view.report, view.ui, export.export,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(audit.app)

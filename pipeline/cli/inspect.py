@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -140,9 +141,14 @@ def find(store: Store, name: str) -> Commit:
 
 def show(
     key: KeyArgument,
-    file: Annotated[str | None, typer.Option("--table", help="Print this Parquet file's rows.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--table", help="Print the rows of this Parquet file, the fields of this JSON file.")
+    ] = None,
     where: Annotated[
-        list[str] | None, typer.Option("--where", metavar="COLUMN=VALUE", help="Only these rows; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--where", metavar="FILTER", help="Only rows such as \"task == 'passkey' and length >= 512\"; repeatable."
+        ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many rows.")] = 20,
     root: Root = None,
@@ -154,12 +160,14 @@ def show(
     artifact = store.artifact(commit)
     files = {entry.path: entry.size for entry in artifact.manifest.values()}
     if file is not None:
-        tables = [name for name in files if name.endswith(".parquet")]
-        name = file if file.endswith(".parquet") else file + ".parquet"
-        if name not in tables:
+        tables = [name for name in files if name.endswith((".parquet", ".json"))]
+        name = next((name for name in (file, f"{file}.parquet", f"{file}.json") if name in tables), None)
+        if name is None:
             raise UnknownName("table", file, tables)
-        _show_table(str(artifact.path(name)), where or [], limit, json)
+        _show_table(artifact.path(name), where or [], limit, json)
         return
+    if where:
+        raise StudyError(f"--where = {where[0]!r}: selects rows of a table. Fix: name it with --table")
     tracked = store.mlflow(commit.stage, commit.key) or {}
     if json:
         print_json("show", {**_summary(commit), "meta": dict(commit.meta), "file_sizes": files, "mlflow": tracked})
@@ -177,23 +185,12 @@ def show(
         line(f"  file   {name:<44} {size(bytes_)}")
 
 
-def _show_table(path: str, where: list[str], limit: int, json: bool) -> None:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+def _show_table(path: Path, where: list[str], limit: int, json: bool) -> None:
+    from pipeline.where import select
 
-    rows = pq.read_table(path)
+    rows = _rows(path)
     for condition in where:
-        column, equals, value = condition.partition("=")
-        if not equals:
-            raise StudyError(f"--where = {condition!r}: allowed is COLUMN=VALUE, for example --where split=test")
-        if column not in rows.column_names:
-            raise UnknownName("column", column, rows.column_names)
-        kind = rows.schema.field(column).type
-        try:
-            rows = rows.filter(pc.equal(rows[column], pc.cast([value], kind)[0]))
-        except pa.ArrowException as error:
-            raise StudyError(f"--where = {condition!r}: column {column!r} holds {kind}, {value!r} is none") from error
+        rows = select(rows, condition)
     shown = rows.slice(0, limit).to_pylist()
     if json:
         print_json("show", {"columns": rows.column_names, "rows": shown, "total_rows": rows.num_rows})
@@ -202,6 +199,22 @@ def _show_table(path: str, where: list[str], limit: int, json: bool) -> None:
     table(rows.column_names, cells)
     if rows.num_rows > limit:
         note(f"{limit} of {rows.num_rows} rows; --limit shows more")
+
+
+def _rows(path: Path) -> Any:
+    """A Parquet table, or the leaves of a JSON document as rows of ``field`` and ``value``."""
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from pipeline.track import flatten
+
+    if path.suffix == ".parquet":
+        return pq.read_table(path)
+    leaves = list(flatten(json.loads(path.read_text(encoding="utf-8"))))
+    fields, values = ([leaf[i] for leaf in leaves] for i in (0, 1))
+    return pa.table({"field": pa.array(fields, pa.string()), "value": pa.array(values, pa.string())})
 
 
 def _cell(value: object) -> str:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import StudyError
+from pipeline.publish import DEFAULT_ROOT
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan
     from pipeline.store import Store
     from pipeline.study import LoadedStudy
 
-DEFAULT_ROOT = "runs/store"
 _TRACKING = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="Study file, for example runs/quickstart.yaml.")]

@@ -215,17 +215,27 @@ def _execute(
     if jobs is not None:
         execution = execution.model_copy(update={"jobs": jobs})
     anything = any(decision.action == "run" for decision in decisions.values())
+    uri = tracking_uri(tracking, opened.store)
     return execute(
         opened.plan,
         decisions,
         opened.store,
         execution=execution,
         force=matching(opened.plan, selection.force),
-        tracker=MlflowTracker(tracking_uri(tracking, opened.store), opened.store) if anything else None,
+        tracker=MlflowTracker(uri, opened.store) if anything or _unseen(opened, decisions, uri) else None,
         display=display,
         keep_going=keep_going,
         address=address,
     )
+
+
+def _unseen(opened: Loaded, decisions: dict[str, Decision], uri: str) -> bool:
+    """Is the study complete, but unknown to this tracking server? Its report is its own, so that one is asked for."""
+    step = opened.plan["report"]
+    if decisions[step.id].action != "reuse":
+        return False
+    made = opened.store.mlflow(step.stage.name, step.key)
+    return made is None or made["tracking_uri"] != uri
 
 
 def _print_outcome(opened: Loaded, outcome: Outcome, tracking: str | None, json: bool) -> None:
@@ -273,25 +283,24 @@ def _note_troubles(outcome: Outcome) -> None:
 
 
 def _ui_options(opened: Loaded, tracking: str | None) -> str:
-    from pipeline.cli.options import DEFAULT_ROOT
+    from pipeline.publish import root_option
 
-    parts = "" if Path(opened.store.root) == Path(DEFAULT_ROOT).resolve() else f" --root {opened.store.root}"
-    return parts + (f" --tracking-uri {tracking}" if tracking else "")
+    return root_option(opened.store.root) + (f" --tracking-uri {tracking}" if tracking else "")
 
 
 def _publish_report(opened: Loaded) -> Path | None:
     """The study's newest report at a stable place, ``<root>/reports/<study>/``, where the store is local."""
+    from pipeline.publish import publish
+
     step = opened.plan["report"]
     commit = opened.store.lookup(step.stage.name, step.key)
     if commit is None:
         return None
-    source = opened.store.artifact(commit).path()
     if not opened.store.local:
-        return source
+        return opened.store.artifact(commit).path()
     target = Path(opened.store.root) / "reports" / opened.plan.study
     mark = target / ".key"
-    if not mark.is_file() or mark.read_text() != commit.attempt:
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target)
-        mark.write_text(commit.attempt)
+    if not mark.is_file() or mark.read_text().split(" ")[0] != commit.attempt:
+        shutil.rmtree(target, ignore_errors=True)  # an older report's figures
+    publish(opened.plan, opened.store, "report", target)
     return target.relative_to(Path.cwd()) if target.is_relative_to(Path.cwd()) else target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,12 +24,14 @@ def report(
     json: Json = False,
 ) -> None:
     """The verdict table and where the report lies."""
+    from pipeline.publish import publish
+
     opened = open_study(study, set_, root)
     commit = committed(opened.plan, opened.store, "report")
     folder = opened.store.artifact(commit).path()
     if out is not None:
         try:
-            shutil.copytree(folder, out, dirs_exist_ok=True)
+            publish(opened.plan, opened.store, "report", out)
         except OSError as error:
             reason = error.strerror or "not everything could be written"
             raise StudyError(

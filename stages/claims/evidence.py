@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KINDS_WITH_MEMORY = ("infini",)
+BASE = "base"  # the arm name under which evaluate scores what every arm started from
 BEYOND = "beyond_local == True"
 WITHIN = "beyond_local == False"
 
@@ -60,8 +61,11 @@ class Evidence:
         seeds: tuple[int, ...],
         trunk: TrunkConfig,
         rules: ClaimsConfig,
+        control_arms: Mapping[str, MixerConfig] | None = None,
     ) -> None:
+        """``control_arms``: the arms of the positive control, which has a ceiling and a floor of its own."""
         self.inputs, self.arms, self.seeds, self.trunk, self.rules = dict(inputs), dict(arms), seeds, trunk, rules
+        self.control_arms = dict(control_arms or {})
 
     # --- which arms -----------------------------------------------------------------------------------------------
     @property
@@ -72,6 +76,10 @@ class Evidence:
     def arms_of_kind(self, *kinds: str) -> list[str]:
         """Arms whose mixer is one of ``kinds``, in the order of the study file."""
         return [name for name, mixer in self.arms.items() if mixer.kind in kinds]
+
+    def control_arms_of_kind(self, *kinds: str) -> list[str]:
+        """The same among the arms of the positive control."""
+        return [name for name, mixer in self.control_arms.items() if mixer.kind in kinds]
 
     def segment_length(self) -> int:
         """N of the memory arms (of any arm where there is none), tokens."""
@@ -84,12 +92,13 @@ class Evidence:
         return step in self.inputs
 
     def runs(self, stage: str) -> list[tuple[str, int]]:
-        """(arm, seed) of every input of ``stage``, in the order of the study file."""
+        """(arm, seed) of every input of ``stage``, in the order of the study file (the base is no arm)."""
         found = {
             (arm, int(seed)) for arm, seed in (step.split("/")[1:] for step in self.inputs if step.count("/") == 2
                                                and step.startswith(f"{stage}/"))
         }  # fmt: skip
-        return [(arm, seed) for arm in self.arms for seed in self.seeds if (arm, seed) in found]
+        arms = self.control_arms if stage == "control" else self.arms
+        return [(arm, seed) for arm in arms for seed in self.seeds if (arm, seed) in found]
 
     def source(self, step: str, table: str, row_filter: str = "") -> Source:
         """Provenance of rows of ``table`` in the artifact of ``step``."""
@@ -165,6 +174,27 @@ class Evidence:
         return self._scored(self.stacked("evaluate", "perplexity.parquet"))
 
     @cached_property
+    def base_steps(self) -> dict[int, str]:
+        """seed -> the step that scored the base of that seed's arms; a shared base has one step for all seeds."""
+        found = {int(step.rpartition("/")[2]): step for step in self.inputs if step.startswith(f"evaluate/{BASE}/")}
+        if len(found) == 1 and len(self.seeds) > 1:
+            return dict.fromkeys(self.seeds, next(iter(found.values())))
+        return {seed: found[seed] for seed in self.seeds if seed in found}
+
+    @property
+    def shared_base(self) -> bool:
+        """Do all seeds start from one base? Their spread then says nothing of another base's."""
+        return len(self.seeds) > 1 and len(set(self.base_steps.values())) == 1
+
+    @cached_property
+    def base_perplexity(self) -> pd.DataFrame:
+        """seed + ``perplexity.parquet`` of the base that the arms of the seed started from, scored documents only."""
+        import pandas as pd
+
+        parts = [self.table(step, "perplexity.parquet").assign(seed=seed) for seed, step in self.base_steps.items()]
+        return self._scored(pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["seed"]))
+
+    @cached_property
     def retrieval(self) -> pd.DataFrame:
         """arm, seed + ``retrieval.parquet`` of evaluate."""
         return self.stacked("evaluate", "retrieval.parquet")
@@ -185,6 +215,26 @@ class Evidence:
         return self.stacked("ablate", "gates.parquet")
 
     @cached_property
+    def heads(self) -> pd.DataFrame:
+        """arm, seed + ``heads.parquet`` of ablate: one head knocked out at a time."""
+        return self.stacked("ablate", "heads.parquet")
+
+    @cached_property
+    def saturation(self) -> pd.DataFrame:
+        """arm, seed + ``saturation.parquet`` of ablate: the memory along long held-out documents."""
+        return self.stacked("ablate", "saturation.parquet")
+
+    @cached_property
+    def trained_capacity(self) -> pd.DataFrame:
+        """arm, seed + ``capacity.parquet`` of ablate: associations written with the trained model's own keys."""
+        return self.stacked("ablate", "capacity.parquet")
+
+    @cached_property
+    def containment(self) -> pd.DataFrame:
+        """``containment.parquet`` of certify: the second count of what evaluation and training documents share."""
+        return self.table("certify", "containment.parquet")
+
+    @cached_property
     def training(self) -> pd.DataFrame:
         """arm, seed + ``train_log.parquet`` of pretrain."""
         return self.stacked("pretrain", "train_log.parquet")
@@ -200,12 +250,20 @@ class Evidence:
         return self._scored(self.stacked("summarize", "summaries.parquet"))
 
     def control_end(self) -> pd.DataFrame:
-        """Last recorded step of every control run: one row per arm, seed and k."""
+        """Last recorded step of every control run: rows by arm, seed, k, segments, what lies between, knock-out."""
         table = self.control
         if not len(table):
             return table
         last = table.groupby(["arm", "seed"])["step"].transform("max")
         return table[table["step"] == last].reset_index(drop=True)
+
+    def control_trained(self) -> pd.DataFrame:
+        """Of those the intact models at the number of segments they were trained on: one row per arm, seed and k."""
+        table = self.control_end()
+        if not len(table):
+            return table
+        intact = table[(table["knockout"] == "none") & (table["between"] == "filler")]
+        return intact[intact["segments"] == intact["segments"].min()].reset_index(drop=True)
 
     def _scored(self, table: pd.DataFrame) -> pd.DataFrame:
         if not len(table) or not self.contaminated:

@@ -1,78 +1,147 @@
-"""C6: capacity of the mechanism alone, random associations written into the real memory module."""
+"""C6: how many associations the memory holds: read exactly (a), recalled by argmax (b), with trained models' keys (c).
+
+Rank bounds what can be read back exactly: n associations need n independent features. Argmax recall asks less (the
+right value must only be the nearest) and is bounded by interference, which depends on the keys: random ones overlap and
+hold few, learned ones far more. So keys are named in every row, and no row speaks for another's.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from stages.claims.evidence import Evidence
-from stages.claims.verdict import Finding, Number, conclude, decided, not_measured
+from stages.claims.verdict import Finding, Number, Source, conclude, decided, not_measured
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLE = "capacity.parquet"
+BEST_KEYS = ("learned", "orthogonal")
+UNIT = "associations"
 
 
-def capacity_point(evidence: Evidence, rule: str, feature_map: str, accuracy: float) -> Number | None:
-    """Number of associations at which mean recall falls below ``accuracy``; bootstrap over seeds."""
+def point(
+    evidence: Evidence, rows: pd.DataFrame, column: str, level: float, *, name: str, label: str,
+    sources: tuple[Source, ...],
+) -> Number | None:  # fmt: skip
+    """Number of associations at which the mean of ``column`` falls below ``level``; interval over seeds."""
     from stages.statistics.curves import interpolated_crossing
 
-    table = evidence.table("capacity", "capacity.parquet")
-    if not len(table):
-        return None
-    rows = table[(table["rule"] == rule) & (table["feature_map"] == feature_map)]
-    curves = rows.pivot_table(index="seed", columns="associations", values="accuracy").dropna(axis=1)
+    curves = rows.pivot_table(index="seed", columns="associations", values=column).dropna(axis=1)
     if curves.shape[1] < 2:
         return None
-    rules = evidence.rules
     found = interpolated_crossing(
-        curves.columns.to_numpy(float),
-        curves.to_numpy(float),
+        curves.columns.to_numpy(float), curves.to_numpy(float), level, level=1 - evidence.rules.alpha
+    )
+    return Number(name, label, found.estimate, found.low, found.high, found.n, UNIT, found.method, sources)
+
+
+def capacity_point(
+    evidence: Evidence, keys: str, rule: str, feature_map: str, accuracy: float, column: str = "accuracy"
+) -> Number | None:
+    """The same for one curve of the mechanism alone. ``column``: accuracy (argmax) or exact."""
+    table = evidence.table("capacity", TABLE)
+    if not len(table):
+        return None
+    rows = table[(table["keys"] == keys) & (table["rule"] == rule) & (table["feature_map"] == feature_map)]
+    what = "recalled" if column == "accuracy" else "read exactly"
+    condition = f"keys == '{keys}' and rule == '{rule}' and feature_map == '{feature_map}'"
+    return point(
+        evidence,
+        rows,
+        column,
         accuracy,
-        level=1 - rules.alpha,
-        draws=rules.resamples,
-        seed=rules.seed,
-    )
-    source = evidence.source("capacity", "capacity.parquet", f"rule == '{rule}' and feature_map == '{feature_map}'")
-    return Number(
-        f"capacity.{rule}.{feature_map}.{round(100 * accuracy)}",
-        f"{feature_map}, {rule}: {accuracy:.0%} recall",
-        found.estimate,
-        found.low,
-        found.high,
-        found.n,
-        "associations",
-        found.method,
-        (source,),
+        name=f"capacity.{column}.{keys}.{rule}.{feature_map}.{round(100 * accuracy)}",
+        label=f"{keys} keys, {feature_map}, {rule}: {accuracy:.0%} {what}",
+        sources=(evidence.source("capacity", TABLE, condition),),
     )
 
 
-def capacity(evidence: Evidence) -> Finding:
-    """C6: does the memory hold as many associations as its rank bound, under every deciding rule?"""
+def exact_readout(evidence: Evidence) -> Finding:
+    """C6a."""
+    return _mechanism(evidence, "exact")
+
+
+def recall(evidence: Evidence) -> Finding:
+    """C6b."""
+    return _mechanism(evidence, "accuracy")
+
+
+def _mechanism(evidence: Evidence, column: str) -> Finding:
     rules, rule = evidence.rules, evidence.rules.capacity
-    table = evidence.table("capacity", "capacity.parquet")
+    table = evidence.table("capacity", TABLE)
     if not len(table):
         return not_measured("the capacity stage is not part of this study")
     mapped = table[table["feature_map"] == rule.feature_map]
     if not len(mapped):
         return not_measured(f"no capacity rows for feature map {rule.feature_map!r} (claims.capacity.feature_map)")
+    bound = int(mapped["feature_dim"].iloc[0])
     rows, others = [], []
     for update in rule.rules:
-        row = capacity_point(evidence, update, rule.feature_map, rule.accuracy)
-        if row is None:
+        found = [
+            number
+            for keys in dict.fromkeys(mapped["keys"])
+            if (number := capacity_point(evidence, keys, update, rule.feature_map, rule.accuracy, column)) is not None
+        ]
+        best = [number for number in found if number.label.startswith(BEST_KEYS)]
+        others += [number for number in found if number not in best]
+        if not best:
             continue
-        bound, most = int(mapped["feature_dim"].iloc[0]), int(mapped["associations"].max())
-        half = capacity_point(evidence, update, rule.feature_map, 0.5)
+        lead = max(best, key=lambda number: number.estimate)
+        others += [number for number in best if number is not lead]
+        half = capacity_point(evidence, lead.label.split(" ")[0], update, rule.feature_map, 0.5, column)
         others += [half] if half is not None else []
-        low, high = row.low or 0.0, row.high or 0.0
-        shown = f"{row.estimate:.0f}" if row.estimate != float("inf") else f"more than {most}"
-        text = f"up to {shown} associations, rank bound {bound}"
-        if row.n < rules.minimum_seeds:
-            row = decided(row, "inconclusive", f"{text}; {row.n} of {rules.minimum_seeds} seeds", "too few seeds")
-        elif low >= bound:
-            row = decided(row, "supported", text)
-        elif high < bound:
-            row = decided(row, "refuted", text)
-        else:
-            row = decided(row, "inconclusive", f"{text} inside the interval", "underpowered")
-        rows.append(row)
+        rows.append(_against(lead, bound, int(mapped["associations"].max()), rules.minimum_seeds))
     if not rows:
-        return not_measured("the capacity table has fewer than two numbers of associations per rule")
+        return not_measured(f"no capacity curve with {' or '.join(BEST_KEYS)} keys for rules {', '.join(rule.rules)}")
+    return _agree(rows, others)
+
+
+def trained_models(evidence: Evidence) -> Finding:
+    """C6c: keys taken from the trained memory arms on held-out text, mean over their heads."""
+    rules, rule = evidence.rules, evidence.rules.capacity
+    table = evidence.trained_capacity
+    if not len(table):
+        return not_measured("no ablation measured the capacity of trained keys")
+    rows, others = [], []
+    for arm in evidence.memory_arms:
+        mine = table[(table["arm"] == arm) & (table["rule"] == evidence.arms[arm].rule)]
+        if not len(mine):
+            continue
+        means = mine.groupby(["seed", "associations"], as_index=False)[["accuracy", "exact"]].mean()
+        sources = evidence.sources("ablate", TABLE, f"rule == '{evidence.arms[arm].rule}'", arm)
+        found = point(evidence, means, "accuracy", rule.accuracy, name=f"capacity.trained.{arm}",
+                      label=f"{arm}, its own keys: {rule.accuracy:.0%} recalled", sources=sources)  # fmt: skip
+        half = point(evidence, means, "accuracy", 0.5, name=f"capacity.trained.{arm}.50",
+                     label=f"{arm}, its own keys: 50% recalled", sources=sources)  # fmt: skip
+        others += [half] if half is not None else []
+        if found is not None:
+            bound, most = int(mine["feature_dim"].iloc[0]), int(mine["associations"].max())
+            rows.append(_against(found, bound, most, rules.minimum_seeds))
+    if not rows:
+        return not_measured("the ablations have fewer than two numbers of associations with trained keys")
+    return _agree(rows, others)
+
+
+def _against(row: Number, bound: int, most: int, minimum_seeds: int) -> Number:
+    """``row`` decided against the feature dimension ``bound``; ``most`` associations were tried."""
+    low, high = row.low or 0.0, float("inf") if row.high is None else row.high
+    shown = f"{row.estimate:.3g}" if row.estimate != float("inf") else f"more than {most}"
+    text = f"{row.label.partition(':')[0]}: {shown} associations, feature dimension {bound}"
+    if row.n < minimum_seeds:
+        few = f"{row.n} of {minimum_seeds} seeds"
+        return decided(row, "inconclusive", f"{text}; {few}", "too few seeds", few)
+    if low >= bound:
+        return decided(row, "supported", text)
+    if high < bound:
+        return decided(row, "refuted", text)
+    return decided(row, "inconclusive", f"{text} inside the interval", "underpowered")
+
+
+def _agree(rows: list[Number], others: list[Number]) -> Finding:
+    """One finding where the rules of update agree; open, with each one's outcome, where they differ."""
     finding = conclude(rows, others)
     if len({row.decision for row in rows}) > 1:
-        summary = "; ".join(f"{row.label.partition(':')[0]}: {row.note}" for row in rows)
-        return Finding("inconclusive", finding.reason, "rules differ", finding.headline, finding.numbers, summary)
+        summary = "; ".join(f"{row.note} ({row.decision})" for row in rows)
+        return Finding("inconclusive", finding.reason, "arms differ", finding.headline, finding.numbers, summary)
     return finding

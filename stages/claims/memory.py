@@ -1,14 +1,14 @@
-"""C1 memory-is-used (knock-outs) and C7 saturation (stability of the delta rule during training)."""
+"""C1 memory-is-used: what is lost when the memory is knocked out, on the same prompts and documents."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-from stages.claims.effects import Effect, effect, holm, percent, signed
+from stages.claims.bracket import behind, control_bracket
+from stages.claims.effects import Effect, accuracy, effect, family, needed, percent, signed
 from stages.claims.evidence import BEYOND, Evidence, paired
-from stages.claims.gate import behind_gate
-from stages.claims.verdict import Finding, Number, Source, conclude, decided, not_measured
+from stages.claims.verdict import Finding, Number, conclude, decided, not_measured
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +24,7 @@ def _asked_beyond(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def retrieval_cost(evidence: Evidence, arm: str, knockout: str, margin: float = 0.0) -> tuple[Number, Effect] | None:
-    """Accuracy lost by a knock-out beyond the local window, same prompts; None where there are no such rows."""
+    """Accuracy lost by a knock-out beyond the last segment, same prompts; None where there are no such rows."""
     table = evidence.knocked_retrieval
     if not len(table):
         return None
@@ -74,115 +74,97 @@ def perplexity_cost(evidence: Evidence, arm: str, knockout: str) -> tuple[Number
 
 
 def memory_is_used(evidence: Evidence) -> Finding:
-    """C1: the primary knock-out per memory arm, Holm over arms; the others are printed beside it."""
+    """C1: all deciding knock-outs per memory arm, Holm over arms; the others and the single heads are printed."""
     rule = evidence.rules.memory_is_used
     if not evidence.memory_arms:
         return not_measured("the study has no arm with a compressive memory")
-    tested = []
+    tested: dict[str, list[tuple[Number, Effect]]] = {}
     others: list[Number] = []
     for arm in evidence.memory_arms:
-        lost = retrieval_cost(evidence, arm, rule.knockout, rule.margin)
-        added = perplexity_cost(evidence, arm, rule.knockout)
-        if lost is not None:
-            tested.append((arm, *lost, added))
-        if added is not None:
-            others.append(added[0])
+        lost = [retrieval_cost(evidence, arm, knockout, rule.margin) for knockout in rule.knockouts]
+        complete = [one for one in lost if one is not None]
+        if len(complete) == len(rule.knockouts):
+            tested[arm] = complete
+        others += [one[0] for one in complete]
         for knockout in KNOCKOUTS:
-            if knockout != rule.knockout:
-                found = (retrieval_cost(evidence, arm, knockout), perplexity_cost(evidence, arm, knockout))
-                others += [one[0] for one in found if one is not None]
+            added = perplexity_cost(evidence, arm, knockout)
+            others += [added[0]] if added is not None else []
+            if knockout not in rule.knockouts:
+                cost = retrieval_cost(evidence, arm, knockout)
+                others += [cost[0]] if cost is not None else []
+        others += single_heads(evidence, arm)
     if not tested:
-        reason = f"no ablation of a memory arm has knock-out {rule.knockout!r} on prompts beyond the local window"
-        return not_measured(reason, others)
-    adjusted = holm([found.p for _, _, found, _ in tested])
-    rows = [
-        _judge(evidence, arm, row, found, p=p, added=added)
-        for (arm, row, found, added), p in zip(tested, adjusted, strict=True)
-    ]
-    return conclude(rows, others)
+        names = ", ".join(rule.knockouts)
+        return not_measured(f"no ablation of a memory arm has the knock-outs {names} beyond the last segment", others)
+    adjusted = family({arm: [found for _, found in rows] for arm, rows in tested.items()})
+    rows = [_judge(evidence, arm, costs, adjusted[arm], len(tested)) for arm, costs in tested.items()]
+    return conclude(rows, [number for number in others if number.name not in {row.name for row in rows}])
 
 
-def _judge(
-    evidence: Evidence, arm: str, row: Number, found: Effect, *, p: float, added: tuple[Number, Effect] | None
-) -> Number:
-    from stages.statistics.intervals import wilson
-
+def _judge(evidence: Evidence, arm: str, costs: list[tuple[Number, Effect]], p: float, arms: int) -> Number:
     rules, rule = evidence.rules, evidence.rules.memory_is_used
+    row, found = min(costs, key=lambda cost: cost[1].estimate)
     table = evidence.knocked_retrieval
-    intact = _asked_beyond(table[(table["arm"] == arm) & (table["knockout"] == "none")])["correct"]
-    skill = wilson(round(float(intact.sum())), len(intact), level=1 - rules.alpha)
-    cost = f"knock-out costs {percent(row.estimate)} of retrieval (intact {percent(skill.estimate)})"
-    if added is not None:
-        cost += f" and {signed(added[0].estimate)} perplexity"
+    intact = _asked_beyond(table[(table["arm"] == arm) & (table["knockout"] == "none")])
+    skill = accuracy("", "", intact, sources=(), rules=rules)
+    each = ", ".join(
+        f"{knockout} {percent(number.estimate)}" for knockout, (number, _) in zip(rule.knockouts, costs, strict=True)
+    )
+    text = f"of {percent(skill.estimate)} retrieved beyond the last segment the knock-outs cost {each}"
     if found.seeds < rules.minimum_seeds:
         few = f"{found.seeds} of {rules.minimum_seeds} seeds"
-        return decided(row, "inconclusive", f"{cost}; {few}", "too few seeds", few)
-    if p < rules.alpha and found.low > rule.margin:
-        note = f"{cost}, more than the margin {rule.margin:.0%}, Holm p = {p:.2g}"
-        return decided(row, "supported", note, short=f"without the memory more than {rule.margin:.0%} is lost")
-    if skill.low <= rule.margin:
-        note = f"{cost}; the intact arm retrieves too little beyond the window for a loss of {rule.margin:.0%} to show"
-        short = f"too little is retrieved beyond the window for a loss of {rule.margin:.0%} to show"
-        return decided(row, "inconclusive", note, "underpowered", short)
+        return decided(row, "inconclusive", f"{text}; {few}", "too few seeds", few)
+    if p < rules.alpha and all(one.exceeds for _, one in costs):
+        short = f"another document's memory costs it {percent(costs[rule.knockouts.index('swap')][0].estimate, 0)}"
+        return decided(row, "supported", f"{text}, each more than {rule.margin:.0%}, Holm p = {p:.2g}", short=short)
+    if (skill.low or 0.0) <= rule.margin:
+        short = f"too little is retrieved beyond the last segment for a loss of {rule.margin:.0%} to show"
+        return decided(row, "inconclusive", f"{text}: {short}", "underpowered", short)
     limit = math.log1p(rule.perplexity_margin)
-    harmless = added is not None and added[1].narrow_low > -limit and added[1].narrow_high < limit
-    if found.narrow_high < rule.margin and harmless:
-        note = f"{cost}: less than {rule.margin:.0%} and {rule.perplexity_margin:.0%} (TOST)"
+    added = [perplexity_cost(evidence, arm, knockout) for knockout in rule.knockouts]
+    harmless = all(one is not None and one[1].below(limit) for one in added)
+    if harmless and all(one.below(rule.margin) for _, one in costs):
+        also = ", ".join(signed(one[0].estimate) for one in added if one is not None)
         short = f"costs less than {rule.margin:.0%} accuracy and {rule.perplexity_margin:.0%} perplexity (TOST)"
-        return behind_gate(evidence, arm, decided(row, "refuted", note, short=short))
-    note = f"{cost}, Holm p = {p:.2g}; detectable at {rules.power:.0%} power: {rule.margin + found.detectable:.1%}"
-    short = f"only a loss of {rule.margin + found.detectable:.0%} would have been detected"
-    return decided(row, "inconclusive", note, "underpowered", short)
+        return behind(decided(row, "refuted", f"{text} and {also} perplexity: {short}", short=short),
+                      control_bracket(evidence))  # fmt: skip
+    differ = [knockout for knockout, (_, one) in zip(rule.knockouts, costs, strict=True) if not one.exceeds]
+    if len(differ) < len(costs):
+        short = f"{', '.join(differ)} is not shown to cost, another knock-out does: no proof of what was stored"
+        return decided(row, "inconclusive", f"{text}: {short}", "knock-outs differ", short)
+    short = needed(found, rules, limit=rule.margin, arms=arms, unit="prompts")
+    return decided(row, "inconclusive", f"{text}, Holm p = {p:.2g}; {short}", "underpowered", short)
 
 
-def saturation(evidence: Evidence) -> Finding:
-    """C7: largest erase eigenvalue and growth of the memory norm over training, per delta arm; worst seed decides."""
-    rules, rule = evidence.rules, evidence.rules.saturation
-    arms = [arm for arm in evidence.memory_arms if evidence.arms[arm].rule == "delta"]
-    table = evidence.training
-    if not arms:
-        return not_measured("the study has no arm with the delta rule")
-    if not len(table) or "erase_lambda_max" not in table:
-        return not_measured("no training log with memory monitors (erase_lambda_max, memory_norm)")
-    rows, others = [], []
-    for arm in arms:
-        log = table[(table["arm"] == arm) & table["erase_lambda_max"].notna()].sort_values(["seed", "step"])
-        if not len(log):
-            continue
-        peaks = log.groupby("seed")["erase_lambda_max"].max()
-        growth = log.groupby("seed")["memory_norm"].apply(_growth)
-        sources = evidence.sources("pretrain", "train_log.parquet", "erase_lambda_max.notna()", arm)
-        row = _range(f"saturation.lambda.{arm}", f"{arm}: largest eigenvalue", peaks, "erase λ_max", sources)
-        grown = _range(f"saturation.norm.{arm}", f"{arm}: growth of |M|", growth, "times", sources)
-        lowest = log.groupby("seed")["z_min"].min() if "z_min" in log else None
-        others.append(grown)
-        if lowest is not None and lowest.notna().any():
-            others.append(_range(f"saturation.z.{arm}", f"{arm}: smallest σ(q)z", lowest, "σ(q)z", sources))
-        text = (
-            f"λ_max {row.high:.3g} of {rule.erase_lambda_max:g}, norm grew {grown.high:.3g}x of {rule.norm_growth:g}x"
+def single_heads(evidence: Evidence, arm: str) -> list[Number]:
+    """Share of heads whose own knock-out costs anything at all (p < alpha over prompts, Benjamini-Hochberg over the
+    heads of all seeds), per kind of knock-out: is it the majority of them, or a few?"""
+    from scipy.stats import binomtest
+
+    from stages.statistics.tests import benjamini_hochberg
+
+    table = evidence.heads
+    if not len(table):
+        return []
+    numbers = []
+    for knockout, rows in table[table["arm"] == arm].groupby("knockout"):
+        tested = [
+            (int((head["intact"] > head["correct"]).sum()), int((head["intact"] != head["correct"]).sum()))
+            for _, head in rows.groupby(["seed", "layer", "head"])
+        ]  # prompts lost, prompts that changed: McNemar's exact test is binomial on them
+        adjusted = benjamini_hochberg([binomtest(lost, moved).pvalue if moved else 1.0 for lost, moved in tested])
+        costly = sum(
+            p < evidence.rules.alpha and 2 * lost > moved for p, (lost, moved) in zip(adjusted, tested, strict=True)
         )
-        worst, most = row.high or 0.0, grown.high or 0.0
-        if not math.isfinite(row.estimate) or worst > rule.erase_lambda_max or most > rule.norm_growth:
-            rows.append(decided(row, "refuted", f"{text}: a limit is passed", short=f"a limit is passed: {text}"))
-        elif len(peaks) < rules.minimum_seeds:
-            few = f"{len(peaks)} of {rules.minimum_seeds} seeds"
-            rows.append(decided(row, "inconclusive", f"{text}; {few}", "too few seeds", few))
-        else:
-            note = f"{text}, {len(log)} readings during training at its lengths"
-            rows.append(decided(row, "supported", note, short=text))
-    if not rows:
-        return not_measured("the training logs of the delta arms hold no memory monitors")
-    return conclude(rows, others)
-
-
-def _growth(norm: pd.Series) -> float:
-    """Largest reading over the median of the first tenth of them."""
-    return float(norm.max() / norm.iloc[: max(1, len(norm) // 10)].median())
-
-
-def _range(name: str, label: str, values: pd.Series, unit: str, sources: tuple[Source, ...]) -> Number:
-    """Mean over seeds, with the smallest and largest seed as limits."""
-    return Number(
-        name, label, float(values.mean()), float(values.min()), float(values.max()), len(values), unit,
-        "mean, lowest and highest seed", sources,
-    )  # fmt: skip
+        numbers.append(
+            Number(
+                f"heads.{arm}.{knockout}",
+                f"{arm}, one head at a time, {knockout}: heads that cost retrieval",
+                costly / len(tested),
+                n=len(tested),
+                unit="share of heads",
+                method="exact McNemar per head and seed, Benjamini-Hochberg",
+                sources=evidence.sources("ablate", "heads.parquet", f"knockout == '{knockout}'", arm),
+            )
+        )
+    return numbers

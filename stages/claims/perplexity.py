@@ -1,16 +1,16 @@
 """C2 perplexity-from-memory and C13 seeds: matched arms on the same documents.
 
 Differences are taken in nats per token, sum over documents of nll divided by the sum of their tokens, and shown as
-relative perplexity, exp(d) - 1: negative is better than the baseline.
+relative perplexity of the first arm against the second, exp(d) - 1: negative is better.
 """
 
 from __future__ import annotations
 
 import math
 
-from stages.claims.effects import Effect, effect, holm, signed
+from stages.claims.bracket import FLOOR, behind, control_bracket, perplexity_bracket
+from stages.claims.effects import Effect, effect, family, needed, signed
 from stages.claims.evidence import Evidence, Paired, paired
-from stages.claims.gate import behind_gate
 from stages.claims.verdict import Finding, Number, conclude, decided, not_measured
 
 TABLE = "perplexity.parquet"
@@ -18,24 +18,25 @@ UNIT = "relative perplexity"
 
 
 def pair_of_arms(evidence: Evidence, arm: str, baseline: str, *, beyond: bool = False) -> Paired | None:
-    """nats of both arms per document; ``beyond``: only positions after the first segment, where memory can act."""
+    """nats that ``arm`` saves per document: baseline - arm. ``beyond``: only positions after the first segment, where
+    a memory can act."""
     table = evidence.perplexity
     if not len(table):
         return None
     if beyond:
         table = table[table["bucket_start"] >= evidence.segment_length()]
-    return paired(table[table["arm"] == arm], table[table["arm"] == baseline], "doc_id", "nll_sum", "tokens")
+    return paired(table[table["arm"] == baseline], table[table["arm"] == arm], "doc_id", "nll_sum", "tokens")
 
 
 def relative(found: Effect, name: str, label: str, evidence: Evidence, *arms: str, beyond: bool = False) -> Number:
-    """An effect in nats per token as a number in relative perplexity, with its rows."""
+    """Saved nats per token as relative perplexity of the arm, with its rows."""
     rows = f"bucket_start >= {evidence.segment_length()}" if beyond else ""
     return Number(
         name,
         label,
-        math.expm1(found.estimate),
-        math.expm1(found.low),
-        math.expm1(found.high),
+        math.expm1(-found.estimate),
+        math.expm1(-found.high),
+        math.expm1(-found.low),
         found.items,
         UNIT,
         found.method,
@@ -50,108 +51,124 @@ def difference(evidence: Evidence, arm: str, baseline: str, *, beyond: bool = Fa
         return None
     where = "_beyond" if beyond else ""
     label = f"{arm} against {baseline}" + (" beyond the first segment" if beyond else "")
-    found = effect(pair, evidence.rules, greater=False)
+    found = effect(pair, evidence.rules)
     return relative(found, f"perplexity{where}.{arm}.{baseline}", label, evidence, arm, baseline, beyond=beyond)
 
 
+def against_base(evidence: Evidence, arm: str) -> Number | None:
+    """Relative perplexity of ``arm`` against what it started from; None where the base was not scored."""
+    table, base = evidence.perplexity, evidence.base_perplexity
+    pair = paired(base, table[table["arm"] == arm], "doc_id", "nll_sum", "tokens") if len(table) else None
+    if pair is None:
+        return None
+    return relative(effect(pair, evidence.rules), f"perplexity.{arm}.base", f"{arm} against its base", evidence, arm)
+
+
+def undertrained(evidence: Evidence, *arms: str) -> str:
+    """Why these arms say nothing yet: their held-out loss did not fall below their base's. Empty where it did."""
+    for arm in arms:
+        gain = against_base(evidence, arm)
+        if gain is None:
+            return "their base was not scored, so it is not known that training lowered their loss"
+        if (gain.high or 0.0) >= 0:
+            return f"the held-out loss of {arm} is not below its base's ({signed(gain.estimate)} perplexity)"
+    return ""
+
+
 def perplexity_from_memory(evidence: Evidence) -> Finding:
-    """C2: Holm over memory arms x baselines; an arm must beat every primary baseline."""
-    rules, rule = evidence.rules, evidence.rules.perplexity_from_memory
-    baselines = evidence.arms_of_kind(*rule.baselines)
+    """C2: Holm over memory arms, each against local; every other arm is a competitor, printed beside."""
     if not evidence.memory_arms:
         return not_measured("the study has no arm with a compressive memory")
-    if not baselines:
-        return not_measured(f"the study has no arm of kind {', '.join(rule.baselines)} to compare with")
-    tested: list[tuple[str, str, Effect]] = []
+    local = evidence.arms_of_kind(FLOOR)[:1]
+    if not local:
+        return not_measured("the study has no arm of kind local: the same model trained without its memory")
+    found: dict[str, Effect] = {}
     for arm in evidence.memory_arms:
-        for baseline in baselines:
-            pair = pair_of_arms(evidence, arm, baseline)
-            if pair is not None:
-                tested.append((arm, baseline, effect(pair, rules, greater=False)))
-    if not tested:
-        return not_measured("no evaluation of a memory arm and a baseline on the same documents and seeds")
-    rows: dict[str, list[Number]] = {}
-    for (arm, baseline, found), p in zip(tested, holm([t[2].p for t in tested]), strict=True):
-        row = relative(found, f"perplexity.{arm}.{baseline}", f"{arm} against {baseline}", evidence, arm, baseline)
-        rows.setdefault(arm, []).append(_judge(evidence, arm, row, found, p))
-    decisions = [_weakest(arm_rows) for arm_rows in rows.values()]
-    rest = [row for arm_rows in rows.values() for row in arm_rows if row not in decisions]
-    beyond = [difference(evidence, arm, baseline, beyond=True) for arm, baseline, _ in tested]
-    return conclude(decisions, [*rest, *(number for number in beyond if number is not None)])
+        pair = pair_of_arms(evidence, arm, local[0])
+        if pair is not None:
+            found[arm] = effect(pair, evidence.rules)
+    if not found:
+        return not_measured("no evaluation of a memory arm and the local arm on the same documents and seeds")
+    adjusted = family({arm: [one] for arm, one in found.items()})
+    rows = []
+    for arm, one in found.items():
+        row = relative(one, f"perplexity.{arm}.{local[0]}", f"{arm} against {local[0]}", evidence, arm, local[0])
+        rows.append(_judge(evidence, arm, local[0], row, one, adjusted[arm], len(found)))
+    competitors = [name for name in evidence.arms if name not in (*evidence.memory_arms, *local)]
+    beside = [difference(evidence, arm, other) for arm in found for other in competitors]
+    beside += [difference(evidence, arm, local[0], beyond=True) for arm in found]
+    beside += [against_base(evidence, arm) for arm in evidence.arms]
+    return conclude(rows, [number for number in beside if number is not None])
 
 
-def _judge(evidence: Evidence, arm: str, row: Number, found: Effect, p: float) -> Number:
-    rules, margin = evidence.rules, math.log1p(-evidence.rules.perplexity_from_memory.margin)
+def _judge(evidence: Evidence, arm: str, local: str, row: Number, found: Effect, p: float, arms: int) -> Number:
+    rules, rule = evidence.rules, evidence.rules.perplexity_from_memory
     size = f"{signed(row.estimate)} perplexity"
     if found.seeds < rules.minimum_seeds:
         few = f"{found.seeds} of {rules.minimum_seeds} seeds"
         return decided(row, "inconclusive", f"{size}; {few}", "too few seeds", few)
-    if p < rules.alpha and found.high < 0:
+    if lack := undertrained(evidence, arm, local):
+        return decided(row, "inconclusive", f"{size}; {lack}", "undertrained", lack)
+    if p < rules.alpha and found.exceeds:
         return decided(row, "supported", f"{size}, Holm p = {p:.2g}", short="lower, on the same documents")
-    if found.low > 0:
-        short = f"worse than {row.label.partition(' against ')[2]}, not better"
-        return decided(row, "refuted", f"{size}: worse than the baseline, not better", short=short)
-    if found.narrow_low > margin:
-        excluded = f"an improvement of {evidence.rules.perplexity_from_memory.margin:.0%} is excluded (TOST)"
-        return behind_gate(evidence, arm, decided(row, "refuted", f"{size}; {excluded}", short=excluded))
-    note = f"{size}, Holm p = {p:.2g}; detectable at {rules.power:.0%} power: {math.expm1(found.detectable):.2%}"
-    short = f"only a difference of {math.expm1(found.detectable):.1%} would have been detected"
-    return decided(row, "inconclusive", note, "underpowered", short)
-
-
-def _weakest(rows: list[Number]) -> Number:
-    """An arm's own decision: its worst comparison (refuted before inconclusive before supported)."""
-    return min(rows, key=lambda row: ("refuted", "inconclusive", "supported").index(str(row.decision)))
+    limit = -math.log1p(-rule.margin)
+    if found.below(limit):
+        excluded = f"an improvement of {rule.margin:.0%} is excluded (TOST)"
+        row = decided(row, "refuted", f"{size}; {excluded}", short=excluded)
+        return behind(row, control_bracket(evidence), perplexity_bracket(evidence))
+    short = needed(found, rules, limit=limit, arms=arms, unit="documents")
+    return decided(row, "inconclusive", f"{size}, Holm p = {p:.2g}; {short}", "underpowered", short)
 
 
 def seeds(evidence: Evidence) -> Finding:
-    """C13: the gap to the first primary baseline against the run-to-run standard deviation, every seed printed."""
-    from stages.statistics.tests import minimum_detectable, paired_t, tost
+    """C13: the gap to the local arm against the margin of the study file; seeds are the unit, every one is printed."""
+    from stages.statistics.tests import paired_t
 
-    rules = evidence.rules
-    baselines = evidence.arms_of_kind(*rules.perplexity_from_memory.baselines)
-    if not evidence.memory_arms or not baselines:
-        return not_measured("the study has no pair of a memory arm and a primary baseline")
-    pairs = [(arm, baselines[0], pair_of_arms(evidence, arm, baselines[0])) for arm in evidence.memory_arms]
-    found = [(arm, baseline, pair) for arm, baseline, pair in pairs if pair is not None]
+    rules, rule = evidence.rules, evidence.rules.seeds
+    local = evidence.arms_of_kind(FLOOR)[:1]
+    if not evidence.memory_arms or not local:
+        return not_measured("the study has no pair of a memory arm and the local arm")
+    pairs = {arm: pair_of_arms(evidence, arm, local[0]) for arm in evidence.memory_arms}
+    found = {arm: pair for arm, pair in pairs.items() if pair is not None}
     if not found:
-        return not_measured("no evaluation of a memory arm and a baseline on the same documents and seeds")
-    tests = [paired_t(pair.by_seed, level=1 - rules.alpha) for _, _, pair in found]
-    adjusted = holm([test.p if test.n > 1 else 1.0 for test in tests])
+        return not_measured("no evaluation of a memory arm and the local arm on the same documents and seeds")
+    margin = -math.log1p(-rule.margin)
+    effects = {arm: effect(pair, rules, null=margin) for arm, pair in found.items()}
+    adjusted = family({arm: [one] for arm, one in effects.items()})
     rows = []
-    for (arm, baseline, pair), test, p in zip(found, tests, adjusted, strict=True):
-        gaps = pair.by_seed
-        tokens = pair.weights.sum()
-        run_to_run = math.sqrt(sum(float((side.sum(1) / tokens).var(ddof=1)) for side in (pair.a, pair.b)) / 2) if (
-            len(gaps) > 1
-        ) else math.inf  # fmt: skip
-        each = ", ".join(f"{seed}: {signed(math.expm1(gap))}" for seed, gap in zip(pair.seeds, gaps, strict=True))
+    for arm, pair in found.items():
+        gaps, one, p = pair.by_seed, effects[arm], adjusted[arm]
+        test = paired_t(gaps, level=1 - rules.alpha)
+        each = ", ".join(f"{seed}: {signed(math.expm1(-gap))}" for seed, gap in zip(pair.seeds, gaps, strict=True))
         row = Number(
-            f"seeds.{arm}.{baseline}",
-            f"{arm} against {baseline}",
-            math.expm1(test.estimate),
-            math.expm1(test.low) if math.isfinite(test.low) else None,
-            math.expm1(test.high) if math.isfinite(test.high) else None,
+            f"seeds.{arm}.{local[0]}",
+            f"{arm} against {local[0]}, seeds alone",
+            math.expm1(-test.estimate),
+            math.expm1(-test.high) if math.isfinite(test.high) else None,
+            math.expm1(-test.low) if math.isfinite(test.low) else None,
             test.n,
             UNIT,
             test.method,
-            evidence.sources("evaluate", TABLE, "", arm, baseline),
+            evidence.sources("evaluate", TABLE, "", arm, local[0]),
         )
-        spread = f"{100 * run_to_run:.2f}%" if math.isfinite(run_to_run) else "unknown"
-        size = f"gap {signed(row.estimate)}, run-to-run sd {spread} (seeds {each})"
+        worse = test.estimate < 0
+        side = f"{local[0]} has the lower perplexity" if worse else f"{arm} has the lower perplexity"
+        size = f"{signed(row.estimate)} perplexity, {side} (seeds {each})"
+        if evidence.shared_base:
+            size += "; all seeds start from one base, so another base is not covered"
         if len(gaps) < rules.minimum_seeds:
             few = f"{len(gaps)} of {rules.minimum_seeds} seeds"
             rows.append(decided(row, "inconclusive", f"{size}; {few}", "too few seeds", few))
-        elif p < rules.alpha and abs(test.estimate) > run_to_run:
-            better = f"in favour of {arm if test.estimate < 0 else baseline}"
-            short = f"more than the run-to-run sd of {spread}, {better}"
-            rows.append(decided(row, "supported", f"{size}, Holm p = {p:.2g}, {better}", short=short))
-        elif run_to_run > 0 and tost(gaps, run_to_run, alpha=rules.alpha).equivalent:
-            note = f"{size}: the gap lies within one standard deviation (TOST)"
-            rows.append(decided(row, "refuted", note, short=f"within the run-to-run sd of {spread} (TOST)"))
+        elif lack := undertrained(evidence, arm, local[0]):
+            rows.append(decided(row, "inconclusive", f"{size}; {lack}", "undertrained", lack))
+        elif p < rules.alpha and test.low > margin:
+            short = f"{side}, by more than {rule.margin:.1%} beyond what seeds vary"
+            rows.append(decided(row, "supported", f"{size}, Holm p = {p:.2g}", short=short))
+        elif paired_t(gaps, null=margin, alternative="less").p < rules.alpha:  # one side of TOST
+            short = f"a gap of {rule.margin:.1%} in favour of {arm} is excluded (TOST): {side}"
+            row = decided(row, "refuted", f"{size}: {short}", short=short)
+            rows.append(behind(row, control_bracket(evidence), perplexity_bracket(evidence)))
         else:
-            least = minimum_detectable(float(gaps.std(ddof=1)), len(gaps), alpha=rules.alpha, power=rules.power)
-            note = f"{size}, Holm p = {p:.2g}; detectable at {rules.power:.0%} power: {math.expm1(least):.2%}"
-            short = f"run-to-run sd {spread}; only a gap of {math.expm1(least):.1%} would have been detected"
-            rows.append(decided(row, "inconclusive", note, "underpowered", short))
+            short = needed(one, rules, limit=margin, arms=len(found), unit="documents")
+            rows.append(decided(row, "inconclusive", f"{size}, Holm p = {p:.2g}; {short}", "underpowered", short))
     return conclude(rows)

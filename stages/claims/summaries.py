@@ -26,8 +26,6 @@ def rouge_scores(evidence: Evidence, arm: str, task: str, metric: str) -> Number
         rows[metric].to_numpy(float),
         rows["doc_id"].tolist(),
         level=1 - rules.alpha,
-        draws=rules.resamples,
-        seed=rules.seed,
     )
     sources = evidence.sources("summarize", "summaries.parquet", f"task == '{task}'", arm)
     label = f"{arm}, {task}: {metric}"

@@ -1,109 +1,81 @@
 """Positive control: cross-segment associative recall, where the memory is the only path to the answer.
 
-k key-value pairs stand in the first segment, filler in the middle ones, queries (keys alone) in the last; the target at
-a query is its key's value. Answers are never shown, so queries tell nothing of each other, and the local arm, which
-sees its own segment only, cannot do better than guess. One model per (arm, seed) is trained on a mixture of k.
+k key-value pairs stand in the first segment, queries (keys alone) in the last, filler or other pairs between; the
+target at a query is its key's value. Answers are never shown, so queries tell nothing of each other.
 
-A study that finds no effect must show that it could have found one: with k = 1 the memory arms must succeed where the
-local arm stays at 1 / values. For k > 1, knowing the *set* of values without their binding to keys gives 1 / k.
+It is the paper's recipe in miniature. ``control-base`` trains full attention from scratch on two segments until it can
+recall; ``control`` grafts each arm's mixer onto that base of the same seed and goes on training over more segments than
+attention within segments spans. A study that finds no effect must show that it could have found one: full attention is
+the ceiling, local attention the floor, and knowing the *set* of values without their binding to keys gives 1 / k.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from pydantic import Field, model_validator
+from model.config import ARMS, MixerConfig
+from stages.control.config import ControlBaseConfig, ControlConfig, ControlSettings
+from stages.stage import Artifact, Context, Stage, Summary
 
-from model.config import MixerConfig, TrunkConfig
-from stages.stage import Artifact, Config, Context, Stage, Summary
-
-
-class ControlSettings(Config):
-    """The study file's ``control`` section: task, model and training of the small recall models.
-
-    With the defaults both update rules reached 100% at k = 1 by step 300 for every seed tried, in 15 s of a core; a
-    gate learning rate of 1e-2 leaves the delta rule at 50-99% after as many steps.
-    """
-
-    layers: int = Field(default=2, ge=1)
-    dim: int = Field(default=64, ge=2)
-    heads: int = Field(default=2, ge=1)
-    vocabulary: int = Field(default=128, ge=8, description="half of it are values, the rest keys and one filler")
-    segments: int = Field(default=3, ge=2)
-    segment_length: int = Field(default=16, ge=2, description="tokens")
-    pairs: tuple[int, ...] = Field(default=(1, 2, 4, 8), min_length=1, description="k, mixed evenly in training")
-    steps: int = Field(default=400, ge=1)
-    batch: int = Field(default=32, ge=1, description="sequences per step")
-    lr: float = Field(default=4e-3, gt=0)
-    gate_lr: float = Field(default=5e-2, gt=0)
-    warmup_steps: int = Field(default=20, ge=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    evaluations: int = Field(
-        default=5, ge=1, description="measurements over the course of training, the last at its end"
-    )
-    eval_trials: int = Field(
-        default=500, ge=1, description="sequences per k in each measurement, one query scored in each"
-    )
-
-    @model_validator(mode="after")
-    def _fits(self) -> ControlSettings:
-        most = max(self.pairs)
-        if min(self.pairs) < 1 or len(set(self.pairs)) != len(self.pairs):
-            raise ValueError(f"pairs = {list(self.pairs)}: allowed are distinct whole numbers >= 1")
-        if 2 * most > self.segment_length:
-            raise ValueError(
-                f"pairs has k = {most}: {2 * most} tokens do not fit into segment_length = {self.segment_length}"
-            )
-        if most > self.values or most > self.keys:
-            raise ValueError(f"pairs has k = {most}: vocabulary = {self.vocabulary} has only {self.keys} keys")
-        if self.evaluations > self.steps:
-            raise ValueError(f"evaluations = {self.evaluations}: allowed are at most steps = {self.steps}")
-        TrunkConfig(dim=self.dim, layers=self.layers, heads=self.heads)
-        return self
-
-    @property
-    def values(self) -> int:
-        """Number of value tokens: 1 / values is a blind guess."""
-        return self.vocabulary // 2
-
-    @property
-    def keys(self) -> int:
-        """Number of key tokens; one more token is the filler."""
-        return self.vocabulary - self.values - 1
+CONTROL_ARMS = {
+    name: ARMS[name]["kind"] for name in ("full", "local", "window", "deltanet", "infini-linear", "infini-delta")
+}
+"""Arms of every control and their kinds: the ceiling, two floors, a memory with learned writes, the paper's two."""
 
 
-class ControlConfig(ControlSettings):
-    """One arm and seed."""
-
-    mixer: MixerConfig
-    seed: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _one_segment_length(self) -> ControlConfig:
-        if self.mixer.segment_length != self.segment_length:
-            raise ValueError(
-                f"mixer.segment_length = {self.mixer.segment_length}: must be segment_length = {self.segment_length}"
-            )
-        return self
+def control_arms(settings: ControlSettings, study: Mapping[str, MixerConfig]) -> dict[str, MixerConfig]:
+    """The arms of the control by name: ``CONTROL_ARMS``, and the study's own infini arms with the options they have
+    there (one of the same name takes its place). Segments are the control's."""
+    arms = {name: MixerConfig(segment_length=settings.segment_length, **ARMS[name]) for name in CONTROL_ARMS}  # type: ignore[arg-type]
+    own = {name: mixer for name, mixer in study.items() if mixer.kind == "infini"}
+    return arms | {name: replace(mixer, segment_length=settings.segment_length) for name, mixer in own.items()}
 
 
-class Control(Stage[ControlConfig]):
-    """No inputs."""
+class ControlBase(Stage[ControlBaseConfig]):
+    """No inputs. Outputs: the model, its accuracy per k over the course of training."""
 
-    name: ClassVar[str] = "control"
-    code_version: ClassVar[int] = 3
+    name: ClassVar[str] = "control-base"
+    code_version: ClassVar[int] = 1
     inputs = ()
     uses = ("model",)
 
-    def run(self, config: ControlConfig, inputs: Mapping[str, Any], output: Path, context: Context) -> Summary:
-        """control.parquet: accuracy per k over the course of training. Raises StageError if the loss diverges."""
-        from stages.control.recall import run
+    def run(self, config: ControlBaseConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
+        """model/, control.parquet. Raises StageError if the loss diverges; a base that has not learned to recall is
+        a warning here and in every arm, and a number in their tables."""
+        from stages.control.base import run
 
         return run(config, output, context)
 
 
+class Control(Stage[ControlConfig]):
+    """Input: the ``base`` of the seed. Output: control.parquet."""
+
+    name: ClassVar[str] = "control"
+    code_version: ClassVar[int] = 4
+    inputs = ("base",)
+    uses = ("model",)
+
+    def run(self, config: ControlConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
+        """control.parquet: accuracy per k over the course of training; at its end per knock-out and distance too.
+        Raises StageError if the loss diverges."""
+        from stages.control.arm import run
+
+        return run(config, inputs["base"], output, context)
+
+
+BASE = ControlBase()
 STAGE = Control()
 
-__all__ = ["STAGE", "Artifact", "Control", "ControlConfig", "ControlSettings"]
+__all__ = [
+    "BASE",
+    "CONTROL_ARMS",
+    "STAGE",
+    "Control",
+    "ControlBase",
+    "ControlConfig",
+    "ControlSettings",
+    "control_arms",
+]

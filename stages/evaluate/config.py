@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from model.config import MixerConfig
 from stages.stage import Config
 from stages.tasks.config import RetrievalConfig
 
@@ -45,9 +46,15 @@ class PerplexityConfig(Config):
         return [start for start in starts if start < longest] + [longest]
 
 
-class EvaluateConfig(Config):
+class EvaluateSettings(Config):
     """The study file's ``evaluate:`` section. ``seed`` draws prompts: the same for every arm and training seed."""
 
     perplexity: PerplexityConfig = PerplexityConfig()
     retrieval: RetrievalConfig
     seed: int = Field(default=0, ge=0)
+
+
+class EvaluateConfig(EvaluateSettings):
+    """One model. ``mixer``: what a base, which has none of the arms', is read under; None: the trained model's own."""
+
+    mixer: MixerConfig | None = None

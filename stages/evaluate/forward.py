@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from model.config import MixerConfig
 from model.decoder import Decoder, DecoderState
 from stages.stage import Artifact, Execution, StageError
 
@@ -37,11 +38,20 @@ def torch_device(execution: Execution) -> torch.device:
     return torch.device("cuda" if available and execution.device != "cpu" else "cpu")
 
 
-def load_model(artifact: Artifact, tokenizer: StudyTokenizer, device: torch.device) -> Decoder:
-    """The trained model in eval mode. Raises StageError if its vocabulary is smaller than the tokenizer's."""
+def load_model(
+    artifact: Artifact, tokenizer: StudyTokenizer, device: torch.device, mixer: MixerConfig | None = None
+) -> Decoder:
+    """The trained model in eval mode, or a base's trunk under ``mixer``.
+
+    Raises StageError if its vocabulary is smaller than the tokenizer's.
+    """
     from model import checkpoint
 
-    decoder = checkpoint.load(artifact.path("model"), device=str(device)).eval()
+    folder = artifact.path("model")
+    if mixer is None:
+        decoder = checkpoint.load(folder, device=str(device)).eval()
+    else:
+        decoder = checkpoint.graft(folder, mixer, seed=0, device=device).eval()
     if tokenizer.vocab_size > decoder.config.vocab_size:
         raise StageError(
             f"the model has {decoder.config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}",

@@ -35,6 +35,7 @@ def score(
     Prompts of equal length share a batch, so no pad ever enters a memory.
     """
     device = next(decoder.parameters()).device
+    segment = decoder.config.mixer.segment_length
     by_length: dict[int, list[int]] = {}
     for index, item in enumerate(items):
         by_length.setdefault(len(item.prompt), []).append(index)
@@ -46,8 +47,8 @@ def score(
             hidden, state = prefill(decoder, prompts, knockout)
             nll = answer_nll(decoder, hidden, state, [items[i] for i in chosen], knockout)
             said = greedy(decoder, hidden, state, items[chosen[0]].length - length, knockout)
-            for row, index in enumerate(chosen):
-                rows[index] = _row(items[index], first_integer(tokenizer.decode(said[row])), nll[row], decoder)
+            for index, ids, nats in zip(chosen, said, nll, strict=True):
+                rows[index] = row(items[index], first_integer(tokenizer.decode(ids)), nats, segment)
             progress(length * len(chosen))
     return [rows[index] for index in range(len(items))]
 
@@ -65,7 +66,7 @@ def answer_nll(
         more, _ = decoder.hidden(targets[:, :-1], state, knockout)
         hidden = torch.cat([hidden, more], dim=1)
     nll = decoder.token_nll(hidden, targets).double().cpu().numpy()
-    return [float(nll[row, : len(item.digits)][list(item.digits)].mean()) for row, item in enumerate(items)]
+    return [float(nats[: len(item.digits)][list(item.digits)].mean()) for nats, item in zip(nll, items, strict=True)]
 
 
 @torch.inference_mode()
@@ -87,11 +88,11 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Accuracy and answer_nll of each task (bindings: of each k), of the passkeys beyond the local segment, and the
     control of shuffled answers: the accuracy if every prompt got its successor's answer."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        name = f"{row['task']}.k{row['rivals']}" if row["task"].startswith("bindings") else row["task"]
-        groups.setdefault(name, []).append(row)
-        if row["task"] == "passkey" and row["beyond_local"]:
-            groups.setdefault("passkey.beyond_local", []).append(row)
+    for one in rows:
+        name = f"{one['task']}.k{one['rivals']}" if one["task"].startswith("bindings") else one["task"]
+        groups.setdefault(name, []).append(one)
+        if one["task"] == "passkey" and one["beyond_local"]:
+            groups.setdefault("passkey.beyond_local", []).append(one)
     numbers: dict[str, float] = {}
     for name, members in groups.items():
         numbers[f"{name}.accuracy"] = float(np.mean([r["correct"] for r in members]))
@@ -106,7 +107,12 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return numbers
 
 
-def _row(item: Item, answer: str, nll: float, decoder: Decoder) -> dict[str, Any]:
+def row(item: Item, answer: str, nll: float, segment_length: int) -> dict[str, Any]:
+    """The row of retrieval.parquet of one prompt.
+
+    answer: the number that was said, "" for none. nll: mean nats of the right answer's digit tokens. segment_length: N
+    tokens of the model that answered, which says what lies beyond its local segment.
+    """
     return {
         "task": item.task,
         "item": item.item,
@@ -114,11 +120,13 @@ def _row(item: Item, answer: str, nll: float, decoder: Decoder) -> dict[str, Any
         "prompt_tokens": len(item.prompt),
         "depth": item.depth,
         "rivals": item.rivals,
+        "asked_rank": item.asked_rank,
+        "values": list(item.values),
         "expected": item.expected,
         "answer": answer,
         "correct": int(answer == item.expected),
         "in_set": int(answer in item.values),
         "answer_nll": nll,
         "distance": item.distance,
-        "beyond_local": item.beyond_local(decoder.config.mixer.segment_length),
+        "beyond_local": item.beyond_local(segment_length),
     }

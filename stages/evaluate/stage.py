@@ -1,21 +1,21 @@
-"""The stage ``evaluate``: one trained model on held-out text, the same items for every arm and seed."""
+"""The stage ``evaluate``: one trained model, or a base, on held-out text, the same items for every arm and seed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from stages.evaluate.config import EvaluateConfig, PerplexityConfig
+from stages.evaluate.config import EvaluateConfig, EvaluateSettings, PerplexityConfig
 from stages.stage import Artifact, Context, Execution, Resources, Stage, StageError, Summary
 
-__all__ = ["STAGE", "Evaluate", "EvaluateConfig", "PerplexityConfig"]
+__all__ = ["STAGE", "Evaluate", "EvaluateConfig", "EvaluateSettings", "PerplexityConfig"]
 
 
 class Evaluate(Stage[EvaluateConfig]):
-    """Inputs: ``model`` (pretrain), ``tokens`` (tokenize), ``tokenizer``. Outputs: perplexity and retrieval tables."""
+    """Inputs: ``model`` (pretrain or base), ``tokens`` (tokenize), ``tokenizer``. Outputs: perplexity and retrieval."""
 
     name = "evaluate"
-    code_version = 3
+    code_version = 4
     inputs = ("model", "documents", "tokens", "tokenizer")
     uses = ("model", "stages.tasks")
 
@@ -29,7 +29,7 @@ class Evaluate(Stage[EvaluateConfig]):
         from stages.tokens.load import document_tokens, load_tokenizer
 
         tokenizer = load_tokenizer(inputs["tokenizer"])
-        decoder = load_model(inputs["model"], tokenizer, torch_device(context.execution))
+        decoder = load_model(inputs["model"], tokenizer, torch_device(context.execution), config.mixer)
         documents: list[perplexity.Document] = []
         for split in config.perplexity.splits:
             found, short = perplexity.choose(

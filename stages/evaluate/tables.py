@@ -30,6 +30,8 @@ RETRIEVAL = pa.schema(
         ("prompt_tokens", pa.int64()),
         ("depth", pa.float64()),
         ("rivals", pa.int64()),
+        ("asked_rank", pa.int64()),
+        ("values", pa.list_(pa.string())),
         ("expected", pa.string()),
         ("answer", pa.string()),
         ("correct", pa.int8()),

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -77,7 +77,8 @@ def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) 
         )
         optim.set_lr(optimizer, factor)
         started = time.perf_counter()
-        losses, grad_norm = _step(recipe, decoder, optimizer, batch, runtime, recipe.length_at(step))
+        lengths = Lengths(recipe.length_at(step), recipe.prompt_length_at(step))
+        losses, grad_norm = _step(recipe, decoder, optimizer, batch, runtime, lengths, recipe.share_at(step))
         if not all(math.isfinite(value) for value in losses if value is not None) or not math.isfinite(grad_norm):
             raise StageError(
                 f"training diverged at step {step + 1}: loss {losses[0]}, gradient norm {grad_norm:.3g}, "
@@ -96,7 +97,8 @@ def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) 
             **dict.fromkeys(monitor.COLUMNS),
         }
         if (step + 1) % recipe.monitor_every == 0 or step + 1 == recipe.steps:
-            row |= monitor.read(decoder, torch.from_numpy(batch.tokens[:1]).to(runtime.device))
+            first = batch.tokens[:1, : lengths.prompt if batch.answers[0] else None]
+            row |= monitor.read(decoder, torch.from_numpy(first).to(runtime.device))
         state.rows.append(row)
         state.samples.append(digest(batch.ids))
         state.step, state.wall_s = step + 1, time.perf_counter() - began
@@ -107,18 +109,31 @@ def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) 
     return state
 
 
+class Lengths(NamedTuple):
+    """Tokens of the pieces that rows of text and rows of prompts are cut into; each divides a row's length."""
+
+    text: int
+    prompt: int
+
+
 def _step(
-    recipe: Recipe, decoder: Decoder, optimizer: torch.optim.Optimizer, batch: Batch, runtime: Runtime, length: int
+    recipe: Recipe,
+    decoder: Decoder,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    runtime: Runtime,
+    lengths: Lengths,
+    prompts: float,
 ) -> tuple[tuple[float | None, float | None], float]:
-    """One optimiser step, with text in pieces of ``length`` tokens. Returns ((text loss, answer loss), gradient norm
-    before clipping); None: no such tokens."""
+    """One optimiser step; ``prompts``: their share of the loss. Returns ((text loss, answer loss), gradient norm before
+    clipping); None: no such tokens."""
     share = len(batch.tokens) // runtime.world_size
-    text, answer = loss_weights(batch, recipe.mixture.retrieval_share, length)
+    text, answer = loss_weights(batch, lengths.text)
     has_text, has_answer = bool(text.any()), bool(answer.any())
-    r = recipe.mixture.retrieval_share if has_text and has_answer else float(has_answer)
+    r = prompts if has_text and has_answer else float(has_answer)
     slices = [slice(rank * share, (rank + 1) * share) for rank in range(runtime.world_size)]
     rows = (batch.tokens, text, answer)
-    parts = [_parts(rows, batch.answers, its, length, runtime.micro_batch) for its in slices]
+    parts = [_parts(rows, batch.answers, its, lengths, runtime.micro_batch) for its in slices]
     mine = parts[runtime.rank]
     # every rank passes through the model equally often: its collectives wait for all
     mine += [(mine[0][0], *map(np.zeros_like, mine[0][1:]))] * (max(map(len, parts)) - len(mine))
@@ -130,7 +145,7 @@ def _step(
     for part in mine:
         tokens, text_w, answer_w = (torch.from_numpy(a).to(runtime.device) for a in part)
         with cast:
-            nll, auxiliary = decoder.training_nll(tokens)
+            nll, auxiliary = decoder.training_nll(tokens, _wanted(text_w + answer_w))
         text_loss, answer_loss = (nll * text_w[:, 1:]).sum(), (nll * answer_w[:, 1:]).sum()
         # FSDP averages gradients over ranks; the weights already normalise over the global batch
         loss = ((1 - r) * text_loss + r * answer_loss) * runtime.world_size
@@ -148,17 +163,24 @@ def _step(
     return (text_sum if has_text else None, answer_sum if has_answer else None), float(norm)
 
 
+def _wanted(weights: torch.Tensor) -> torch.Tensor | None:
+    """Which targets of ``weights`` [B, T] count, where picking them out pays; None: all."""
+    marked = weights > 0
+    return marked if 0 < marked.sum() < 0.75 * marked.numel() else None
+
+
 Rows = tuple[NDArray[Any], ...]
 
 
-def _parts(rows: Rows, prompts: NDArray[np.bool_], mine: slice, length: int, micro: int | None) -> list[Rows]:
-    """Micro-batches of the rows ``mine`` of arrays [B, T], of the tokens of ``micro`` sequences each (None: all).
-
-    Where text is cut into pieces of ``length`` tokens, the prompts [B], which stay whole, go by themselves."""
+def _parts(rows: Rows, prompts: NDArray[np.bool_], mine: slice, lengths: Lengths, micro: int | None) -> list[Rows]:
+    """Micro-batches of the rows ``mine`` of arrays [B, T], of the tokens of ``micro`` sequences each (None: all), cut
+    into ``lengths``. Rows of prompts [B] go by themselves where they are cut otherwise than text."""
     rows, prompts, whole = tuple(a[mine] for a in rows), prompts[mine], rows[0].shape[1]
-    groups = [rows]
-    if length < whole:
-        groups = [tuple(a[~prompts].reshape(-1, length) for a in rows), tuple(a[prompts] for a in rows)]
+    if lengths.text == lengths.prompt:
+        groups = [tuple(a.reshape(-1, lengths.text) for a in rows)]
+    else:
+        groups = [tuple(a[~prompts].reshape(-1, lengths.text) for a in rows)]
+        groups += [tuple(a[prompts].reshape(-1, lengths.prompt) for a in rows)]
     made = []
     for group in groups:
         size = (micro or len(prompts)) * whole // group[0].shape[1]

@@ -1,4 +1,7 @@
-"""Global batches: text windows in the seed's order, and retrieval prompts where the recipe asks for them.
+"""Global batches: text windows in the seed's order, and rows of retrieval prompts where the recipe asks for them.
+
+A row of prompts holds as many of the phase's length as a sequence has room for, one after the other; the loop cuts it
+into prompts again. So a batch has the same number of tokens at every step, whatever the prompts' length.
 
 With ``mixture.order: documents`` a row of the batch is a lane that reads documents window after window, and
 ``continues`` marks the rows that go on where the same row of the batch before ended. Rows keep their place, so the rank
@@ -8,7 +11,6 @@ first token of a window is none, also where it continues, so losses compare.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,15 +20,16 @@ from numpy.typing import NDArray
 from stages.pretrain.data import DocumentOrder, SampleOrder, Windows, generator
 from stages.pretrain.recipe import Recipe
 
-# (count, first) -> tokens [count, T] and mask of answer tokens [count, T]; row i depends on first + i alone
-PromptRows = Callable[[int, int], tuple[NDArray[np.int32], NDArray[np.uint8]]]
+# (length, count, first) -> tokens [count, length] and mask of answer tokens [count, length]; prompt i depends on length
+# and first + i alone
+PromptRows = Callable[[int, int, int], tuple[NDArray[np.int32], NDArray[np.uint8]]]
 
 
 @dataclass(frozen=True)
 class Batch:
     """One global batch. tokens int64 [B, T]; mask bool [B, T] marks target tokens (the first is never one); answers
-    bool [B] marks prompts; ids int64 [B]: window ids, and -1 - n for the n-th prompt; continues bool [B]: the row's
-    text goes on where that row ended in the batch before (never in the shuffled order)."""
+    bool [B] marks rows of prompts; ids int64 [B]: window ids, and -1 - n for the n-th row of prompts; continues
+    bool [B]: the row's text goes on where that row ended in the batch before (never in the shuffled order)."""
 
     tokens: NDArray[np.int64]
     mask: NDArray[np.bool_]
@@ -44,15 +47,13 @@ class Batches:
         self.order = SampleOrder(groups, shares, recipe.seed)
         self.lanes: DocumentOrder | None = None
         if recipe.mixture.order == "documents":
-            # the config has seen to it that every batch has as many prompts as the first
-            self.lanes = DocumentOrder(windows, groups, shares, recipe.seed, recipe.batch_sequences - self._prompts(0))
-
-    def prompts_before(self, step: int) -> int:
-        """Prompts in all batches before ``step``; a batch's own count differs by at most one between steps."""
-        return math.floor(step * self.recipe.batch_sequences * self.recipe.mixture.retrieval_share + 1e-9)
+            # the config has seen to it that every batch has as many rows of prompts as the first
+            lanes = recipe.batch_sequences - recipe.prompt_rows_before(1)
+            self.lanes = DocumentOrder(windows, groups, shares, recipe.seed, lanes)
 
     def __getitem__(self, step: int) -> Batch:
-        size, first, count = self.recipe.batch_sequences, self.prompts_before(step), self._prompts(step)
+        size, first = self.recipe.batch_sequences, self.recipe.prompt_rows_before(step)
+        count = self.recipe.prompt_rows_before(step + 1) - first
         continues = np.zeros(size, np.bool_)
         if self.lanes is None:
             ids = self.order.ids(step * size - first, size - count)
@@ -63,7 +64,10 @@ class Batches:
         if count:
             assert self.prompts is not None
             answers[size - count :] = True
-            prompt_tokens, prompt_mask = self.prompts(count, first)
+            length = self.recipe.prompt_length_at(step)
+            each = tokens.shape[1] // length
+            made = self.prompts(length, count * each, first * each)
+            prompt_tokens, prompt_mask = (part.reshape(count, -1) for part in made)
             ids = np.concatenate([ids, -1 - np.arange(first, first + count)])
             tokens = np.concatenate([tokens, prompt_tokens.astype(np.int64)])
             mask = np.concatenate([mask, prompt_mask.astype(np.bool_)])
@@ -74,14 +78,12 @@ class Batches:
         mask[:, 0] = False
         return Batch(tokens, mask, answers, ids, continues)
 
-    def _prompts(self, step: int) -> int:
-        return self.prompts_before(step + 1) - self.prompts_before(step)
 
-
-def loss_weights(batch: Batch, retrieval_share: float, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def loss_weights(batch: Batch, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Weights [B, T] of the nll of each token in the text loss and in the answer loss; each sums to 1 over the global
-    batch, or to 0 where it has no such token. The training loss is (1 - r) text + r answer, so neither the split into
-    ranks nor into micro-batches changes it. Nothing predicts the first token of each ``length`` tokens of text."""
+    batch, or to 0 where it has no such token. The training loss is (1 - r) text + r answer for a share r of prompts, so
+    neither the split into ranks nor into micro-batches changes it. Nothing predicts the first token of each ``length``
+    tokens of text."""
     text = batch.mask & ~batch.answers[:, None]
     text[:, ::length] = False
     answer = batch.mask & batch.answers[:, None]

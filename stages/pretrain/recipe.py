@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from model.config import MixerConfig
-from stages.pretrain.config import BaseConfig, MixtureConfig, OptimSettings, PretrainConfig
+from stages.pretrain.config import BaseConfig, MixtureConfig, OptimSettings, PretrainConfig, PromptPhase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +33,40 @@ class Recipe:
     curriculum_steps: int = 0
 
     def length_at(self, step: int) -> int:
-        """Tokens of the pieces that text is read in at ``step`` (0-based): a curriculum's, then whole sequences."""
-        if step >= self.curriculum_steps:
-            return self.sequence_length
-        return self.lengths[step * len(self.lengths) // self.curriculum_steps]
+        """Tokens of the pieces that text is read in at ``step`` (0-based): a curriculum's or the phase's, then whole
+        sequences."""
+        if step < self.curriculum_steps:
+            return self.lengths[step * len(self.lengths) // self.curriculum_steps]
+        phase = self.phase_at(step)
+        return self.sequence_length if phase is None or phase.text_length is None else phase.text_length
+
+    def phase_at(self, step: int) -> PromptPhase | None:
+        """The phase of prompts that ``step`` (0-based) is in; None where the mixture has none."""
+        phases = self.mixture.prompts
+        return next((phase for phase in phases if step < self._end(phase)), phases[-1] if phases else None)
+
+    def prompt_length_at(self, step: int) -> int:
+        """Tokens of a prompt at ``step``."""
+        phase = self.phase_at(step)
+        return self.sequence_length if phase is None else phase.length
+
+    def share_at(self, step: int) -> float:
+        """Share of the batch's tokens that are prompts at ``step``."""
+        phase = self.phase_at(step)
+        return 0.0 if phase is None else phase.share
+
+    def prompt_rows_before(self, step: int) -> int:
+        """Rows of prompts in all batches before ``step``; within a phase the batches' own counts differ by at most
+        one."""
+        rows, began, phases = 0.0, 0, self.mixture.prompts
+        for phase in phases:
+            end = step if phase is phases[-1] else min(step, self._end(phase))
+            rows += (end - began) * self.batch_sequences * phase.share
+            began = end
+        return math.floor(rows + 1e-9)
+
+    def _end(self, phase: PromptPhase) -> int:
+        return round(phase.until * self.steps)
 
 
 def _optim(optim: OptimSettings) -> dict[str, object]:
@@ -57,7 +88,7 @@ def of_base(config: BaseConfig) -> Recipe:
         sequence_length=config.sequence_length,
         gate_lr=config.lr,
         monitor_every=config.steps + 1,
-        mixture=MixtureConfig(),
+        mixture=config.mixture,
         **_optim(config),  # type: ignore[arg-type]
     )
 

@@ -1,4 +1,9 @@
-"""From a job to a finished artifact: by Ray Train inside a Ray cluster, by the same loop in this process without."""
+"""From a job to a finished artifact: one worker trains in the step's own process, several on Ray Train.
+
+One worker needs no placement group, no process group and no controller, which together take 15 to 30 s to start. The
+step's Ray task asks for the worker's CPUs and GPUs itself; if its process dies, Ray runs the task again (up to
+``execution.max_failures`` times), and it goes on from its newest resume point, as a worker of Ray Train does.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +28,11 @@ def run_job(job: Job, output: Path, context: Context) -> Summary:
         if artifact is not None:
             artifact.path()  # a damaged input ends the step here, and is not tried again by worker after worker
     if not worker.exported(job.work_url):
-        if ray_is_running():
+        if job.execution.train_workers > 1:
             _by_ray(job, context)
         else:
-            worker.run(job, 0, 1, on_row=lambda row: relay(context, row, job.recipe.steps), on_warning=context.warn)
+            with worker.threads(job.execution):
+                worker.run(job, 0, 1, on_row=lambda row: relay(context, row, job.recipe.steps), on_warning=context.warn)
         if not worker.exported(job.work_url):
             raise RuntimeError(f"training ended without an export below {job.work_url}")
     worker.take_export(job.work_url, output)
@@ -35,6 +41,14 @@ def run_job(job: Job, output: Path, context: Context) -> Summary:
 
 def _by_ray(job: Job, context: Context) -> None:
     execution = job.execution
+    if not ray_is_running():
+        raise StageError(
+            "several workers run on Ray only",
+            field="execution.train_workers",
+            value=execution.train_workers,
+            allowed="1 with --address inline",
+            fix="set it to 1, or run with --address local",
+        )
     for stale in (worker.FAILURE, worker.CANCEL):
         fs, path = filesystem(join(job.work_url, stale))
         if fs.exists(path):

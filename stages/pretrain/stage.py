@@ -33,17 +33,18 @@ __all__ = [
 
 
 class Base(Stage[BaseConfig]):
-    """Inputs ``tokens``, ``tokenizer``. Scratch: full causal attention within the short context; hf: an import."""
+    """One base and its seed. Inputs ``tokens``, ``tokenizer``. Scratch: full causal attention within the short context;
+    hf: an import."""
 
     name: ClassVar[str] = "base"
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
     inputs = ("tokens", "tokenizer")
     uses = ("model", "stages.tasks")
     deterministic: ClassVar[bool] = False  # tokens per second are in the log
 
     def resources(self, config: BaseConfig, execution: Execution) -> Resources:
-        """0 CPUs while Ray Train's workers do the work; an import is done by the step itself."""
-        return Resources(cpus=0.0 if config.init == "scratch" else execution.task_cpus)
+        """Of the training, or of the import."""
+        return _own(execution) if config.init == "scratch" else Resources(cpus=execution.task_cpus)
 
     def needs(self, config: BaseConfig, execution: Execution) -> Resources:
         return _workers(execution) if config.init == "scratch" else self.resources(config, execution)
@@ -77,14 +78,13 @@ class Pretrain(Stage[PretrainConfig]):
     """One arm and seed. Inputs ``tokens``, ``tokenizer``, ``base``."""
 
     name: ClassVar[str] = "pretrain"
-    code_version: ClassVar[int] = 3
+    code_version: ClassVar[int] = 4
     inputs = ("tokens", "tokenizer", "base")
     uses = ("model", "stages.tasks")
     deterministic: ClassVar[bool] = False
 
     def resources(self, config: PretrainConfig, execution: Execution) -> Resources:
-        """The step only waits for Ray Train's workers, which ask for their own CPUs and GPUs."""
-        return Resources(cpus=0.0)
+        return _own(execution)
 
     def needs(self, config: PretrainConfig, execution: Execution) -> Resources:
         return _workers(execution)
@@ -107,6 +107,11 @@ class Pretrain(Stage[PretrainConfig]):
             mixer=config.mixer,
         )
         return run_job(job, output, context)
+
+
+def _own(execution: Execution) -> Resources:
+    """A single worker is the step itself; with several the step only waits for them, they ask for their own."""
+    return _workers(execution) if execution.train_workers == 1 else Resources(cpus=0.0)
 
 
 def _workers(execution: Execution) -> Resources:

@@ -5,12 +5,13 @@ Imports stay few (torch, numpy, pyarrow): every worker of every run pays for the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,8 @@ def ray_worker(config: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     local = context.get_local_rank()
     try:
-        run(job, rank, world_size, local)
+        with threads(job.execution):
+            run(job, rank, world_size, local)
     except Cancelled:
         return
     except StageError as error:
@@ -69,6 +71,19 @@ def ray_worker(config: dict[str, Any]) -> None:
             fs, path = filesystem(join(job.work_url, FAILURE))
             fault |= {"allowed": error.allowed, "fix": error.fix}
             write_atomic(fs, path, json.dumps(fault, default=repr).encode())
+
+
+@contextlib.contextmanager
+def threads(execution: Execution) -> Iterator[None]:
+    """As many torch threads as the worker has cores, while it trains: its process may serve other steps afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(execution.cpus_per_worker)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run(
@@ -84,13 +99,10 @@ def run(
 
     ``on_row`` and ``on_warning`` replace the progress file where the step runs in this very process.
     """
-    import torch
-
     from model.allocator import keep_freed_memory
     from stages.pretrain.checkpoint import Checkpoints
     from stages.pretrain.loop import Runtime, full_state_dict, train
 
-    torch.set_num_threads(max(1, int(job.execution.cpus_per_worker)))
     device = choose_device(job.execution, local_rank)
     if device.type == "cpu":
         keep_freed_memory()
@@ -162,7 +174,7 @@ def open_batches(job: Job) -> Batches:
     recipe = job.recipe
     rows = TokenRows(job.tokens.path("train"))
     prompts: PromptRows | None = None
-    if recipe.mixture.retrieval_share > 0:
+    if any(phase.share for phase in recipe.mixture.prompts):
         from stages.tasks.training import training_rows
         from stages.tokens.load import load_tokenizer
 
@@ -176,17 +188,18 @@ def open_batches(job: Job) -> Batches:
                 break
         haystack = np.concatenate(pieces)
 
-        def prompts(count: int, first: int) -> Any:
+        def prompts(length: int, count: int, first: int) -> Any:
             return training_rows(
                 codec,
                 haystack,
-                recipe.sequence_length,
+                length,
                 count,
                 recipe.seed,
                 format=recipe.mixture.retrieval_format,
                 tasks=recipe.mixture.retrieval_tasks,
                 rivals=recipe.mixture.retrieval_rivals,
                 first=first,
+                field="mixture.prompts length",
             )
 
     return Batches(recipe, Windows(rows, recipe.sequence_length), prompts)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,36 +12,52 @@ from model.config import MixerConfig
 from stages.claims.evidence import Evidence
 from stages.claims.table import CLAIMS, decide
 from stages.claims.verdict import DECISIONS, Number, Verdict
+from stages.report.calibration import sentences
 from stages.report.config import ReportConfig
 from stages.report.document import document
 from stages.report.figures.all import FIGURES, draw
 from stages.report.figures.style import Figure
-from stages.report.html import page
-from stages.report.markdown import markdown
 from stages.report.numbers import collect, costs
-from stages.stage import Artifact, Context, Summary
+from stages.report.recipe import recipe
+from stages.report.render import write
+from stages.stage import Artifact, Context, Place, Summary
+
+AUDITS = {
+    "decontaminate": ("audit", "the contamination audit"),
+    "taskaudit": ("audit-tasks", "the audit of the tasks' own texts"),
+}
+"""Step -> folder for its pages, and what they are."""
 
 
 def build(config: ReportConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
     """Write every file of the report below ``output`` and say what is in it."""
     total = len(CLAIMS) + len(FIGURES) + 2
-    evidence = Evidence(inputs, arms=config.arms, seeds=config.seeds, trunk=config.trunk, rules=config.claims)
+    evidence = Evidence(
+        inputs,
+        arms=config.arms,
+        seeds=config.seeds,
+        trunk=config.trunk,
+        rules=config.claims,
+        control_arms=config.control_arms,
+    )
     verdicts: list[Verdict] = []
     for claim in CLAIMS:
         verdicts.append(decide(claim, evidence))
         context.progress(len(verdicts), total, "parts")
         context.log(f"{claim.id} {claim.name}: {verdicts[-1].label}. {verdicts[-1].reason}")
-    numbers = collect(evidence, verdicts)
+    collected = collect(evidence, verdicts)
+    numbers = collected.sections
     context.progress(len(CLAIMS) + 1, total, "parts")
     figures: list[tuple[str, Figure]] = []
-    for done, (section, figure) in enumerate(draw(evidence, numbers, output), start=len(CLAIMS) + 2):
+    for done, (section, figure) in enumerate(draw(evidence, collected.named, output), start=len(CLAIMS) + 2):
         if figure is not None:
             figures.append((section, figure))
         context.progress(done, total, "parts")
-    report = document(config, verdicts, numbers, figures, costs(evidence), setup(evidence))
-    (output / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False), encoding="utf-8")
-    (output / "report.md").write_text(markdown(report), encoding="utf-8")
-    (output / "report.html").write_text(page(report, figures), encoding="utf-8")
+    report = document(
+        config, verdicts, numbers, figures, costs(evidence), setup(evidence), recipe=recipe(evidence, config.recipe),
+        calibration=sentences(evidence, collected.named), pages=copy_pages(inputs, output),
+    )  # fmt: skip
+    write(report, output, Place())
     _write_verdicts(verdicts, output / "verdicts.parquet")
     _write_numbers(numbers, output / "numbers.parquet")
     context.progress(total, total, "parts")
@@ -57,8 +73,30 @@ def build(config: ReportConfig, inputs: Mapping[str, Artifact], output: Path, co
         headline=", ".join(f"{count} {decision}" for decision, count in counts.items() if count),
         metrics=_metrics(counts, verdicts, numbers),
         tables={"verdicts": "verdicts.parquet", "numbers": "numbers.parquet"},
-        figures=["report.html", "report.md", *(figure.png for _, figure in figures)],
+        figures=["report.html", "report.md", "report.json", *_files(figures)],
     )
+
+
+def _files(figures: Sequence[tuple[str, Figure]]) -> list[str]:
+    return [name for _, figure in figures for name in (figure.png, figure.svg, figure.narrow, figure.data)]
+
+
+def copy_pages(inputs: Mapping[str, Artifact], output: Path) -> list[dict[str, str]]:
+    """The pages of the audits below ``output``, so that the report leads to them wherever it is copied to."""
+    made = []
+    for step, (folder, title) in AUDITS.items():
+        try:
+            source = inputs[step].path("audit.html") if step in inputs else None
+        except FileNotFoundError:
+            continue
+        if source is None:
+            continue
+        (output / folder).mkdir()
+        shutil.copyfile(source, output / folder / "audit.html")
+        if (source.parent / "evidence").is_dir():
+            shutil.copytree(inputs[step].path("evidence"), output / folder / "evidence")
+        made.append({"step": step, "key": inputs[step].key, "title": title, "path": f"{folder}/audit.html"})
+    return made
 
 
 def setup(evidence: Evidence) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from model.config import MixerConfig, TrunkConfig
@@ -19,3 +21,7 @@ class ReportConfig(Config):
     trunk: TrunkConfig
     seeds: tuple[int, ...] = Field(min_length=1)
     claims: ClaimsConfig = ClaimsConfig()
+    control_arms: dict[str, MixerConfig] = Field(default={}, description="arms of the positive control, by name")
+    recipe: dict[str, Any] = Field(
+        default={}, description="the sections base and pretrain, for the table of the recipe"
+    )

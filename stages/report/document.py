@@ -12,19 +12,29 @@ from stages.report.config import ReportConfig
 from stages.report.figures.style import Figure
 from stages.report.numbers import CostRow
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("perplexity", "Perplexity", ("perplexity", "perplexity differences", "perplexity by position")),
-    ("memory", "Is the memory used?", ("gates",)),
+    ("calibration", "Calibration: what this instrument measures where the answer is known",
+     ("control", "control by distance", "control knocked out", "calibration")),
     ("retrieval", "Retrieval and binding", ("passkey", "bindings")),
-    ("mechanism", "Mechanism and positive control", ("control", "capacity")),
+    ("memory", "Is the memory used?", ("gates",)),
+    ("perplexity", "Perplexity", ("perplexity", "perplexity differences", "perplexity by position")),
+    ("mechanism", "Capacity of the mechanism", ("capacity",)),
     ("data", "Data", ()),
     ("summaries", "Summaries", ("summarization",)),
     ("cost", "Cost", ("cost",)),
     ("training", "Training", ()),
-)
-"""(id, title, sections of numbers) in the order of the page."""
+)  # fmt: skip
+"""(id, title, sections of numbers) in the order of the page; the first stands before the verdicts."""
+
+IN_WORDS = {
+    "supported": "The evidence supports this.",
+    "refuted": "The evidence contradicts this.",
+    "inconclusive": "The evidence does not decide this.",
+    "not measured": "Nothing in this study measures this.",
+}
+"""A verdict for a reader who has never seen the table."""
 
 
 def document(
@@ -34,22 +44,30 @@ def document(
     figures: Sequence[tuple[str, Figure]],
     costs: Sequence[CostRow],
     setup: Mapping[str, Any],
+    *,
+    recipe: Sequence[Mapping[str, str]] = (),
+    calibration: Sequence[str] = (),
+    pages: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
-    """The content of report.json. Infinite or undefined values are null."""
+    """The content of report.json. Infinite or undefined values are null.
+
+    recipe: rows of base and arms. calibration: sentences. pages: title and path of pages beside the report.
+    """
     value = {
         "schema_version": SCHEMA_VERSION,
         "study": config.study,
         "title": config.title or config.study,
         "description": config.description,
         "setup": dict(setup),
+        "recipe": list(recipe),
+        "calibration": list(calibration),
+        "pages": list(pages),
         "counts": {decision: sum(v.decision == decision for v in verdicts) for decision in DECISIONS},
-        "verdicts": [verdict.to_dict() for verdict in verdicts],
+        "verdicts": [verdict.to_dict() | {"words": IN_WORDS[verdict.decision]} for verdict in verdicts],
         "numbers": {section: [asdict(number) for number in rows] for section, rows in numbers.items()},
         "costs": [asdict(row) for row in costs],
-        "figures": [
-            {"section": section, **{k: v for k, v in asdict(figure).items() if k != "svg"}}
-            for section, figure in figures
-        ],
+        "figures": [{"section": section, **asdict(figure)} for section, figure in figures],
+        "place": {"options": "", "runs": {}, "facts": [], "file": "{}"},
     }
     plain = _finite(value)
     assert isinstance(plain, dict)
@@ -72,8 +90,9 @@ def _finite(value: Any) -> Any:
 
 SIGNED = ("relative", "accuracy above")
 PERCENT_UNITS = ("accuracy", "share", "relative perplexity", "F1")
-POINTS = {"accuracy lost": "points of accuracy lost", "accuracy above 1/k": "points of accuracy above 1/k"}
-"""Differences of shares: shown in points, so that nobody takes them for relative changes."""
+POINTS = ("accuracy lost", "accuracy above")
+"""Beginnings of units that are differences of shares: shown in points, so that nobody takes them for relative
+changes."""
 
 
 def shown(value: float | None, unit: str) -> str:
@@ -86,7 +105,7 @@ def shown(value: float | None, unit: str) -> str:
         signed = hundredfold != 0 and (unit.startswith(SIGNED) or unit.endswith("difference"))
         text = f"{hundredfold:+.1f}" if signed else f"{hundredfold:.1f}"
         text += "" if shown_unit(unit).startswith("points") else "%"
-    elif unit == "associations" and abs(value) < 10:
+    elif abs(value) >= 1e9 or (unit == "associations" and abs(value) < 10):  # an interval without bounds to speak of
         text = f"{value:.2g}"
     elif abs(value) >= 1000 or (unit == "associations" and abs(value) >= 10):
         text = f"{value:,.0f}"
@@ -101,7 +120,7 @@ def shown_unit(unit: str) -> str:
     """The unit as it stands beside ``shown``: differences of shares become points."""
     if unit.endswith(" difference") and "relative" not in unit:
         return f"points of {unit.removesuffix(' difference')}"
-    return POINTS.get(unit, unit)
+    return f"points of {unit}" if unit.startswith(POINTS) else unit
 
 
 def interval(low: float | None, high: float | None, unit: str) -> str:

@@ -1,4 +1,8 @@
-"""Every number of the report beside the verdicts', by section, each with the rows it came from."""
+"""Every number of the report beside the verdicts', by section, each with the rows it came from.
+
+A quantity is printed once: a number that a verdict rests on is not computed again, and two names for the same rows,
+unit and estimate are one number with one interval.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from stages.claims import mechanism, perplexity, retrieval, summaries
-from stages.claims.effects import proportion
+from stages.claims import binding, mechanism, perplexity, retrieval, summaries
+from stages.claims.effects import accuracy, effect, proportion
 from stages.claims.evidence import BEYOND, Evidence, paired
 from stages.claims.verdict import Number, Source, Verdict
+from stages.report import calibration
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,31 +39,47 @@ class CostRow:
     sources: tuple[Source, ...]
 
 
-def collect(evidence: Evidence, verdicts: Iterable[Verdict]) -> dict[str, list[Number]]:
-    """Section -> numbers. Numbers that a verdict rests on come first and are not computed again."""
+@dataclass(frozen=True)
+class Collected:
+    """``sections``: numbers in the order of the page, each once. ``named``: every name, also those of quantities that
+    another name already stands for."""
+
+    sections: dict[str, list[Number]]
+    named: dict[str, Number]
+
+
+def collect(evidence: Evidence, verdicts: Iterable[Verdict]) -> Collected:
+    """All numbers. Those that a verdict rests on come first and are not computed again."""
     own: dict[str, list[Number]] = {
+        "calibration": calibration.numbers(evidence),
         "perplexity": perplexities(evidence),
         "perplexity differences": differences(evidence),
         "perplexity by position": by_position(evidence),
         "passkey": passkey_by_length(evidence),
         "bindings": bindings(evidence),
-        "control": [n for arm in evidence.arms for n in retrieval.control_accuracies(evidence, arm)],
+        "control": [n for arm in evidence.control_arms for n in binding.control_accuracies(evidence, arm)],
+        "control by distance": calibration.distances(evidence),
+        "control knocked out": calibration.knockouts(evidence),
         "capacity": capacity_points(evidence),
         "gates": gates(evidence),
         "summarization": rouge(evidence),
         "cost": cost_numbers(evidence),
     }
-    seen: set[str] = set()
+    named: dict[str, Number] = {}
+    known: dict[tuple[frozenset[Source], str, float], Number] = {}
     sections: dict[str, list[Number]] = {"verdicts": []}
-    for verdict in verdicts:
-        for number in verdict.numbers:
-            if number.name not in seen:
-                seen.add(number.name)
-                sections["verdicts"].append(number)
-    for name, numbers in own.items():
-        sections[name] = [number for number in numbers if number.name not in seen]
-        seen.update(number.name for number in numbers)
-    return {name: numbers for name, numbers in sections.items() if numbers}
+    groups = [("verdicts", [number for verdict in verdicts for number in verdict.numbers]), *own.items()]
+    for section, numbers in groups:
+        for number in numbers:
+            if number.name in named:
+                continue
+            quantity = (frozenset(number.sources), number.unit, round(number.estimate, 12))
+            same = known.get(quantity) if number.sources and math.isfinite(number.estimate) else None
+            named[number.name] = same or number
+            if same is None:
+                known[quantity] = number
+                sections.setdefault(section, []).append(number)
+    return Collected({name: numbers for name, numbers in sections.items() if numbers}, named)
 
 
 def perplexities(evidence: Evidence) -> list[Number]:
@@ -104,7 +125,7 @@ def _level(evidence: Evidence, rows: pd.DataFrame, weight: str, scale: float = 1
     if pair is None or not pair.weights.sum() > 0:
         return None
     rules = evidence.rules
-    found = hierarchical(pair.a, pair.weights * scale, level=1 - rules.alpha, draws=rules.resamples, seed=rules.seed)
+    found = hierarchical(pair.a, pair.weights * scale, level=1 - rules.alpha)
     return Number("", "", found.estimate, found.low, found.high, len(pair.items), "", found.method)
 
 
@@ -129,24 +150,36 @@ def differences(evidence: Evidence) -> list[Number]:
 
 
 def by_position(evidence: Evidence) -> list[Number]:
-    """Perplexity of every arm in every position bucket."""
+    """Perplexity of every arm in every position bucket, and of the others against local, paired."""
     table = evidence.perplexity
+    local = next(iter(evidence.arms_of_kind("local")), None)
     found = []
-    for (start, end), bucket in table.groupby(["bucket_start", "bucket_end"]) if len(table) else ():
+    for start, bucket in table.groupby("bucket_start") if len(table) else ():
+        where = f"bucket_start == {start}"
+        end = int(bucket["bucket_end"].max())
         for arm in evidence.arms:
-            number = _level(evidence, bucket[bucket["arm"] == arm], "tokens")
+            rows = bucket[bucket["arm"] == arm]
+            number = _level(evidence, rows, "tokens")
             if number is None:
                 continue
-            sources = evidence.sources("evaluate", perplexity.TABLE, f"bucket_start == {start}", arm)
             found.append(
                 replace(
                     _exponential(number),
                     name=f"position.{arm}.{start}",
                     label=f"{arm}, tokens {start:,} to {end:,}",
                     unit="perplexity/token",
-                    sources=sources,
+                    sources=evidence.sources("evaluate", perplexity.TABLE, where, arm),
                 )
             )
+            pair = paired(bucket[bucket["arm"] == local], rows, "doc_id", "nll_sum", "tokens") if local else None
+            if pair is None or arm == local:
+                continue
+            gap = perplexity.relative(
+                effect(pair, evidence.rules), f"position_gap.{arm}.{start}",
+                f"{arm} against {local}, tokens {start:,} to {end:,}", evidence, arm, str(local),
+            )  # fmt: skip
+            sources = evidence.sources("evaluate", perplexity.TABLE, where, arm, str(local))
+            found.append(replace(gap, sources=sources))
     return found
 
 
@@ -158,18 +191,9 @@ def passkey_by_length(evidence: Evidence) -> list[Number]:
         if not len(beyond):
             continue
         for length, rows in beyond.groupby("length"):
-            where = f"task == 'passkey' and length == {length} and {BEYOND}"
-            found.append(
-                retrieval.accuracy(
-                    evidence,
-                    arm,
-                    rows,
-                    name=f"passkey.{arm}.{length}",
-                    label=f"{arm}, passkey at {length:,} tokens",
-                    row_filter=where,
-                )
-            )
+            found.append(retrieval.at_length(evidence, arm, beyond, int(length)))
             if "answer_nll" in rows and rows["answer_nll"].notna().all():
+                where = f"task == 'passkey' and length == {length} and {BEYOND}"
                 found.append(_answer_nll(evidence, arm, int(length), rows, where))
     return found
 
@@ -182,8 +206,6 @@ def _answer_nll(evidence: Evidence, arm: str, length: int, rows: pd.DataFrame, w
         rows["answer_nll"].to_numpy(float),
         rows["item"].tolist(),
         level=1 - rules.alpha,
-        draws=rules.resamples,
-        seed=rules.seed,
     )
     return Number(
         f"passkey_nll.{arm}.{length}",
@@ -200,50 +222,42 @@ def _answer_nll(evidence: Evidence, arm: str, length: int, rows: pd.DataFrame, w
 
 def bindings(evidence: Evidence) -> list[Number]:
     """Accuracy per k and arm; how often the answer is any needle's number (the set is known); and how often a rival's
-    number drawn at random is given when the asked word is in no needle."""
+    number drawn at random is given when the asked word is in no needle. At the longest length asked."""
     table = evidence.retrieval
+    if not len(table):
+        return []
     found = []
-    if len(table) and "in_set" in table:
-        known = table[table["task"] == "bindings"]
-        known = known.assign(task="bindings_set", correct=known["in_set"])
-        table = _concatenated(table, known)
-    for task, label in (
-        ("bindings", "bindings"),
-        ("bindings_set", "any needle's number"),
-        ("bindings_absent", "absent cue"),
+    for task, name, label, column in (
+        ("bindings", "bindings", "bindings", "correct"),
+        ("bindings", "bindings_set", "any needle's number", "in_set"),
+        ("bindings_absent", "bindings_absent", "absent cue", "correct"),
     ):
-        for arm in evidence.arms if len(table) else ():
-            rows = table[(table["arm"] == arm) & (table["task"] == task) & table["beyond_local"].astype(bool)]
-            for k, cell in rows.groupby("rivals"):
-                found.append(
-                    retrieval.accuracy(
-                        evidence,
-                        arm,
-                        cell,
-                        name=f"{task}.{arm}.k{k}",
-                        label=f"{arm}, {label}, k = {k}",
-                        row_filter=f"task == '{task.replace('_set', '')}' and rivals == {k} and {BEYOND}",
-                    )
-                )
-    return found
-
-
-def _concatenated(*tables: pd.DataFrame) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.concat(tables, ignore_index=True)
+        asked = table[(table["task"] == task) & table["beyond_local"].astype(bool)]
+        if not len(asked) or column not in asked:
+            continue
+        length = int(asked["length"].max())
+        asked = asked[asked["length"] == length].assign(correct=lambda rows, column=column: rows[column])
+        for (arm, k), cell in asked.groupby(["arm", "rivals"], sort=False):
+            where = f"task == '{task}' and length == {length} and rivals == {k} and {BEYOND}"
+            sources = evidence.sources("evaluate", retrieval.TABLE, where, str(arm))
+            number = accuracy(f"{name}.{arm}.k{k}", f"{arm}, {label}, k = {k}", cell, sources=sources,
+                              rules=evidence.rules)  # fmt: skip
+            found.append(replace(number, unit="accuracy" if column == "correct" else "share of answers"))
+    order = list(evidence.arms)
+    return sorted(found, key=lambda number: order.index(number.name.split(".")[1]))
 
 
 def capacity_points(evidence: Evidence) -> list[Number]:
-    """50% and 95% points of every feature map and rule."""
-    table = evidence.table("capacity", "capacity.parquet")
-    if not len(table):
+    """50% and 95% points of argmax recall and of exact readout, by keys, feature map and rule."""
+    table = evidence.table("capacity", mechanism.TABLE)
+    if not len(table) or "keys" not in table:
         return []
-    cells = table[["feature_map", "rule"]].drop_duplicates().itertuples(index=False)
+    cells = table[["keys", "feature_map", "rule"]].drop_duplicates().itertuples(index=False)
     found = [
-        mechanism.capacity_point(evidence, cell.rule, cell.feature_map, accuracy)
+        mechanism.capacity_point(evidence, cell.keys, cell.rule, cell.feature_map, level, column)
         for cell in cells
-        for accuracy in dict.fromkeys((0.5, evidence.rules.capacity.accuracy))
+        for column in ("accuracy", "exact")
+        for level in dict.fromkeys((0.5, evidence.rules.capacity.accuracy))
     ]
     return [number for number in found if number is not None]
 
@@ -256,11 +270,11 @@ def gates(evidence: Evidence) -> list[Number]:
         rows = table[table["arm"] == arm]
         if not len(rows):
             continue
-        for name, label, condition, chosen in (
-            ("memory", "heads with g > 0.9", "gate > 0.9", rows["gate"] > 0.9),
-            ("local", "heads with g < 0.1", "gate < 0.1", rows["gate"] < 0.1),
+        for name, label, chosen in (
+            ("memory", "heads with g > 0.9", rows["gate"] > 0.9),
+            ("local", "heads with g < 0.1", rows["gate"] < 0.1),
         ):
-            sources = evidence.sources("ablate", "gates.parquet", condition, arm)
+            sources = evidence.sources("ablate", "gates.parquet", "", arm)
             share = proportion(
                 f"gates.{name}.{arm}", f"{arm}: {label}", chosen.tolist(), sources=sources, rules=evidence.rules
             )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stages.report.config import ReportConfig
-from stages.stage import Artifact, Context, Stage, Summary
+from stages.stage import Artifact, Context, Place, Stage, Summary
 
 __all__ = ["STAGE", "Report", "ReportConfig"]
 
@@ -16,7 +16,7 @@ class Report(Stage[ReportConfig]):
     that need them are then ``not measured``."""
 
     name = "report"
-    code_version = 3
+    code_version = 4
     uses = ("stages.claims", "stages.statistics")
     deterministic = False  # prints measured tokens per second
 
@@ -24,6 +24,12 @@ class Report(Stage[ReportConfig]):
         from stages.report.build import build
 
         return build(config, inputs, output, context)
+
+    def publish(self, folder: Path, place: Place) -> None:
+        """The pages again, with commands and links of that place."""
+        from stages.report.render import rewrite
+
+        rewrite(folder, place)
 
 
 STAGE = Report()

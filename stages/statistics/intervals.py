@@ -1,27 +1,32 @@
-"""Estimates with confidence intervals.
+"""Estimates with confidence intervals, all in closed form.
 
-The unit of resampling is always the thing that was drawn: the prompt for retrieval scores, the document for
-perplexity and ROUGE, the seed and then the item for differences between arms. Tokens are never the unit.
-Every function is deterministic in ``seed``.
+The unit of an interval is always the thing that was drawn: the prompt, the document or book, and the seed. Tokens are
+never the unit. Seeds answer the *same* prompts (a crossed design, [seeds, items]), so an odd prompt moves all seeds
+together; a control draws fresh trials for every seed (nested). docs/statistics.md has the formulas and the simulated
+coverage of each interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 Floats = NDArray[np.float64]
+Alternative = Literal["two-sided", "greater", "less"]
 
-_CHUNK = 4_000_000  # resampled values held at once (32 MB of float64)
+# Share of the noise within seeds that is taken off the spread between them before the rest counts as the seeds' own.
+# At 1 three seeds cover 90% at the worst, at 0.7 seeds that do not differ are covered 98% of the time.
+WITHIN = 0.8
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval. ``n``: units that were resampled or counted; ``level``: confidence, e.g. 0.95."""
+    """A number with its interval. ``n``: units that were drawn; ``level``: confidence, e.g. 0.95."""
 
     estimate: float
     low: float
@@ -39,6 +44,39 @@ class Estimate:
         return low < self.low and self.high < high
 
 
+@dataclass(frozen=True)
+class Contrast(Estimate):
+    """A paired difference over seeds and items; interval, p value and TOST all come from the same two variances.
+
+    ``n``: seeds. ``v_seed``: variance of the mean of the seeds, seeds - 1 degrees of freedom; ``v_item``: what the
+    items' common part adds, items - 1 degrees of freedom; ``v_floor``: half the variance over items alone, below
+    which the sum is not taken. All in squared units of the estimate.
+    """
+
+    items: int = 1
+    v_seed: float = 0.0
+    v_item: float = 0.0
+    v_floor: float = 0.0
+
+    def at(self, level: float) -> Contrast:
+        """The same contrast with its interval at another level (1 - 2 alpha is what TOST needs)."""
+        half = float(_half(self._variances, 1 - level)[0])
+        return replace(self, low=self.estimate - half, high=self.estimate + half, level=level)
+
+    def p(self, null: float = 0.0, alternative: Alternative = "two-sided") -> float:
+        """p value of "the difference is ``null``": the smallest alpha whose 1 - alpha interval excludes it.
+
+        One-sided: half of that, for the difference lying beyond ``null`` in the stated direction.
+        """
+        return float(_p_values(np.array([self.estimate - null]), self._variances, alternative)[0])
+
+    @property
+    def _variances(self) -> _Variances:
+        return _Variances(
+            np.array([self.v_seed]), np.array([self.v_item]), np.array([self.v_floor]), self.n, self.items
+        )
+
+
 def wilson(successes: int, trials: int, level: float = 0.95) -> Estimate:
     """Wilson score interval of a proportion (Wilson 1927). Raises ValueError without trials."""
     if not 0 <= successes <= trials or trials < 1:
@@ -49,134 +87,226 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Estimate:
     return Estimate(successes / trials, float(interval.low), float(interval.high), trials, "Wilson", level)
 
 
-def bootstrap_mean(values: ArrayLike, *, level: float = 0.95, draws: int = 2000, seed: int = 0) -> Estimate:
-    """Mean of scores (one per prompt) with a percentile interval; resamples prompts."""
-    score = _vector(values, "values")
-    low, high = _percentiles(_resampled_ratios(score, np.ones_like(score), draws, seed), level)
-    return Estimate(float(score.mean()), low, high, len(score), "bootstrap over prompts", level)
+def clustered_mean(values: ArrayLike, clusters: Sequence[object], *, level: float = 0.95) -> Estimate:
+    """Mean over rows whose unit is the cluster (document, book): rows of one book are not independent.
 
-
-def bootstrap_ratio(
-    numerator: ArrayLike, denominator: ArrayLike, *, level: float = 0.95, draws: int = 2000, seed: int = 0
-) -> Estimate:
-    """sum(numerator) / sum(denominator), resampling the pairs (one per document): nats per token, bits per byte, ..."""
-    top, bottom = _pair(numerator, denominator)
-    low, high = _percentiles(_resampled_ratios(top, bottom, draws, seed), level)
-    return Estimate(float(top.sum() / bottom.sum()), low, high, len(top), "bootstrap over documents", level)
-
-
-def perplexity(
-    nll_sum: ArrayLike, tokens: ArrayLike, *, level: float = 0.95, draws: int = 2000, seed: int = 0
-) -> Estimate:
-    """exp(sum nll / sum tokens) with a document bootstrap.
-
-    ``nll_sum`` [documents] in nats, ``tokens`` [documents]. With words as ``tokens`` it is PG-19's word perplexity.
-    """
-    nats = bootstrap_ratio(nll_sum, tokens, level=level, draws=draws, seed=seed)
-    low, estimate, high = (float(np.exp(x)) for x in (nats.low, nats.estimate, nats.high))
-    return Estimate(estimate, low, high, nats.n, nats.method, level)
-
-
-def bits_per_byte(
-    nll_sum: ArrayLike, bytes_: ArrayLike, *, level: float = 0.95, draws: int = 2000, seed: int = 0
-) -> Estimate:
-    """sum nll / (ln 2 * sum bytes) with a document bootstrap: comparable between tokenizers."""
-    return bootstrap_ratio(
-        np.asarray(nll_sum, float), np.asarray(bytes_, float) * np.log(2), level=level, draws=draws, seed=seed
-    )
-
-
-def clustered_mean(
-    values: ArrayLike, clusters: Sequence[object], *, level: float = 0.95, draws: int = 2000, seed: int = 0
-) -> Estimate:
-    """Mean over rows, resampling whole clusters (documents, books): rows of one book are not independent.
-
-    ``n`` is the number of clusters. Raises ValueError where values and clusters differ in length.
+    ``values`` [rows], ``clusters`` [rows]. Variance by leaving out one cluster at a time (jackknife), t with
+    clusters - 1 degrees of freedom; one cluster gives an infinite interval. ``n``: clusters. Raises ValueError where
+    values and clusters differ in length.
     """
     score = _vector(values, "values")
     if len(clusters) != len(score):
         raise ValueError(f"clusters: {len(clusters)} labels for {len(score)} values")
     code = {label: i for i, label in enumerate(dict.fromkeys(clusters))}
-    index = np.array([code[label] for label in clusters])
-    ratios = _resampled_ratios(np.bincount(index, score).astype(float), np.bincount(index).astype(float), draws, seed)
-    low, high = _percentiles(ratios, level)
-    return Estimate(float(score.mean()), low, high, len(code), "bootstrap over clusters", level)
+    index, count = np.array([code[label] for label in clusters]), len(code)
+    mean, half = float(score.mean()), float("inf")
+    if count > 1:
+        without = (score.sum() - np.bincount(index, score)) / (len(score) - np.bincount(index))
+        variance = (count - 1) / count * float(((without - without.mean()) ** 2).sum())
+        half = float(_t(count - 1, 1 - level) * np.sqrt(variance))
+    return Estimate(mean, mean - half, mean + half, count, f"clustered mean, t with {count - 1} df", level)
 
 
-def hierarchical(
-    differences: ArrayLike,
-    weights: ArrayLike | None = None,
-    *,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-) -> Estimate:
-    """Paired difference of two arms over seeds and items: bootstrap seed -> item, interval for few seeds.
+def hierarchical(differences: ArrayLike, weights: ArrayLike | None = None, *, level: float = 0.95) -> Contrast:
+    """Paired difference of two arms over seeds and items, both random.
 
     ``differences`` [seeds, items]: arm A minus arm B on the same item and seed (nats of a document, 0/1 of a prompt).
     ``weights`` [items]: tokens of the document; the estimate is the mean over seeds of
     sum_i differences / sum_i weights (weights 1: the plain mean).
 
-    Every seed is scored on the *same* items, so an odd document moves all seeds together: each draw resamples seeds
-    and, jointly for all of them, items (Owen 2007, the pigeonhole bootstrap). Items drawn anew within each seed would
-    count that shared noise as independent and give too narrow an interval.
-    Percentiles of three resampled seeds cover about 75%, not 95%. The interval is therefore estimate +- t * SE, SE from
-    the bootstrap with its (S-1)/S shrinkage undone, t with Satterthwaite's degrees of freedom between seeds - 1 (seeds
-    dominate: t_2 = 4.30 for three) and items - 1. ``n`` is the number of seeds; one seed gives an interval over items
-    only, and the method says so.
+    Half width: sqrt(t(seeds-1)^2 v_seed + t(items-1)^2 v_item), Banerjee's (1960) interval for a sum of independent
+    variances, which covers at least ``level`` whatever their ratio; 4.30 for three seeds. v_seed is the variance of
+    the seeds' own estimates over their number and holds the noise of each seed's items; v_item is what the items
+    share over all seeds (linearised ratio), the residual taken off so that it is not counted twice. Seeds that agree
+    by chance, as sums of few 0/1 answers often do, do not make the interval vanish: the variance is at least half of
+    that over items alone. One seed gives an interval over items only, and the method says so. Raises ValueError for a
+    table that is not finite and full.
     """
     table = np.atleast_2d(np.asarray(differences, dtype=np.float64))
     if table.ndim != 2 or 0 in table.shape or not np.isfinite(table).all():
         raise ValueError(f"differences: shape {table.shape}; allowed is a finite [seeds, items] table, at least 1 x 1")
     seeds, items = table.shape
+    mean, parts = _contrasts(table[None], _weights(weights, items))
+    v_seed, v_item, v_floor = (float(x[0]) for x in (parts.v_seed, parts.v_item, parts.v_floor))
+    if seeds * items == 1:
+        v_floor = float("inf")
+    method = f"seeds x items, t with {seeds - 1} and {items - 1} df" if seeds > 1 else "over items (one seed)"
+    centre = float(mean[0])
+    return Contrast(centre, centre, centre, seeds, method, level, items, v_seed, v_item, v_floor).at(level)
+
+
+def hierarchical_many(
+    tables: ArrayLike, weights: ArrayLike | None = None, *, level: float = 0.95
+) -> tuple[Floats, Floats]:
+    """low, high [draws] of ``hierarchical`` for every table of ``tables`` [draws, seeds, items] at once."""
+    many = np.asarray(tables, dtype=np.float64)
+    mean, variances = _contrasts(many, _weights(weights, many.shape[2]))
+    half = _half(variances, 1 - level)
+    return mean - half, mean + half
+
+
+def hierarchical_p_many(
+    tables: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    null: float = 0.0,
+    alternative: Alternative = "two-sided",
+) -> Floats:
+    """p values [draws] of ``Contrast.p`` for every table of ``tables`` [draws, seeds, items] at once."""
+    many = np.asarray(tables, dtype=np.float64)
+    mean, variances = _contrasts(many, _weights(weights, many.shape[2]))
+    return _p_values(mean - null, variances, alternative)
+
+
+def accuracy(table: ArrayLike, *, level: float = 0.95) -> Estimate:
+    """Accuracy of one arm whose seeds answer the same prompts; seeds and prompts both random.
+
+    ``table`` [seeds, items] of 0/1 or fractions. Score interval: all p with (estimate - p)^2 <= k p (1 - p), where
+    k estimate (1 - estimate) = z^2 v_within + t(seeds-1)^2 v_between. v_within: the larger of the binomial variance of
+    all answers and that of the prompts' means; v_between: the seeds' variance beyond four fifths of what prompts
+    alone make them differ. With one seed, or seeds that agree on every prompt, it is Wilson's over the prompts; for
+    independent answers nearly Wilson's over all of them. It is never narrower at its end than Wilson's of all prompts
+    right (or wrong), so that one error more does not raise the lower bound. ``n``: prompts.
+    Raises ValueError for a score outside [0, 1].
+    """
+    score = np.atleast_2d(np.asarray(table, dtype=np.float64))
+    if score.ndim != 2 or 0 in score.shape or not ((score >= 0) & (score <= 1)).all():
+        raise ValueError(
+            f"table: shape {score.shape}; allowed are scores from 0 to 1 of [seeds, items], at least 1 x 1"
+        )
+    low, high = accuracy_many(score[None], level=level)
+    seeds, items = score.shape
+    method = (
+        f"score interval, {seeds} seeds x {items} prompts" if seeds > 1 else "score interval over prompts (one seed)"
+    )
+    return Estimate(float(score.mean()), float(low[0]), float(high[0]), items, method, level)
+
+
+def accuracy_many(tables: ArrayLike, *, level: float = 0.95) -> tuple[Floats, Floats]:
+    """low, high [draws] of ``accuracy`` for every table of ``tables`` [draws, seeds, items] at once."""
+    many = np.asarray(tables, dtype=np.float64)
+    _, seeds, items = many.shape
+    mean = many.mean((1, 2))
+    by_seed, by_item = many.mean(2) - mean[:, None], many.mean(1) - mean[:, None]
+    cells = ((many - mean[:, None, None]) ** 2).sum((1, 2))
+    v_items = (by_item**2).sum(1) / (items * max(items - 1, 1))
+    v_seeds = (by_seed**2).sum(1) / (seeds * max(seeds - 1, 1))
+    left = cells - items * (by_seed**2).sum(1) - seeds * (by_item**2).sum(1)
+    v_residual = np.maximum(left, 0) / (max((seeds - 1) * (items - 1), 1) * seeds * items)
+    v_within = np.maximum(cells / (seeds * items) ** 2, v_items * (items - 1) / items)
+    v_between = np.maximum(v_seeds - WITHIN * v_residual, 0)
+    return score_interval(mean, v_within, v_between, seeds=seeds, units=items, level=level)
+
+
+def nested_accuracy(hits: ArrayLike, trials: ArrayLike, *, level: float = 0.95) -> Estimate:
+    """Accuracy whose seeds were asked fresh trials: ``hits`` [seeds] of ``trials`` [seeds]; every seed counts equally.
+
+    The interval of ``accuracy`` with the binomial variance within seeds. All right: Wilson's over all trials.
+    ``n``: trials. Raises ValueError for hits outside 0..trials or a seed without trials.
+    """
+    hit, trial = _vector(hits, "hits"), _vector(trials, "trials")
+    if len(hit) != len(trial) or not ((trial > 0) & (hit >= 0) & (hit <= trial)).all():
+        raise ValueError(
+            f"hits = {hit.tolist()}, trials = {trial.tolist()}: allowed are 0 <= hits <= trials, trials > 0"
+        )
+    share, seeds = hit / trial, len(hit)
+    mean = share.mean()
+    v_within = mean * (1 - mean) * (1 / trial).sum() / seeds**2
+    v_seeds = ((share - mean) ** 2).sum() / (seeds * max(seeds - 1, 1))
+    v_between = max(float(v_seeds - WITHIN * v_within), 0.0)
+    units = seeds**2 / (1 / trial).sum()  # trials of one size that give this variance
+    low, high = score_interval(
+        mean[None], np.array([v_within]), np.array([v_between]), seeds=seeds, units=units, level=level
+    )
+    method = f"score interval, {seeds} seeds of fresh trials"
+    return Estimate(float(mean), float(low[0]), float(high[0]), int(trial.sum()), method, level)
+
+
+def score_interval(
+    mean: Floats, v_within: Floats, v_between: Floats, *, seeds: int, units: float | Floats, level: float
+) -> tuple[Floats, Floats]:
+    """low, high [n] of proportions ``mean`` [n]: Wilson's form with the variances [n] of ``accuracy``.
+
+    ``units``: independent prompts behind a mean of 0 or 1, where the variances say nothing (scalar or [n]).
+    """
+    z2 = float(special.ndtri((1 + level) / 2)) ** 2
+    squared = z2 * v_within + (_t(seeds - 1, 1 - level) ** 2 * v_between if seeds > 1 else 0.0)
+    spread = mean * (1 - mean)
+    least = z2 / units
+    with np.errstate(divide="ignore", invalid="ignore"):
+        k = np.where(spread > 1e-12, squared / spread, least)
+    centre = (mean + k / 2) / (1 + k)
+    half = np.sqrt(k * (spread + k / 4)) / (1 + k)
+    end = 1 / (1 + least)  # Wilson's lower bound of ``units`` right of ``units``
+    low = np.clip(np.minimum(centre - half, end), 0, mean)
+    high = np.clip(np.maximum(centre + half, 1 - end), mean, 1)
+    return np.where(mean <= 0, 0.0, low), np.where(mean >= 1, 1.0, high)
+
+
+@dataclass(frozen=True)
+class _Variances:
+    """Those of ``Contrast`` for many tables, [draws] each."""
+
+    v_seed: Floats
+    v_item: Floats
+    v_floor: Floats
+    seeds: int
+    items: int
+
+
+def _contrasts(tables: Floats, weight: Floats) -> tuple[Floats, _Variances]:
+    """estimate [draws] and variances of ``tables`` [draws, seeds, items], ``weight`` [items]."""
+    draws, seeds, items = tables.shape
+    share = weight / weight.mean()
+    by_seed = tables.sum(2) / weight.sum()
+    mean = by_seed.mean(1)
+    v_seed = by_seed.var(1, ddof=1) / seeds if seeds > 1 else np.zeros(draws)
+    if items == 1:
+        return mean, _Variances(v_seed, np.zeros(draws), np.zeros(draws), seeds, items)
+    by_item = tables.mean(1) / weight.mean() - mean[:, None] * share
+    v_items = (by_item**2).sum(1) / (items * (items - 1))
+    v_item = v_items
+    if seeds > 1:
+        rest = tables / weight.mean() - by_seed[:, :, None] * share - by_item[:, None, :]
+        v_rest = (rest**2).sum((1, 2)) / ((seeds - 1) * (items - 1) * seeds * items)
+        v_item = np.maximum(v_items - v_rest, 0)
+    return mean, _Variances(v_seed, v_item, v_items / 2, seeds, items)
+
+
+def _half(parts: _Variances, alpha: float | Floats) -> Floats:
+    """Half width [draws] of Banerjee's interval, or that of the floor where it is wider."""
+    of_seed = _t(parts.seeds - 1, alpha) ** 2 * parts.v_seed if parts.seeds > 1 else np.zeros_like(parts.v_seed)
+    if parts.items == 1:
+        return np.asarray(np.sqrt(of_seed + parts.v_floor))
+    of_item = _t(parts.items - 1, alpha) ** 2
+    return np.asarray(np.sqrt(np.maximum(of_seed + of_item * parts.v_item, of_item * parts.v_floor)))
+
+
+def _p_values(distance: Floats, parts: _Variances, alternative: Alternative) -> Floats:
+    """Bisection on log alpha: the interval's half width falls as alpha grows."""
+    low, high = np.full(len(distance), -100.0), np.zeros(len(distance))
+    for _ in range(45):
+        middle = (low + high) / 2
+        wide = _half(parts, np.exp(middle)) >= np.abs(distance)
+        low, high = np.where(wide, middle, low), np.where(wide, high, middle)
+    still = (parts.v_seed == 0) & (parts.v_item == 0) & (parts.v_floor == 0)
+    two = np.where(still, np.where(distance == 0, 1.0, 0.0), np.exp(high))
+    if alternative == "two-sided":
+        return np.asarray(two)
+    right = distance > 0 if alternative == "greater" else distance < 0
+    return np.asarray(np.where(right, two / 2, 1 - two / 2))
+
+
+def _t(df: float, alpha: float | Floats) -> Floats:
+    """Two-sided 1 - alpha quantile of Student's t; from the lower tail, which keeps its digits at a small alpha."""
+    return np.asarray(-special.stdtrit(df, np.asarray(alpha) / 2))
+
+
+def _weights(weights: ArrayLike | None, items: int) -> Floats:
     weight = np.ones(items) if weights is None else _vector(weights, "weights")
     if len(weight) != items or not weight.sum() > 0:
         raise ValueError(f"weights: {len(weight)} for {items} items; allowed is one per item with a positive sum")
-    estimate = float(table.mean(0).sum() / weight.sum())
-    rng = np.random.default_rng(seed)
-    means = np.empty(draws)
-    for part in _chunks(draws, items + seeds):
-        size = part.stop - part.start
-        item_counts = rng.multinomial(items, np.full(items, 1 / items), size=size)
-        seed_counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size)
-        means[part] = ((seed_counts / seeds) @ table * item_counts).sum(1) / (item_counts @ weight)
-    # Components of the variance by linearisation; they set the degrees of freedom and undo the shrinkage.
-    by_seed = table.sum(1) / weight.sum()
-    influence = (table.mean(0) - estimate * weight) / weight.mean()
-    v_seed = float(by_seed.var(ddof=1) / seeds) if seeds > 1 else 0.0
-    v_item = float(influence.var(ddof=1) / items) if items > 1 else 0.0
-    shrunk = v_seed * (seeds - 1) / seeds + v_item * (items - 1) / items
-    total = v_seed + v_item
-    if total <= 0 or shrunk <= 0:  # a single item and seed, or no variation at all
-        spread = 0.0 if seeds * items > 1 else float("inf")
-        return Estimate(estimate, estimate - spread, estimate + spread, seeds, "hierarchical bootstrap", level)
-    error = float(means.std(ddof=1)) * float(np.sqrt(total / shrunk))
-    df = total**2 / ((v_seed**2 / (seeds - 1) if seeds > 1 else 0.0) + (v_item**2 / (items - 1) if items > 1 else 0.0))
-    half = float(stats.t.ppf((1 + level) / 2, df)) * error
-    method = f"hierarchical bootstrap, t with {df:.1f} df" if seeds > 1 else "bootstrap over items (one seed)"
-    return Estimate(estimate, estimate - half, estimate + half, seeds, method, level)
-
-
-def _resampled_ratios(top: Floats, bottom: Floats, draws: int, seed: int) -> Floats:
-    """[draws] of sum(top[i]) / sum(bottom[i]) over resampled indices i; multinomial counts instead of gathers."""
-    rng = np.random.default_rng(seed)
-    n = len(top)
-    ratios = np.empty(draws)
-    for part in _chunks(draws, n):
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=part.stop - part.start)
-        ratios[part] = (counts @ top) / (counts @ bottom)
-    return ratios
-
-
-def _chunks(draws: int, width: int) -> Iterator[slice]:
-    step = max(1, _CHUNK // max(1, width))
-    for start in range(0, draws, step):
-        yield slice(start, min(start + step, draws))
-
-
-def _percentiles(draws: Floats, level: float) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return weight
 
 
 def _vector(values: ArrayLike, name: str) -> Floats:
@@ -184,12 +314,3 @@ def _vector(values: ArrayLike, name: str) -> Floats:
     if vector.ndim != 1 or len(vector) == 0 or not np.isfinite(vector).all():
         raise ValueError(f"{name}: shape {vector.shape}; allowed is a list of at least one finite number")
     return vector
-
-
-def _pair(numerator: ArrayLike, denominator: ArrayLike) -> tuple[Floats, Floats]:
-    top, bottom = _vector(numerator, "numerator"), _vector(denominator, "denominator")
-    if len(top) != len(bottom):
-        raise ValueError(f"denominator: {len(bottom)} values for {len(top)} of the numerator")
-    if not (bottom > 0).all():
-        raise ValueError("denominator: a document without tokens; leave it out of the table")
-    return top, bottom

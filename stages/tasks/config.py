@@ -22,8 +22,12 @@ class RetrievalConfig(Config):
 
     format: Format = Field(default="landmark", description="wording of needle and question")
     lengths: tuple[int, ...] = Field(min_length=1, description="prompt lengths of the passkey grid, tokens")
-    depths: tuple[float, ...] = Field(default=(0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, description="needle positions")
-    trials: int = Field(ge=1, description="passkey prompts per (length, depth) cell")
+    depths: tuple[float, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="passkey positions, a grid from 0 (start) to 1 (end); default: spread evenly over all of them",
+    )
+    trials: int = Field(ge=1, description="passkey prompts per length, with depths: per (length, depth) cell")
     rivals: tuple[int, ...] = Field(
         default=(1, 2, 4, 8), min_length=1, description="cue-number pairs k of the bindings task"
     )
@@ -36,11 +40,20 @@ class RetrievalConfig(Config):
         for name, values in (("lengths", self.lengths), ("binding_lengths", self.binding_lengths or ())):
             if any(length < 1 for length in values) or len(set(values)) != len(values):
                 raise ValueError(f"{name} = {list(values)}: allowed are distinct numbers of tokens >= 1")
-        if any(not 0 <= depth <= 1 for depth in self.depths) or len(set(self.depths)) != len(self.depths):
-            raise ValueError(f"depths = {list(self.depths)}: allowed are distinct numbers from 0 (start) to 1 (end)")
+        depths = self.depths or ()
+        if any(not 0 <= depth <= 1 for depth in depths) or len(set(depths)) != len(depths):
+            raise ValueError(f"depths = {list(depths)}: allowed are distinct numbers from 0 (start) to 1 (end)")
         if any(not 1 <= k <= MOST_RIVALS for k in self.rivals) or len(set(self.rivals)) != len(self.rivals):
             raise ValueError(f"rivals = {list(self.rivals)}: allowed are distinct numbers from 1 to {MOST_RIVALS}")
         return self
+
+    def depth_of(self, trial: int) -> float:
+        """Where the needle of a length's passkey prompt ``trial`` lies: on the grid in turn, or spread evenly."""
+        return spread(trial) if self.depths is None else self.depths[trial % len(self.depths)]
+
+    @property
+    def trials_per_length(self) -> int:
+        return self.trials * len(self.depths or (0.0,))
 
     @property
     def lengths_of_bindings(self) -> tuple[int, ...]:
@@ -49,3 +62,8 @@ class RetrievalConfig(Config):
 
 MOST_RIVALS = 64
 """Largest k of the bindings task (claim C5 asks 1..64); there are 90 compact numbers and 143 cue words."""
+
+
+def spread(trial: int) -> float:
+    """The golden ratio's multiples: they fill [0, 1) evenly, however many there are (a low-discrepancy sequence)."""
+    return round(trial * 0.6180339887498949 % 1.0, 6)

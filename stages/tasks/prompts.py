@@ -2,7 +2,8 @@
 
 A prompt plus its generation budget is *exactly* ``length`` tokens. Sentences are encoded by themselves and spliced
 between haystack tokens, so every length is known beforehand and the asked number has the same tokens in the needle
-and in the answer. Every trial draws its own stretch of haystack, numbers, cue words and rival positions.
+and in the answer. Every trial draws its own stretch of haystack, numbers, cue words and needle positions; in
+``bindings`` the asked needle is any of the k, so that no position gives the answer away.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from stages.stage import StageError
-from stages.tasks.config import Format, RetrievalConfig, Task
+from stages.tasks.config import Format, RetrievalConfig, Task, spread
 from stages.tasks.words import CUES
 
 if TYPE_CHECKING:
@@ -80,7 +81,9 @@ class Item:
 
     ``expected``: the number as text. For ``bindings_absent`` the asked word is in no needle and ``expected`` is the
     number of one rival drawn at random: a model that knows the set but no binding is right 1/k of the time.
-    For ``passkey_absent`` there is no needle at all. ``values``: every number that stands in the prompt's needles.
+    For ``passkey_absent`` there is no needle at all. ``values``: the number of each needle, in order of position;
+    ``asked_rank``: which of them is asked for (0: the first in the prompt), -1 in the tasks whose answer is absent.
+    ``depth``: place of the asked (``bindings_absent``: expected) needle in the haystack, 0 (start) to 1 (end).
     ``digits``: which answer tokens hold a digit; a space of its own would water the likelihood down.
     """
 
@@ -95,6 +98,7 @@ class Item:
     digits: tuple[bool, ...]
     needle_end: int
     values: tuple[str, ...]
+    asked_rank: int
 
     @property
     def distance(self) -> int:
@@ -123,7 +127,7 @@ def evaluation_items(
             maker.check(length, max(config.rivals), field=field, bindings=True)
     cells: list[tuple[Task, int, int, int]] = []
     for length in config.lengths:
-        cells.append(("passkey", length, 1, config.trials * len(config.depths)))
+        cells.append(("passkey", length, 1, config.trials_per_length))
         cells.append(("passkey_absent", length, 0, config.control_trials))
     for length in config.lengths_of_bindings:
         for k in config.rivals:
@@ -131,7 +135,7 @@ def evaluation_items(
             cells.append(("bindings_absent", length, k, config.control_trials))
     for task, length, k, trials in cells:
         for trial in range(trials):
-            yield maker.item(task, length, config.depths[trial % len(config.depths)], k, trial)
+            yield maker.item(task, length, k, trial, config.depth_of(trial))
 
 
 class PromptMaker:
@@ -183,53 +187,62 @@ class PromptMaker:
                 fix="shorten the prompts or add held-out documents",
             )
 
-    def item(self, task: Task, length: int, depth: float, k: int, trial: int) -> Item:
-        """One prompt; ``k`` counts the needles in it (0 for ``passkey_absent``)."""
-        name = f"{task}/{self.format}/{length}/{depth:g}/{k}/{trial}"
+    def item(self, task: Task, length: int, k: int, trial: int, depth: float | None = None) -> Item:
+        """One prompt; ``k`` counts the needles in it (0 for ``passkey_absent``).
+
+        ``depth``: where the passkey lies. The needles of the bindings tasks all lie at uniform places, and the asked
+        one is drawn among them; they have no use for it.
+        """
+        bindings = task in ("bindings", "bindings_absent")
+        if depth is None and not bindings:
+            depth = spread(trial)
+        at = "" if bindings else f"{depth:g}/"
+        name = f"{task}/{self.format}/{length}/{at}{k}/{trial}"
         digest = hashlib.sha256(f"{self.namespace}/{self.seed}/{name}".encode()).digest()
         rng = random.Random(int.from_bytes(digest[:16], "big"))
-        bindings = task in ("bindings", "bindings_absent")
         low, high = self.wording.binding_numbers if bindings else self.wording.numbers
         values = [str(v) for v in rng.sample(range(low, high + 1), max(k, 1))]
         if bindings:
             cues = rng.sample(CUES, k + 1)
+            rank = rng.randrange(k)
             sentences = [self.wording.binding.format(cue=c, value=v) for c, v in zip(cues, values, strict=False)]
-            question = self.wording.binding_question.format(cue=cues[k] if task == "bindings_absent" else cues[0])
+            question = self.wording.binding_question.format(cue=cues[k if task == "bindings_absent" else rank])
         else:
+            rank = 0
             sentences = [self.wording.passkey.format(value=values[0])][:k]
             question = self.wording.passkey_question
-        # numbers differ from prompt to prompt, so needles are not worth keeping; words of the question are
-        needles = [tuple(self.codec.encode(sentence)) for sentence in sentences]
+        needles = [self._encode(sentence) for sentence in sentences]
         asked = self._encode(question)
         filler = length - self.budget - len(self._instruction) - len(asked) - sum(map(len, needles))
         if filler < MIN_FILLER or filler > len(self.haystack):
             self.check(length, k, field="length", bindings=bindings)
             raise StageError("the needles of a prompt do not fit", field="length", value=length, fix="raise the length")
-        places = [round(depth * filler)] + [rng.randint(0, filler) for _ in needles[1:]]
+        places = sorted(rng.randint(0, filler) for _ in needles) if bindings else [round((depth or 0.0) * filler)]
         start = rng.randint(0, len(self.haystack) - filler)
         text = self.haystack[start : start + filler].tolist()
         prompt, done, needle_end = list(self._instruction), 0, len(self._instruction) + places[0]
-        for place, _, index in sorted((p, rng.random(), i) for i, p in enumerate(places[: len(needles)])):
-            prompt += text[done:place]
-            prompt += needles[index]
-            done = place
-            if index == 0:
+        for index, needle in enumerate(needles):
+            prompt += text[done : places[index]]
+            prompt += needle
+            done = places[index]
+            if index == rank:
                 needle_end = len(prompt)
         prompt += text[done:]
         prompt += asked
-        answer = self._encode(f" {values[0]}")
+        answer = self._encode(f" {values[rank]}")
         return Item(
             task=task,
             item=name,
             length=length,
-            depth=depth,
+            depth=round(places[rank] / filler, 6) if depth is None else depth,
             rivals=k,
             prompt=tuple(prompt),
-            expected=values[0],
+            expected=values[rank],
             answer_ids=answer,
             digits=tuple(any(c.isdigit() for c in self.codec.decode([i])) for i in answer),
             needle_end=needle_end,
             values=tuple(values[:k]),
+            asked_rank=rank if task in ("passkey", "bindings") else -1,
         )
 
     def _encode(self, text: str) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ def training_rows(
     rivals: Sequence[int] = (1, 2, 4),
     loss: Literal["answer", "all"] = "answer",
     first: int = 0,
+    field: str = "length",
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """``count`` rows of prompt, answer and full stop, each exactly ``length`` tokens.
 
@@ -33,7 +34,7 @@ def training_rows(
     and its full stop, or every token with ``loss="all"``; the end of a row beyond the full stop is haystack, unmasked.
     Row i depends on (seed, first + i) alone, so rows can be made batch by batch. Depths are uniform over [0, 1], tasks
     and rivals alternate. ``haystack`` must be training text: the random streams are disjoint from the evaluation's by
-    namespace, the text by the split. Raises StageError if ``length`` cannot hold the largest k.
+    namespace, the text by the split. Raises StageError, naming ``field``, if ``length`` cannot hold the largest k.
     """
     import numpy as np
 
@@ -43,15 +44,14 @@ def training_rows(
     maker = PromptMaker(tokenizer, haystack, format, seed, "training")
     for task in tasks:
         k = max(rivals) if task == "bindings" else 1
-        maker.check(length, k, field="retrieval length", bindings=task == "bindings")
+        maker.check(length, k, field=field, bindings=task == "bindings")
     tokens = np.zeros((count, length), np.int32)
     mask = np.full((count, length), loss == "all", np.uint8)
     for row in range(count):
         trial = first + row
         task_name: Task = tasks[trial % len(tasks)]
         k = rivals[trial // len(tasks) % len(rivals)] if task_name == "bindings" else 1
-        # the golden ratio's multiples fill [0, 1] evenly, whatever the number of rows
-        item = maker.item(task_name, length, round(trial * 0.6180339887498949 % 1.0, 6), k, trial)
+        item = maker.item(task_name, length, k, trial)
         answer = [*item.answer_ids, *maker.end_ids]
         start, end = len(item.prompt), len(item.prompt) + len(answer)
         tokens[row, :start] = item.prompt

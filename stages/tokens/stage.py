@@ -14,8 +14,9 @@ from stages.stage import Artifact, Config, Context, Stage, StageError, Summary
 
 
 class TokenizerConfig(Config):
-    """Which tokenizer: ``bpe`` is trained on the training documents (byte-level, digits one by one), ``bytes`` has
-    one token per byte, ``file`` takes any tokenizer.json, ``hub`` that of a repository on the Hugging Face Hub.
+    """Which tokenizer: ``bpe`` is trained on the training documents (byte-level, numbers cut into ``number_digits``
+    digits), ``bytes`` has one token per byte, ``file`` takes any tokenizer.json, ``hub`` that of a repository on the
+    Hugging Face Hub.
 
     Every kind ends as one tokenizer.json with an end-of-document and a padding token.
     """
@@ -24,6 +25,11 @@ class TokenizerConfig(Config):
     vocab_size: int | None = Field(default=None, ge=258, description="bpe: size with the 256 bytes and two specials")
     train_bytes: int = Field(
         default=20_000_000, ge=1, description="bpe: training text read at most, evenly over documents"
+    )
+    number_digits: Literal[1, 2, 3] = Field(
+        default=1,
+        description="bpe: a run of digits is cut from its left into pieces of at most so many, and every such piece is "
+        "one token whatever the training text, also with a space in front (1: digit by digit, without the space)",
     )
     path: str | None = Field(
         default=None,
@@ -39,7 +45,7 @@ class TokenizerConfig(Config):
     @model_validator(mode="after")
     def _fields_of_kind(self) -> TokenizerConfig:
         needed = {"bpe": {"vocab_size"}, "file": {"path", "eos_token"}, "hub": {"path", "revision", "eos_token"}}
-        possible = {"bpe": {"train_bytes"}, "file": {"pin", "pad_token"}, "hub": {"pad_token"}}
+        possible = {"bpe": {"train_bytes", "number_digits"}, "file": {"pin", "pad_token"}, "hub": {"pad_token"}}
         here = needed.get(self.kind, set())
         for name in sorted(here):
             if getattr(self, name) is None:
@@ -49,7 +55,18 @@ class TokenizerConfig(Config):
                 value = getattr(self, name)
                 if value != field.default:
                     raise ValueError(f"{name} = {value!r} has no effect with kind {self.kind}; remove it")
+        if self.vocab_size is not None and self.vocab_size < self.smallest:
+            raise ValueError(
+                f"vocab_size = {self.vocab_size}: must be at least {self.smallest} with number_digits = "
+                f"{self.number_digits} (bytes, specials and numbers of up to {self.number_digits} digits)"
+            )
         return self
+
+    @property
+    def smallest(self) -> int:
+        """Tokens a ``bpe`` vocabulary has before any training."""
+        numbers = sum(10**digits for digits in range(1, self.number_digits + 1))
+        return 258 if self.number_digits == 1 else 258 + 2 * numbers - 10
 
     def key_fields(self) -> dict[str, Any]:
         """A file counts by its digest, not by where it lies; a repository by its name and commit."""

@@ -32,9 +32,9 @@ def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, c
         eos = _token_id(tokenizer, "eos_token", config.eos_token)
         pad = eos if config.pad_token is None else _token_id(tokenizer, "pad_token", config.pad_token)
     else:
-        tokenizer = _byte_level()
+        tokenizer = byte_level()
         if config.kind == "bpe":
-            _train(tokenizer, config, documents, context)
+            tokenizer = _with_numbers(_train(tokenizer, config, documents, context), config.number_digits)
         eos, pad = tokenizer.token_to_id(EOS), tokenizer.token_to_id(PAD)
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -44,35 +44,66 @@ def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, c
     return Summary(f"{config.kind} tokenizer, {meta['vocab_size']} tokens", {"vocab_size": float(meta["vocab_size"])})
 
 
-def _byte_level() -> Library:
-    """A tokenizer whose only tokens are the specials (ids 0, 1) and the 256 bytes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def byte_level(number_digits: int = 1) -> Library:
+    """A tokenizer whose only tokens are the specials (ids 0, 1) and the 256 bytes. Digits come in pieces of
+    ``number_digits``, never with letters; from two on with the space in front of them, as words do."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([PAD, EOS, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    # Digits one by one, as Llama's: a passkey is then as long as its digits, whatever the training text.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    # Pieces of a fixed size, as Llama's: a passkey is then as many tokens whatever the training text.
+    digits = (
+        pre_tokenizers.Digits(individual_digits=True)
+        if number_digits == 1
+        else pre_tokenizers.Split(Regex(f" ?[0-9]{{1,{number_digits}}}"), "isolated")
     )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([PAD, EOS])
     return tokenizer
 
 
-def _train(tokenizer: Library, config: TokenizerConfig, documents: Artifact, context: Context) -> None:
+def _train(tokenizer: Library, config: TokenizerConfig, documents: Artifact, context: Context) -> Library:
+    """Digits are single here, so that the tokens for numbers stay free for ``_with_numbers``."""
     from tokenizers import pre_tokenizers, trainers
 
+    assert config.vocab_size is not None
+    wanted = config.vocab_size - (config.smallest - 258)
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
+        vocab_size=wanted,
         special_tokens=[PAD, EOS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_training_text(config, documents, context), trainer)
-    found = tokenizer.get_vocab_size()
-    if found != config.vocab_size:
-        context.warn(f"tokenizer: the training text gives {found} tokens only, not vocab_size = {config.vocab_size}")
+    if (found := tokenizer.get_vocab_size()) != wanted:
+        total = found + config.vocab_size - wanted
+        context.warn(f"tokenizer: the training text gives {total} tokens only, not vocab_size = {config.vocab_size}")
+    return tokenizer
+
+
+def _with_numbers(trained: Library, number_digits: int) -> Library:
+    """``trained`` with a token for every number of up to ``number_digits`` digits, leading zeros and all, with and
+    without a space in front, and with its runs of digits cut into such pieces. It was trained with digits apart from
+    everything, so none of its merges can meet them."""
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    if number_digits == 1:
+        return trained
+    described = json.loads(trained.to_str())
+    model = described["model"]
+    space = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(" ")[0][0]
+    numbers = [f"{n:0{digits}}" for digits in range(1, number_digits + 1) for n in range(10**digits)]
+    for token in numbers[10:]:
+        model["vocab"][token] = len(model["vocab"])
+        # whichever part of it was merged before: merges are done in this order, the shortest and smallest first
+        model["merges"] += [[token[:cut], token[cut:]] for cut in range(1, len(token))]
+    for token in numbers:  # last, when the number is whole
+        model["vocab"][space + token] = len(model["vocab"])
+        model["merges"].append([space, token])
+    described["pre_tokenizer"] = json.loads(byte_level(number_digits).to_str())["pre_tokenizer"]
+    return Tokenizer.from_str(json.dumps(described))
 
 
 def _training_text(config: TokenizerConfig, documents: Artifact, context: Context) -> Iterator[str]:

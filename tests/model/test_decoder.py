@@ -52,6 +52,24 @@ def test_streaming_in_any_chunks_equals_one_pass(arm: str, cuts: set[int]) -> No
     assert in_pieces.live_kv_elements() == at_once.live_kv_elements()
 
 
+@pytest.mark.parametrize("chunk", [None, 11])
+def test_only_the_wanted_targets_are_computed_and_all_else_is_as_before(chunk: int | None) -> None:
+    model, ids = decoder("infini-delta").train(), tokens(3, 29)
+    model.chunk_tokens = chunk
+    wanted = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    wanted[:, 11:22] = False  # a whole chunk without targets
+    found = []
+    for few in (None, wanted):
+        model.zero_grad()
+        nll, _ = model.training_nll(ids, few)
+        nll = nll * wanted[:, 1:]
+        nll.sum().backward()
+        found.append((nll.detach(), [p.grad for p in model.parameters()]))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+    assert (model.training_nll(ids, wanted)[0][~wanted[:, 1:]] == 0).all()
+
+
 @pytest.mark.parametrize("arm", ["infini-linear", "infini-delta"])
 def test_gradients_cross_chunks_and_segments(arm: str) -> None:
     """Token by token with the state attached gives the gradients of one pass: writes learn from later reads."""

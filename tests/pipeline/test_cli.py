@@ -113,7 +113,7 @@ STUDY_FILES: dict[str, tuple[str | bytes, str]] = {
     "section without effect": (replaced(INFINI, ""), r"ablate: has no effect, no arm has kind infini.*Fix"),
     "split twice": (replaced("splits: [test], max_tokens_per_document: 256", "splits: [test, test]"), r"stands twice"),
     "source of the mixture": (replaced("pretrain: {", "pretrain: {mixture: {sources: {boks: 1}}, "), r"mean 'books'"),
-    "length of a claim": (replaced("resamples: 200", "resamples: 200, retrieval: {length: 9}"), r"length = 9: not"),
+    "length of a claim": (replaced("minimum_seeds: 3", "minimum_seeds: 3, retrieval: {length: 9}"), r"length = 9: not"),
     "prompts too short": (replaced("lengths: [256], depths: [0.0]", "lengths: [32], depths: [0]"), r"never read.*Fix"),
 }  # fmt: skip
 
@@ -326,8 +326,9 @@ def test_what_is_not_in_an_artifact_is_told(cli: Command):
     assert cli("run", "tiny.yaml", "--until", "ingest", "--address", "inline", "--root", "store").code == 0
     for arguments, message in (
         (("--table", "nope"), r"unknown table 'nope' \(there are: .*problems\.parquet"),
-        (("--table", "problems", "--where", "x=1"), r"unknown column 'x'"),
-        (("--table", "problems", "--where", "name"), r"--where = 'name': allowed is COLUMN=VALUE"),
+        (("--table", "problems", "--where", "x == 1"), r"unknown column 'x'.*'name'"),
+        (("--table", "problems", "--where", "name=a"), r"--where = 'name=a': one '=' compares .*Fix: name == 'a'"),
+        (("--where", "name == 'a'"), r"--where = .*: selects rows of a table. Fix: name it with --table"),
     ):
         said = cli("show", "ingest", "--root", "store", *arguments)
         assert said.code == 2 and re.search(message, said.faults[0])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from model.config import MixerConfig
 from pipeline.errors import StudyError
 from pipeline.graph import expand
 from pipeline.study import load
@@ -19,7 +20,7 @@ def study(tmp_path: Path) -> Path:
     return write_study(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["quickstart.yaml", "books.yaml", "pg19.yaml"])
+@pytest.mark.parametrize("name", ["quickstart.yaml", "small.yaml", "pg19.yaml"])
 def test_the_shipped_studies_are_valid(name):
     assert load(RUNS / name, environment={}).study.name + ".yaml" == name
 
@@ -85,12 +86,59 @@ def test_arms_share_the_tokens_segment_and_may_have_their_own(study):
 def test_steps_are_arms_times_seeds_and_only_memory_arms_are_ablated(study):
     plan = expand(load(study, ["seeds=[0, 1]"], environment={}), None)
     ids = [step.id for step in plan.steps]
-    assert sum(i.startswith("pretrain/") for i in ids) == sum(i.startswith("evaluate/") for i in ids) == 10
+    assert sum(i.startswith("pretrain/") for i in ids) == 10
+    assert sum(i.startswith("evaluate/") for i in ids) == 10 + 2  # the bases too
     assert {i for i in ids if i.startswith("ablate/")} == {
         f"ablate/infini-{r}/{s}" for r in ("linear", "delta") for s in (0, 1)
     }
     assert ids[-1] == "report" and not any(i.startswith(("control", "capacity")) for i in ids)
     assert set(plan["report"].inputs) == set(ids) - {"report"}
+
+
+def test_every_seed_has_its_base_and_the_arms_start_from_it(study):
+    plan = expand(load(study, ["seeds=[0, 3]"], environment={}), None)
+    assert [i.id for i in plan.steps if i.stage.name == "base"] == ["base/0", "base/3"]
+    assert plan["base/3"].config.seed == 3 and plan["base/0"].key != plan["base/3"].key
+    for seed in (0, 3):
+        assert {plan[f"pretrain/{arm}/{seed}"].inputs["base"] for arm in ("local", "xl")} == {f"base/{seed}"}
+        scored = plan[f"evaluate/base/{seed}"]
+        assert scored.inputs["model"] == f"base/{seed}"
+        assert scored.config.mixer == MixerConfig(kind="local", segment_length=32)
+        items = scored.config.model_dump(exclude={"mixer"})
+        assert items == plan[f"evaluate/local/{seed}"].config.model_dump(exclude={"mixer"})
+
+
+def test_one_base_for_all_seeds_is_the_same_artifact_as_that_seeds_own(study):
+    own = expand(load(study, ["seeds=[0, 3]"], environment={}), None)
+    one = expand(load(study, ["seeds=[0, 3]", "base.per_seed=false", "base.seed=3"], environment={}), None)
+    assert [step.id for step in one.steps if step.stage.name == "base"] == ["base"]
+    assert one["base"].key == own["base/3"].key and one["pretrain/local/3"].key == own["pretrain/local/3"].key
+    assert {one[f"pretrain/local/{seed}"].inputs["base"] for seed in (0, 3)} == {"base"}
+    assert [i.id for i in one.steps if i.id.startswith("evaluate/base")] == ["evaluate/base/3"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("arms.base={kind: window}", r"arm name 'base': kept for what the arms start from"),
+        ("base.seed=4", r"seed = 4: has no effect with per_seed = True"),
+        (
+            "base={init: hf, path: x, revision: '0000000000000000000000000000000000000000', per_seed: true}",
+            r"per_seed = True: with init = 'hf' there is one checkpoint",
+        ),
+        ("pretrain.mixture.prompts=[{until: 1, share: 2, length: 64}]", r"pretrain\.mixture\.prompts\.0\.share = 2"),
+        (
+            "pretrain.mixture.prompts=[{until: 0.5, share: 1, length: 64}, {until: 0.4, share: 1, length: 64}]",
+            r"until = \[0\.5, 0\.4\]: allowed are ascending",
+        ),
+        ("base.mixture.prompts=[{until: 1, share: 1, length: 24}]", r"length = 24: must divide sequence_length = 32"),
+        ("base.mixture.sources={novels: 1}", r"base\.mixture\.sources\.novels: the corpus has no such source"),
+    ],
+)
+def test_bases_and_phases_that_cannot_be_are_one_error(study, change, message):
+    with pytest.raises(StudyError, match=message) as caught:
+        load(study, [change], environment={})
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_keys_do_not_depend_on_where_things_lie_or_how_they_are_run(study, tmp_path):
@@ -125,10 +173,11 @@ def test_weights_of_the_sources_reach_training(study, tmp_path):
 
 def test_golden_keys_of_steps_without_inputs():
     """These change only when a stage's config or code_version does: then every user's artifacts of it are stale."""
-    plan = expand(load(RUNS / "quickstart.yaml", ["calibrate={}"], environment={}), None)
-    keys = {step: plan[step].key[:16] for step in ("calibrate", "capacity", "control/infini-delta/0")}
+    plan = expand(load(RUNS / "quickstart.yaml", environment={}), None)
+    keys = {step: plan[step].key[:16] for step in ("calibrate", "capacity", "control-base/0", "control/infini-delta/0")}
     assert keys == {
         "calibrate": "0a1e8fa6c8308c48",
         "capacity": "280a2eecc9f10bbc",
-        "control/infini-delta/0": "85e3c113beaec4bf",
+        "control-base/0": "b250184f25b5dcfa",
+        "control/infini-delta/0": "b20c1103f5875373",
     }

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
 from model.config import MixerConfig, TrunkConfig
 from stages.pretrain.stage import BASE, BaseConfig, PretrainConfig
@@ -18,14 +15,6 @@ from tests.support import LocalArtifact, LocalContext
 
 LENGTH, SEGMENT, VOCABULARY = 64, 16, 97
 TRUNK = TrunkConfig(dim=32, layers=2, heads=2)
-
-
-@contextmanager
-def without_ray() -> Iterator[None]:
-    """Train in this process, also if another test of the session has started Ray."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.pretrain.run.ray_is_running", lambda: False)
-        yield
 
 
 def write_tokens(

@@ -1,6 +1,8 @@
 """Artifacts of a whole study with known properties, for tests of claims and report.
 
-``Synthetic`` writes the tables of docs/formats.md; each knob is the truth a verdict should find.
+``Synthetic`` makes the tables of docs/formats.md; each knob is the truth a verdict should find. Prompts are the real
+ones, answered by readers of known skill. Tables are kept in memory (``evidence``) and written where an artifact is
+asked for (``inputs``).
 """
 
 from __future__ import annotations
@@ -17,6 +19,11 @@ import numpy as np
 import pandas as pd
 
 from model.config import MixerConfig, TrunkConfig
+from stages.claims.config import ClaimsConfig
+from stages.claims.evidence import Evidence
+from stages.tasks.config import RetrievalConfig
+from tests.stages import readers
+from tests.stages.readers import Reader
 from tests.support import LocalArtifact
 
 SEGMENT = 64
@@ -25,135 +32,152 @@ ARMS = {
     "infini-delta": MixerConfig(kind="infini", segment_length=SEGMENT, rule="delta"),
     "local": MixerConfig(kind="local", segment_length=SEGMENT),
     "sliding-window": MixerConfig(kind="window", segment_length=SEGMENT),
-    "transformer-xl": MixerConfig(kind="xl", segment_length=SEGMENT),
+    "full": MixerConfig(kind="full", segment_length=SEGMENT),
+}
+CONTROL_ARMS = {
+    name: MixerConfig(kind=kind, segment_length=16, **options)  # type: ignore[arg-type]
+    for name, kind, options in (
+        ("full", "full", {}),
+        ("local", "local", {}),
+        ("infini-linear", "infini", {"rule": "linear"}),
+        ("infini-delta", "infini", {"rule": "delta"}),
+    )
 }
 TRUNK = TrunkConfig(dim=96, layers=3, heads=3)
 MEMORY = ("infini-linear", "infini-delta")
-LENGTHS = (128, 256, 512, 1024)
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 K = (1, 2, 4, 8)
+ASKED = RetrievalConfig(
+    format="compact", lengths=(64, 256, 512), trials=160, rivals=(1, 2, 4), binding_trials=60, control_trials=30
+)
+KNOCKED = RetrievalConfig(
+    format="compact", lengths=(512,), trials=60, rivals=(1, 2), binding_trials=30, control_trials=0
+)
+LOCAL = readers.inside(SEGMENT)  # what a model without memory can do
+KNOCKOUTS = ("gate_closed", "reset", "swap", "zero_read")
+EFFECT = {"infini-linear": -0.08, "infini-delta": -0.06, "full": -0.10, "sliding-window": -0.02}
 
 
 @dataclass
 class Synthetic:
-    """Truths. Effects are in nats per token (negative: better than local); accuracies are probabilities."""
+    """Truths. Effects are in nats per token (negative: better than local)."""
 
     directory: Path
     seeds: tuple[int, ...] = (0, 1, 2)
     documents: int = 40
-    effect: Mapping[str, float] = field(default_factory=lambda: {"infini-linear": -0.08, "infini-delta": -0.06})
-    seed_noise: float = 0.004  # sd between runs, nats per token
-    passkey: float = 0.97
-    within: float = 0.98
-    binding: Mapping[int, float] = field(default_factory=lambda: {k: 1 / k for k in K})
-    knockout_accuracy: float = 0.02
-    knockout_nats: float = 0.07
-    trials: int = 20
-    control: Mapping[int, float] = field(default_factory=lambda: {1: 1.0, 2: 0.5, 4: 0.25, 8: 0.125})
+    effect: Mapping[str, float] = field(default_factory=lambda: EFFECT)
+    seed_noise: float = 0.004  # sd of a run (arm and seed), nats per token
+    base: float = 0.3  # nats that the base is worse than local
+    gap_of_seed: Mapping[int, float] = field(default_factory=dict)  # added to the memory arms' effect in that seed
+    draw: int = 0  # another draw of all noise
+    reader: Reader = readers.perfect  # of the memory arms
+    full: Reader = readers.perfect
+    local: Reader = LOCAL
+    knocked: Mapping[str, Reader] = field(default_factory=dict)  # default: what the local arm can do
+    knocked_nats: float = 0.07
+    asked: RetrievalConfig = ASKED
+    control: Mapping[int, float] = field(default_factory=lambda: dict.fromkeys(K, 1.0))
+    control_full: float = 1.0
+    control_local: float = 1 / 16
     coverage_after: float = 0.0
+    containment: float | None = 0.0
     canaries_acted: int = 40
     lambda_max: float = 1.4
+    lambda_reading: float | None = 1.5
     title: str = "A plain title"
-    inputs: dict[str, LocalArtifact] = field(default_factory=dict)
+    tables: dict[str, dict[str, pd.DataFrame]] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, step: str, tables: Mapping[str, pd.DataFrame], documents: Mapping[str, Any] | None = None) -> None:
-        """Write one artifact and register it as an input."""
-        folder = self.directory / step.replace("/", "_")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, table in tables.items():
-            table.to_parquet(folder / name, index=False)
-        for name, value in (documents or {}).items():
-            (folder / name).write_text(json.dumps(value))
-        self.inputs[step] = LocalArtifact(folder, hashlib.sha256(step.encode()).hexdigest())
+        """Make one artifact an input."""
+        self.tables[step], self.files[step] = dict(tables), dict(documents or {})
+
+    @property
+    def inputs(self) -> dict[str, LocalArtifact]:
+        """The artifacts as folders."""
+        made = {}
+        for step, tables in self.tables.items():
+            folder = self.directory / step.replace("/", "_")
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, table in tables.items():
+                table.to_parquet(folder / name, index=False)
+            for name, value in self.files[step].items():
+                (folder / name).write_text(json.dumps(value))
+            made[step] = LocalArtifact(folder, _key(step))
+        return made
+
+    def evidence(self, rules: ClaimsConfig, **changed: Any) -> Evidence:
+        """What the rules see, without a file being written."""
+        return InMemory(self, rules, **changed)
 
     def runs(self) -> list[tuple[str, int]]:
         return [(arm, seed) for arm in ARMS for seed in self.seeds]
 
     def rng(self, *parts: object) -> np.random.Generator:
+        parts = (*parts, self.draw) if self.draw else parts
         return np.random.default_rng(int(hashlib.sha256(repr(parts).encode()).hexdigest()[:12], 16))
 
     # --- one method per stage ---------------------------------------------------------------------------------------
-    def evaluate(self) -> Synthetic:
+    def evaluate(self, *, text: bool = True, prompts: bool = True) -> Synthetic:
+        """``text``, ``prompts``: which of the two tables to make (simulations need one)."""
+        items = readers.prompts(self.asked, self.draw % 5) if prompts else ()
         for arm, seed in self.runs():
-            perplexity = self._perplexity(arm, seed, self.effect.get(arm, 0.01))
-            self.add(
-                f"evaluate/{arm}/{seed}",
-                {"perplexity.parquet": perplexity, "retrieval.parquet": self._retrieval(arm, seed)},
-            )
+            tables = {}
+            if text:
+                tables["perplexity.parquet"] = self._perplexity(arm, seed, self._effect(arm, seed))
+            if prompts:
+                asked = readers.ask(self._reader(arm), items, seed, SEGMENT, f"{arm}{self.draw or ''}")
+                tables["retrieval.parquet"] = asked
+            self.add(f"evaluate/{arm}/{seed}", tables)
+        for seed in self.seeds:
+            self.add(f"evaluate/base/{seed}", {"perplexity.parquet": self._perplexity("base", seed, self.base)})
         return self
 
+    def _effect(self, arm: str, seed: int) -> float:
+        return self.effect.get(arm, 0.0) + (self.gap_of_seed.get(seed, 0.0) if arm in MEMORY else 0.0)
+
+    def _reader(self, arm: str) -> Reader:
+        return self.reader if arm in MEMORY else self.full if arm == "full" else self.local
+
     def _perplexity(self, arm: str, seed: int, effect: float) -> pd.DataFrame:
+        """Two buckets a document: the first segment, and the rest, where a memory can act."""
         level = self.rng("documents").normal(3.4, 0.3, self.documents)
         run = self.rng("run", arm, seed).normal(0, self.seed_noise)
-        rows = []
-        for doc in range(self.documents):
-            noise = self.rng("doc", doc, arm).normal(0, 0.01)
-            start, size = 0, 1024 if doc % 4 else 512
-            while start < size:
-                end = max(SEGMENT, start * 2)
-                gain = effect * (start >= SEGMENT) * (1 + math.log2(max(start, 1) / SEGMENT) / 6 if start else 0)
-                nats = level[doc] + 0.6 * (start == 0) - 0.02 * math.log2(end) + gain + run + noise
-                rows.append(
-                    (
-                        f"doc-{doc:03}",
-                        "test" if doc % 2 else "validation",
-                        start,
-                        end,
-                        nats * (end - start),
-                        end - start,
-                    )
-                )
-                start = end
-        table = pd.DataFrame(rows, columns=["doc_id", "split", "bucket_start", "bucket_end", "nll_sum", "tokens"])
-        table["words"] = (table["tokens"] * 0.7).astype(int)
-        table["bytes"] = table["tokens"] * 4
+        noise = self.rng("doc", arm).normal(0, 0.01, self.documents)
+        size = np.where(np.arange(self.documents) % 4 == 0, 512, 1024)
+        names = np.array([f"doc-{doc:03}" for doc in range(self.documents)])
+        parts = []
+        for start in (0, SEGMENT):
+            tokens = np.full(self.documents, SEGMENT) if start == 0 else size - SEGMENT
+            nats = level + noise + run + (0.6 if start == 0 else 0.0) + (effect if start or arm == "base" else 0.0)
+            parts.append(
+                pd.DataFrame({
+                    "doc_id": names, "split": np.where(np.arange(self.documents) % 2, "test", "validation"),
+                    "bucket_start": start, "bucket_end": SEGMENT if start == 0 else 1024,
+                    "nll_sum": nats * tokens, "tokens": tokens,
+                })
+            )  # fmt: skip
+        table = pd.concat(parts, ignore_index=True)
+        table["words"], table["bytes"] = (table["tokens"] * 0.7).astype(int), table["tokens"] * 4
         return table
 
-    def _retrieval(self, arm: str, seed: int, skill: float | None = None, drop: str = "none") -> pd.DataFrame:
-        rng, rows = self.rng("retrieval", arm, seed, drop), []
-        memory = arm in MEMORY
-
-        def ask(task: str, length: int, depth: float, k: int, trial: int, *, p: float, beyond: bool) -> None:
-            right = int(rng.random() < p)
-            expected = str(10000 + rng.integers(40000))
-            rows.append(
-                (task, f"{task}/{length}/{depth:g}/{k}/{trial}", length, length, depth, k, expected,
-                 expected if right else "77", right, 0.05 if right else 6.0 + rng.random(), beyond)
-            )  # fmt: skip
-
-        for length in LENGTHS:
-            for depth in DEPTHS:
-                beyond = depth < 1.0
-                p = (self.passkey if memory else 0.0) if beyond else self.within
-                for trial in range(self.trials):
-                    ask(
-                        "passkey", length, depth, 1, trial, p=p if skill is None or not beyond else skill, beyond=beyond
-                    )
-            for trial in range(10):
-                ask("passkey_absent", length, 0.5, 0, trial, p=0.0, beyond=True)
-        for k in K:
-            for trial in range(self.trials * 2):
-                p = self.binding[k] if memory else 0.0
-                ask("bindings", 1024, 0.25, k, trial, p=p if skill is None else skill, beyond=True)
-            for trial in range(10):
-                ask("bindings_absent", 1024, 0.25, k, trial, p=1 / k if memory else 0.0, beyond=True)
-        columns = ["task", "item", "length", "prompt_tokens", "depth", "rivals", "expected", "answer", "correct",
-                   "answer_nll", "beyond_local"]  # fmt: skip
-        table = pd.DataFrame(rows, columns=columns)
-        known = (table["task"] == "bindings") & memory
-        return table.assign(in_set=table["correct"].where(~known, 1))
-
     def ablate(self) -> Synthetic:
+        items = [
+            item
+            for item in readers.prompts(KNOCKED, self.draw % 5)
+            if item.task in ("passkey", "bindings") and item.beyond_local(SEGMENT)
+        ]
         for arm, seed in self.runs():
             if arm not in MEMORY:
                 continue
             perplexity, retrieval = [], []
-            for knockout in ("none", "gate_closed", "reset", "swap", "zero_read"):
-                nats = 0.0 if knockout == "none" else self.knockout_nats
-                table = self._perplexity(arm, seed, self.effect.get(arm, 0.0) + nats)
+            for knockout in ("none", *KNOCKOUTS):
+                nats = 0.0 if knockout == "none" else self.knocked_nats
+                table = self._perplexity(arm, seed, self._effect(arm, seed) + nats)
                 perplexity.append(table.assign(knockout=knockout))
-                skill = None if knockout == "none" else self.knockout_accuracy
-                retrieval.append(self._retrieval(arm, seed, skill, knockout).assign(knockout=knockout))
+                reader = self.reader if knockout == "none" else self.knocked.get(knockout, self.local)
+                name = f"{arm}{self.draw or ''}{knockout if knockout != 'none' else ''}"
+                asked = readers.ask(reader, items, seed, SEGMENT, name)
+                retrieval.append(asked.assign(knockout=knockout))
             rng = self.rng("gates", arm, seed)
             gates = [(layer, head, float(rng.beta(0.6, 0.8))) for layer in range(3) for head in range(3)]
             self.add(
@@ -162,9 +186,47 @@ class Synthetic:
                     "perplexity.parquet": pd.concat(perplexity),
                     "retrieval.parquet": pd.concat(retrieval),
                     "gates.parquet": pd.DataFrame(gates, columns=["layer", "head", "gate"]),
+                    "heads.parquet": self._heads(),
+                    "saturation.parquet": self._saturation(arm),
+                    "capacity.parquet": self._trained_capacity(arm, seed),
                 },
             )
         return self
+
+    def _heads(self) -> pd.DataFrame:
+        """Head (0, 0) carries all of it, the others nothing."""
+        rows = [
+            (layer, head, knockout, f"item-{i}", int((layer, head) != (0, 0)), 1)
+            for knockout in ("swap", "gate_closed")
+            for layer in range(3)
+            for head in range(3)
+            for i in range(30)
+        ]
+        return pd.DataFrame(rows, columns=["layer", "head", "knockout", "item", "correct", "intact"])
+
+    def _saturation(self, arm: str) -> pd.DataFrame:
+        if self.lambda_reading is None:
+            return pd.DataFrame(
+                columns=["doc_id", "segment", "tokens", "layer", "head", "memory_norm", "z_min", "erase_lambda_max"]
+            )
+        delta = ARMS[arm].rule == "delta"
+        rows = [
+            (f"doc-{doc:03}", segment, (segment + 1) * SEGMENT, layer, head, 20 + math.log1p(segment), 3.0,
+             self.lambda_reading if delta else math.nan, 12.0)
+            for doc in range(2) for segment in range(20) for layer in range(3) for head in range(3)
+        ]  # fmt: skip
+        columns = ["doc_id", "segment", "tokens", "layer", "head", "memory_norm", "z_min", "erase_lambda_max",
+                   "effective_rank"]  # fmt: skip
+        return pd.DataFrame(rows, columns=columns)
+
+    def _trained_capacity(self, arm: str, seed: int) -> pd.DataFrame:
+        rows = [
+            ("trained", "elu1", 32, ARMS[arm].rule, n, layer, head, *_held(n, 20.0 + seed, 4.0), 0.1)
+            for n in (4, 8, 16, 32, 64) for layer in range(3) for head in range(3)
+        ]  # fmt: skip
+        columns = ["keys", "feature_map", "feature_dim", "rule", "associations", "layer", "head", "accuracy", "exact",
+                   "error"]  # fmt: skip
+        return pd.DataFrame(rows, columns=columns)
 
     def pretrain(self) -> Synthetic:
         for arm, seed in self.runs():
@@ -190,43 +252,56 @@ class Synthetic:
         return self
 
     def positive_control(self) -> Synthetic:
-        for arm, seed in self.runs():
-            if ARMS[arm].kind not in ("infini", "local"):
-                continue
-            rows = []
-            for step in (100, 200):
-                for k in K:
-                    p = self.control[k] * (1.0 if step == 200 else 0.4) if arm in MEMORY else 1 / 64
-                    hits = self.rng("control", arm, seed, k, step).binomial(512, p)
-                    rows.append((k, hits / 512, 512, 1 / k, step, 1.0))
-            columns = ["k", "accuracy", "trials", "chance", "step", "loss"]
-            self.add(f"control/{arm}/{seed}", {"control.parquet": pd.DataFrame(rows, columns=columns)})
+        for arm in CONTROL_ARMS:
+            for seed in self.seeds:
+                rows = []
+                cells = [(100, 4, "filler", "none"), (200, 4, "filler", "none"), (200, 12, "filler", "none")]
+                cells += [(200, 12, "pairs", "none")]
+                cells += [(200, 4, "filler", knockout) for knockout in KNOCKOUTS] if arm in MEMORY else []
+                for step, segments, between, knockout in cells:
+                    for k in K:
+                        p = self.control[k] if arm in MEMORY else self.control_full if arm == "full" else 0.0
+                        p = self.control_local if arm == "local" else 1 / 16 if knockout != "none" else p
+                        p = max(p * (0.4 if step == 100 else 1.0), 1 / 16)
+                        hits = int(self.rng("control", arm, seed, k, step, knockout, segments).binomial(2048, p))
+                        rows.append((step, k, segments, between, knockout, hits, 2048, hits / 2048, 1 / k, 1 / 16, 1.0))
+                columns = ["step", "k", "segments", "between", "knockout", "hits", "trials", "accuracy", "chance",
+                           "guess", "loss"]  # fmt: skip
+                self.add(f"control/{arm}/{seed}", {"control.parquet": pd.DataFrame(rows, columns=columns)})
         return self
 
-    def capacity(self, middle: float = 55.0) -> Synthetic:
+    def capacity(self, learned: float = 120.0, exact: float = 60.0) -> Synthetic:
+        """``learned``, ``exact``: number of associations at which half are recalled, or read exactly, with the best
+        keys of elu1; random ones hold a twentieth."""
         rows = []
-        for name, dim, scale in (("elu1", 64, 1.0), ("dpfp1", 128, 2.0), ("dpfp2", 256, 4.0)):
+        for name, dim, scale in (("elu1", 64, 1.0), ("dpfp1", 128, 2.0)):
             for rule in ("linear", "delta"):
-                for n in (8, 16, 24, 32, 40, 48, 60, 80, 100, 128, 200, 256, 340):
-                    for seed in range(5):
-                        shift = middle * scale * (1.2 if rule == "delta" else 1.0)
-                        accuracy = 1 / (1 + math.exp((n - shift) / (4 * scale)))
-                        rows.append((name, dim, 64, rule, n, seed, accuracy, 1 - accuracy))
-        columns = ["feature_map", "feature_dim", "d_key", "rule", "associations", "seed", "accuracy", "mse"]
+                for keys, share in (("random", 0.05), ("orthogonal", 0.5), ("learned", 1.0)):
+                    for n in (2, 4, 8, 16, 24, 32, 40, 48, 56, 60, 64, 80, 100, 128, 200, 256, 340):
+                        for seed in range(5):
+                            recalled, _ = _held(n, learned * share * scale, 2 * scale)
+                            read, _ = _held(n, exact * share * scale, 1.0 * scale)
+                            rows.append((keys, name, dim, 64, rule, n, seed, recalled, 1 - read, read))
+        columns = ["keys", "feature_map", "feature_dim", "d_key", "rule", "associations", "seed", "accuracy", "error",
+                   "exact"]  # fmt: skip
         overwrite = [
-            (rule, n, seed, 0.9 if rule == "delta" else 0.5, 0.1 if rule == "delta" else 0.5)
+            ("elu1", rule, n, seed, 0.9 if rule == "delta" else 0.5, 0.1 if rule == "delta" else 0.5)
             for rule in ("linear", "delta") for n in (8, 16, 32) for seed in range(3)
         ]  # fmt: skip
-        reference = [("elu1", 64, "linear", 40, 60), ("dpfp1", 128, "linear", 100, None)]
+        forgetting = [
+            ("learned", "elu1", rule, later, seed, 1 / (1 + later / 64))
+            for rule in ("linear", "delta") for later in (0, 16, 64) for seed in range(3)
+        ]  # fmt: skip
         self.add(
             "capacity",
             {
                 "capacity.parquet": pd.DataFrame(rows, columns=columns),
                 "overwrite.parquet": pd.DataFrame(
-                    overwrite, columns=["rule", "associations", "seed", "new_value_accuracy", "old_value_accuracy"]
+                    overwrite,
+                    columns=["feature_map", "rule", "associations", "seed", "new_value_accuracy", "old_value_accuracy"],
                 ),
-                "reference.parquet": pd.DataFrame(
-                    reference, columns=["feature_map", "feature_dim", "rule", "holds", "fails"]
+                "forgetting.parquet": pd.DataFrame(
+                    forgetting, columns=["keys", "feature_map", "rule", "later", "seed", "accuracy"]
                 ),
             },
         )
@@ -259,6 +334,13 @@ class Synthetic:
             {"books.parquet": books, "decisions.parquet": decisions, "canaries.parquet": canaries},
             {"audit.json": {"training_documents": 90}},
         )
+        if self.containment is not None:
+            share = [self.containment if i == 1 else 0.001 for i in range(self.documents)]
+            counted = books[["book_id", "title", "split"]].assign(
+                ngrams=11000, share=share, longest=14, top_document="train-7"
+            )
+            counted["contained"] = (counted["ngrams"] * counted["share"]).astype(int)
+            self.add("certify", {"containment.parquet": counted})
         return self
 
     def summarize(self) -> Synthetic:
@@ -286,3 +368,25 @@ class Synthetic:
 
     def everything(self) -> Synthetic:
         return self.decontaminate().pretrain().evaluate().ablate().capacity().positive_control().summarize()
+
+
+class InMemory(Evidence):
+    """The evidence of a ``Synthetic``."""
+
+    def __init__(self, study: Synthetic, rules: ClaimsConfig, **changed: Any) -> None:
+        inputs = {step: LocalArtifact(study.directory, _key(step)) for step in study.tables}
+        settings = {"arms": ARMS, "seeds": study.seeds, "trunk": TRUNK, "control_arms": CONTROL_ARMS} | changed
+        super().__init__(inputs, rules=rules, **settings)
+        self._study = study
+
+    def table(self, step: str, name: str) -> pd.DataFrame:
+        return self._study.tables.get(step, {}).get(name, pd.DataFrame()).copy()
+
+
+def _key(step: str) -> str:
+    return hashlib.sha256(step.encode()).hexdigest()
+
+
+def _held(n: int, middle: float, width: float) -> tuple[float, float]:
+    """(recalled, read exactly) of ``n`` associations where half are at ``middle``; exactly is half as far."""
+    return 1 / (1 + math.exp((n - middle) / width)), 1 / (1 + math.exp(min(700, (n - middle / 2) / width)))

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from model import checkpoint
+from model.config import MixerConfig
 from model.generate import generate
-from stages.evaluate import forward, perplexity, retrieval
+from stages.evaluate import forward, perplexity, retrieval, tables
 from stages.evaluate.stage import STAGE, EvaluateConfig, PerplexityConfig
 from stages.stage import Execution, StageError
 from stages.tasks.config import RetrievalConfig
@@ -24,7 +26,7 @@ from tests.stages.evaluation_inputs import SEGMENT, build, decoder, save
 from tests.support import LocalContext
 
 RETRIEVAL = RetrievalConfig(
-    format="compact", lengths=(96, 160), trials=2, rivals=(1, 2), binding_trials=3, control_trials=2
+    format="compact", lengths=(96, 160), trials=8, rivals=(1, 2), binding_trials=3, control_trials=2
 )
 CONFIG = EvaluateConfig(perplexity=PerplexityConfig(buckets=(0, 16, 100)), retrieval=RETRIEVAL, seed=7)
 
@@ -162,6 +164,33 @@ def test_stage_writes_both_tables_the_same_bytes_twice_and_the_same_items_for_ev
         assert context.progressed[-1][0] == context.progressed[-1][1]
     assert digests[0] == digests[1] != digests[2]
     assert asked[0] == asked[2]
+
+
+def test_a_row_can_be_made_of_an_answer_alone(items):
+    """As a test does that asks something else than a model."""
+    for item in items:
+        right = retrieval.row(item, item.expected, 0.5, SEGMENT)
+        assert list(right) == tables.RETRIEVAL.names and right["correct"] == 1 and right["answer_nll"] == 0.5
+        assert right["in_set"] == (item.task != "passkey_absent")
+        assert retrieval.row(item, "", 0.5, SEGMENT)["correct"] == 0
+        assert right["beyond_local"] == item.beyond_local(SEGMENT)
+        assert not retrieval.row(item, "", 0.5, 1000)["beyond_local"] or not item.needle_end
+
+
+def test_a_base_is_read_as_the_local_arm_that_starts_from_it(inputs, tokenizer, tmp_path):
+    base = save(decoder("full", vocab_size=tokenizer.vocab_size, seed=5), tmp_path / "base")
+    local = MixerConfig(kind="local", segment_length=SEGMENT)
+    arm = save(checkpoint.graft(tmp_path / "base" / "model", local, seed=1).eval(), tmp_path / "arm")
+    read = []
+    for name, model, mixer in (("of-base", base, local), ("of-arm", arm, None)):
+        (tmp_path / name).mkdir()
+        config = CONFIG.model_copy(update={"mixer": mixer})
+        STAGE.run(config, {**inputs, "model": model}, tmp_path / name, LocalContext(str(tmp_path / "work")))
+        read.append([pq.read_table(tmp_path / name / table).to_pylist() for table in TABLES])
+    assert read[0] == read[1]
+
+
+TABLES = ("perplexity.parquet", "retrieval.parquet")
 
 
 def test_mistakes_are_named(inputs, tokenizer, tmp_path, monkeypatch):

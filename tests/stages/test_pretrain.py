@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,8 @@ from model.config import MixerConfig, TrunkConfig
 from stages.pretrain.imported import folder_digest
 from stages.pretrain.stage import BASE, PRETRAIN, BaseConfig, PretrainConfig
 from stages.stage import Execution, StageError
-from tests.stages.pretraining import SEGMENT, TRUNK, VOCABULARY, make_inputs, pretrain_config, without_ray
+from tests.stages.pretraining import SEGMENT, TRUNK, VOCABULARY, make_inputs, pretrain_config
 from tests.support import LocalArtifact, LocalContext
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_this_process() -> Iterator[None]:
-    with without_ray():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,19 +11,18 @@ from pydantic import ValidationError
 
 from model.checkpoint import graft
 from stages.pretrain.data import TokenRows, Windows
-from stages.pretrain.loop import _parts
+from stages.pretrain.loop import Lengths, _parts
 from stages.pretrain.mixture import Batches
 from stages.pretrain.recipe import curriculum, of_pretrain
 from stages.pretrain.stage import PRETRAIN
 from stages.stage import Execution
-from tests.stages.pretraining import LENGTH, SEGMENT, make_inputs, pretrain_config, without_ray
+from tests.stages.pretraining import LENGTH, SEGMENT, make_inputs, pretrain_config
 from tests.support import LocalArtifact, LocalContext
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalArtifact]:
-    with without_ray():
-        return make_inputs(tmp_path_factory.mktemp("inputs"))
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def test_segments_double_up_to_the_sequence() -> None:
@@ -39,8 +38,7 @@ def run(inputs: dict[str, LocalArtifact], folder: Path, micro_batch: int | None,
 
     (folder / "output").mkdir(parents=True)
     context = LocalContext(str(folder / "work"), Execution(micro_batch=micro_batch))
-    with without_ray():
-        PRETRAIN.run(pretrain_config(**config), inputs, folder / "output", context)
+    PRETRAIN.run(pretrain_config(**config), inputs, folder / "output", context)
     logs = pq.read_table(folder / "output" / "train_log.parquet").to_pylist()
     samples = pq.read_table(folder / "output" / "samples.parquet").to_pylist()
     return [log | sample for log, sample in zip(logs, samples, strict=True)]
@@ -67,10 +65,21 @@ def test_first_step_reads_segments_of_the_same_samples(inputs: dict[str, LocalAr
 def test_prompts_stay_whole() -> None:
     tokens = np.arange(4 * 8).reshape(4, 8)
     prompts = np.array([False, True, False, False])
-    text, whole = _parts((tokens,), prompts, slice(0, 4), 4, None)
+    text, whole = _parts((tokens,), prompts, slice(0, 4), Lengths(4, 8), None)
     assert text[0].tolist() == tokens[[0, 2, 3]].reshape(6, 4).tolist() and whole[0].tolist() == tokens[[1]].tolist()
-    assert [len(part[0]) for part in _parts((tokens,), prompts, slice(0, 4), 4, 2)] == [4, 2, 1]
-    assert [len(part[0]) for part in _parts((tokens,), prompts, slice(2, 4), 8, 1)] == [1, 1]
+    assert [len(part[0]) for part in _parts((tokens,), prompts, slice(0, 4), Lengths(4, 8), 2)] == [4, 2, 1]
+    assert [len(part[0]) for part in _parts((tokens,), prompts, slice(2, 4), Lengths(8, 8), 1)] == [1, 1]
+
+
+def test_rows_of_prompts_are_cut_into_prompts() -> None:
+    tokens = np.arange(4 * 8).reshape(4, 8)
+    prompts = np.array([False, True, False, True])
+    text, asked = _parts((tokens,), prompts, slice(0, 4), Lengths(8, 2), None)
+    assert text[0].tolist() == tokens[[0, 2]].tolist() and asked[0].tolist() == tokens[[1, 3]].reshape(8, 2).tolist()
+    (both,) = _parts((tokens,), prompts, slice(0, 4), Lengths(4, 4), None)
+    assert both[0].tolist() == tokens.reshape(8, 4).tolist()
+    (alone,) = _parts((tokens,), np.ones(4, bool), slice(0, 4), Lengths(8, 4), None)
+    assert alone[0].tolist() == tokens.reshape(8, 4).tolist()
 
 
 def test_a_curriculum_without_effect_is_refused() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from stages.pretrain.config import MixtureConfig
+from stages.pretrain.config import MixtureConfig, PromptPhase
 from stages.pretrain.data import BLOCK, SampleOrder, TokenRows, Windows, digest
 from stages.pretrain.mixture import Batches, loss_weights
 from stages.pretrain.recipe import Recipe, of_pretrain
@@ -75,18 +78,81 @@ def test_windows_must_divide_the_rows(rows: TokenRows) -> None:
         Windows(rows, 24)
 
 
-def test_prompts_take_their_share_and_weigh_as_it(rows: TokenRows) -> None:
-    def prompts(count: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-        mask = np.zeros((count, LENGTH), np.uint8)
-        mask[:, -3:] = 1
-        return np.arange(first, first + count)[:, None] + np.zeros((1, LENGTH), np.int32), mask
+def phases(*wanted: tuple[float, float, int]) -> tuple[PromptPhase, ...]:
+    return tuple(PromptPhase(until=until, share=share, length=length) for until, share, length in wanted)
 
-    batches = Batches(recipe(mixture=MixtureConfig(retrieval_share=0.3)), Windows(rows, LENGTH), prompts)
+
+def prompts(length: int, count: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every token of a prompt is its number; the last three are the answer."""
+    mask = np.zeros((count, length), np.uint8)
+    mask[:, -3:] = 1
+    return np.arange(first, first + count)[:, None] + np.zeros((1, length), np.int32), mask
+
+
+def test_phases_change_length_and_share_but_not_the_tokens_of_a_batch(rows: TokenRows) -> None:
+    """Ten steps of four rows of 64: prompts of 16 alone, then half text, then prompts of 32 in a quarter of it."""
+    mixture = MixtureConfig(prompts=phases((0.3, 1.0, 16), (0.5, 0.5, 16), (1.0, 0.25, 32)))
+    plan = recipe(mixture=mixture, steps=10)
+    made = [Batches(plan, Windows(rows, LENGTH), prompts)[step] for step in range(10)]  # each as after a restart
+    assert [b.answers.sum() for b in made] == [4] * 3 + [2] * 2 + [1] * 5
+    assert {b.tokens.shape for b in made} == {(4, LENGTH)}
+    assert [(plan.prompt_length_at(step), plan.share_at(step)) for step in (0, 3, 5)] == [
+        (16, 1),
+        (16, 0.5),
+        (32, 0.25),
+    ]
+    text = [int(i) for b in made for i in b.ids[~b.answers]]
+    assert sorted(text) == sorted(SampleOrder([Windows(rows, LENGTH).ids], [1.0], 0).ids(0, 4 + 15).tolist())
+    seen: dict[int, list[int]] = {16: [], 32: []}
+    for step, batch in enumerate(made):
+        length = plan.prompt_length_at(step)
+        in_order = batch.tokens[batch.answers][np.argsort(-batch.ids[batch.answers])]
+        cut = in_order.reshape(-1, length)
+        assert (cut == cut[:, :1]).all()  # a prompt never goes over the border of a row
+        seen[length] += cut[:, 0].tolist()
+        assert batch.mask[batch.answers].sum() == 3 * len(cut)
+    assert seen[16] == list(range(16 * 4)) and seen[32] == list(range(32, 42))  # none twice
+
+
+@pytest.mark.parametrize(
+    ("mixture", "message"),
+    [
+        ({"prompts": [{"until": 1.0, "share": 1.5, "length": 16}]}, "share"),
+        ({"prompts": [{"until": 0.5, "share": 1, "length": 16}]}, r"until = \[0\.5\].*the last of them 1"),
+        (
+            {"prompts": [{"until": 0.5, "share": 1, "length": 16}, {"until": 0.5, "share": 1, "length": 16}]},
+            r"until = \[0\.5, 0\.5\]: allowed are ascending",
+        ),
+        (
+            {"prompts": [{"until": 1, "share": 1, "length": 24}]},
+            r"mixture\.prompts\.0\.length = 24: must divide sequence_length = 64",
+        ),
+        (
+            {"prompts": [{"until": 1, "share": 0.5, "length": 16, "text_length": 48}]},
+            r"prompts\.0\.text_length = 48: must divide",
+        ),
+        ({"retrieval_rivals": [0]}, r"retrieval_rivals = \[0\]"),
+    ],
+)
+def test_phases_that_cannot_be_are_refused(mixture: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        recipe(mixture=MixtureConfig(**mixture))
+
+
+def test_text_has_one_curriculum() -> None:
+    phase = PromptPhase(until=1, share=0.5, length=16, text_length=32)
+    with pytest.raises(ValidationError, match=r"text_length = 32: curriculum_share sets the length"):
+        recipe(mixture=MixtureConfig(prompts=(phase,)), curriculum_share=0.5)
+    assert recipe(mixture=MixtureConfig(prompts=(phase,))).length_at(0) == 32
+
+
+def test_prompts_take_their_share_and_weigh_as_it(rows: TokenRows) -> None:
+    batches = Batches(recipe(mixture=MixtureConfig(prompts=phases((1.0, 0.3, LENGTH)))), Windows(rows, LENGTH), prompts)
     made = [batches[step] for step in range(10)]
     assert sum(int(b.answers.sum()) for b in made) == 12  # of 40
     numbers = [-1 - i for b in made for i in sorted(b.ids[b.answers], reverse=True)]
     assert numbers == list(range(12))  # every prompt once, in order
-    text, answer = loss_weights(made[0], 0.3, made[0].tokens.shape[1])
+    text, answer = loss_weights(made[0], made[0].tokens.shape[1])
     assert text.sum() == pytest.approx(1) and answer.sum() == pytest.approx(1)
     assert (answer[made[0].answers] > 0).sum() == 3 * made[0].answers.sum()
     assert not text[made[0].answers].any()

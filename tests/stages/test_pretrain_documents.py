@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages.pretrain.config import MixtureConfig
+from stages.pretrain.config import MixtureConfig, PromptPhase
 from stages.pretrain.data import DocumentOrder, SampleOrder, TokenRows, Windows
 from stages.pretrain.mixture import Batches, loss_weights
 from stages.pretrain.recipe import of_pretrain
@@ -38,13 +38,19 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Windows:
     return Windows(TokenRows(folder), LENGTH)
 
 
-def batches(windows: Windows, prompts: Any = None, size: int = 4, **mixture: Any) -> Batches:
+def batches(windows: Windows, made: Any = None, size: int = 4, **mixture: Any) -> Batches:
     config = pretrain_config(batch_sequences=size, mixture=MixtureConfig(order="documents", **mixture))
-    return Batches(of_pretrain(config), windows, prompts)
+    return Batches(of_pretrain(config), windows, made)
 
 
-def answers(count: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.full((count, LENGTH), first, np.int32), np.ones((count, LENGTH), np.uint8)
+def answers(length: int, count: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.full((count, length), first, np.int32), np.ones((count, length), np.uint8)
+
+
+def half(share: float, length: int = LENGTH) -> tuple[PromptPhase, ...]:
+    """The same share all along, the first half of the steps in prompts of a quarter of the length."""
+    short = PromptPhase(until=0.5, share=share, length=length // 4)
+    return (short, PromptPhase(until=1.0, share=share, length=length))
 
 
 def documents() -> list[range]:
@@ -82,21 +88,26 @@ def test_shares_of_sources_are_met_to_a_document(windows: Windows) -> None:
 
 
 def test_prompts_keep_their_rows_and_every_token_counts_as_before(windows: Windows) -> None:
-    made = batches(windows, answers, retrieval_share=0.25)
+    made = batches(windows, answers, prompts=half(0.25))
     steps = [made[step] for step in range(20)]
     assert all((batch.answers == steps[0].answers).all() and batch.answers.sum() == 1 for batch in steps)
     assert not any(batch.continues[batch.answers].any() for batch in steps)
     assert any(batch.continues.any() for batch in steps)
     for batch in steps:
         assert not batch.mask[:, 0].any() and batch.mask[:, 1:].all()
-        text, answer = loss_weights(batch, 0.25, batch.tokens.shape[1])
+        text, answer = loss_weights(batch, batch.tokens.shape[1])
         assert text.sum() == pytest.approx(1) and answer.sum() == pytest.approx(1)
         assert (text[~batch.answers, 1:] == text[~batch.answers][0, 1]).all()  # continuing rows weigh as the others
 
 
 def test_a_share_of_prompts_that_moves_the_lanes_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"retrieval_share = 0\.3.*nearest: 0\.25 or 0\.5"):
-        pretrain_config(mixture=MixtureConfig(order="documents", retrieval_share=0.3))
+    for prompts, message in (
+        (half(0.3), r"share = \[0\.3\].*nearest: 0\.25 or 0\.5"),
+        (half(1.0), r"share = \[1\.0\].*fewer than 4"),
+        ((half(0.25)[0], half(0.5)[1]), r"share = \[0\.25, 0\.5\]"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            pretrain_config(mixture=MixtureConfig(order="documents", prompts=prompts))
 
 
 @settings(max_examples=60, deadline=None)
@@ -118,7 +129,7 @@ def test_what_is_read_at_a_step_depends_on_seed_and_step_alone(
     steps: list[int],
 ) -> None:
     """Runs that are stopped and resumed at ``steps``, each attempt at another world size, against one that is not."""
-    mixture = MixtureConfig(order=order, sources=sources, retrieval_share=prompts / 8)  # type: ignore[arg-type]
+    mixture = MixtureConfig(order=order, sources=sources, prompts=half(prompts / 8))  # type: ignore[arg-type]
     recipe = of_pretrain(pretrain_config(batch_sequences=8, seed=seed, mixture=mixture))
     whole = Batches(recipe, windows, answers)
     through = [whole[step] for step in range(max(steps) + 2)]

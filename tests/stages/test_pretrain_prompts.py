@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 
 from stages.pretrain import recipe
-from stages.pretrain.config import MixtureConfig
+from stages.pretrain.config import MixtureConfig, PromptPhase
 from stages.pretrain.stage import BASE, PRETRAIN, BaseConfig
 from stages.pretrain.worker import Job, open_batches
 from stages.stage import Execution
 from stages.tokens.load import load_tokenizer
 from stages.tokens.stage import TokenizerConfig
 from stages.tokens.tokenizer import make_tokenizer
-from tests.stages.pretraining import SEGMENT, TRUNK, pretrain_config, without_ray, write_tokens
+from tests.stages.pretraining import TRUNK, pretrain_config, write_tokens
 from tests.support import LocalArtifact, LocalContext
 
-
-@pytest.fixture(scope="module", autouse=True)
-def in_this_process() -> Iterator[None]:
-    with without_ray():
-        yield
-
-
 PROMPT_LENGTH = 192
-MIXTURE = MixtureConfig(retrieval_share=0.5, retrieval_format="compact", retrieval_rivals=(1, 2))
+PHASES = (
+    PromptPhase(until=0.34, share=1.0, length=PROMPT_LENGTH // 2),
+    PromptPhase(until=1.0, share=0.5, length=PROMPT_LENGTH),
+)
+MIXTURE = MixtureConfig(prompts=PHASES, retrieval_format="compact", retrieval_rivals=(1,))
 
 
 def test_prompts_are_trained_on_their_answers(tmp_path: Path) -> None:
@@ -43,18 +38,26 @@ def test_prompts_are_trained_on_their_answers(tmp_path: Path) -> None:
     job = Job(recipe=recipe.of_pretrain(config), work_url="", execution=Execution(), **inputs)
     codec = load_tokenizer(inputs["tokenizer"])
     seen = set()
-    for step in range(3):
+    for step, (length, rows, each) in enumerate([(96, 4, 2), (192, 2, 1), (192, 2, 1)]):
         batch = open_batches(job)[step]
-        assert batch.answers.sum() == 2
+        assert batch.answers.sum() == rows
         for row in np.flatnonzero(batch.answers):
-            answer = codec.decode(batch.tokens[row][batch.mask[row]].tolist()).strip(" .\n")
-            assert answer.isdigit()
-            assert codec.decode(batch.tokens[row].tolist()).count(f"is {answer}.") == 2  # in the needle and as answer
+            prompts = zip(batch.tokens[row].reshape(each, length), batch.mask[row].reshape(each, length), strict=True)
+            for tokens_of, mask_of in prompts:
+                answer = codec.decode(tokens_of[mask_of].tolist()).strip(" .\n")
+                assert answer.isdigit()
+                assert codec.decode(tokens_of.tolist()).count(f"is {answer}.") == 2  # in the needle and as answer
             seen.add(int(batch.ids[row]))
-    assert seen == {-1, -2, -3, -4, -5, -6}
+    assert seen == set(range(-8, 0))
 
-    base = BaseConfig(trunk=TRUNK, steps=1, batch_tokens=SEGMENT, sequence_length=SEGMENT, lr=1e-3)
+    phases = (PromptPhase(until=1.0, share=0.5, length=96),)
+    mixture = MIXTURE.model_copy(update={"prompts": phases})
+    base = BaseConfig(trunk=TRUNK, steps=2, batch_tokens=2 * 96, sequence_length=96, lr=1e-3, mixture=mixture)
     BASE.run(base, inputs, tmp_path / "base", LocalContext(str(tmp_path / "base-work")))
     PRETRAIN.run(config, {**inputs, "base": LocalArtifact(tmp_path / "base")}, tmp_path / "output", context)
     rows = pq.read_table(tmp_path / "output" / "train_log.parquet").to_pylist()
-    assert all(row["answer_loss"] > 0 and row["loss"] > 0 for row in rows)
+    assert [row["loss"] is None for row in rows] == [True, False, False]  # the first phase is prompts alone
+    assert all(row["answer_loss"] > 0 for row in rows)
+    assert all(row["tokens"] == (number + 1) * 4 * PROMPT_LENGTH for number, row in enumerate(rows))
+    of_base = pq.read_table(tmp_path / "base" / "train_log.parquet").to_pylist()
+    assert all(row["answer_loss"] > 0 and row["loss"] > 0 for row in of_base)

@@ -1,9 +1,11 @@
-"""The same training on Ray Train: one worker, a killed worker, two workers."""
+"""The same training inside Ray: a single worker in the step's own task, killed and cancelled; two on Ray Train."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from cluster.train import run_distributed
 from stages.pretrain import recipe, worker
 from stages.pretrain.stage import PRETRAIN
 from stages.pretrain.worker import Job
-from stages.stage import Execution, StageError
-from tests.stages.pretraining import make_inputs, pretrain_config, without_ray
+from stages.stage import Execution, Resources, StageError
+from tests.stages.pretraining import make_inputs, pretrain_config
 from tests.support import LocalArtifact, LocalContext
 
 COLUMNS = ["step", "loss", "grad_norm", "gate_mean"]
@@ -23,8 +25,7 @@ COLUMNS = ["step", "loss", "grad_norm", "gate_mean"]
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalArtifact]:
-    with without_ray():
-        return make_inputs(tmp_path_factory.mktemp("inputs"))
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
@@ -48,11 +49,11 @@ def whole(inputs: dict[str, LocalArtifact], tmp_path_factory: pytest.TempPathFac
     return folder / "output"
 
 
-def killed_while_saving(config: dict[str, Any]) -> None:
-    """A worker that dies by SIGKILL, once, between the second checkpoint's tensors and the file that completes it."""
+def die_while_saving(marker: Path) -> None:
+    """This process dies by SIGKILL, once, between the second checkpoint's tensors and the file that completes it."""
     from stages.pretrain import checkpoint
 
-    write, marker = checkpoint.write_atomic, Path(config["marker"])
+    write = checkpoint.write_atomic
 
     def fatal(fs: Any, path: str, data: bytes) -> None:
         if "step-00000010" in path and not marker.exists():
@@ -61,7 +62,72 @@ def killed_while_saving(config: dict[str, Any]) -> None:
         write(fs, path, data)
 
     checkpoint.write_atomic = fatal
+
+
+def killed_while_saving(config: dict[str, Any]) -> None:
+    """A worker of Ray Train that dies so."""
+    die_while_saving(Path(config["marker"]))
     worker.ray_worker(config)
+
+
+def step(
+    inputs: dict[str, LocalArtifact], folder: Path, context: LocalContext, marker: Path | None = None
+) -> list[float]:
+    """The body of a step's Ray task. Returns the steps that it reported, first those of earlier attempts."""
+    if marker is not None:
+        die_while_saving(marker)
+    folder.mkdir(exist_ok=True)
+    PRETRAIN.run(pretrain_config(), inputs, folder, context)
+    return [done for done, *_ in context.progressed]
+
+
+@dataclass
+class Slow(LocalContext):
+    """Waits at step 8, in short naps, until the task is cancelled."""
+
+    def progress(self, done: float, total: float, unit: str, **numbers: float) -> None:
+        super().progress(done, total, unit, **numbers)
+        if done == 8:
+            (Path(self.work_url) / "waiting").touch()
+            while True:
+                time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_step_is_run_again_to_the_same_losses(
+    inputs: dict[str, LocalArtifact], whole: Path, tmp_path: Path
+) -> None:
+    import ray
+
+    task = ray.remote(max_retries=1, retry_exceptions=False)(step)
+    context = LocalContext(str(tmp_path / "work"))
+    reported = ray.get(task.remote(inputs, tmp_path / "output", context, tmp_path / "killed"), timeout=120)
+    assert (tmp_path / "killed").exists() and reported == list(range(1, 13))
+    assert (tmp_path / "work" / "checkpoints" / "step-00000010" / "state.json").exists()
+    assert log(tmp_path / "output") == log(whole)
+    model = "model/model.safetensors"
+    assert (tmp_path / "output" / model).read_bytes() == (whole / model).read_bytes()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_cancelled_step_stops_at_once_and_keeps_its_resume_points(
+    inputs: dict[str, LocalArtifact], whole: Path, tmp_path: Path
+) -> None:
+    import ray
+
+    task = ray.remote(max_retries=3, retry_exceptions=False)(step)
+    running = task.remote(inputs, tmp_path / "first", Slow(str(tmp_path / "work")))
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "work" / "waiting").exists() and time.monotonic() < deadline:
+        ray.wait([running], timeout=0.05)
+    ray.cancel(running)
+    with pytest.raises((ray.exceptions.TaskCancelledError, ray.exceptions.RayTaskError)) as ended:
+        ray.get(running, timeout=30)
+    assert "KeyboardInterrupt" in str(ended.value) or isinstance(ended.value, ray.exceptions.TaskCancelledError)
+    assert not (tmp_path / "work" / "export.json").exists()
+    assert (tmp_path / "work" / "checkpoints" / "step-00000005" / "state.json").exists()
+    reported = step(inputs, tmp_path / "output", LocalContext(str(tmp_path / "work")))
+    assert reported == list(range(1, 13)) and log(tmp_path / "output") == log(whole)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -111,6 +177,21 @@ def test_a_fault_of_the_input_is_told_and_not_retried(inputs: dict[str, LocalArt
     with pytest.raises(StageError, match=r"diverged at step \d+"):
         config = pretrain_config(lr=1e25, schedule="constant")
         PRETRAIN.run(config, inputs, tmp_path / "output", LocalContext(str(tmp_path / "work")))
+
+
+def test_several_workers_need_ray(
+    inputs: dict[str, LocalArtifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.pretrain.run.ray_is_running", lambda: False)
+    context = LocalContext(str(tmp_path / "work"), Execution(train_workers=2))
+    with pytest.raises(StageError, match=r"execution\.train_workers = 2: .*on Ray only"):
+        PRETRAIN.run(pretrain_config(), inputs, tmp_path / "output", context)
+
+
+def test_what_a_step_asks_for_is_what_its_training_uses() -> None:
+    config, one, two = pretrain_config(), Execution(cpus_per_worker=3, gpus_per_worker=0.5), Execution(train_workers=2)
+    assert PRETRAIN.resources(config, one) == PRETRAIN.needs(config, one) == Resources(cpus=3, gpus=0.5)
+    assert PRETRAIN.resources(config, two) == Resources(cpus=0) and PRETRAIN.needs(config, two) == Resources(cpus=2)
 
 
 def test_workers_must_share_the_batch_equally(inputs: dict[str, LocalArtifact], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Intervals, tests and curves against known values, other implementations and simulated coverage."""
+"""Intervals, tests and curves against values known by hand and other implementations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 from scipy import stats
-from statsmodels.stats.power import TTestPower
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
@@ -27,48 +27,105 @@ def test_wilson_known_values():
         intervals.wilson(0, 0)
 
 
-def test_ratio_bootstrap_equals_a_plain_loop_over_documents():
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(50, 2000, 25).astype(float)
-    nll = tokens * rng.normal(3, 0.4, 25)
-    fast = intervals.bootstrap_ratio(nll, tokens, draws=4000, seed=1)
-    slow = []
-    for _ in range(4000):
-        rows = rng.integers(0, 25, 25)
-        slow.append(nll[rows].sum() / tokens[rows].sum())
-    assert fast.estimate == nll.sum() / tokens.sum()
-    assert (fast.low, fast.high) == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=0.02)
-    ppl = intervals.perplexity(nll, tokens, draws=4000, seed=1)
-    assert (ppl.low, ppl.estimate, ppl.high) == pytest.approx(np.exp([fast.low, fast.estimate, fast.high]))
-    assert intervals.bootstrap_ratio(nll, tokens, seed=1) == intervals.bootstrap_ratio(nll, tokens, seed=1)
-
-
-def test_one_document_weighs_by_its_tokens_not_by_its_row():
-    assert intervals.perplexity([100.0, 1.0], [100, 10]).estimate == pytest.approx(np.exp(101 / 110))
-    assert intervals.bits_per_byte([np.log(2) * 8], [8]).estimate == pytest.approx(1.0)
-
-
-def test_clustered_interval_is_wider_when_rows_of_a_book_agree():
+def test_clustered_mean_by_hand_and_wider_where_the_rows_of_a_book_agree():
+    found = intervals.clustered_mean([1.0, 3.0, 8.0], ["a", "a", "b"])
+    error = np.sqrt(1 / 2 * ((8 - 5) ** 2 + (2 - 5) ** 2))  # without a: 8, without b: 2
+    assert found.estimate == 4 and found.n == 2
+    assert found.high - 4 == pytest.approx(stats.t.ppf(0.975, 1) * error)
+    even = np.random.default_rng(1).normal(size=9)
+    known = stats.ttest_1samp(even, 0).confidence_interval()
+    alone = intervals.clustered_mean(even, list(range(9)))
+    assert (alone.low, alone.high) == pytest.approx(tuple(known))
     rng = np.random.default_rng(3)
     books = np.repeat(np.arange(12), 10)
     scores = rng.normal(0, 1, 12)[books] + rng.normal(0, 0.1, 120)
     clustered = intervals.clustered_mean(scores, [f"book{b}" for b in books])
-    naive = intervals.bootstrap_mean(scores)
+    naive = intervals.clustered_mean(scores, list(range(120)))
     assert clustered.n == 12 and naive.n == 120
     assert clustered.high - clustered.low > 2 * (naive.high - naive.low)
-    assert clustered.estimate == pytest.approx(naive.estimate)
+    one = intervals.clustered_mean([1.0, 2.0], ["a", "a"])
+    assert (one.low, one.high) == (-np.inf, np.inf)
 
 
-@pytest.mark.parametrize("seed_sd, item_sd", [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
-def test_hierarchical_interval_covers_the_truth_with_three_seeds(seed_sd, item_sd):
-    """All seeds answer the same items: the item effect is shared, which resampling items per seed would miss."""
+def test_hierarchical_is_students_t_over_seeds_where_items_do_not_vary_and_over_items_where_seeds_do_not():
+    by_seed = np.array([1.0, 2.0, 6.0])
+    found = intervals.hierarchical(np.repeat(by_seed[:, None], 20, 1))
+    known = tests.paired_t(by_seed)
+    assert (found.low, found.high) == pytest.approx((known.low, known.high))
+    assert found.p(0.0) == pytest.approx(known.p) and found.p(0.0, "greater") == pytest.approx(known.p / 2)
+    by_item = np.random.default_rng(0).normal(0.3, 1, 20)
+    found = intervals.hierarchical(np.repeat(by_item[None], 4, 0))
+    known = stats.ttest_1samp(by_item, 0)
+    assert (found.low, found.high) == pytest.approx(tuple(known.confidence_interval()))
+    assert found.p(0.0) == pytest.approx(known.pvalue)
+
+
+def test_a_contrast_excludes_exactly_what_its_p_value_rejects():
+    rng = np.random.default_rng(1)
+    tables = rng.normal(0.4, 1, (40, 3, 30)) + rng.normal(0, 0.2, (40, 3, 1))
+    low, high = intervals.hierarchical_many(tables, level=0.9)
+    p = intervals.hierarchical_p_many(tables)
+    assert ((p < 0.1) == ((low > 0) | (high < 0))).all() and 0 < (p < 0.1).sum() < 40
+    for table, one_low, one_p in zip(tables, low, p, strict=True):
+        one = intervals.hierarchical(table)
+        assert one.at(0.9).low == pytest.approx(one_low) and one.p() == pytest.approx(one_p)
+
+
+def test_seeds_that_agree_by_chance_do_not_make_the_interval_vanish():
+    table = np.zeros((3, 24))
+    table[0, 0] = table[1, 1] = table[2, 2] = 1  # every seed has one hit, on prompts of their own
+    found = intervals.hierarchical(table)
+    assert found.high - found.low > 0.04
+    assert intervals.hierarchical(np.ones((3, 24))).p(0.0) == 0
+
+
+def test_accuracy_is_wilsons_over_prompts_for_one_seed_and_for_seeds_that_agree():
+    answers = np.array([1.0] * 17 + [0.0] * 7)
+    known = intervals.wilson(17, 24)
+    for table in (answers[None], np.repeat(answers[None], 5, 0)):
+        found = intervals.accuracy(table)
+        assert (found.estimate, found.n) == (17 / 24, 24)
+        assert (found.low, found.high) == pytest.approx((known.low, known.high))
+
+
+@pytest.mark.parametrize("items", [24, 200])
+def test_accuracy_of_all_right_is_wilsons_of_the_distinct_prompts_and_an_error_more_never_raises_it(items):
+    table = np.ones((3, items))
+    full = intervals.accuracy(table)
+    assert (full.low, full.high) == pytest.approx((intervals.wilson(items, items).low, 1.0))
+    rng = np.random.default_rng(0)
+    for _ in range(items):
+        table[rng.integers(3), rng.integers(items)] = 0
+        assert intervals.accuracy(table).low <= full.low
+    none = intervals.accuracy(np.zeros((3, items)))
+    assert (none.low, none.high) == pytest.approx((0.0, 1 - full.low))
+
+
+def test_accuracy_of_independent_answers_is_nearly_wilsons_over_all_of_them_and_wider_when_seeds_differ():
+    rng = np.random.default_rng(4)
+    same = (rng.random((5, 400)) < 0.7).astype(float)
+    found, pooled = intervals.accuracy(same), intervals.wilson(int(same.sum()), same.size)
+    assert found.high - found.low < 1.6 * (pooled.high - pooled.low)
+    differ = (rng.random((5, 400)) < np.array([0.5, 0.6, 0.7, 0.8, 0.9])[:, None]).astype(float)
+    found, pooled = intervals.accuracy(differ), intervals.wilson(int(differ.sum()), differ.size)
+    assert found.high - found.low > 4 * (pooled.high - pooled.low)
+
+
+def test_accuracy_of_fractions_is_narrower_than_that_of_answers_with_the_same_mean():
     rng = np.random.default_rng(5)
-    covered = 0
-    for trial in range(300):
-        shared = rng.normal(0, item_sd, (1, 30)) + rng.normal(0, seed_sd, (3, 1))
-        table = shared + rng.normal(0, 0.5, (3, 30))
-        covered += not intervals.hierarchical(table, draws=200, seed=trial).excludes(0)
-    assert covered / 300 > 0.91
+    fractions = rng.uniform(0.4, 0.6, (3, 100))
+    answers = (rng.random((3, 100)) < 0.5).astype(float)
+    wide, narrow = intervals.accuracy(answers), intervals.accuracy(fractions)
+    assert narrow.high - narrow.low < 0.5 * (wide.high - wide.low)
+
+
+def test_nested_accuracy_counts_fresh_trials_and_lets_seeds_differ():
+    known = intervals.wilson(300, 300)
+    assert intervals.nested_accuracy([100, 100, 100], [100] * 3).low == pytest.approx(known.low)
+    one = intervals.nested_accuracy([70], [100])
+    assert (one.low, one.high) == pytest.approx((intervals.wilson(70, 100).low, intervals.wilson(70, 100).high))
+    apart = intervals.nested_accuracy([100, 100, 10], [100] * 3)
+    assert apart.low < 0.2 and apart.high > 0.95 and apart.n == 300
 
 
 def test_hierarchical_weights_documents_by_tokens():
@@ -87,59 +144,30 @@ def test_three_seeds_use_t_of_4_30():
     assert one.low == -np.inf and one.high == np.inf and np.isnan(one.p)
 
 
-def test_tost_agrees_with_statsmodels_and_needs_more_than_a_small_mean():
+def test_both_sides_of_an_equivalence_test_agree_with_statsmodels():
     values = [0.01, -0.02, 0.015, 0.0, 0.005]
-    ours = tests.tost(values, 0.05)
-    p, _, _ = DescrStatsW(values).ttost_mean(-0.05, 0.05)
-    assert ours.p == pytest.approx(p) and ours.equivalent and ours.level == 0.9
-    noisy = tests.tost([0.3, -0.3, 0.01], 0.05)
-    assert not noisy.equivalent and noisy.smallest_margin > 0.3
-    assert not tests.tost([0.0], 0.05).equivalent  # one seed proves nothing
-    just = tests.tost(values, (ours.low - 1e-9, ours.high + 1e-9))
-    assert just.equivalent and just.p == pytest.approx(0.05, abs=1e-3)
-
-
-def test_equivalence_from_a_bootstrap_interval():
-    inside = tests.equivalence(intervals.Estimate(0.0, -0.01, 0.02, 30, "bootstrap", 0.9), 0.03)
-    assert inside.equivalent and inside.smallest_margin == 0.02
-    assert not tests.equivalence(intervals.Estimate(0.0, -0.01, 0.04, 30, "bootstrap", 0.9), 0.03).equivalent
-    with pytest.raises(ValueError, match="margin"):
-        tests.tost([0.1, 0.2], -0.1)
+    p, (_, below, _), (_, above, _) = DescrStatsW(values).ttost_mean(-0.02, 0.05)
+    assert tests.paired_t(values, null=-0.02, alternative="greater").p == pytest.approx(below)
+    assert tests.paired_t(values, null=0.05, alternative="less").p == pytest.approx(above)
+    table = np.repeat(np.array(values)[:, None], 7, 1)  # items that do not vary
+    inside = intervals.hierarchical(table, level=0.9).within(-0.02, 0.05)
+    assert inside == (p < 0.05) and inside
+    assert not intervals.hierarchical(table, level=0.9).within(-0.02, intervals.hierarchical(table, level=0.9).high)
 
 
 def test_adjusted_p_values_known_by_hand():
     assert tests.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert tests.benjamini_hochberg([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
-    assert len(tests.holm([])) == 0
+    assert len(tests.holm([])) == 0 and len(tests.benjamini_hochberg([])) == 0
+    many = np.random.default_rng(0).random((5, 6)) ** 3
+    for row, ours in zip(many, tests.holm(many), strict=True):
+        assert ours == pytest.approx(multipletests(row, method="holm")[1])
+        assert tests.benjamini_hochberg(row) == pytest.approx(multipletests(row, method="fdr_bh")[1])
+    with pytest.raises(ValueError, match="p_values"):
+        tests.holm([0.1, 1.2])
 
 
-def test_minimum_detectable_effect_and_power():
-    for n in (3, 5, 30):
-        assert tests.minimum_detectable(2.0, n) == pytest.approx(
-            2 * TTestPower().solve_power(nobs=n, alpha=0.05, power=0.8), rel=1e-4
-        )
-    rng = np.random.default_rng(1)
-    effect = tests.minimum_detectable(1.0, 3)
-    found = stats.ttest_1samp(rng.normal(effect, 1, (4000, 3)), 0, axis=1).pvalue < 0.05
-    assert found.mean() == pytest.approx(0.8, abs=0.03)
-    assert tests.minimum_detectable(1.0, 1) == np.inf
-    assert tests.power_paired_t(0.0, 1.0, 5) == pytest.approx(0.05)
-
-
-def test_minimum_detectable_proportion_against_the_binomial():
-    base, n = 0.25, 40
-    accuracy = tests.minimum_detectable_proportion(base, n)
-    needed = next(k for k in range(n + 1) if stats.binom.sf(k - 1, n, base) <= 0.05)
-    assert stats.binom.sf(needed - 1, n, accuracy) == pytest.approx(0.8, abs=1e-6)
-    assert tests.minimum_detectable_proportion(0.9, 2) == 1.0
-
-
-def test_mcnemar_looks_at_discordant_prompts_only():
-    a = [1] * 10 + [1] * 6 + [0] * 1
-    b = [1] * 10 + [0] * 6 + [1] * 1
-    result = tests.mcnemar(a, b)
-    assert result.p == pytest.approx(stats.binomtest(6, 7).pvalue)
-    assert result.estimate == pytest.approx(5 / 17)
+LENGTHS = [256.0, 512, 1024, 2048, 4096]
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +186,18 @@ def test_curve_equals_an_ordinary_logistic_regression(falling):
     assert ours.estimate == pytest.approx(glm.predict(design), abs=0.002)
     wald = glm.get_prediction(design).conf_int()
     assert np.stack([ours.low, ours.high], 1) == pytest.approx(wald, abs=0.02)
+
+
+def test_a_curve_counts_prompts_once_and_widens_when_seeds_differ(falling):
+    length, correct = falling
+    once = curves.accuracy_curve(length, correct, items=np.arange(500), at=LENGTHS, log=True)
+    three = {"seeds": np.repeat([0, 1, 2], 500), "items": np.tile(np.arange(500), 3)}
+    repeated = curves.accuracy_curve(np.tile(length, 3), np.tile(correct, 3), at=LENGTHS, log=True, **three)
+    assert repeated.n == 500 and repeated.estimate == pytest.approx(once.estimate, abs=0.005)
+    assert repeated.high - repeated.low == pytest.approx(once.high - once.low, rel=0.1)
+    worse = np.concatenate([correct, correct * (np.arange(500) % 2), correct * (np.arange(500) % 4 == 0)])
+    apart = curves.accuracy_curve(np.tile(length, 3), worse, at=LENGTHS, log=True, **three)
+    assert (apart.high - apart.low)[0] > 4 * (once.high - once.low)[0]
 
 
 def test_curve_of_prompts_all_wrong_or_all_right_keeps_a_band(falling):
@@ -188,10 +228,23 @@ def test_crossing_finds_the_half_way_length_and_says_when_there_is_none(falling)
     assert curves.crossing(length, np.zeros(500), 0.5).estimate == 0
 
 
+def test_the_interval_of_a_crossing_is_where_the_drawn_band_holds_the_level(falling):
+    length, correct = falling
+    found = curves.crossing(length, correct, 0.5)
+    band = curves.accuracy_curve(length, correct, at=[found.low, found.high], log=True)
+    assert band.low[0] == pytest.approx(0.5, abs=0.002) and band.high[1] == pytest.approx(0.5, abs=0.002)
+
+
 def test_interpolated_crossing_by_hand():
     assert curves.interpolated_crossing([1, 2, 3, 4], [[1, 0.9, 0.4, 0.1]], 0.5).estimate == pytest.approx(2.8)
     assert curves.interpolated_crossing([1, 2], [[1, 0.9]], 0.5).estimate == np.inf
     assert curves.interpolated_crossing([1, 2], [[0.1, 0.9]], 0.5).estimate == 1
+    one = curves.interpolated_crossing([1, 2, 4], [[1, 0.4, 0.1]], 0.5)
+    assert (one.low, one.high) == (1, np.inf)  # one seed says nothing of the others
+    y = [[1, 0.9, 0.5, 0.1], [1, 0.8, 0.4, 0.0], [1, 1.0, 0.6, 0.2]]
+    found = curves.interpolated_crossing([1, 2, 3, 4], y, 0.5)
+    half = 4.3027 * 0.1 / np.sqrt(3)  # the seeds run parallel, 0.1 apart, with slope -0.4
+    assert (found.low, found.high) == pytest.approx((3 - half / 0.4, 3 + half / 0.4), abs=0.03)
 
 
 def test_effective_length_needs_the_lower_bound_not_the_mean():
@@ -202,6 +255,12 @@ def test_effective_length_needs_the_lower_bound_not_the_mean():
     dip = curves.effective_length(lengths, np.concatenate([np.ones(20), np.zeros(20), np.ones(20)]), threshold=0.8)
     assert (dip.length, dip.unbroken) == (1024, 256)
     assert curves.effective_length(lengths, np.zeros(60), threshold=0.8).length is None
+    thrice = {"seeds": np.repeat([0, 1, 2], 60), "items": np.tile(np.arange(60), 3)}
+    same = curves.effective_length(np.tile(lengths, 3), np.tile(correct, 3), threshold=0.8, **thrice)
+    assert same.length == 512  # the same prompts under three seeds are not three times as many
+    assert dict(same.cells)[1024].n == 20
+    with pytest.raises(ValueError, match="length 256 was answered by all 2 seeds"):
+        curves.effective_length([256, 256], [1, 1], threshold=0.5, seeds=[0, 1], items=["a", "b"])
 
 
 def test_bad_input_is_named():
@@ -209,3 +268,9 @@ def test_bad_input_is_named():
         curves.accuracy_curve([1, 1], [0, 1])
     with pytest.raises(ValueError, match="p = 1"):
         curves.crossing([1, 2], [0, 1], 1)
+    with pytest.raises(ValueError, match="seeds: 1 labels for 2 answers"):
+        curves.accuracy_curve([1, 2], [0, 1], seeds=[0])
+    with pytest.raises(ValueError, match="scores from 0 to 1"):
+        intervals.accuracy([[0, 2]])
+    with pytest.raises(ValueError, match="allowed are 0 <= hits"):
+        intervals.nested_accuracy([3], [2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from collections import Counter
 
@@ -35,6 +36,7 @@ HAYSTACK = np.frombuffer(TEXT.encode(), np.uint8).astype(np.int32)
 CONFIG = RetrievalConfig(
     format="compact",
     lengths=(128, 512),
+    depths=(0.0, 0.25, 0.5, 0.75, 1.0),
     trials=6,
     rivals=(1, 4, 8),
     binding_lengths=(512,),
@@ -107,6 +109,35 @@ def test_bindings_have_k_rivals_with_answers_that_do_not_contain_each_other(item
     assert not any(a in b for a in CUES for b in CUES if a is not b)
 
 
+def test_values_stand_in_order_of_position_and_the_rank_says_which_is_asked(items):
+    for item in items:
+        text = CODEC.decode(item.prompt)
+        places = [text.index(f" is {value}.") for value in item.values]
+        assert places == sorted(places)
+        if item.task in ("passkey", "bindings"):
+            assert item.values[item.asked_rank] == item.expected
+        else:
+            assert item.asked_rank == -1
+
+
+def test_no_position_of_a_binding_gives_the_answer_away():
+    """A reader that always names the needle of one rank is right 1/k of the time, and every rank lies everywhere."""
+    config = RetrievalConfig(
+        format="compact", lengths=(512,), trials=1, rivals=(4,), binding_trials=400, control_trials=0
+    )
+    asked = [i for i in evaluation_items(config, CODEC, HAYSTACK, seed=0) if i.task == "bindings"]
+    for rank in range(4):
+        assert 70 < sum(i.values[rank] == i.expected for i in asked) < 130  # 100 expected, standard deviation 8.7
+    depths = sorted(i.depth for i in asked)
+    assert max(abs(depth - (n + 0.5) / 400) for n, depth in enumerate(depths)) < 0.09  # uniform: Kolmogorov-Smirnov
+
+
+def test_depths_are_spread_evenly_unless_a_grid_is_asked_for():
+    config = RetrievalConfig(format="compact", lengths=(512,), trials=100, binding_trials=0, control_trials=0)
+    depths = sorted(i.depth for i in evaluation_items(config, CODEC, HAYSTACK, seed=0))
+    assert len(depths) == 100 and max(b - a for a, b in itertools.pairwise([0.0, *depths, 1.0])) < 0.02
+
+
 def test_absent_needle_prompt_has_no_number_to_find(items):
     for item in items:
         if item.task == "passkey_absent":
@@ -114,7 +145,7 @@ def test_absent_needle_prompt_has_no_number_to_find(items):
 
 
 def test_layouts_differ_between_trials_and_are_the_same_for_every_arm(items):
-    cell = [i for i in items if i.task == "bindings" and i.rivals == 8 and i.depth == 0.5]
+    cell = [i for i in items if i.task == "bindings" and i.rivals == 8]
     orders = {tuple(CODEC.decode(i.prompt).find(f"is {v}.") for v in i.values) for i in cell}
     assert len(orders) == len(cell)
     assert items == list(evaluation_items(CONFIG, CODEC, HAYSTACK, seed=0))

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from stages.stage import StageError
 from stages.tokens.load import document_tokens, load_tokenizer, token_meta
@@ -46,6 +47,35 @@ def make(tmp_path: Path, documents: LocalArtifact, tokenizer: TokenizerConfig, t
 def documents(tmp_path: Path) -> LocalArtifact:
     sizes = {"a/long": ("train", 5000), "a/short": ("train", 15), "b/eval": ("test", 700), "b/val": ("validation", 90)}
     return corpus(tmp_path / "corpus", sizes)
+
+
+@pytest.mark.parametrize(("digits", "vocab_size"), [(2, 480), (3, 2500)])
+def test_every_number_of_so_many_digits_is_one_token(tmp_path, documents, digits, vocab_size):
+    """However rare in the text: a passkey of two digits is then one token. Longer runs are cut from their left."""
+    config = TokenizerConfig(kind="bpe", vocab_size=vocab_size, number_digits=digits)
+    artifact, tokens = make(tmp_path, documents, config, TokenizeConfig(sequence_length=64, segment_length=16))
+    tokenizer = load_tokenizer(artifact)
+    assert tokenizer.vocab_size == vocab_size
+    for number in range(10**digits):
+        text = f"The pass key is {number:0{digits}}."
+        pieces = [tokenizer.decode([i]) for i in tokenizer.encode(text)]
+        assert "".join(pieces) == text and pieces[-2:] == [f" {number:0{digits}}", "."]
+        assert len(tokenizer.encode(text[len("The pass key is ") : -1])) == 1  # and without the space
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("12345")] == [
+        "12345"[start : start + digits] for start in range(0, 5, digits)
+    ]
+    text = "".join(tokenizer.decode(ids.tolist()) for _, ids in document_tokens(tokens, "test"))
+    assert (
+        "The pass key is 40713" in text
+        and tokenizer.encode(text)[:40] == next(document_tokens(tokens, "test"))[1][:40].tolist()
+    )
+
+
+def test_a_vocabulary_has_room_for_its_numbers():
+    with pytest.raises(ValidationError, match="vocab_size = 300: must be at least 468 with number_digits = 2"):
+        TokenizerConfig(kind="bpe", vocab_size=300, number_digits=2)
+    with pytest.raises(ValidationError, match="number_digits = 2 has no effect with kind bytes"):
+        TokenizerConfig(kind="bytes", number_digits=2)
 
 
 @pytest.mark.parametrize("config", [TokenizerConfig(kind="bytes"), TokenizerConfig(kind="bpe", vocab_size=300)])

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from stages.claims.evidence import Evidence
-from stages.claims.verdict import Number
-from stages.report.figures import data, memory, perplexity, retrieval, summaries
-from stages.report.figures.style import Figure, begin
+from stages.report.figures import calibration, capacity, control, data, memory, perplexity, retrieval, summaries
+from stages.report.figures.style import Drawing, Figure, Numbers, begin, finish
 
-Draw = Callable[[Evidence, Mapping[str, Sequence[Number]], Path], Figure | None]
+Draw = Callable[[Evidence, Numbers], Drawing | None]
 
 FIGURES: tuple[tuple[str, Draw], ...] = (
+    ("calibration", control.by_pairs),
+    ("calibration", control.by_distance),
+    ("calibration", control.by_knockout),
+    ("calibration", calibration.schlag),
+    ("calibration", calibration.mqar),
+    ("retrieval", retrieval.positions),
+    ("retrieval", retrieval.lengths),
+    ("retrieval", retrieval.bindings),
+    ("memory", memory.knockouts),
+    ("memory", memory.heads),
+    ("memory", memory.gates),
+    ("memory", memory.saturation),
     ("perplexity", perplexity.differences),
     ("perplexity", perplexity.by_position),
-    ("memory", memory.knockouts),
-    ("memory", memory.gates),
-    ("retrieval", retrieval.curve),
-    ("retrieval", retrieval.heatmap),
-    ("retrieval", retrieval.bindings),
-    ("mechanism", retrieval.control),
-    ("mechanism", memory.capacity),
+    ("mechanism", capacity.by_keys),
+    ("mechanism", capacity.rewriting),
     ("data", data.contamination),
     ("summaries", summaries.rouge),
     ("cost", data.cost),
@@ -29,10 +35,9 @@ FIGURES: tuple[tuple[str, Draw], ...] = (
 )
 
 
-def draw(
-    evidence: Evidence, numbers: Mapping[str, Sequence[Number]], folder: Path
-) -> Iterator[tuple[str, Figure | None]]:
-    """(section, figure) one by one; None where its tables are absent."""
+def draw(evidence: Evidence, numbers: Numbers, folder: Path) -> Iterator[tuple[str, Figure | None]]:
+    """(section, figure) one by one; None where its tables are absent. ``numbers``: every number by its name."""
     begin()
     for section, function in FIGURES:
-        yield section, function(evidence, numbers, folder)
+        drawing = function(evidence, numbers)
+        yield section, None if drawing is None else finish(drawing, folder)

@@ -1,177 +1,209 @@
-"""Gates, knock-outs and the capacity of the mechanism."""
+"""Gates, knock-outs as a whole and head by head, and what becomes of the memory along a document."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from stages.claims.evidence import Evidence
 from stages.claims.memory import KNOCKOUTS
-from stages.claims.verdict import Number
-from stages.report.figures.style import INK, MARKERS, MUTED, PALETTE, Figure, arm_styles, canvas, finish, legend_below
+from stages.report.figures.style import (
+    INK,
+    MUTED,
+    Drawing,
+    Numbers,
+    Style,
+    arm_styles,
+    aside,
+    power_axis,
+    row,
+    seeds,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-Numbers = Mapping[str, Sequence[Number]]
+LABELS = {
+    "gate_closed": "gate closed",
+    "reset": "reset each\nsegment",
+    "swap": "another's\nmemory",
+    "zero_read": "read zero",
+}
 
 
-def gates(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
-    """Heat map of g = sigmoid(beta), layers x heads, one panel per arm and seed."""
+def gates(evidence: Evidence, numbers: Numbers) -> Drawing | None:
+    """g = sigmoid(beta) of every head, one panel per arm, every seed."""
     table = evidence.gates
-    if not len(table):
+    arms = [arm for arm in evidence.memory_arms if len(table) and (table["arm"] == arm).any()]
+    if not arms:
         return None
-    arms = [arm for arm in evidence.memory_arms if (table["arm"] == arm).any()]
-    seeds = sorted(table["seed"].unique())[:5]
-    layers = table["layer"].nunique()
-    figure, axes = canvas(len(seeds), len(arms), height=min(3.2, 1.0 + 0.2 * layers))
-    image = None
-    for place, axis in enumerate(axes):
-        arm, seed = arms[place // len(seeds)], seeds[place % len(seeds)]
-        rows = table[(table["arm"] == arm) & (table["seed"] == seed)]
-        if not len(rows):
-            axis.set_visible(False)
-            continue
-        grid = rows.pivot_table(index="layer", columns="head", values="gate")
-        image = axis.imshow(grid.to_numpy(float), vmin=0, vmax=1, cmap="RdBu_r", aspect="auto", interpolation="none")
-        if grid.size <= 48:
-            for i, j in np.ndindex(grid.shape):
-                dark = abs(grid.iat[i, j] - 0.5) > 0.33
-                axis.text(j, i, f"{grid.iat[i, j]:.2f}", ha="center", va="center", fontsize=6.5,
-                          color="#ffffff" if dark else "#101010")  # fmt: skip
-        axis.set_xticks(range(grid.shape[1]), [str(h) for h in grid.columns])
-        axis.set_yticks(range(grid.shape[0]), [str(layer) for layer in grid.index])
-        axis.set_title(f"{arm}, seed {seed}", fontsize=8.5)
-        axis.grid(visible=False)
-        axis.set_xlabel("head" if place // len(seeds) == len(arms) - 1 else "")
-        axis.set_ylabel("layer" if place % len(seeds) == 0 else "")
-    if image is not None:
-        bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01, aspect=25, ticks=[0, 0.5, 1])
-        bar.ax.set_yticklabels(["local 0", "0.5", "memory 1"])
-        bar.outline.set_visible(False)
-    caption = "g = sigmoid(β) of every head at the end of training: 0 reads local attention only, 1 the memory only."
-    return finish(
-        figure, folder, name="gates", title="Gates by layer and head", caption=caption,
-        sources=evidence.sources("ablate", "gates.parquet"),
+    shown = arm_styles(evidence)
+
+    def of(arm: str) -> Callable[[Axes], None]:
+        def panel(axis: Axes) -> None:
+            rows = table[table["arm"] == arm]
+            _by_head(axis, rows, rows.groupby(["layer", "head"])["gate"].mean(), "gate", shown[arm])
+            axis.axhline(0.5, color=INK, lw=0.8, ls=":")
+            axis.set(title=arm, ylabel="g: 0 local, 1 memory", ylim=(-0.04, 1.04))
+
+        return panel
+
+    return Drawing(
+        "gates", "Gates by layer and head",
+        "g = sigmoid(β) of every head at the end of training: 0 reads local attention only, 1 the memory only. "
+        "Filled: mean over seeds, open: every seed. Layers are told apart by the vertical lines, heads by their order.",
+        [of(arm) for arm in arms], table.to_dict("records"), evidence.sources("ablate", "gates.parquet"), legend=False,
+        height=2.6,
     )  # fmt: skip
 
 
-def knockouts(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
+def _by_head(axis: Axes, rows: pd.DataFrame, mean: pd.Series, value: str, look: Style) -> None:
+    """One place per head on the x axis, layers apart."""
+    heads = sorted({(int(layer), int(head)) for layer, head in zip(rows["layer"], rows["head"], strict=True)})
+    place = {key: i for i, key in enumerate(heads)}
+    x = [place[int(layer), int(head)] for layer, head in zip(rows["layer"], rows["head"], strict=True)]
+    axis.plot(
+        [place[int(layer), int(head)] for layer, head in mean.index], mean, ls="none", marker=look.marker,
+        color=look.colour, ms=5, zorder=3,
+    )  # fmt: skip
+    seeds(axis, [i + 0.18 for i in x], rows[value], look)
+    first = [i for i, (layer, _) in enumerate(heads) if i == 0 or heads[i - 1][0] != layer]
+    for i in first[1:]:
+        axis.axvline(i - 0.5, color=MUTED, lw=0.7)
+    step = max(1, -(-len(first) // 8))
+    ends = [*first[1:], len(heads)]
+    centres = [(a + b - 1) / 2 for a, b in zip(first, ends, strict=True)]
+    axis.set_xticks(centres[::step], [str(heads[i][0]) for i in first][::step])
+    axis.tick_params(axis="x", length=0)
+    axis.grid(axis="x", visible=False)
+    axis.set_xlabel("layer (its heads in order)")
+
+
+def heads(evidence: Evidence, numbers: Numbers) -> Drawing | None:
+    """Accuracy that one head's memory is worth: the others intact, this one knocked out."""
+    table = evidence.stacked("ablate", "heads.parquet")
+    if not len(table):
+        return None
+    table = table.assign(lost=100 * (table["intact"].astype(float) - table["correct"].astype(float)))
+    each = table.groupby(["arm", "seed", "knockout", "layer", "head"], as_index=False)["lost"].mean()
+    arms = [arm for arm in evidence.memory_arms if (each["arm"] == arm).any()]
+    kinds = list(dict.fromkeys(each["knockout"]))
+    shown = arm_styles(evidence)
+
+    def of(arm: str, knockout: str) -> Callable[[Axes], None]:
+        def panel(axis: Axes) -> None:
+            rows = each[(each["arm"] == arm) & (each["knockout"] == knockout)]
+            _by_head(axis, rows, rows.groupby(["layer", "head"])["lost"].mean(), "lost", shown[arm])
+            axis.axhline(0, color=INK, lw=0.9)
+            axis.set(
+                title=f"{arm}: {LABELS.get(knockout, knockout)}".replace("\n", " "), ylabel="accuracy lost (points)"
+            )
+
+        return panel
+
+    return Drawing(
+        "heads", "What each head's memory is worth",
+        "Retrieval accuracy lost on the same prompts when one head's memory alone is knocked out, all others intact. "
+        "Filled: mean over seeds, open: every seed.",
+        [of(arm, kind) for kind in kinds for arm in arms if ((each["arm"] == arm) & (each["knockout"] == kind)).any()],
+        each.to_dict("records"), evidence.sources("ablate", "heads.parquet"), legend=False, height=2.6,
+    )  # fmt: skip
+
+
+SATURATION = {
+    "memory_norm": ("Norm of the memory", "|M|"), "z_min": ("Least normaliser", "min σ(Q) z"),
+    "erase_lambda_max": ("Largest erase eigenvalue", "λ max"),
+    "effective_rank": ("Effective rank of the memory", "rank"),
+}  # fmt: skip
+
+
+def saturation(evidence: Evidence, numbers: Numbers) -> Drawing | None:
+    """Memory health along held-out documents far beyond the trained length: median over documents and heads."""
+    table = evidence.stacked("ablate", "saturation.parquet")
+    present = [name for name in SATURATION if name in table and table[name].notna().any()]
+    if not present:
+        return None
+    shown = arm_styles(evidence)
+    arms = [arm for arm in evidence.memory_arms if (table["arm"] == arm).any()]
+    by = table.groupby(["arm", "seed", "tokens"])[present]
+    middle = by.median().reset_index()
+    spread = table.groupby(["arm", "tokens"])[present].quantile([0.05, 0.95]).unstack()
+    trained = int(evidence.document("tokenize", "meta.json").get("sequence_length", 0))
+
+    def of(name: str) -> Callable[[Axes], None]:
+        def panel(axis: Axes) -> None:
+            for arm in arms:
+                look = shown[arm]
+                for place, (_, all_of_it) in enumerate(middle[middle["arm"] == arm].groupby("seed")):
+                    run = all_of_it[all_of_it[name].notna()]
+                    axis.plot(run["tokens"], run[name], color=look.colour, ls=look.dash, lw=1.1, marker=look.marker,
+                              ms=3.6, mfc="none", markevery=max(1, len(run) // 6),
+                              label=arm if place == 0 and len(run) else None)  # fmt: skip
+                band = spread.loc[arm][name].dropna()
+                axis.fill_between(band.index, band[0.05], band[0.95], color=look.colour, alpha=0.1, lw=0)
+            if trained:
+                axis.axvline(trained, color=INK, lw=0.9, ls=":")
+            if name == "erase_lambda_max":
+                axis.axhline(evidence.rules.saturation.erase_lambda_max, color=INK, lw=0.8, ls=(0, (5, 2)))
+            power_axis(axis, table["tokens"])
+            axis.set(title=SATURATION[name][0], ylabel=SATURATION[name][1], xlabel="tokens read")
+
+        return panel
+
+    return Drawing(
+        "saturation", "The memory along a document",
+        "Held-out documents read far beyond the length trained on (dotted). Lines: one per arm and seed, the "
+        "median over "
+        "documents, layers and heads; bands: the middle 90% of them. Dashed: the eigenvalue above which erasing "
+        "overshoots.",
+        [of(name) for name in present], middle.to_dict("records"), evidence.sources("ablate", "saturation.parquet"),
+        height=2.6,
+    )  # fmt: skip
+
+
+def knockouts(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     """What each knock-out costs: retrieval accuracy beyond the window, and perplexity after the first segment."""
-    found = {n.name: n for section in numbers.values() for n in section if n.name.startswith("knockout.")}
+    found = {name: n for name, n in numbers.items() if name.startswith("knockout.")}
     rule = evidence.rules.memory_is_used
     panels = [
-        ("retrieval", "Retrieval beyond the local window", "accuracy lost (points)", rule.margin),
-        ("perplexity", "Perplexity after the first segment", "perplexity added (%)",
-         rule.perplexity_margin),
-    ]  # fmt: skip
+        ("retrieval", "Retrieval beyond the window", "accuracy lost (points)", rule.margin),
+        ("perplexity", "Perplexity after one segment", "perplexity added (%)", rule.perplexity_margin),
+    ]
     panels = [panel for panel in panels if any(name.startswith(f"knockout.{panel[0]}.") for name in found)]
     if not panels:
         return None
-    figure, axes = canvas(len(panels), height=2.7, sharey=True)
-    styles, arms = arm_styles(evidence), evidence.memory_arms
-    labels = ("gate closed (g = 0)", "memory reset each segment", "another document's memory", "read set to zero")
-    for axis, (kind, title, unit, margin) in zip(axes, panels, strict=True):
-        axis.axvspan(-100 * margin, 100 * margin, color=MUTED, alpha=0.13, lw=0)
-        axis.axvline(0, color=INK, lw=0.9)
-        for i, arm in enumerate(arms):
-            shift = 0.16 * (i - (len(arms) - 1) / 2)
-            for place, knockout in enumerate(KNOCKOUTS):
-                number = found.get(f"knockout.{kind}.{arm}.{knockout}")
-                if number is None:
-                    continue
-                y, style = place + shift, styles[arm]
-                ends = [100 * (number.low or 0), 100 * (number.high or 0)]
-                axis.plot(ends, [y, y], color=style.colour, lw=1.6, solid_capstyle="butt")
-                axis.plot(100 * number.estimate, y, color=style.colour, marker=style.marker, ms=5.5, ls="none",
-                          label=arm if place == 0 else None)  # fmt: skip
-        axis.set_yticks(range(len(KNOCKOUTS)), labels)
-        axis.set(title=title, xlabel=unit)
-        axis.grid(axis="y", visible=False)
-        axis.tick_params(axis="y", length=0)
-    axes[0].invert_yaxis()
-    legend_below(figure, axes[0])
-    caption = (
-        "Same prompts and documents with and without the memory; bars: hierarchical intervals; grey: margins of C1."
-    )
-    return finish(
-        figure, folder, name="knockouts", title="Memory knocked out", caption=caption,
-        sources=[s for n in found.values() for s in n.sources],
+    shown, arms = arm_styles(evidence), evidence.memory_arms
+    data: list[dict[str, Any]] = []
+
+    def of(kind: str, title: str, unit: str, margin: float) -> Callable[[Axes], None]:
+        def panel(axis: Axes) -> None:
+            axis.axvspan(-100 * margin, 100 * margin, color=MUTED, alpha=0.13, lw=0)
+            axis.axvline(0, color=INK, lw=0.9)
+            for i, arm in enumerate(arms):
+                for place, knockout in enumerate(KNOCKOUTS):
+                    number = found.get(f"knockout.{kind}.{arm}.{knockout}")
+                    if number is None:
+                        continue
+                    y, look = place + aside(i, len(arms), 0.2), shown[arm]
+                    ends = [100 * (number.estimate if end is None else end) for end in (number.low, number.high)]
+                    axis.plot(ends, [y, y], color=look.colour, lw=1.6, solid_capstyle="butt")
+                    axis.plot(100 * number.estimate, y, color=look.colour, marker=look.marker, ms=5.5, ls="none",
+                              label=arm if place == 0 else None)  # fmt: skip
+            axis.set_yticks(range(len(KNOCKOUTS)), [LABELS.get(name, name) for name in KNOCKOUTS])
+            axis.set(title=title, xlabel=unit)
+            axis.grid(axis="y", visible=False)
+            axis.tick_params(axis="y", length=0)
+            axis.invert_yaxis()
+
+        return panel
+
+    for name, number in found.items():
+        _, kind, arm, knockout = name.split(".", 3)
+        data.append(row(number, panel=kind, arm=arm, knockout=knockout))
+    return Drawing(
+        "knockouts", "Memory knocked out",
+        "Same prompts and documents with and without the memory; bars: intervals over seeds and items; grey: "
+        "margins of C1.",
+        [of(*panel) for panel in panels], data, [s for n in found.values() for s in n.sources], height=2.7,
     )  # fmt: skip
-
-
-def capacity(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
-    """Recall over the number of stored associations, one panel per rule, rank bounds and published points; the last
-    panel is overwriting."""
-    table = evidence.table("capacity", "capacity.parquet")
-    if not len(table):
-        return None
-    overwrite = evidence.table("capacity", "overwrite.parquet")
-    reference = evidence.table("capacity", "reference.parquet")
-    rules = list(dict.fromkeys(table["rule"]))
-    panels = len(rules) + bool(len(overwrite))
-    columns = 2 if panels in {2, 4} else min(3, panels)
-    figure, axes = canvas(columns, -(-panels // columns), height=2.5)
-    for axis in axes[panels:]:
-        axis.set_visible(False)
-    for axis, rule in zip(axes, rules, strict=False):
-        _recall(
-            axis, table[table["rule"] == rule], reference[reference["rule"] == rule] if len(reference) else reference
-        )
-        axis.set_title(f"Recall, {rule} rule")
-    legend_below(figure, axes[0], columns=6)
-    if len(overwrite):
-        _overwrite(axes[len(rules)], overwrite)
-    caption = (
-        "Random associations written into the real memory module, no model around it: share of keys whose nearest "
-        "value is the right one, mean and range over seeds. Ticks on top: rank bound (feature dimension) of each map. "
-        "Triangles at the foot: published points with learned keys (Schlag et al., 2021), up where it still holds, "
-        "down where it fails. Last panel: the same keys written again with new values."
-    )
-    names = ("capacity.parquet", "reference.parquet", "overwrite.parquet")
-    return finish(
-        figure, folder, name="capacity", title="Capacity of the mechanism alone", caption=caption,
-        sources=[evidence.source("capacity", name) for name in names],
-    )  # fmt: skip
-
-
-def _recall(axis: Axes, table: pd.DataFrame, reference: pd.DataFrame) -> None:
-    maps = list(dict.fromkeys(table["feature_map"]))
-    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(maps)}
-    for i, (name, rows) in enumerate(table.groupby("feature_map", sort=False)):
-        curve = rows.groupby("associations")["accuracy"].agg(["mean", "min", "max"])
-        axis.plot(curve.index, curve["mean"], color=colours[name], label=name)
-        axis.fill_between(curve.index, curve["min"], curve["max"], color=colours[name], alpha=0.12, lw=0)
-        dim, wide = rows["feature_dim"].iloc[0], 5.5 - 0.8 * i  # maps of equal dimension stay visible behind each other
-        axis.plot([dim, dim], [1.02, 1.08], color=colours[name], lw=wide, clip_on=False, solid_capstyle="butt")
-    for row in reference.itertuples(index=False):
-        for place, marker in ((float(row.holds), "^"), (float("nan" if row.fails is None else row.fails), "v")):
-            if not np.isnan(place):  # the paper names no such number
-                axis.plot(place, 0.05, marker=marker, color=colours.get(row.feature_map, MUTED), ms=5.5, ls="none")
-    _associations(axis, table)
-    axis.set(ylabel="share recalled", ylim=(0, 1.08))
-
-
-def _associations(axis: Axes, table: pd.DataFrame) -> None:
-    """A log2 axis with whole powers as ticks."""
-    axis.set_xscale("log", base=2)
-    least, most = (int(np.log2(table["associations"].agg(end))) for end in ("min", "max"))
-    ticks = [2**i for i in range(least, most + 1)]
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
-    axis.minorticks_off()
-    axis.set_xlabel("associations stored")
-
-
-def _overwrite(axis: Axes, overwrite: pd.DataFrame) -> None:
-    for i, (rule, rows) in enumerate(overwrite.groupby("rule", sort=False)):
-        means = rows.groupby("associations")[["new_value_accuracy", "old_value_accuracy"]].mean()
-        look: dict[str, Any] = {"color": PALETTE[(i + 5) % len(PALETTE)], "marker": MARKERS[i], "ms": 3.5}
-        axis.plot(means.index, means["new_value_accuracy"], label=f"{rule}: new", **look)
-        axis.plot(means.index, means["old_value_accuracy"], mfc="none", ls=(0, (1, 1.5)), label=f"{rule}: old", **look)
-    _associations(axis, overwrite)
-    axis.set(title="Same key, new value", ylabel="share read back", ylim=(-0.03, 1.08))
-    axis.legend(fontsize=6.5, loc="upper right", ncols=1)

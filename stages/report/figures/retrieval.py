@@ -1,215 +1,191 @@
-"""Passkey over length and depth, accuracy curves, bindings against 1/k, the positive control."""
+"""Passkey accuracy over the needle's position and the prompt's length, and bindings against 1/k."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stages.claims.evidence import BEYOND, Evidence
 from stages.claims.retrieval import passkey
 from stages.claims.verdict import Number
-from stages.report.figures.style import INK, Figure, arm_styles, canvas, finish, legend_below, lengths_axis, tokens
+from stages.report.curves import fitted
+from stages.report.figures.style import (
+    INK,
+    MUTED,
+    Drawing,
+    Numbers,
+    arm_styles,
+    aside,
+    estimates,
+    power_axis,
+    row,
+    seeds,
+    tokens,
+)
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
-Numbers = Mapping[str, Sequence[Number]]
+BINS = 6  # of a seed's prompts along the position axis, shown beside the curve
+SHOWN = 4  # lengths with a panel of their own
 
 
-def heatmap(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
-    """Accuracy per (length, depth) cell and arm, the number of prompts in each cell."""
+def positions(evidence: Evidence, numbers: Numbers) -> Drawing | None:
+    """Accuracy as a continuous function of where the needle stands: a spline per arm with its band, one panel per
+    length, and beside it the share of every seed in some bins."""
     table = evidence.retrieval
     table = table[table["task"] == "passkey"] if len(table) else table
     if not len(table):
         return None
-    arms = [arm for arm in evidence.arms if (table["arm"] == arm).any()]
-    columns = len(arms) if len(arms) <= 4 else 3
-    rows = -(-len(arms) // columns)
-    figure, axes = canvas(columns, rows, height=2.2)
-    image = None
-    for place, axis in enumerate(axes):
-        if place >= len(arms):
-            axis.set_visible(False)
-            continue
-        cells = table[table["arm"] == arms[place]].groupby(["depth", "length"])["correct"].agg(["mean", "count"])
-        accuracy, count = cells["mean"].unstack(), cells["count"].unstack().fillna(0)
-        image = axis.imshow(
-            accuracy.to_numpy(float), vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="none"
-        )
-        small = accuracy.size > 40
-        for i, j in np.ndindex(accuracy.shape):
-            value = accuracy.iat[i, j]
-            if np.isfinite(value) and not small:
-                text = f"{100 * value:.0f}\nn={count.iat[i, j]:.0f}"
-                axis.text(
-                    j, i, text, ha="center", va="center", fontsize=6, color="#ffffff" if value < 0.6 else "#101010"
-                )
-        axis.set_xticks(range(accuracy.shape[1]), [tokens(length) for length in accuracy.columns])
-        depths = [f"{100 * depth:.0f}%" if place % columns == 0 else "" for depth in accuracy.index]
-        axis.set_yticks(range(accuracy.shape[0]), depths)
-        axis.set_title(arms[place])
-        axis.grid(visible=False)
-        axis.set_xlabel("prompt length (tokens)" if place >= len(arms) - columns else "")
-        axis.set_ylabel("needle depth" if place % columns == 0 else "")
-    if image is not None:
-        bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.01, aspect=30, ticks=[0, 0.5, 1], format="{x:.0%}")
-        bar.outline.set_visible(False)
-    least, most = table.groupby(["arm", "depth", "length"])["correct"].count().agg(["min", "max"])
-    each = f"{least}" if least == most else f"{least} to {most}"
-    caption = (
-        "Share of prompts whose passkey is generated exactly, percent, with the number of prompts per cell "
-        f"({each}, all "
-        "seeds). Depth 0% is the start of the prompt; at 100% the needle stands just before the question."
+    shown = arm_styles(evidence)
+    lengths = [int(length) for length in sorted(table["length"].unique())]
+    lengths = (
+        lengths if len(lengths) <= SHOWN else [lengths[i] for i in np.linspace(0, len(lengths) - 1, SHOWN).astype(int)]
     )
-    return finish(
-        figure, folder, name="retrieval-heatmap", title="Passkey accuracy over length and depth", caption=caption,
-        sources=evidence.sources("evaluate", "retrieval.parquet", "task == 'passkey'"),
+    curves = {
+        (length, arm): curve
+        for length in lengths
+        for arm in shown
+        if (curve := fitted(evidence, table[(table["arm"] == arm) & (table["length"] == length)], "depth")) is not None
+    }
+    data = [
+        {"length": length, "arm": arm, "depth": x, "estimate": y, "low": low, "high": high, "n": curve.n}
+        for (length, arm), curve in curves.items()
+        for x, y, low, high in zip(curve.x, curve.estimate, curve.low, curve.high, strict=True)
+    ]
+
+    def of(length: int) -> Callable[[Axes], None]:
+        def panel(axis: Axes) -> None:
+            inside = min(1.0, evidence.segment_length() / length)
+            axis.axvspan(100 * (1 - inside), 100, color=MUTED, alpha=0.12, lw=0)
+            for arm, look in shown.items():
+                rows = table[(table["arm"] == arm) & (table["length"] == length)]
+                curve = curves.get((length, arm))
+                if curve is not None:
+                    axis.plot(100 * curve.x, curve.estimate, color=look.colour, ls=look.dash, marker=look.marker,
+                              markevery=max(1, len(curve.x) // 5), label=arm)  # fmt: skip
+                    axis.fill_between(100 * curve.x, curve.low, curve.high, color=look.colour, alpha=0.13, lw=0)
+                for _, run in rows.groupby("seed"):
+                    seeds(axis, *_binned(run), look)
+            axis.set(title=f"{tokens(length)} tokens", xlabel="needle's position (% of the prompt)",
+                     ylabel="share found", ylim=(-0.03, 1.05), xlim=(-2, 102))  # fmt: skip
+
+        return panel
+
+    method = next(iter(curves.values())).method if curves else "no curve"
+    return Drawing(
+        "retrieval-positions", "Passkey retrieval over the needle's position",
+        f"0% is the start of the prompt. Lines: {method}, with bands; open: shares of every seed in bins. Grey: "
+        "the last "
+        f"{evidence.segment_length()} tokens, which local attention may still see.",
+        [of(length) for length in lengths], data,
+        evidence.sources("evaluate", "retrieval.parquet", "task == 'passkey'"),
+        height=2.6,
     )  # fmt: skip
 
 
-def curve(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
-    """Accuracy (logistic curve with band) and nll of the answer over length, needle beyond the last segment."""
-    from stages.statistics.curves import accuracy_curve
+def _binned(run: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """(position in percent, share found) of one seed's prompts, in at most ``BINS`` groups of equal size."""
+    ordered = run.sort_values("depth")
+    places = ordered["depth"].unique()
+    if len(places) <= BINS:
+        mean = ordered.groupby("depth")["correct"].mean()
+        return 100 * mean.index.to_numpy(float), mean.to_numpy(float)
+    parts = np.array_split(np.arange(len(ordered)), BINS)
+    depth, correct = ordered["depth"].to_numpy(float), ordered["correct"].to_numpy(float)
+    return np.array([100 * depth[part].mean() for part in parts]), np.array([correct[part].mean() for part in parts])
 
-    every = {n.name: n for section in numbers.values() for n in section}
+
+def lengths(evidence: Evidence, numbers: Numbers) -> Drawing | None:
+    """Accuracy (logistic curve with band) and nll of the answer over length, needle beyond the last segment."""
     found = {arm: passkey(evidence, arm)[0] for arm in evidence.arms}
     found = {arm: rows for arm, rows in found.items() if len(rows)}
     if not found:
         return None
-    rules, styles = evidence.rules, arm_styles(evidence)
-    figure, axes = canvas(2, height=3.0)
-    lengths = sorted({float(length) for rows in found.values() for length in rows["length"]})
-    for arm, rows in found.items():
-        style = styles[arm]
-        points = [(length, n) for length in lengths if (n := every.get(f"passkey.{arm}.{length:.0f}"))]
-        _error_bars(axes[0], points, style.colour, style.marker, arm)
-        if rows["length"].nunique() > 1:
-            fit = accuracy_curve(
-                rows["length"], rows["correct"], log=True, level=1 - rules.alpha, draws=200, seed=rules.seed,
-                at=np.geomspace(lengths[0], lengths[-1], 41),
-            )  # fmt: skip
-            axes[0].plot(fit.x, fit.estimate, color=style.colour, ls=style.dash, lw=1.3)
-            axes[0].fill_between(fit.x, fit.low, fit.high, color=style.colour, alpha=0.12, lw=0)
-        nll = [(length, n) for length in lengths if (n := every.get(f"passkey_nll.{arm}.{length:.0f}"))]
-        _error_bars(axes[1], nll, style.colour, style.marker, arm, line=style.dash)
-    axes[0].axhline(rules.retrieval.threshold, color=INK, lw=0.8, ls=":")
-    axes[0].set(
-        title="Passkey accuracy", ylabel="share of prompts", ylim=(-0.03, 1.03), xlabel="prompt length (tokens)"
-    )
-    axes[1].set(title="Loss on the true answer", ylabel="nats per token", xlabel="prompt length (tokens)")
-    axes[1].set_ylim(bottom=0)
-    for axis in axes:
-        lengths_axis(axis, lengths)
-    legend_below(figure, axes[0])
-    caption = (
-        "Needle beyond the last segment only. Left: points with intervals (wider of Wilson's and the "
-        "hierarchical one), "
-        "logistic curve over log length with bootstrap band; dotted: the threshold of C3. Right: "
-        "teacher-forced, the finer "
-        "measure where accuracy is still zero; lower is better."
-    )
-    return finish(
-        figure, folder, name="retrieval-curve", title="Passkey retrieval over prompt length", caption=caption,
-        sources=evidence.sources("evaluate", "retrieval.parquet", f"task == 'passkey' and {BEYOND}"),
+    rules, shown = evidence.rules, arm_styles(evidence)
+    tested = sorted({int(length) for rows in found.values() for length in rows["length"]})
+    curves = {arm: curve for arm, rows in found.items() if (curve := fitted(evidence, rows, "length")) is not None}
+
+    def points(prefix: str, arm: str) -> list[tuple[float, Number]]:
+        return [(length, n) for length in tested if (n := numbers.get(f"{prefix}.{arm}.{length}"))]
+
+    def accuracy(axis: Axes) -> None:
+        for arm in found:
+            estimates(axis, points("passkey", arm), shown[arm], arm)
+            if arm in curves:
+                curve = curves[arm]
+                axis.plot(curve.x, curve.estimate, color=shown[arm].colour, ls=shown[arm].dash, lw=1.3)
+                axis.fill_between(curve.x, curve.low, curve.high, color=shown[arm].colour, alpha=0.12, lw=0)
+        axis.axhline(rules.retrieval.threshold, color=INK, lw=0.8, ls=":")
+        power_axis(axis, tested)
+        axis.set(title="Passkey accuracy", ylabel="share found", ylim=(-0.03, 1.04), xlabel="prompt length (tokens)")
+
+    def loss(axis: Axes) -> None:
+        for arm in found:
+            estimates(axis, points("passkey_nll", arm), shown[arm], arm, line=True)
+        power_axis(axis, tested)
+        axis.set(title="Loss on the true answer", ylabel="nats per token", xlabel="prompt length (tokens)")
+        axis.set_ylim(bottom=0)
+
+    data = [row(n, measure=prefix, arm=arm, length=length) for prefix in ("passkey", "passkey_nll") for arm in found
+            for length, n in points(prefix, arm)]  # fmt: skip
+    data += [
+        {"measure": "curve", "arm": arm, "length": x, "estimate": y, "low": low, "high": high, "n": curve.n}
+        for arm, curve in curves.items()
+        for x, y, low, high in zip(curve.x, curve.estimate, curve.low, curve.high, strict=True)
+    ]
+    method = next(iter(curves.values())).method if curves else "no curve"
+    return Drawing(
+        "retrieval-lengths", "Passkey retrieval over prompt length",
+        f"Needle beyond the last segment only. Left: points with intervals; curves: {method}; dotted: the threshold of "
+        "C3. Right: teacher-forced, the finer measure where accuracy is still zero; lower is better.",
+        [accuracy, loss], data, evidence.sources("evaluate", "retrieval.parquet", f"task == 'passkey' and {BEYOND}"),
     )  # fmt: skip
 
 
-def bindings(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
-    """Accuracy among k rivals against 1/k, asked word present (left) and absent (right)."""
-    panels = [("bindings", "Asked word is in the text"), ("bindings_absent", "Absent word (chance control)")]
-    found = {n.name: n for n in numbers.get("bindings", ())}
-    panels = [(task, title) for task, title in panels if any(name.startswith(f"{task}.") for name in found)]
-    if not panels:
+def bindings(evidence: Evidence, numbers: Numbers) -> Drawing | None:
+    """Accuracy among k rivals against 1/k, asked word present and absent."""
+    titles = {"bindings": "Asked word is in the text", "bindings_absent": "Absent word (chance control)"}
+    shown = arm_styles(evidence)
+    points: dict[tuple[str, str], list[tuple[int, Number]]] = {}
+    for name, number in numbers.items():
+        task, _, rest = name.partition(".")
+        arm, _, k = rest.rpartition(".k")
+        if task in (*titles, "bindings_set") and arm in shown and k.isdigit():
+            points.setdefault((task, arm), []).append((int(k), number))
+    present = [task for task in titles if any(key[0] == task for key in points)]
+    if not present:
         return None
-    figure, axes = canvas(len(panels), height=2.9)
-    sources = [s for n in found.values() for s in n.sources]
-    for axis, (task, title) in zip(axes, panels, strict=True):
-        _against_chance(axis, evidence, found, task)
-        if task == "bindings":
-            _known_set(axis, evidence, found)
-        axis.set_title(title)
-    legend_below(figure, axes[0], columns=6)
-    caption = (
-        "Needle beyond the last segment. Filled: share of prompts answered with the right number (left) or with one "
-        "rival's drawn at random (right); small open squares: with the number of any needle of the prompt. "
-        "Dashed: 1/k, which a model reaches that knows the set of numbers but not which word each belongs to."
-    )
-    return finish(
-        figure, folder, name="bindings", title="Bindings among k rivals against 1/k", caption=caption, sources=sources
-    )
+    ks = sorted({k for found in points.values() for k, _ in found})
+    arms = [arm for arm in shown if any(key[1] == arm for key in points)]
 
+    def of(task: str) -> Callable[[Axes], None]:
+        def panel(axis: Axes) -> None:
+            for place, arm in enumerate(arms):
+                shift = 2 ** aside(place, len(arms))
+                found = sorted(points.get((task, arm), ()), key=lambda point: point[0])
+                estimates(axis, [(k * shift, n) for k, n in found], shown[arm], arm)
+                for k, n in points.get(("bindings_set", arm), ()) if task == "bindings" else ():
+                    axis.plot(k * shift, n.estimate, marker="s", ms=3.4, mfc="none", mec=shown[arm].colour, ls="none")
+            grid = np.geomspace(min(ks), max(ks), 60)
+            axis.plot(grid, 1 / grid, color=INK, lw=1.1, ls=(0, (5, 2)), label="1/k")
+            power_axis(axis, ks)
+            axis.set(title=titles[task], xlabel="rivals k", ylabel="share of prompts", ylim=(-0.03, 1.05))
 
-def control(evidence: Evidence, numbers: Numbers, folder: Path) -> Figure | None:
-    """Positive control: accuracy per k and arm at the end of training, with every seed."""
-    table = evidence.control_end()
-    if not len(table):
-        return None
-    found = {n.name: n for section in numbers.values() for n in section if n.name.startswith("control.")}
-    figure, (axis,) = canvas(height=3.0)
-    _against_chance(axis, evidence, found, "control")
-    styles = arm_styles(evidence)
-    for arm, rows in table.groupby("arm"):
-        places = [arm_shift(evidence, str(arm), found, "control") for _ in range(len(rows))]
-        axis.scatter(
-            rows["k"].to_numpy(float) * 2 ** np.array(places), rows["accuracy"], s=9, facecolor="none",
-            edgecolor=styles[str(arm)].colour, linewidth=0.7, zorder=3,
-        )  # fmt: skip
-    axis.set(title="", xlabel="key-value pairs k in the first segment", ylabel="accuracy of recall")
-    legend_below(figure, axis, columns=6)
-    caption = (
-        "Cross-segment associative recall, where the memory is the only path to the answer: the arm without "
-        "memory stays at "
-        "chance over the values. Filled: all seeds with the pooled Wilson interval; open: every seed. Dashed: 1/k."
-    )
-    return finish(
-        figure, folder, name="control", title="Positive control: recall across segments", caption=caption,
-        sources=[s for n in found.values() for s in n.sources],
+        return panel
+
+    data: list[dict[str, Any]] = [
+        row(n, task=task, arm=arm, k=k) for (task, arm), found in points.items() for k, n in found
+    ]
+    return Drawing(
+        "bindings", "Bindings among k rivals against 1/k",
+        "Needle beyond the last segment. Filled: prompts answered with the right number (left) or with one "
+        "rival's drawn "
+        "at random (right); small open squares: with the number of any needle of the prompt. Dashed: 1/k, which "
+        "a model "
+        "reaches that knows the set of numbers but not which word each belongs to.",
+        [of(task) for task in present], data, [s for found in points.values() for _, n in found for s in n.sources],
     )  # fmt: skip
-
-
-def arm_shift(evidence: Evidence, arm: str, found: Mapping[str, Number], prefix: str) -> float:
-    """Small sideways shift (in powers of two) that keeps the arms' points apart."""
-    arms = [name for name in evidence.arms if any(key.startswith(f"{prefix}.{name}.") for key in found)]
-    return 0.09 * (arms.index(arm) - (len(arms) - 1) / 2)
-
-
-def _against_chance(axis: Axes, evidence: Evidence, found: Mapping[str, Number], prefix: str) -> None:
-    ks: set[int] = set()
-    for arm, style in arm_styles(evidence).items():
-        points = []
-        for name, number in found.items():
-            if name.startswith(f"{prefix}.{arm}.k"):
-                k = int(name.rsplit(".k", 1)[1])
-                ks.add(k)
-                points.append((k * 2 ** arm_shift(evidence, arm, found, prefix), number))
-        _error_bars(axis, sorted(points, key=lambda point: point[0]), style.colour, style.marker, arm)
-    grid = np.geomspace(min(ks), max(ks), 60)
-    axis.plot(grid, 1 / grid, color=INK, lw=1.1, ls=(0, (5, 2)), label="1/k")
-    axis.set(ylim=(-0.03, 1.05), xlabel="rivals k", ylabel="share of prompts")
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(sorted(ks), [str(k) for k in sorted(ks)])
-    axis.minorticks_off()
-
-
-def _known_set(axis: Axes, evidence: Evidence, found: Mapping[str, Number]) -> None:
-    """Open squares: the answer is some needle's number, right or wrong."""
-    for arm, style in arm_styles(evidence).items():
-        for name, number in found.items():
-            if name.startswith(f"bindings_set.{arm}.k"):
-                place = int(name.rsplit(".k", 1)[1]) * 2 ** arm_shift(evidence, arm, found, "bindings")
-                axis.plot(place, number.estimate, marker="s", ms=3, mfc="none", mec=style.colour, ls="none")
-
-
-def _error_bars(
-    axis: Axes, points: Sequence[tuple[float, Number]], colour: str, marker: str, label: str, *, line: object = "none"
-) -> None:
-    if not points:
-        return
-    x, y = [place for place, _ in points], np.array([n.estimate for _, n in points])
-    low = np.array([n.estimate if n.low is None else n.low for _, n in points])
-    high = np.array([n.estimate if n.high is None else n.high for _, n in points])
-    error = np.maximum(np.stack([y - low, high - y]), 0)
-    axis.errorbar(x, y, yerr=error, color=colour, marker=marker, ls=line, lw=1.1, elinewidth=1, label=label)

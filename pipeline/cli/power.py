@@ -1,0 +1,124 @@
+"""The command that says, before any run, what a study could see and what it costs: power."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.options import Json, Root, Set, StudyFile, open_study
+from pipeline.cli.render import line, note, print_json, table
+from pipeline.errors import StudyError
+
+if TYPE_CHECKING:
+    from pipeline.cli.options import Loaded
+    from stages.claims.evidence import Evidence
+
+VOCABULARY = 32_000  # of a tokenizer whose file is not read here
+COLUMNS = ["claim", "", "seeds", "items", "training", "smallest effect seen", "refuted", "spreads from"]
+
+
+def power(
+    study: StudyFile,
+    tflops: Annotated[
+        float,
+        typer.Option(
+            "--tflops",
+            help="TFLOP/s that one device sustains in training, for the hours (100: a 2023 data-centre GPU in bfloat16 "
+            "at a tenth of its peak; a CPU core does about 0.02).",
+        ),
+    ] = 100.0,
+    set_: Set = None,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Per claim: seeds, items, training hours and the smallest effect the study would see. Runs nothing.
+
+    The claims' own rules are applied to simulated results. Their spreads come from this study's last run in the store,
+    where there is one, else from the study file's claims.pilot.
+    """
+    from stages.claims.power import Size, sensitivities
+    from stages.stage import StageError
+
+    if not (tflops > 0 and math.isfinite(tflops)):
+        raise StudyError(f"--tflops = {tflops}: allowed is a number above 0. Fix: give what one device sustains")
+    opened = open_study(study, set_, root)
+    chosen = opened.loaded.study
+    size = Size(
+        arms=chosen.arms,
+        seeds=chosen.seeds,
+        rules=chosen.claims,
+        evaluate=chosen.evaluate,
+        ablate=chosen.ablate,
+        control=chosen.control,
+        control_arms=_control_arms(opened),
+    )
+    try:
+        rows = []
+        for row in sensitivities(size, _earlier(opened)):
+            rows.append(row)
+            note(f"{row.claim}: simulated")
+    except StageError as error:
+        raise StudyError(f"{study}: {error}") from error
+    hours = {row.claim: _hours(opened, row.needs, tflops) for row in rows}
+    every = _hours(opened, tuple(step.stage.name for step in opened.plan.steps), tflops)
+    if json:
+        claims: list[dict[str, Any]] = [
+            {
+                "claim": row.claim, "name": row.name, "seeds": row.seeds, "items": row.items, "unit": row.unit,
+                "hours": hours[row.claim], "smallest": row.smallest if math.isfinite(row.smallest) else None,
+                "smallest_text": row.shown, "refuted": row.refutes if math.isfinite(row.refutes) else None,
+                "refuted_text": row.refutes_shown, "pilot": row.pilot,
+            }
+            for row in rows
+        ]  # fmt: skip
+        body = {"study": chosen.name, "power": chosen.claims.power, "tflops": tflops, "hours": every, "claims": claims}
+        print_json("power", body)
+        return
+    cells = [
+        [row.claim, row.name, str(row.seeds), f"{row.items:,} {row.unit}", f"{hours[row.claim]:.3g} h", row.shown,
+         row.refutes_shown, row.pilot]
+        for row in rows
+    ]  # fmt: skip
+    table(COLUMNS, cells, last_below=True)
+    line(
+        f"at {chosen.claims.power:.0%} power, by simulating the rules; training in hours of one device at {tflops:g} "
+        f"TFLOP/s, steps shared by claims counted in each; the whole study {every:.3g} h"
+    )
+    line("C6 to C9 rest on limits, counts and formulas, which more seeds or prompts do not decide")
+
+
+def _control_arms(opened: Loaded) -> dict[str, Any]:
+    """The arms of the positive control, as the plan has them."""
+    from stages.control.config import ControlConfig
+
+    steps = opened.plan.steps
+    return {step.arm: step.config.mixer for step in steps if isinstance(step.config, ControlConfig) and step.arm}
+
+
+def _hours(opened: Loaded, needs: tuple[str, ...], tflops: float) -> float:
+    """Device-hours of training in all steps that the stages ``needs`` rest on."""
+    from stages.claims.power import training_flops
+
+    study, plan = opened.loaded.study, opened.plan
+    vocabulary = {"bpe": study.tokenizer.vocab_size, "bytes": 258}.get(study.tokenizer.kind) or VOCABULARY
+    chosen = plan.upstream(step.id for step in plan.steps if step.stage.name in needs)
+    total = sum(training_flops(plan[step].config, study.trunk, vocabulary) for step in chosen)
+    return total / (tflops * 1e12 * 3600)
+
+
+def _earlier(opened: Loaded) -> Evidence | None:
+    """The tables of the study's last recorded run, as far as it was finished; None where there was none."""
+    from stages.claims.evidence import Evidence
+
+    study = opened.loaded.study
+    record = opened.store.study_record(study.name).get("steps", {})
+    if not record:
+        return None
+    found = opened.store.lookup_many([(step["stage"], step["key"]) for step in record.values()])
+    inputs = {name: opened.store.artifact(found[step["key"]]) for name, step in record.items() if step["key"] in found}
+    seeds = tuple(sorted({step["seed"] for step in record.values() if step.get("seed") is not None}))
+    return Evidence(
+        inputs, arms=study.arms, seeds=seeds, trunk=study.trunk, rules=study.claims, control_arms=_control_arms(opened)
+    )

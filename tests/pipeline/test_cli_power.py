@@ -1,0 +1,67 @@
+"""``infini-study power`` as a user meets it: a table or JSON, one line a fault, spreads of an earlier run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipeline.cli.options import open_study
+from pipeline.store import Store
+from stages.stage import Summary
+from tests.pipeline.test_cli import Command, books, cli  # noqa: F401
+from tests.stages.synthetic import Synthetic
+
+LARGE = ("--set", "seeds=[0,1,2]", "--set", "evaluate.retrieval.trials=40", "--set", "evaluate.retrieval.lengths=[512]")
+
+
+def test_table_and_json_say_the_same(cli: Command) -> None:  # noqa: F811
+    said = cli("power", "tiny.yaml", *LARGE)
+    assert said.code == 0
+    table = said.out.splitlines()
+    assert table[0].split()[:3] == ["claim", "seeds", "items"]
+    claims = json.loads(cli("power", "tiny.yaml", *LARGE, "--json").out)["claims"]
+    assert [row["claim"] for row in claims] == [line.split()[0] for line in table[1:-2]]
+    assert {row["claim"] for row in claims} == {"C1", "C2", "C3", "C5b", "C13"}  # it has no control
+    assert all(row["smallest_text"] in line for row, line in zip(claims, table[1:-2], strict=True))
+    assert not Path("runs").exists()
+
+
+def test_hours_follow_the_rate_and_the_steps_a_claim_rests_on(cli: Command) -> None:  # noqa: F811
+    slow, fast = (
+        json.loads(cli("power", "tiny.yaml", *LARGE, "--json", "--tflops", rate).out) for rate in ("0.01", "0.02")
+    )
+    assert slow["hours"] == 2 * fast["hours"] > 0
+    hours = {row["claim"]: row["hours"] for row in slow["claims"]}
+    assert hours["C1"] < hours["C2"] == slow["hours"]  # knock-outs need the memory arms only
+
+
+def test_what_cannot_decide_is_one_line_before_any_work(cli: Command) -> None:  # noqa: F811
+    for arguments, message in (
+        ((), "seeds = [0]: 1 seed, and the rules decide nothing below claims.minimum_seeds = 3. Fix: name at least 3"),
+        (
+            ("--set", "seeds=[0,1,2]", "--set", "evaluate.retrieval.depths=[1.0]"),
+            "evaluate.retrieval.trials = 2: fewer",
+        ),
+        ((*LARGE, "--tflops", "0"), "--tflops = 0.0: allowed is a number above 0"),
+        ((*LARGE, "--set", "claims.pilot.loss_residual_sd=0"), "claims.pilot.loss_residual_sd = 0"),
+    ):
+        said = cli("power", "tiny.yaml", *arguments)
+        assert said.code == 2 and len(said.faults) == 1 and message in said.faults[0], said.err
+
+
+def test_spreads_come_from_the_last_run_of_the_study(cli: Command, tmp_path: Path) -> None:  # noqa: F811
+    overrides = [value for value in LARGE if value != "--set"]
+    opened = open_study(Path("tiny.yaml"), overrides, "store")
+    made = Synthetic(tmp_path / "made", documents=30).evaluate(prompts=False).inputs
+    store = Store("store")
+    for step in opened.plan.steps:
+        if step.id in made:
+            attempt = store.attempt(step.stage.name, step.key)
+            table = made[step.id].path("perplexity.parquet")
+            (attempt.directory / "perplexity.parquet").write_bytes(table.read_bytes())
+            store.commit(step.stage.name, step.key, store.seal(attempt), Summary(step.id), step.record())
+    store.record_study(opened.plan)
+    found = json.loads(cli("power", "tiny.yaml", *LARGE, "--root", "store", "--json").out)["claims"]
+    pilots = {row["claim"]: row["pilot"] for row in found}
+    assert pilots["C2"] == pilots["C13"] == "earlier run: 3 seeds x 30 items, widest arm"
+    assert pilots["C3"] == "claims.pilot"

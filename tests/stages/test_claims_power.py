@@ -1,0 +1,140 @@
+"""What a study could see before it is run: the numbers follow its size, and hold when such studies are simulated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.config import MixerConfig, ModelConfig, TrunkConfig
+from model.cost import cost
+from stages.ablate.config import AblateConfig
+from stages.claims.config import ClaimsConfig, PilotConfig, Retrieval
+from stages.claims.power import Sensitivity, Size, jointly, sensitivities, training_flops
+from stages.control.config import ControlSettings
+from stages.evaluate.config import EvaluateSettings, PerplexityConfig
+from stages.pretrain.config import BaseConfig, PretrainConfig
+from stages.stage import StageError
+from stages.statistics.intervals import hierarchical_many
+from tests.stages.synthetic import ARMS, ASKED, CONTROL_ARMS, KNOCKED, TRUNK, Synthetic
+
+SCORED = PerplexityConfig(max_documents=40, max_tokens_per_document=512)
+SIZE = Size(
+    arms=ARMS,
+    seeds=(0, 1, 2),
+    rules=ClaimsConfig(),
+    evaluate=EvaluateSettings(perplexity=SCORED, retrieval=ASKED),
+    ablate=AblateConfig(perplexity=SCORED, retrieval=KNOCKED),
+    control=ControlSettings(),
+    control_arms=CONTROL_ARMS,
+)
+
+
+def rows(size: Size = SIZE, earlier: object = None) -> dict[str, Sensitivity]:
+    return {row.claim: row for row in sensitivities(size, earlier)}  # type: ignore[arg-type]
+
+
+def of(claim: str, size: Size) -> Sensitivity:
+    return next(row for row in sensitivities(size) if row.claim == claim)
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Sensitivity]:
+    return rows()
+
+
+def test_every_claim_that_samples_has_its_seeds_items_and_smallest_effect(plain):
+    assert list(plain) == ["C1", "C2", "C3", "C5a", "C5b", "C13"]
+    assert all(row.seeds == 3 and row.pilot == "claims.pilot" for row in plain.values())
+    assert plain["C2"].items == plain["C13"].items == 40
+    assert plain["C3"].items == 140 and plain["C3"].unit == "prompts of 512 tokens"  # 7 of 8 segments of 160
+    assert plain["C1"].items == round(60 * 7 / 8) + 2 * round(30 * 7 / 8)
+    assert plain["C5a"].items == ControlSettings().trials
+    assert 0.05 < plain["C1"].smallest < 1 and 0.9 < plain["C3"].smallest < 1 and 0.5 < plain["C3"].refutes < 0.9
+    assert plain["C13"].smallest > plain["C2"].smallest > 0  # a margin to clear on top
+    assert plain["C2"].shown == f"{1 - math.exp(-plain['C2'].smallest):.2%} lower perplexity"
+
+
+def test_the_smallest_effect_is_found_as_often_as_it_says(plain):
+    """Two memory arms, one of which has the effect: it must pass Holm's first step, half of alpha, one-sided."""
+    plan = PilotConfig()
+    rng = np.random.default_rng(5)
+    shape = (4000, 3, 40)
+    tables = plain["C2"].smallest + plan.loss_seed_sd * rng.standard_normal((*shape[:2], 1))
+    tables = tables + plan.loss_item_sd * rng.standard_normal((shape[0], 1, shape[2]))
+    tables = tables + plan.loss_residual_sd * rng.standard_normal(shape)
+    found = hierarchical_many(tables, level=1 - 0.05 / 2)[0] > 0
+    assert found.mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_more_seeds_see_smaller_effects_and_more_arms_need_larger_ones(plain):
+    more = of("C2", replace(SIZE, seeds=(0, 1, 2, 3, 4)))
+    assert more.smallest < 0.7 * plain["C2"].smallest and more.refutes > plain["C2"].refutes
+    extra = {f"infini-{n}": ARMS["infini-linear"] for n in range(4)}
+    assert of("C2", replace(SIZE, arms=ARMS | extra)).smallest > 1.2 * plain["C2"].smallest
+
+
+def test_too_few_prompts_for_the_rule_can_support_nothing():
+    row = of("C3", replace(SIZE, rules=ClaimsConfig(retrieval=Retrieval(minimum_trials=141))))
+    assert row.smallest == math.inf and "minimum_trials = 141" in row.shown
+
+
+def test_sections_that_are_left_out_leave_out_their_claims():
+    asked = ASKED.model_copy(update={"binding_trials": 0})
+    few = replace(SIZE, ablate=None, control=None, evaluate=EvaluateSettings(perplexity=SCORED, retrieval=asked))
+    assert list(rows(few)) == ["C2", "C3", "C13"]
+
+
+def test_an_earlier_run_gives_the_spreads(tmp_path: Path):
+    study = Synthetic(tmp_path, seed_noise=0.004).evaluate().ablate().positive_control()
+    found = rows(earlier=study.evidence(ClaimsConfig()))
+    assert found["C2"].pilot == "earlier run: 3 seeds x 40 items, widest arm"
+    noisy = Synthetic(tmp_path, seed_noise=0.05).evaluate(prompts=False)
+    wide = rows(earlier=noisy.evidence(ClaimsConfig()))
+    assert wide["C2"].smallest > 3 * found["C2"].smallest
+    assert wide["C5b"].pilot == "claims.pilot"  # what the run does not have
+    assert found["C3"].pilot == "claims.pilot"  # perfect arms show no spread to plan with
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"seeds": (7,)}, r"seeds = \[7\]: 1 seed, and the rules decide nothing below claims.minimum_seeds = 3"),
+        ({"arms": {"local": ARMS["local"]}}, r"arms = \['local'\]: no arm has compressive memory.*kind 'infini'"),
+        ({"arms": {"infini-delta": ARMS["infini-delta"]}}, r"no arm has local attention, the floor.*kind 'local'"),
+        (
+            {"evaluate": EvaluateSettings(retrieval=ASKED.model_copy(update={"lengths": (64,), "trials": 9}))},
+            r"evaluate.retrieval.trials = 9: fewer than two passkey prompts at 64 tokens.*beyond a segment of 64",
+        ),
+    ],
+)
+def test_a_study_that_cannot_decide_is_one_clear_error(changed, message):
+    with pytest.raises(StageError, match=message):
+        list(sensitivities(replace(SIZE, **changed)))
+
+
+def test_jointly_decides_for_all_tables_of_a_study_or_none():
+    once = jointly(lambda tables, weights: tables[:, 0, 0] > 0, 2)
+    tables = np.array([1, 1, 1, -1, -1, -1, 1.0])[:, None, None]
+    assert once(tables, np.ones(1)).tolist() == [True, True, False, False, False, False, True]
+
+
+def test_training_costs_its_tokens_times_the_formula():
+    trunk = TrunkConfig(dim=64, layers=2, heads=2)
+    mixer = MixerConfig(kind="infini", segment_length=64)
+    arm = PretrainConfig(steps=10, batch_sequences=4, sequence_length=256, lr=1e-3, mixer=mixer, seed=0)
+    each = cost(ModelConfig(trunk=trunk, mixer=mixer, vocab_size=300), 256).flops_per_token_training
+    assert training_flops(arm, trunk, 300) == pytest.approx(10 * 4 * 256 * each)
+    base = BaseConfig(steps=5, batch_tokens=512, sequence_length=64, lr=1e-3, trunk=trunk)
+    full = ModelConfig(trunk=trunk, mixer=MixerConfig(kind="full", segment_length=64), vocab_size=300)
+    assert training_flops(base, trunk, 300) == pytest.approx(5 * 512 * cost(full, 64).flops_per_token_training)
+    control = ControlSettings()
+    assert (
+        training_flops(control.of_base(0), trunk, 300)
+        > training_flops(control.of_arm(CONTROL_ARMS["local"], 0), TRUNK, 1)
+        > 0
+    )
+    assert training_flops(SCORED, trunk, 300) == 0

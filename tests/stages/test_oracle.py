@@ -1,0 +1,163 @@
+"""Readers and arms whose truth is known by definition, through the real prompts, tables and rules: each must end in
+the verdict that its definition implies. ``python -m tests.stages.test_oracle`` prints the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.claims.config import ClaimsConfig
+from stages.claims.table import CLAIMS, decide
+from stages.claims.verdict import Verdict
+from stages.tasks.config import RetrievalConfig
+from tests.stages import readers
+from tests.stages.readers import (
+    any_of,
+    at_depth,
+    by_seed,
+    first,
+    inside,
+    last,
+    most_frequent,
+    never,
+    perfect,
+    skilled,
+    sometimes,
+    up_to,
+)
+from tests.stages.synthetic import EFFECT, MEMORY, SEGMENT, K, Synthetic
+
+RULES = ClaimsConfig()
+S, R, I = "supported", "refuted", "inconclusive"
+
+
+def beyond(reader: readers.Reader) -> readers.Reader:
+    """Reads its last segment as every model does; ``reader`` beyond it."""
+    return inside(SEGMENT, reader)
+
+
+def gains(**of_arms: float) -> dict[str, Any]:
+    return {"effect": EFFECT | {name.replace("_", "-"): value for name, value in of_arms.items()}}
+
+
+def both(value: float) -> dict[str, Any]:
+    return gains(**{arm.replace("-", "_"): value for arm in MEMORY})
+
+
+# claim, what the arms are, the truth in the tables, the verdict that follows
+ORACLE: tuple[tuple[str, str, dict[str, Any], str], ...] = (
+    # C1: the knock-outs
+    ("C1", "all is read from the memory", {}, S),
+    ("C1", "memory decorative: no knock-out costs anything",
+     {"knocked": dict.fromkeys(("gate_closed", "reset", "swap", "zero_read"), perfect), "knocked_nats": 0.001}, R),
+    ("C1", "only closing the gate hurts (a shock, not memory)",
+     {"knocked": dict.fromkeys(("reset", "swap", "zero_read"), perfect), "knocked_nats": 0.001}, R),
+    ("C1", "exchanged memory is harmless, an unread one is not", {"knocked": {"swap": perfect}}, I),
+    ("C1", "nothing is retrieved, nothing can be lost", {"reader": beyond(never)}, I),
+    ("C1", "knock-outs cost perplexity, not retrieval",
+     {"knocked": dict.fromkeys(("gate_closed", "reset", "swap", "zero_read"), perfect), "knocked_nats": 0.2}, I),
+    # C2: perplexity
+    ("C2", "memory lowers perplexity", {}, S),
+    ("C2", "local adaptation only", both(0.0) | {"seed_noise": 0.001}, R),
+    ("C2", "memory worse than local", both(0.05) | {"seed_noise": 0.001}, R),
+    ("C2", "memory better than local, window better still", gains(sliding_window=-0.2), S),
+    ("C2", "one memory arm better, the other not", gains(infini_linear=0.0), S),
+    ("C2", "no gain, and full attention gains nothing either", both(0.0) | gains(full=0.0, **dict.fromkeys(
+        ("infini_linear", "infini_delta"), 0.0)) | {"seed_noise": 0.001}, I),
+    ("C2", "undertrained: loss not below the base's", {"base": -0.2}, I),
+    ("C2", "one bad seed of three", {"gap_of_seed": {2: 0.12}}, I),
+    ("C2", "gain depends on the base", {"gap_of_seed": {0: -0.05, 1: 0.09, 2: 0.05}}, I),
+    # C13: the same gap against the margin, seeds alone
+    ("C13", "gap far beyond what runs vary", {}, S),
+    ("C13", "memory worse than local, beyond what runs vary", both(0.05) | {"seed_noise": 0.001}, R),
+    ("C13", "no gap", both(0.0) | {"seed_noise": 0.0005}, R),
+    ("C13", "gap drowned by the runs", both(-0.01) | {"seed_noise": 0.02}, I),
+    ("C13", "undertrained: loss not below the base's", {"base": -0.2}, I),
+    ("C13", "one bad seed of three", {"gap_of_seed": {2: 0.12}}, I),
+    ("C13", "one seed only", {"seeds": (0,)}, I),
+    # C3: the passkey
+    ("C3", "perfect", {}, S),
+    ("C3", "right 97 times in 100", {"reader": beyond(sometimes(0.985))}, S),
+    ("C3", "never beyond the last segment", {"reader": beyond(never)}, R),
+    ("C3", "right every other time", {"reader": beyond(sometimes(0.5))}, R),
+    ("C3", "found in one part of the positions only", {"reader": beyond(at_depth(0.0, 0.2))}, R),
+    ("C3", "lost in one part of the positions only", {"reader": beyond(at_depth(0.12, 1.0))}, I),
+    ("C3", "right nine times in ten", {"reader": beyond(sometimes(0.9))}, I),
+    ("C3", "learned by two of three seeds", {"reader": beyond(by_seed({0: perfect, 1: perfect, 2: never}))}, I),
+    ("C3", "seeds of unequal skill", {"reader": beyond(skilled({0: 4.0, 1: 1.5, 2: 2.5}))}, I),
+    ("C3", "never, and full attention does not find it either", {"reader": beyond(never), "full": beyond(never)}, I),
+    ("C3", "not even inside the last segment", {"reader": never}, I),
+    ("C3", "never, and the local arm finds it (no memory needed)", {"reader": beyond(never), "local": perfect}, I),
+    # C5b: the asked one among rivals
+    ("C5b", "binds", {}, S),
+    ("C5b", "always the first needle", {"reader": first}, R),
+    ("C5b", "always the last needle", {"reader": last}, R),
+    ("C5b", "any needle at random", {"reader": any_of}, R),
+    ("C5b", "the most frequent value", {"reader": most_frequent}, R),
+    ("C5b", "binds four times in five, else any needle", {"reader": sometimes(0.8, any_of)}, S),
+    ("C5b", "binds among two, not among four", {"reader": up_to(2)}, I),
+    ("C5b", "binds in two of three seeds", {"reader": by_seed({0: perfect, 1: perfect, 2: any_of})}, I),
+    ("C5b", "finds nothing", {"reader": beyond(never)}, I),
+    ("C5b", "first needle, and full attention binds no better", {"reader": first, "full": any_of}, I),
+    # C5a: the recall models
+    ("C5a", "binds", {}, S),
+    ("C5a", "knows the set, binds nothing", {"control": {k: 1 / k for k in K}}, R),
+    ("C5a", "knows the set, and so does full attention", {"control": {k: 1 / k for k in K}, "control_full": 0.4}, I),
+    ("C5a", "finds nothing", {"control": dict.fromkeys(K, 0.0)}, I),
+    ("C5a", "the floor binds too", {"control": {k: 1 / k for k in K}, "control_local": 0.9}, I),
+    # C7, C8
+    ("C7", "stable in training and beyond", {}, S),
+    ("C7", "erases too much in training", {"lambda_max": 2.7}, R),
+    ("C7", "erases too much on long documents", {"lambda_reading": 2.7}, R),
+    ("C7", "read at the lengths of training only", {"lambda_reading": None}, I),
+    ("C8", "clean by both counts", {}, S),
+    ("C8", "the audit leaves a book", {"coverage_after": 0.4}, R),
+    ("C8", "the audit calls clean what the second count does not", {"containment": 0.2}, R),
+    ("C8", "no second count", {"containment": None}, I),
+    ("C8", "the audit misses its canaries", {"canaries_acted": 30}, I),
+)  # fmt: skip
+
+MANY = RetrievalConfig(
+    format="compact", lengths=(256,), trials=10, rivals=(1, 2, 4), binding_trials=1200, control_trials=60
+)
+STAGES = {"C1": "ablate", "C2": "evaluate", "C13": "evaluate", "C3": "evaluate", "C5b": "evaluate", "C7": "ablate",
+          "C8": "decontaminate"}  # fmt: skip
+
+
+def verdict(claim: str, truth: dict[str, Any], folder: Path) -> Verdict:
+    asked = {"asked": MANY} if claim == "C5b" else {}
+    study = Synthetic(folder, **asked, **truth).positive_control()
+    if claim in STAGES:
+        getattr(study, STAGES[claim])()
+    if claim == "C7":
+        study.pretrain()
+    return decide(next(one for one in CLAIMS if one.id == claim), study.evidence(RULES))
+
+
+@pytest.mark.parametrize(("claim", "what", "truth", "expected"), ORACLE, ids=[f"{c}: {w}" for c, w, _, _ in ORACLE])
+def test_the_verdict_is_what_the_definition_implies(claim, what, truth, expected, tmp_path):
+    found = verdict(claim, truth, tmp_path)
+    assert found.decision == expected, found.reason
+    assert found.decision != I or (found.qualifier and found.summary)
+
+
+@pytest.mark.parametrize("claim", ["C3", "C5b"])
+def test_nothing_is_refused_without_a_ceiling_or_a_control(claim, tmp_path):
+    """The same failing arm: refuted between ceiling and floor, open where one of them is not in the study."""
+    asked = {"asked": MANY} if claim == "C5b" else {}
+    study = Synthetic(tmp_path, reader=beyond(never) if claim == "C3" else first, **asked).evaluate()
+    rule = next(one for one in CLAIMS if one.id == claim)
+    assert decide(rule, study.evidence(RULES)).qualifier == "no positive control"
+    study.positive_control()
+    assert decide(rule, study.evidence(RULES)).decision == R
+    for kind, lack in (("full", "no ceiling arm"), ("local", "no floor arm")):
+        fewer = {arm: mixer for arm, mixer in study.evidence(RULES).arms.items() if mixer.kind != kind}
+        assert decide(rule, study.evidence(RULES, arms=fewer)).qualifier == lack
+
+
+if __name__ == "__main__":
+    for claim, what, truth, expected in ORACLE:
+        found = verdict(claim, truth, Path("."))
+        print(f"{claim:4} {what:60} {found.label:45} {'as implied' if found.decision == expected else 'WRONG'}")

@@ -1,0 +1,117 @@
+"""How often a rule decides where its null is exactly true: at most 5%, over all memory arms of the claim together.
+
+``python -m tests.stages.test_verdict_errors [DRAWS]`` prints the table.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages.claims.config import ClaimsConfig
+from stages.claims.effects import comparison
+from stages.claims.table import CLAIMS, decide
+from stages.statistics.power import Pilot
+from stages.tasks.config import RetrievalConfig
+from stages.tasks.prompts import Item
+from tests.stages.readers import any_of, inside, perfect, skilled, sometimes
+from tests.stages.synthetic import EFFECT, KNOCKOUTS, LOCAL, MEMORY, SEGMENT, K, Synthetic
+
+RULES = ClaimsConfig()
+BEYOND_SHARE = 33_280 / 35_840  # of Synthetic's tokens, where its effects act
+FEW = RetrievalConfig(
+    format="compact", lengths=(64, 256), trials=100, rivals=(1, 2, 4), binding_trials=60, control_trials=20
+)
+
+
+def gap(relative: float) -> dict[str, Any]:
+    """Both memory arms exactly so much better than local, in perplexity."""
+    return {"effect": EFFECT | dict.fromkeys(MEMORY, math.log1p(-relative) / BEYOND_SHARE)}
+
+
+def at_the_margin(item: Item, seed: int, rng: np.random.Generator) -> str:
+    """Knows the set, and binds just as often as makes the margin of C5b above 1/k; one needle is always found."""
+    if item.rivals < 2:
+        return perfect(item, seed, rng)
+    return sometimes(RULES.binding.margin / (1 - 1 / item.rivals), any_of)(item, seed, rng)
+
+
+def threshold(spread: float, draw: int) -> dict[str, Any]:
+    """Accuracy on average exactly the threshold of C3, seeds apart by ``spread`` logits."""
+    z = np.random.default_rng(draw).normal(size=3)
+    grid = np.random.default_rng(0).normal(size=20_000) * spread
+    low, high = 0.0, 6.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (1 / (1 + np.exp(-middle - grid))).mean() < 0.9 else (low, middle)
+    return {"reader": inside(SEGMENT, skilled({seed: low + spread * z[seed] for seed in range(3)})), "asked": FEW}
+
+
+NULLS = (
+    # claim, wrong decision, the null that is true, what it is (a function of the draw)
+    ("C1", "supported", "another's memory costs just the margin",
+     lambda draw: {"knocked": {"swap": sometimes(0.95)}}),
+    ("C1", "refuted", "every knock-out costs just the margin",
+     lambda draw: {"knocked": dict.fromkeys(KNOCKOUTS, sometimes(0.95)), "knocked_nats": 0.001}),
+    ("C2", "supported", "no gap to local", lambda draw: gap(0.0)),
+    ("C2", "refuted", "a gap of just the margin", lambda draw: gap(RULES.perplexity_from_memory.margin)),
+    ("C13", "supported", "a gap of just the margin", lambda draw: gap(RULES.seeds.margin)),
+    ("C13", "refuted", "a gap of just the margin", lambda draw: gap(RULES.seeds.margin)),
+    ("C3", "supported", "accuracy of just the threshold", lambda draw: threshold(0.0, draw)),
+    ("C3", "supported", "the same on average, seeds apart by half a logit", lambda draw: threshold(0.5, draw)),
+    ("C3", "refuted", "accuracy of just the threshold", lambda draw: threshold(0.0, draw)),
+    ("C3", "refuted", "the same on average, seeds apart by half a logit", lambda draw: threshold(0.5, draw)),
+    ("C5b", "supported", "just the margin above 1/k", lambda draw: {"reader": at_the_margin, "asked": FEW}),
+    ("C5b", "refuted", "just the margin above 1/k", lambda draw: {"reader": at_the_margin, "asked": FEW}),
+    ("C5a", "supported", "just the margin above 1/k",
+     lambda draw: {"control": {k: 1 / k + (RULES.binding.margin if k > 1 else 0.0) for k in K}}),
+    ("C5a", "refuted", "just the margin above 1/k",
+     lambda draw: {"control": {k: 1 / k + (RULES.binding.margin if k > 1 else 0.0) for k in K}}),
+)  # fmt: skip
+
+
+def rate(claim: str, decision: str, truth: Any, draws: int) -> float:
+    """Share of ``draws`` simulated studies in which the claim ends in ``decision``."""
+    rule = next(one for one in CLAIMS if one.id == claim)
+    wrong = 0
+    for draw in range(1, draws + 1):
+        study = Synthetic(Path("."), draw=draw, local=LOCAL, **truth(draw)).positive_control()
+        if claim == "C1":
+            study.ablate()
+        elif claim != "C5a":
+            study.evaluate(text=claim in ("C2", "C13"), prompts=claim not in ("C2", "C13"))
+        wrong += decide(rule, study.evidence(RULES)).decision == decision
+    return wrong / draws
+
+
+@pytest.mark.parametrize("seed_sd", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize(("truth", "null", "limit"), [(0.0, 0.0, 0.05), (0.05, 0.05, 0.05), (0.05, 0.0, 0.05)])
+def test_the_comparison_that_claims_share_errs_at_its_nulls_as_often_as_it_says(truth, null, limit, seed_sd):
+    """Two memory arms, Holm's first step: supported at the null, refuted at the limit, each at most 5%."""
+    pilot = Pilot(truth, seed_sd, 0.2, 0.3)
+    tables, weights = pilot.tables(effect=truth, seeds=3, items=100, draws=4000)
+    supports = comparison(RULES, null=null, limit=-math.inf, arms=2)(tables, weights)
+    refutes = comparison(RULES, null=math.inf, limit=limit, arms=2)(tables, weights)
+    if truth <= null:
+        assert 1 - (1 - supports.mean()) ** 2 <= 0.055  # some arm
+    if truth >= limit:
+        assert refutes.mean() <= 0.055  # every arm
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize(("claim", "decision", "null", "truth"), NULLS, ids=[f"{c} {d}: {n}" for c, d, n, _ in NULLS])
+def test_a_rule_errs_at_its_null_no_more_often_than_it_says(claim, decision, null, truth):
+    draws = 200
+    assert rate(claim, decision, truth, draws) <= 0.05 + 2.3 * math.sqrt(0.05 * 0.95 / draws)
+
+
+if __name__ == "__main__":
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 500
+    for claim, decision, null, truth in NULLS:
+        print(f"{claim:4} {decision:10} {null:60} {rate(claim, decision, truth, count):6.1%} of {count}", flush=True)
