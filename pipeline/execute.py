@@ -111,6 +111,9 @@ def execute(
     try:
         if run.pending:
             run.carry_out(address)
+        elif tracker is not None:  # a server that has not seen what is there already
+            tracker.begin(plan, run.commits)
+            run.outcome.warnings += [("tracking", text) for text in tracker.finish("FINISHED")]
     finally:
         run.outcome.seconds = time.monotonic() - started
         display.end()

@@ -103,8 +103,10 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
             seeds=study.seeds,
             claims=study.claims,
             recipe={
-                "base": study.base.model_dump(mode="json", exclude={"path"}),  # where it lies does not count
-                "pretrain": study.pretrain.model_copy(update={"mixture": _mixture(study, "pretrain")}).model_dump(mode="json"),
+                section: getattr(study, section)
+                .model_copy(update={"mixture": _mixture(study, section)})
+                .model_dump(mode="json", exclude={"path"})  # where a checkpoint lies does not count
+                for section in ("base", "pretrain")
             },
             control_arms=control_arms(study.control, study.arms) if study.control is not None else {},
         ),

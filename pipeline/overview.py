@@ -20,6 +20,7 @@ class Made:
     headline: str
     pages: tuple[str, ...] = ()
     reused: bool = False
+    experiment: str = ""  # the study's own where it is not said
 
 
 def overview(plan: Plan, made: Mapping[str, Made], failed: Iterable[str], experiment: str, limit: int) -> str:
@@ -41,7 +42,7 @@ def _parts(
     counts["not made"] = len(plan.steps) - sum(counts.values())
     parts = [f"{len(plan.steps)} steps: " + ", ".join(f"{n} {name}" for name, n in counts.items() if n) + "."]
     pages = [
-        f"[{page}]({_url(experiment, one.run_id)}/artifacts/{page}?{_VIEW}) of {step.id}"
+        f"{page_link(page, one.experiment or experiment, one.run_id)} of {step.id}"
         for step in reversed(plan.steps)
         if (one := made.get(step.id)) and one.run_id
         for page in one.pages
@@ -72,10 +73,28 @@ def _groups(plan: Plan) -> list[list[Step]]:
 
 def _link(step: Step, made: Made, experiment: str, linked: bool) -> str:
     text = ("reused" if made.reused else "run") if step.seed is None else str(step.seed)
-    return f"[{text}]({_url(experiment, made.run_id)})" if made.run_id and linked else text
+    return f"[{text}]({run_link(made.experiment or experiment, made.run_id)})" if made.run_id and linked else text
 
 
-def _url(experiment: str, run: str) -> str:
+def page_link(page: str, experiment: str, run: str) -> str:
+    """Markdown that opens an artifact of a run in MLflow's own viewer."""
+    return f"[{page}]({run_link(experiment, run)}/artifacts/{page}?{_VIEW})"
+
+
+def lineage(headline: str, pages: Iterable[str], inputs: Mapping[str, str], place: tuple[str, str], limit: int) -> str:
+    """Markdown of at most ``limit`` characters under which MLflow shows a step's run: what it found, its pages, and
+    what it was made from. ``inputs``: step id -> address of its run ("" for none); ``place``: experiment and run."""
+    parts = [headline]
+    read = [page_link(page, *place) for page in pages]
+    if read:
+        parts.append("**Read:** " + ", ".join(read))
+    made = [f"[{step}]({address})" if address else step for step, address in inputs.items()]
+    text = "\n\n".join([*parts, "**Made from:** " + ", ".join(made)] if made else parts)
+    return text if len(text) <= limit else text[: text.rindex(", ", 0, limit - 12)] + ", ..."
+
+
+def run_link(experiment: str, run: str) -> str:
+    """Address of a run within MLflow's own pages."""
     return f"#/experiments/{experiment}/runs/{run}"
 
 

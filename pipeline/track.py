@@ -7,7 +7,9 @@ always explicit. Tracking that fails is a warning at the end of the run, never a
 A child run has: params (the flattened config), dataset inputs whose digest begins the artifact key, the metrics by
 training step, the summary's metrics, its tables and figures, and tags (stage, arm, seed, key, keys of the inputs, git
 commit). A step that is reused is not logged again: the study's run gets a tag ``reused.<step>`` with the id of the
-run that made it. The description of the study's run links to the pages to read and to the run behind every step.
+run that made it, in whichever experiment; an artifact that this server has no run of is logged once, to a run tagged
+``adopted``. The description of the study's run links to the pages to read and to the run behind every step, that of a
+step's run to its pages and to the runs of its inputs, so that one can click from a verdict back to the corpus.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ import os
 import platform
 import queue
 import re
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +34,8 @@ from typing import TYPE_CHECKING, Any
 from cluster import storage
 from pipeline.errors import StudyError
 from pipeline.lease import Owner, this_process
-from pipeline.overview import Made, overview
+from pipeline.overview import Made, lineage, overview, run_link
+from pipeline.publish import place
 
 if TYPE_CHECKING:
     from pipeline.artifact import StoredArtifact
@@ -240,12 +245,29 @@ class MlflowTracker(Tracker):
         )
         self._client.update_run(self._parent, status="RUNNING")
         tags = {"study": plan.study, "study_key": plan.study_key, "driver": json.dumps(asdict(owner)), **_source()}
-        for step_id, commit in reused.items():
-            made = self.store.mlflow(commit.stage, commit.key)
-            tags[f"reused.{step_id}"] = made["run_id"] if made else "made untracked"
-            here = made is not None and made["tracking_uri"] == self.tracking_uri
-            self._made[step_id] = _made(commit, made["run_id"] if made and here else "", reused=True)
         self._log(self._parent, system_info(), tags, keep_params=True)
+        for step_id, commit in reused.items():
+            if step_id in {step.id for step in plan.steps}:
+                self._reuse(plan[step_id], commit)
+        self._log_datasets(self._parent, [(step.id, step) for step in plan.steps if step.id in reused])
+
+    def _reuse(self, step: Step, commit: Commit) -> None:
+        """Link to the run that made the artifact; where this server has none, log the artifact to a run of its own."""
+        made = self.store.mlflow(commit.stage, commit.key)
+        if made is None or made["tracking_uri"] != self.tracking_uri or not self._has(made["run_id"]):
+            self._start_step(step, adopted="true")
+            self._finish_step(step, commit, self.store.artifact(commit), float(commit.meta.get("seconds", 0.0)))
+            made = self.store.mlflow(commit.stage, commit.key)
+        assert made is not None
+        self._made[step.id] = _made(commit, made["run_id"], reused=True, experiment=made["experiment_id"])
+        self._log(self._parent, {}, {f"reused.{step.id}": made["run_id"]})
+
+    def _has(self, run: str) -> bool:
+        """Is the run still there? A database may have been deleted since."""
+        try:
+            return bool(self._client.get_run(run).info.lifecycle_stage == "active")
+        except self._mlflow.exceptions.MlflowException:
+            return False
 
     def _finish(self, status: str) -> None:
         text = overview(self._plan, self._made, self._broken, self._experiment, _TAG)
@@ -273,14 +295,14 @@ class MlflowTracker(Tracker):
         for at in range(0, max(len(all_params), len(all_tags)), _BATCH):
             self._client.log_batch(run, params=all_params[at : at + _BATCH], tags=all_tags[at : at + _BATCH])
 
-    def _start_step(self, step: Step) -> None:
+    def _start_step(self, step: Step, **marks: str) -> None:
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
         tags = {"study": self._plan.study, "step": step.id, "stage": step.stage.name, "key": step.key}
         tags |= {MLFLOW_PARENT_RUN_ID: self._parent, "code_version": str(step.stage.code_version)}
         tags |= {} if step.arm is None else {"arm": step.arm}
         tags |= {} if step.seed is None else {"seed": str(step.seed)}
-        tags |= {f"input.{name}": key for name, key in step.input_keys.items()} | _source()
+        tags |= {f"input.{name}": key for name, key in step.input_keys.items()} | _source() | marks
         run = self._client.create_run(self._experiment, run_name=step.id, tags=tags).info.run_id
         self._runs[step.id] = run
         self._note(step, run)
@@ -337,21 +359,46 @@ class MlflowTracker(Tracker):
         summary = {f"final.{name}" if name in curves else name: value for name, value in commit.metrics.items()}
         numbers = {"seconds": seconds, "artifact_bytes": float(commit.bytes), **summary}
         self._client.log_batch(run, metrics=[Metric(name, value, now, 0) for name, value in numbers.items()])
-        tags = {"headline": commit.headline, "digest": commit.digest, "mlflow.note.content": commit.headline}
+        tags = {"headline": commit.headline, "digest": commit.digest}
+        tags["mlflow.note.content"] = self._lineage(step, commit, run)
         if commit.meta.get("git_commit"):
             tags |= dict.fromkeys(("git_commit", "mlflow.source.git.commit"), str(commit.meta["git_commit"]))
         for title, name in commit.tables.items():
             tags[f"table.{title}"] = self._log_table(run, title, artifact.path(name))
         self._log(run, {}, tags)
-        for name in commit.figures:
-            path = artifact.path(name)
-            if path.stat().st_size <= _LARGEST_FIGURE:
-                self._client.log_artifact(run, str(path), name.rpartition("/")[0] or None)
+        self._log_pages(run, step, commit, artifact)
         self._log_datasets(run, [("output", step)])
         if any(name.endswith(".safetensors") for name in artifact.manifest):
             self._log_model(run, step)
         self._made[step.id] = _made(commit, run)
         self._client.set_terminated(run, "FINISHED")
+
+    def _log_pages(self, run: str, step: Step, commit: Commit, artifact: StoredArtifact) -> None:
+        """Figures and pages, these adapted to MLflow: it shows each in a frame that leads to no other file."""
+        with tempfile.TemporaryDirectory(prefix="infini-study-") as scratch:
+            folder = Path(scratch)
+            for name in commit.figures:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(artifact.path(name), folder / name)
+            step.stage.publish(folder, replace(place(self._plan, self.store, self._commits(step)), file="", runs={}))
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                if path.stat().st_size <= _LARGEST_FIGURE:
+                    within = path.parent.relative_to(folder).as_posix()
+                    self._client.log_artifact(run, str(path), None if within == "." else within)
+
+    def _commits(self, step: Step) -> dict[str, Commit]:
+        """What the step was made from, by step id."""
+        sources = [self._plan[source] for source in step.inputs.values()]
+        return {s.id: c for s in sources if (c := self.store.lookup(s.stage.name, s.key)) is not None}
+
+    def _lineage(self, step: Step, commit: Commit, run: str) -> str:
+        """The description of the step's run: links to its pages and to the runs behind its inputs."""
+        links = {}
+        for source in (self._plan[source] for source in step.inputs.values()):
+            made = self.store.mlflow(source.stage.name, source.key)
+            here = made is not None and made["tracking_uri"] == self.tracking_uri
+            links[source.id] = run_link(made["experiment_id"], made["run_id"]) if made and here else ""
+        return lineage(commit.headline, _pages(commit), links, (self._experiment, run), _TAG)
 
     def _log_table(self, run: str, title: str, path: Path) -> str:
         """Log the beginning of a Parquet table as one MLflow shows; says how much of it that is."""
@@ -392,10 +439,13 @@ class MlflowTracker(Tracker):
             self._client.set_terminated(run, status)
 
 
-def _made(commit: Commit, run: str, reused: bool = False) -> Made:
+def _made(commit: Commit, run: str, reused: bool = False, experiment: str = "") -> Made:
+    return Made(run, commit.headline, _pages(commit), reused, experiment)
+
+
+def _pages(commit: Commit) -> tuple[str, ...]:
     """Of pages in folders, such as those of evidence, there are too many to name."""
-    pages = tuple(name for name in commit.figures if name.endswith(".html") and "/" not in name)
-    return Made(run, commit.headline, pages, reused)
+    return tuple(name for name in commit.figures if name.endswith(".html") and "/" not in name)
 
 
 def _source() -> dict[str, str]:

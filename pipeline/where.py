@@ -8,6 +8,7 @@ mean something. As in pandas a missing value fails every comparison but ``!=`` a
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +45,8 @@ class _Filter:
         if len(self.text) > _LONGEST:
             raise self._error(f"{len(self.text)} characters (allowed: {_LONGEST})", "split it into several --where")
         try:
-            tree = ast.parse(self.text.strip(), mode="eval")
+            with warnings.catch_warnings(action="ignore"):  # of odd escapes: it is text of a user, not code of ours
+                tree = ast.parse(self.text.strip(), mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise self._syntax(error) from error
         return self._truth(tree.body, 0)
@@ -99,7 +101,9 @@ class _Filter:
         try:
             return pc.fill_null(_columns(function(a, b), self.table), isinstance(operator, ast.NotEq))
         except (pa.ArrowException, OverflowError) as error:
-            raise self._error(f"{self._part(left)} {sign} {self._part(right)}: {error}", "compare other values") from error
+            raise self._error(
+                f"{self._part(left)} {sign} {self._part(right)}: {error}", "compare other values"
+            ) from error
 
     def _value(self, node: ast.expr) -> tuple[str, Any]:
         """(kind, column or value) of one side of a comparison."""
@@ -150,11 +154,11 @@ class _Filter:
 
     def _method(self, node: ast.Call) -> tuple[ast.Name, str]:
         called = node.func
-        simple = isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name)
-        methods = ("notna", "isna", "max", "min")
-        if not simple or called.attr not in methods or node.args or node.keywords:  # type: ignore[union-attr]
-            raise self._error(f"{self._part(node)!r} cannot be called here", "column.notna(), .isna(), .max() or .min()")
-        return called.value, called.attr  # type: ignore[union-attr,return-value]
+        if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
+            known = called.attr in ("notna", "isna", "max", "min")
+            if known and not node.args and not node.keywords:
+                return called.value, called.attr
+        raise self._error(f"{self._part(node)!r} cannot be called here", "column.notna(), .isna(), .max() or .min()")
 
     def _column(self, node: ast.Name, known: bool = True) -> tuple[str, Any]:
         names = self.table.column_names

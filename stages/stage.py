@@ -131,7 +131,8 @@ class Place:
 
     options: what leads a command to the store (" --root DIR"; "" for the default). runs: artifact key -> address of the
     tracking run that made it. facts: (name, value) of the study's run: commit, machines, time, key. file: address of
-    another file of the same artifact, ``{}`` standing for its path.
+    another file of the same artifact, ``{}`` standing for its path; "" where a page cannot lead to another file (MLflow
+    shows each in a frame of its own), so that a page must hold all that its readers need.
     """
 
     options: str = ""

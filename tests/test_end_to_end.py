@@ -171,7 +171,7 @@ def test_mlflow_has_a_run_per_step_under_the_study(whole):
     assert set(steps) == set(commits)
     trained = steps["pretrain/infini-delta/0"]
     assert trained.info.status == "FINISHED" and trained.data.tags["arm"] == "infini-delta"
-    names = ("tokenize", "tokenizer", "base", "pretrain/infini-delta/0")
+    names = ("tokenize", "tokenizer", "base/0", "pretrain/infini-delta/0")
     assert {d.dataset.digest for d in trained.inputs.dataset_inputs} == {commits[name].key[:36] for name in names}
     assert len(client.get_metric_history(trained.info.run_id, "loss")) >= 2
     paths = {f.path for f in client.list_artifacts(steps["decontaminate"].info.run_id)}

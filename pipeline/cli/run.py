@@ -215,17 +215,27 @@ def _execute(
     if jobs is not None:
         execution = execution.model_copy(update={"jobs": jobs})
     anything = any(decision.action == "run" for decision in decisions.values())
+    uri = tracking_uri(tracking, opened.store)
     return execute(
         opened.plan,
         decisions,
         opened.store,
         execution=execution,
         force=matching(opened.plan, selection.force),
-        tracker=MlflowTracker(tracking_uri(tracking, opened.store), opened.store) if anything else None,
+        tracker=MlflowTracker(uri, opened.store) if anything or _unseen(opened, decisions, uri) else None,
         display=display,
         keep_going=keep_going,
         address=address,
     )
+
+
+def _unseen(opened: Loaded, decisions: dict[str, Decision], uri: str) -> bool:
+    """Is the study complete, but unknown to this tracking server? Its report is its own, so that one is asked for."""
+    step = opened.plan["report"]
+    if decisions[step.id].action != "reuse":
+        return False
+    made = opened.store.mlflow(step.stage.name, step.key)
+    return made is None or made["tracking_uri"] != uri
 
 
 def _print_outcome(opened: Loaded, outcome: Outcome, tracking: str | None, json: bool) -> None:

@@ -19,7 +19,7 @@ class HeadsConfig(Config):
 
     knockouts: tuple[OfOneHead, ...] = Field(default=("swap", "gate_closed"), min_length=1)
     max_items: int | None = Field(
-        default=48, ge=2, description="prompts asked per head and knock-out, spread over tasks and lengths; null: all"
+        default=32, ge=2, description="prompts asked per head and knock-out, spread over tasks and lengths; null: all"
     )
 
 

@@ -89,16 +89,18 @@ def _write(output: Path, name: str, rows: list[dict[str, Any]], schema: pa.Schem
 
 
 def _capacity_line(config: SchlagConfig, rows: list[dict[str, Any]]) -> str:
-    """Per feature map: numbers of associations that every seed solved, and those that some seed did not."""
+    """Per feature map: numbers of associations that every seed solved, and those that some seed did not (with the
+    highest loss and the steps it is of: a run that is still improving is no failure yet)."""
     parts = []
     for feature_map, counts in config.associations.items():
-        solved = {
-            n: all(r["solved"] for r in rows if (r["feature_map"], r["associations"]) == (feature_map, n))
-            for n in counts
-        }
-        held, failed = ([str(n) for n in counts if solved[n] is wanted] for wanted in (True, False))
-        said = [f"holds {'/'.join(held)}"] if held else []
-        said += [f"fails {'/'.join(failed)}"] if failed else []
+        said = []
+        for count in counts:
+            cells = [r for r in rows if (r["feature_map"], r["associations"]) == (feature_map, count)]
+            if all(r["solved"] for r in cells):
+                said.append(f"{count} held")
+            else:
+                worst = max(cells, key=lambda r: r["loss"])
+                said.append(f"{count} not (loss {worst['loss']:.3f} after {worst['steps']} steps)")
         parts.append(f"{feature_map} {', '.join(said)}")
     return f"learned keys, d_key {config.d_key}: " + "; ".join(parts)
 

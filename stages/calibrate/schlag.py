@@ -49,17 +49,28 @@ class KeyModel(nn.Module):
         self.ask_key = uniform(d**-0.5, size, d)
         self.ask_bias = uniform(size**-0.5, d)
 
-    def forward(self, keys: Tensor, values: Tensor, asked: Tensor) -> Tensor:
-        """What is read [B, m, n] for the keys ``asked`` [B, m] after keys, values [B, n] (indices below n)."""
+    def features(self, keys: Tensor, values: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """sigma of the keys written [B, n, F] and of those asked [B, m, F]."""
         # one product per key of the vocabulary, then a look-up, is the map of every position
         written = F.embedding(keys, self.embedding @ self.write_key + self.write_bias)
         written = written + F.embedding(values, self.write_value)
         queries = F.embedding(asked, self.embedding @ self.ask_key + self.ask_bias)
-        phi = memory.feature_map(self.feature_map, written).unsqueeze(1)
+        return memory.feature_map(self.feature_map, written), memory.feature_map(self.feature_map, queries)
+
+    def forward(self, keys: Tensor, values: Tensor, asked: Tensor) -> Tensor:
+        """What the memory returns [B, m, n] for the keys ``asked`` [B, m] after keys, values [B, n] (below n)."""
+        phi, phi_q = (x.unsqueeze(1) for x in self.features(keys, values, asked))
         wanted = F.one_hot(values, self.count).to(phi.dtype).unsqueeze(1)
         empty = memory.empty(len(keys), 1, phi.shape[-1], self.count)
-        state = memory.write(empty, phi, wanted, "linear", EPS)
-        return memory.read(state, memory.feature_map(self.feature_map, queries).unsqueeze(1), EPS).squeeze(1)
+        return memory.read(memory.write(empty, phi, wanted, "linear", EPS), phi_q, EPS).squeeze(1)
+
+    def answer(self, keys: Tensor, values: Tensor, asked: Tensor) -> Tensor:
+        """The same for training, where one key is asked: (phi_q Phi^T) V instead of phi_q (Phi^T V), n times less work.
+        The values are a permutation of one-hot vectors, so V only says which component a weight belongs to."""
+        phi, phi_q = self.features(keys, values, asked)
+        weights = phi_q @ phi.transpose(1, 2)
+        weights = weights / (weights.sum(-1, keepdim=True) + EPS)
+        return weights.gather(2, values.argsort(1).unsqueeze(1).expand(-1, asked.shape[1], -1))
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ def train(
     for step in range(1, config.steps + 1):
         keys, values = permutations(rng, config.batch, count), permutations(rng, config.batch, count)
         place = torch.from_numpy(rng.integers(count, size=(config.batch, 1)))
-        read = model(keys, values, keys.gather(1, place))
+        read = model.answer(keys, values, keys.gather(1, place))
         loss = half_squares(read, values.gather(1, place)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

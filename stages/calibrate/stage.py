@@ -34,7 +34,7 @@ class SchlagConfig(Config):
     )
     d_key: int = Field(default=64, ge=2)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    steps: int = Field(default=800, ge=1, description="most steps of one run")
+    steps: int = Field(default=2000, ge=1, description="most steps of one run")
     evaluate_every: int = Field(default=100, ge=1, description="steps")
     evaluation_sequences: int = Field(default=20, ge=1)
     solved_below: float = Field(default=0.001, gt=0)
@@ -47,9 +47,7 @@ class SchlagConfig(Config):
     def _numbers(cls, value: dict[FeatureMap, tuple[int, ...]]) -> dict[FeatureMap, tuple[int, ...]]:
         for name, counts in value.items():
             if not counts or list(counts) != sorted(set(counts)) or counts[0] < 2:
-                raise ValueError(
-                    f"associations.{name} = {list(counts)}: allowed are ascending, distinct whole numbers from 2 on"
-                )
+                raise ValueError(f"{name} = {list(counts)}: allowed are ascending, distinct whole numbers from 2 on")
         return value
 
     @model_validator(mode="after")

@@ -101,9 +101,15 @@ class Tables:
         self.forgetting: list[dict[str, Any]] = []
 
     def add(self, kind: Keys, feature_map: FeatureMap, rule: CapacityRule, drawn: Tensor, stops: list[int]) -> None:
-        """Write ``drawn`` keys [S or 1, R or 1, n, d] in order, and read back at each of ``stops``."""
+        """Write ``drawn`` keys [S or 1, R or 1, n, d] in order, and read back at each of ``stops``.
+
+        Trained keys are a set: their capacity is that of all n, and the largest set's own writes are what its first
+        segment is forgotten under.
+        """
+        trained = kind.startswith("learned")
+        remembers = not trained or stops[-1] == self.config.learned.associations[-1]
         config, first = self.config, self.config.segment_length
-        seeds = config.seeds[: len(drawn)] if kind.startswith("learned") else config.seeds
+        seeds = config.seeds[: len(drawn)] if trained else config.seeds
         values = keys.values(config, stops[-1])[: len(seeds)]
         phi = memory.feature_map(feature_map, drawn).expand(len(seeds), config.repeats, -1, -1)
         cell = {"keys": kind, "feature_map": feature_map, "rule": rule}
@@ -111,8 +117,9 @@ class Tables:
             bound = max(0.0, 1 - phi.shape[-1] / count)
             size = {"feature_dim": phi.shape[-1], "d_key": config.d_key, "associations": count, "error_bound": bound}
             for seed, row in zip(seeds, numbers(readout, config.tolerance), strict=True):
-                self.capacity.append(cell | size | {"seed": seed} | row)
-            if count >= first:  # the first segment's associations, with all values written since as rivals
+                if not trained or count == stops[-1]:
+                    self.capacity.append(cell | size | {"seed": seed} | row)
+            if remembers and count >= first:  # of the first segment's, with all values written since as rivals
                 for seed, row in zip(seeds, numbers(readout.of(first), config.tolerance), strict=True):
                     kept = {"later": count - first, "seed": seed, "accuracy": row["accuracy"], "error": row["error"]}
                     self.forgetting.append(cell | kept)
@@ -173,17 +180,12 @@ def run(config: CapacityConfig, output: Path, context: Context) -> Summary:
         if "orthogonal" in config.keys:
             most = keys.most_orthogonal(feature_map, config.d_key)
             stops = sorted({n for n in config.associations if n < most} | {_whole(most, config)})
-            tables.add(
-                "orthogonal",
-                feature_map,
-                rule,
-                keys.orthogonal(feature_map, config.d_key, stops[-1])[None, None],
-                stops,
-            )
+            apart = keys.orthogonal(feature_map, config.d_key, stops[-1])
+            tables.add("orthogonal", feature_map, rule, apart[None, None], stops)
         step()
     for kind, feature_map, rule, count in trained:
         drawn = keys.learn(config, feature_map, rule, count, kind, lambda _: step(1 / config.learned.steps))
-        tables.add(kind, feature_map, rule, drawn, [count])
+        tables.add(kind, feature_map, rule, drawn, [n for n in config.associations if n < count] + [count])
     for rule in config.rules:
         overwrites += overwrite_rows(config, rule)
         step()

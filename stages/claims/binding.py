@@ -34,6 +34,7 @@ class Rivals:
     k: int
     chance: Effect
     readers: dict[str, Effect]
+    best: Effect  # against the reader that is right most often on these prompts, whatever the arm says
 
     @property
     def least(self) -> Effect:
@@ -77,7 +78,8 @@ def _of_control(evidence: Evidence, table: pd.DataFrame, arm: str) -> Known | No
         by_seed = rows.groupby("seed")[["hits", "trials"]].sum()
         share = (by_seed["hits"] / by_seed["trials"]).to_numpy(float)[:, None]
         pair = Paired(share, np.full_like(share, 1 / int(k)), np.ones(1), tuple(map(int, by_seed.index)), (f"k={k}",))
-        rivals.append(Rivals(int(k), effect(pair, evidence.rules, null=evidence.rules.binding.margin), {}))
+        found = effect(pair, evidence.rules, null=evidence.rules.binding.margin)
+        rivals.append(Rivals(int(k), found, {}, found))
     if not rivals:
         return None
     single = table[table["k"] == 1]
@@ -127,7 +129,9 @@ def _of_models(evidence: Evidence, rows: pd.DataFrame, arm: str, length: int) ->
             for name, other in against.items()
             if (pair := paired(many, other, "item", "correct")) is not None
         }
-        rivals.append(Rivals(int(k), effects.pop("any"), effects))
+        luckiest = max(("any", *READERS), key=lambda name: float(against[name]["correct"].mean()))
+        best = effects[luckiest]
+        rivals.append(Rivals(int(k), effects.pop("any"), effects, best))
     if not rivals:
         return None
     single = rows[rows["rivals"] == 1]
@@ -179,7 +183,7 @@ def _judge(
     if known.single is None or (known.single.low or 0.0) < rule.learned:
         return decided(row, "inconclusive", f"{text}: not even one needle is found", "task not learned",
                        "not even one needle is found")  # fmt: skip
-    if all(rivals.chance.below(rule.margin) for rivals in known.rivals):
+    if all(rivals.best.below(rule.margin) for rivals in known.rivals):
         short = "the set of values is known, their binding to keys is not (TOST)"
         return behind(decided(row, "refuted", f"{text}: {short}", short=short), *brackets)
     if bound:

@@ -85,7 +85,8 @@ class Retrieval(Config):
 class Binding(Config):
     """C5. Supported: at every number of rivals k >= 2 the accuracy exceeds by more than ``margin`` that of the best
     reader that does not bind (first, last, most frequent or any needle of the prompt; the arm's own answers where the
-    asked word is absent); refuted: at every k it exceeds 1/k by less than that, although one needle is found."""
+    asked word is absent); refuted: at every k it exceeds the luckiest of the first four by less than that, although one
+    needle is found."""
 
     margin: float = Field(default=0.05, gt=0, lt=1, description="accuracy above the best reader that does not bind")
     learned: float = Field(

@@ -148,9 +148,10 @@ def _needed(rule: Rule, seen: Pilot, rules: ClaimsConfig, estimate: float, seeds
 
     ways = []
     if items > 1 and (more := sample("items", min(MOST_ITEMS, 64 * items))) is not None:
-        ways.append(f"{more.items:,} {unit} at these {seeds} seeds")
+        ways.append(f"{max(more.items, items + 1):,} {unit} at these {seeds} seeds")
     if (more := sample("seeds", MOST_SEEDS)) is not None:
-        ways.append(f"{more.seeds} seeds with these {items:,} {unit}" if items > 1 else f"{more.seeds} seeds")
+        more_seeds = max(more.seeds, seeds + 1)  # this sample has just not decided it
+        ways.append(f"{more_seeds} seeds with these {items:,} {unit}" if items > 1 else f"{more_seeds} seeds")
     if not ways:
         return f"as measured, not even {MOST_SEEDS} seeds would decide it"
     return f"{' or '.join(ways)} would decide it ({rules.power:.0%} power), if it is as measured"

@@ -54,7 +54,7 @@ def _binding_rule(rules: ClaimsConfig) -> str:
     return (
         f"supported: at every k >= 2 accuracy is more than {rules.binding.margin:.0%} above the best reader that does "
         f"not bind (first, last, most frequent or any needle, the arm's answers to an absent word), in some memory arm "
-        f"(Holm over arms); refuted: at every k it is less than that above 1/k in every one (TOST), although one "
+        f"(Holm over arms); refuted: at every k it is less than that above the luckiest one (TOST), though one "
         f"needle is found at {rules.binding.learned:.0%} or better, {_BEHIND}; " + _level(rules)
     )
 

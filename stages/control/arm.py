@@ -79,12 +79,14 @@ def run(config: ControlConfig, base: Artifact, output: Path, context: Context) -
 @torch.no_grad()
 def _from_afar(decoder: Decoder, config: ControlConfig, kind: Between, context: Context) -> Iterator[tuple[int, Score]]:
     """The scores after so many more segments than trained, nearest first, on the same pairs and queries: each sequence
-    is read once, and asked at every distance from the state it has there."""
-    distances = sorted(config.distances)
+    is read once, and asked at every distance from the state it has there. Other pairs also stand in the segments
+    between of the trained length (0 more), where filler is what was trained and scored already."""
+    distances = sorted(config.distances if kind == "filler" else {0, *config.distances})
     hits, losses = dict.fromkeys(distances, 0), dict.fromkeys(distances, 0.0)
     if not distances:
         return
-    k, n, stream = config.distance_pairs, config.segment_length, (config.seed, DISTANCE, len(kind))
+    k, n = config.distance_pairs, config.segment_length
+    stream = (config.seed, DISTANCE, get_args(Between).index(kind))
     drawn = draw(config, config.distance_trials, (k,), *stream, 0)
     middle = torch.from_numpy(between(config, kind, drawn, config.segments - 2 + distances[-1], *stream, 1))
     expected = torch.from_numpy(drawn.answers[:, -1])

@@ -35,7 +35,13 @@ class Recipe(Config):
 
 
 class BaseRecipe(Recipe):
-    """The base: full attention, from scratch, on sequences short enough for its own attention."""
+    """The base: full attention, from scratch, on sequences short enough for its own attention.
+
+    Many pairs in a sequence are what makes it learn soon: with k in {4, 8} the bases of seeds 0 to 5 answered at least
+    99% at k = 2, 4 and 8 after 400 to 525 steps (13 to 19 s of a busy core); with {2, 4, 8} that of seed 0 after 1,125
+    steps, with {2, 4} after 1,750; with {2, 4} in batches of 16 it was at .65 and .36 after 2,500, and with k = 8
+    alone that of seed 1 binds at k = 8 by step 250 but was at .61 for k = 2.
+    """
 
     steps: int = Field(default=1500, ge=1, description="most steps")
     evaluate_every: int = Field(default=25, ge=1, description="steps between two looks")
@@ -48,7 +54,11 @@ class BaseRecipe(Recipe):
 
 
 class GraftRecipe(Recipe):
-    """One arm, from the base's weights, over more segments than the arm's attention spans."""
+    """One arm, from the base's weights, over more segments than the arm's attention spans.
+
+    On the bases of seeds 0, 1, 3 and 5 both rules were at 99% of the held sequences at every k after 300 to 400 steps.
+    Twice the batch needs as many steps and so nearly twice the time.
+    """
 
     steps: int = Field(default=500, ge=1, description="most steps")
     batch: int = Field(default=16, ge=1, description="sequences per step, k mixed evenly")
@@ -129,7 +139,7 @@ class Measurement(Task):
             )
         if any(more < 1 for more in self.distances) or len(set(self.distances)) != len(self.distances):
             raise ValueError(f"distances = {list(self.distances)}: allowed are distinct whole numbers >= 1")
-        if self.distances and self.distance_pairs >= self.keys:
+        if self.distance_pairs >= self.keys:
             raise ValueError(
                 f"distance_pairs = {self.distance_pairs}: vocabulary = {self.vocabulary} has {self.keys} keys, none is "
                 "left for the other pairs between (allowed: fewer)"

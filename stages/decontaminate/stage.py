@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from stages.stage import Artifact, Config, Context, Stage, StageError, Summary
+from stages.stage import Artifact, Config, Context, Place, Stage, StageError, Summary
 
 
 class Canaries(Config):
@@ -131,6 +131,13 @@ class Decontaminate(Stage[DecontaminateConfig]):
         from stages.decontaminate.run import decontaminate
 
         return decontaminate(config, inputs["documents"], output, context)
+
+    def publish(self, folder: Path, place: Place) -> None:
+        """One page where pages cannot lead to one another."""
+        if not place.file and (folder / "audit.html").is_file():
+            from stages.decontaminate.single import join
+
+            join(folder)
 
 
 STAGE = Decontaminate()

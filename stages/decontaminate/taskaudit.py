@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from stages.decontaminate.stage import DecontaminateConfig
-from stages.stage import Artifact, Config, Context, Stage, StageError, Summary
+from stages.stage import Artifact, Config, Context, Place, Stage, StageError, Summary
 
 
 class TaskSource(Config):
@@ -124,6 +124,13 @@ class TaskAudit(Stage[TaskAuditConfig]):
         from stages.decontaminate.taskmatch import audit_tasks
 
         return audit_tasks(config, inputs["documents"], output, context)
+
+    def publish(self, folder: Path, place: Place) -> None:
+        """One page where pages cannot lead to one another."""
+        if not place.file and (folder / "audit.html").is_file():
+            from stages.decontaminate.single import join
+
+            join(folder)
 
 
 STAGE = TaskAudit()

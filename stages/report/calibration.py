@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from stages.claims.effects import nested_accuracy
@@ -23,10 +24,12 @@ def published(evidence: Evidence) -> dict[str, tuple[float | None, float | None]
     if not len(table) or "feature_map" not in table:
         return {}
     rows = table[table["feature_map"].notna() & table[["holds", "fails"]].notna().any(axis=1)]
-    return {
-        str(row["feature_map"]): tuple(None if value != value else float(value) for value in (row["holds"], row["fails"]))
-        for row in rows.astype({"holds": float, "fails": float}).to_dict("records")
-    }  # type: ignore[misc]
+    limits = rows.astype({"holds": float, "fails": float})[["feature_map", "holds", "fails"]].itertuples(index=False)
+    return {str(row.feature_map): (_known(row.holds), _known(row.fails)) for row in limits}
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _capacities(evidence: Evidence) -> list[Number]:
@@ -56,7 +59,7 @@ def _capacities(evidence: Evidence) -> list[Number]:
 
 
 def _recall(evidence: Evidence) -> list[Number]:
-    table = evidence.table(STEP, "mqar.parquet")
+    table, paper = evidence.table(STEP, "mqar.parquet"), recall_published(evidence)
     found = []
     for (arm, dim, pairs), rows in table.groupby(["arm", "dim", "pairs"], sort=False) if len(table) else ():
         where = f"arm == '{arm}' and dim == {dim} and pairs == {pairs}"
@@ -71,9 +74,23 @@ def _recall(evidence: Evidence) -> list[Number]:
                 "accuracy",
                 "mean, lowest and highest seed",
                 (evidence.source(STEP, "mqar.parquet", where),),
+                note=_at_least(paper.get((str(arm), int(dim), int(pairs)))),
             )
         )
     return found
+
+
+def _at_least(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"published: at least {accuracy:.0%}"
+
+
+def recall_published(evidence: Evidence) -> dict[tuple[str, int, int], float]:
+    """(arm, width, pairs) -> accuracy that the paper reports at least."""
+    table = evidence.table(STEP, "reference.parquet")
+    if not {"arm", "dim", "pairs", "accuracy"} <= set(table):
+        return {}
+    rows = table[table["arm"].notna() & table["accuracy"].notna()]
+    return {(str(row.arm), int(row.dim), int(row.pairs)): float(row.accuracy) for row in rows.itertuples(index=False)}
 
 
 def distances(evidence: Evidence) -> list[Number]:
@@ -117,7 +134,8 @@ def sentences(evidence: Evidence, named: dict[str, Number]) -> list[str]:
     if ceiling and floor:
         k = ceiling[2]
         found.append(
-            f"Where the memory is the only path to the answer, full attention, which can do the task, recalls {ceiling[0]} "
+            "Where the memory is the only path to the answer, full attention, which can do the task, recalls "
+            f"{ceiling[0]} "
             f"at {k} pairs, and local attention, which cannot, {floor[0]}"
             + (f" (a blind guess: {guess:.0%})." if guess is not None else ".")
         )

@@ -22,4 +22,6 @@ class ReportConfig(Config):
     seeds: tuple[int, ...] = Field(min_length=1)
     claims: ClaimsConfig = ClaimsConfig()
     control_arms: dict[str, MixerConfig] = Field(default={}, description="arms of the positive control, by name")
-    recipe: dict[str, Any] = Field(default={}, description="the sections base and pretrain, for the table of the recipe")
+    recipe: dict[str, Any] = Field(
+        default={}, description="the sections base and pretrain, for the table of the recipe"
+    )

@@ -91,7 +91,8 @@ def _finite(value: Any) -> Any:
 SIGNED = ("relative", "accuracy above")
 PERCENT_UNITS = ("accuracy", "share", "relative perplexity", "F1")
 POINTS = ("accuracy lost", "accuracy above")
-"""Beginnings of units that are differences of shares: shown in points, so that nobody takes them for relative changes."""
+"""Beginnings of units that are differences of shares: shown in points, so that nobody takes them for relative
+changes."""
 
 
 def shown(value: float | None, unit: str) -> str:
@@ -104,7 +105,7 @@ def shown(value: float | None, unit: str) -> str:
         signed = hundredfold != 0 and (unit.startswith(SIGNED) or unit.endswith("difference"))
         text = f"{hundredfold:+.1f}" if signed else f"{hundredfold:.1f}"
         text += "" if shown_unit(unit).startswith("points") else "%"
-    elif unit == "associations" and abs(value) < 10:
+    elif abs(value) >= 1e9 or (unit == "associations" and abs(value) < 10):  # an interval without bounds to speak of
         text = f"{value:.2g}"
     elif abs(value) >= 1000 or (unit == "associations" and abs(value) >= 10):
         text = f"{value:,.0f}"

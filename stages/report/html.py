@@ -32,7 +32,7 @@ def page(report: Mapping[str, Any], folder: Path) -> str:
     sections = []
     for name, title, groups in SECTIONS:
         drawn = [
-            {**figure, **{kind: Markup((folder / figure[kind]).read_text(encoding="utf-8")) for kind in ("svg", "narrow")},
+            {**figure, **{kind: Markup((folder / figure[kind]).read_text("utf-8")) for kind in ("svg", "narrow")},
              "files": {"SVG": figure["svg"], "data (CSV)": figure["data"], "PNG": figure["png"]}}
             for figure in report["figures"]
             if figure["section"] == name

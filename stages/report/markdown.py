@@ -19,7 +19,15 @@ def markdown(report: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{count} {decision}" for decision, count in report["counts"].items() if count)
     first, *others = SECTIONS
     lines += _section(report, *first, text=report["calibration"])
-    lines += ["", "## Verdicts", "", f"{counts}.", "", "| claim | verdict | estimate | n | why |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "## Verdicts",
+        "",
+        f"{counts}.",
+        "",
+        "| claim | verdict | estimate | n | why |",
+        "|---|---|---|---|---|",
+    ]
     for row in verdict_rows(report):
         cells = (f"{row.claim} {row.name}", f"**{row.decision}**", row.estimate, row.n, row.why)
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
@@ -44,10 +52,18 @@ def _section(
         return []
     lines = ["", f"## {title}", "", *(f"- {_cell(sentence)}" for sentence in text), ""]
     for figure in figures:
-        image, data = (report["place"]["file"].replace("{}", figure[kind]) for kind in ("png", "data"))
-        lines += [f"![{figure['title']}]({image})", "", f"*{figure['title']}.* {_cell(figure['caption'])} [Data]({data})"]
+        image, data = (_file(report, figure[kind]) for kind in ("png", "data"))
+        lines += [
+            f"![{figure['title']}]({image})",
+            "",
+            f"*{figure['title']}.* {_cell(figure['caption'])} [Data]({data})",
+        ]
         commands = [source["command"] for source in figure["sources"] if source["command"]]
-        lines += ["", _code(commands[0]) + (f" and {len(commands) - 1} more" if commands[1:] else ""), ""] if commands else [""]
+        lines += (
+            ["", _code(commands[0]) + (f" and {len(commands) - 1} more" if commands[1:] else ""), ""]
+            if commands
+            else [""]
+        )
     if numbers:
         lines += ["| number | estimate | interval | unit | n | rows |", "|---|---|---|---|---|---|"]
     for number in numbers:
@@ -60,6 +76,12 @@ def _section(
         rows = _code(commands[0]) + more if commands else "computed from shapes"
         lines.append("| " + " | ".join([*(_cell(cell) for cell in fields), rows]) + " |")
     return lines
+
+
+def _file(report: Mapping[str, Any], path: str) -> str:
+    """Address of a file beside the report; its own path where the place gives none."""
+    address = str(report["place"]["file"]).replace("{}", path)
+    return address or path
 
 
 def _cell(text: str) -> str:

@@ -10,7 +10,8 @@ from stages.claims.evidence import Evidence
 ROWS = (
     ("steps", "optimiser steps"), ("lr", "peak learning rate"), ("gate_lr", "peak learning rate of the gates"),
     ("schedule", "schedule"), ("warmup_steps", "warm-up steps"), ("min_lr_share", "last learning rate (share of peak)"),
-    ("weight_decay", "weight decay (AdamW, betas 0.9 and 0.95)"), ("clip", "gradient norm limit"), ("dtype", "precision"),
+    ("weight_decay", "weight decay (AdamW, betas 0.9 and 0.95)"), ("clip", "gradient norm limit"),
+    ("dtype", "precision"),
     ("curriculum_share", "share of steps in which text grows to full length"),
 )  # fmt: skip
 """Settings by their names in the study file, in the order of the table."""
@@ -27,7 +28,9 @@ def recipe(evidence: Evidence, settings: Mapping[str, Any]) -> list[dict[str, st
     rows += [_row("tokens in all", _total(evidence, "base"), _total(evidence, "pretrain"))]
     rows += [_row("sequence length, tokens", _shown(base.get("sequence_length")), _shown(arms.get("sequence_length")))]
     rows += [
-        _row("segment length N, tokens", "", ", ".join(sorted({f"{m.segment_length:,}" for m in evidence.arms.values()})))
+        _row(
+            "segment length N, tokens", "", ", ".join(sorted({f"{m.segment_length:,}" for m in evidence.arms.values()}))
+        )
     ]
     for name, what in ROWS:
         rows.append(_row(what, "" if imported else _shown(base.get(name)), _shown(arms.get(name))))
@@ -108,7 +111,8 @@ def _wall(evidence: Evidence) -> str:
         seconds = [
             float(cost["wall_s"])
             for name, seed in evidence.runs("pretrain")
-            if name == arm and (cost := evidence.document(f"pretrain/{arm}/{seed}", "cost.json")).get("wall_s") is not None
+            if name == arm
+            and (cost := evidence.document(f"pretrain/{arm}/{seed}", "cost.json")).get("wall_s") is not None
         ]
         if seconds:
             parts.append(f"{arm} {sum(seconds) / len(seconds):,.0f} s")

@@ -1,7 +1,7 @@
 """The report for its readers: report.json, report.md and report.html, made from the same plain data.
 
-The stage writes them once, knowing neither where the store lies nor which runs were tracked. A published copy is written
-again with both: its commands then work when pasted and its links open the runs.
+The stage writes them once, knowing neither where the store lies nor which runs were tracked. A published copy is
+written again with both: its commands then work when pasted and its links open the runs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from stages.framed import framed
 from stages.report.commands import with_commands
 from stages.report.html import page
 from stages.report.markdown import markdown
@@ -21,11 +22,12 @@ from stages.stage import Place
 def write(report: Mapping[str, Any], folder: Path, place: Place) -> None:
     """Write the three files below ``folder``, where the figures and audit pages already are."""
     plain = asdict(place)
-    said = with_commands({**report, "place": plain | {"runs": dict(place.runs), "facts": [list(f) for f in place.facts]}},
-                         place.options)  # fmt: skip
+    plain |= {"runs": dict(place.runs), "facts": [list(fact) for fact in place.facts]}
+    said = with_commands({**report, "place": plain}, place.options)
     (folder / "report.json").write_text(json.dumps(said, indent=1, allow_nan=False), encoding="utf-8")
     (folder / "report.md").write_text(markdown(said), encoding="utf-8")
-    (folder / "report.html").write_text(page(said, folder), encoding="utf-8")
+    html = page(said, folder)
+    (folder / "report.html").write_text(html if place.file else framed(html), encoding="utf-8")
 
 
 def rewrite(folder: Path, place: Place) -> None:

@@ -102,7 +102,7 @@ class Total(_Toy):
         return Summary(f"total {total:g}", {"total": total})
 
 
-def toy_plan(faults: Faults | None = None, n: int = 4, cpus: float = 1.0) -> Plan:
+def toy_plan(faults: Faults | None = None, n: int = 4, cpus: float = 1.0, study: str = "toy") -> Plan:
     """The study above."""
     config = ToyConfig(n=n, faults=str(faults.directory) if faults else "", cpus=cpus)
     graph = PlanBuilder()
@@ -112,4 +112,4 @@ def toy_plan(faults: Faults | None = None, n: int = 4, cpus: float = 1.0) -> Pla
         for seed in (0, 1)
     ]
     graph.add(Total(), config, {name: name for name in counts})
-    return graph.plan("toy")
+    return graph.plan(study)

@@ -176,7 +176,7 @@ def test_golden_keys_of_steps_without_inputs():
     plan = expand(load(RUNS / "quickstart.yaml", environment={}), None)
     keys = {step: plan[step].key[:16] for step in ("capacity", "control-base/0", "control/infini-delta/0")}
     assert keys == {
-        "capacity": "f2a987ba33c82bdf",
+        "capacity": "280a2eecc9f10bbc",
         "control-base/0": "b250184f25b5dcfa",
         "control/infini-delta/0": "b20c1103f5875373",
     }

@@ -14,7 +14,7 @@ import pytest
 from pipeline.cli.serve import serve
 from pipeline.errors import StudyError
 from pipeline.execute import Outcome, execute
-from pipeline.overview import Made, overview
+from pipeline.overview import Made, lineage, overview
 from pipeline.plan import Plan, decide
 from pipeline.store import Store
 from pipeline.track import MlflowTracker, default_tracking_uri, flatten
@@ -93,6 +93,64 @@ def test_the_study_run_leads_to_the_pages_and_to_every_run(tracked: Tracked):
     assert f"[page.html]({place}/{second}/artifacts/page.html?workflowType=machine_learning) of count/a/1" in text
     assert f"| make | [reused]({place}/{tracked.children('make')[0].info.run_id}) | 4 numbers |" in text
     assert f"[1]({place}/{second})" in text and "seed 0: total 14" in text
+
+
+def test_from_a_step_one_can_click_to_its_pages_and_to_what_it_was_made_from(tracked: Tracked):
+    ids = {step: tracked.children(step)[0].info.run_id for step in ("make", "count/a/1", "total")}
+    place = f"#/experiments/{tracked.runs[0].info.experiment_id}/runs"
+    count, total = (tracked.children(step)[0].data.tags["mlflow.note.content"] for step in ("count/a/1", "total"))
+    page = f"[page.html]({place}/{ids['count/a/1']}/artifacts/page.html?workflowType=machine_learning)"
+    assert count == f"total 15\n\n**Read:** {page}\n\n**Made from:** [make]({place}/{ids['make']})"
+    assert f"[count/a/1]({place}/{ids['count/a/1']})" in total and "[count/a/0](" in total
+    long = lineage("found", (), {f"step/{i}": "#/" + "x" * 40 for i in range(300)}, ("1", "2"), 8000)
+    assert len(long) <= 8000 and long.endswith("), ...")
+
+
+def test_another_study_links_to_the_runs_of_the_first(tracked: Tracked):
+    plan = toy_plan(study="other")
+    assert run_all_reused(plan, tracked) == []
+    other = tracked.client.get_experiment_by_name("other")
+    (parent,) = tracked.client.search_runs([other.experiment_id])
+    make = tracked.children("make")[0].info
+    assert parent.data.tags["reused.make"] == make.run_id
+    assert f"[reused](#/experiments/{make.experiment_id}/runs/{make.run_id})" in parent.data.tags["mlflow.note.content"]
+    inputs = {one.dataset.name: one.dataset.digest for one in parent.inputs.dataset_inputs}
+    assert inputs == {step.id: step.key[:36] for step in plan.steps}, "the datasets it used, to click on"
+
+
+def run_all_reused(plan: Plan, tracked: Tracked, uri: str = "") -> list[str]:
+    """Track a study of which nothing is left to compute; what went wrong."""
+    tracker = MlflowTracker(uri or default_tracking_uri(tracked.store.root), tracked.store)
+    decisions = decide(plan, tracked.store)
+    assert {decision.action for decision in decisions.values()} == {"reuse"}
+    outcome = execute(plan, decisions, tracked.store, execution=Execution(), tracker=tracker, address="inline")
+    assert not outcome.computed
+    return [text for _, text in outcome.warnings]
+
+
+def test_a_server_that_has_never_seen_the_artifacts_gets_them_all(tracked: Tracked, tmp_path: Path):
+    uri, plan = f"sqlite:///{tmp_path}/fresh.db", toy_plan(n=4)
+    notes = {step.id: tracked.store.mlflow(step.stage.name, step.key) for step in plan.steps}
+    try:
+        assert run_all_reused(plan, tracked, uri) == []
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri)
+        runs = client.search_runs([client.get_experiment_by_name("toy").experiment_id])
+        found = {run.info.run_name: run for run in runs if "adopted" in run.data.tags}
+        assert set(found) == {step.id for step in plan.steps}
+        count = found["count/a/1"]
+        assert count.data.metrics["total"] == 15 and "table.Totals" in count.data.tags
+        assert Path(client.download_artifacts(count.info.run_id, "page.html", str(tmp_path))).read_text() == "<p>15</p>"
+        parent = next(run for run in runs if "adopted" not in run.data.tags)
+        assert f"runs/{count.info.run_id})" in parent.data.tags["mlflow.note.content"]
+        client.delete_run(count.info.run_id)
+        assert run_all_reused(plan, tracked, uri) == []
+        again = client.search_runs([parent.info.experiment_id], "attributes.run_name = 'count/a/1'")
+        assert len(again) == 1 and again[0].info.run_id != count.info.run_id, "what was deleted is logged again"
+    finally:
+        for step in plan.steps:
+            tracked.store.note_mlflow(step.stage.name, step.key, **notes[step.id])
 
 
 def test_a_long_overview_stays_whole_within_the_limit():

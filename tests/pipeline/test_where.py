@@ -50,7 +50,8 @@ def test_a_filter_selects_rows(expression: str, rows: list[int]):
         ("length in [512, 'a']", r"length is a number, 'a' is text"), ("step == task.max()", r"task.max\(\) is text"),
         ("task = 'x'", r"one '=' compares nothing"), ("task ==", r"not a filter.*Fix: check quotes"),
         ("task == 'x", r"not a filter at character 9"), ("", r"not a filter"), ("\0", r"not a filter"),
-        ("values == 3", r"column 'values' holds list.*Fix: values.notna\(\)"), ("step", r"holds a number, no yes or no"),
+        ("values == 3", r"column 'values' holds list.*Fix: values.notna\(\)"),
+        ("step", r"holds a number, no yes or no"),
         ("step is None", r"'is' is not known.*Fix: use =="), ("task in 'abc'", r"'abc'\" is no list"),
         ("1 == 1", r"names no column"), ("length == 10**99", r"10\*\*99' is no value"),
         ("length == 99999999999999999999", r"larger than any number"), ("step == step.sum()", r"cannot be called here"),
@@ -67,7 +68,8 @@ def test_what_is_no_filter_is_one_clear_line(expression: str, message: str):
 @pytest.mark.parametrize(
     "expression",
     ["__import__('os').system('touch {}')", "open('{}', 'w')", "[open('{}', 'w') for x in task]",
-     "(lambda: open('{}', 'w'))()", "task == open('{}', 'w')", "task == f\"{{open('{}', 'w')}}\"", "@x", "task.str.len() == 1",
+     "(lambda: open('{}', 'w'))()", "task == open('{}', 'w')", "task == f\"{{open('{}', 'w')}}\"", "@x",
+     "task.str.len() == 1",
      "task.__class__", "(x := 5) == step", "step == step.max().__class__", "step in range(10)"],
 )  # fmt: skip
 def test_code_stays_text(expression: str, tmp_path):

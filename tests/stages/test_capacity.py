@@ -93,6 +93,9 @@ def test_forgetting_is_recall_of_the_first_segment_among_all_later_values(output
     )
     assert curve["linear", 0] > curve["linear", 56] and curve["delta", 0] > curve["delta", 56]
     assert (later[later["keys"] == "orthogonal"].accuracy == 1).all()
+    trained = later[(later["keys"] == "learned") & (later.rule == "linear")]
+    assert sorted(set(trained.later)) == [0, 8, 24], "of the set of 32"
+    assert len(table[table["keys"] == "learned"]) == 2 * 2 * 2, "a trained set is measured whole"
 
 
 def test_the_headline_says_of_which_keys_and_of_what_it_speaks(made: tuple[Path, Summary, LocalContext]) -> None:

@@ -17,7 +17,9 @@ from tests.stages.synthetic import ARMS, CONTROL_ARMS, TRUNK, Synthetic
 from tests.stages.synthetic_report import RECIPE, calibrate, with_pages
 from tests.support import LocalContext
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 WIDTH = 390  # CSS pixels
 SMALLEST = 12.0
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.claims.evidence import Evidence
+from stages.report.calibration import recall_published
 from stages.report.figures.style import INK, Drawing, Numbers, Style, aside, power_axis, seeds, styles
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def mqar(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         return None
     looks = styles(dict.fromkeys(table["arm"]), grey=[name for name in set(table["arm"]) if name == "local"])
 
+    published = recall_published(evidence)
+
     def of(pairs: int) -> Callable[[Axes], None]:
         def panel(axis: Axes) -> None:
             for place, (arm, look) in enumerate(looks.items()):
@@ -81,6 +84,9 @@ def mqar(evidence: Evidence, numbers: Numbers) -> Drawing | None:
                     mean = rows.groupby("dim")["accuracy"].mean()
                     axis.plot(mean.index * shift, mean, color=look.colour, marker=look.marker, ls=look.dash, label=arm)
                     seeds(axis, rows["dim"] * shift, rows["accuracy"], look)
+            for (arm, dim, count), least in published.items():
+                if count == pairs and arm in looks:
+                    axis.plot(dim, least, marker="_", ms=14, mew=1.6, color=looks[arm].colour, ls="none", zorder=1)
             axis.axhline(1 / pairs, color=INK, lw=0.9, ls=(0, (1, 2)))
             power_axis(axis, table["dim"])
             axis.set(title=f"{pairs} pairs", xlabel="model width", ylabel="share recalled", ylim=(-0.03, 1.06))
@@ -90,8 +96,10 @@ def mqar(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     every = sorted(table["pairs"].unique())
     return Drawing(
         "calibration-recall", "Calibration: multi-query associative recall",
-        "The smallest cells of Zoology's MQAR (Arora et al., 2023): full attention is the ceiling, the others depend on "
-        "width and number of pairs. Lines: means, open: seeds; dotted: 1/k.",
+        "The smallest cells of Zoology's MQAR (Arora et al., 2023): full attention is the ceiling, the others "
+        "depend on "
+        "width and number of pairs. Lines: means, open: seeds; dashes: what the paper reports at least; "
+        "dotted: 1/k.",
         [of(int(pairs)) for pairs in every], table.to_dict("records"), [evidence.source(STEP, "mqar.parquet")],
         columns=min(3, len(every)), height=2.7,
     )  # fmt: skip

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KEYS = {
-    "random": "Random keys", "orthogonal": "Orthogonal keys", "learned": "Learned keys", "trained": "Keys of the models",
+    "random": "Random keys", "orthogonal": "Orthogonal keys", "learned": "Keys learned for recall",
+    "learned-exact": "Keys learned for exact readout",
+    "trained": "Keys of the models",
 }  # fmt: skip
 RULE_DASHES: dict[str, Any] = {"linear": "-", "delta": (0, (4, 1.5)), "delta-token": (0, (1, 1.2))}
 TABLE = "capacity.parquet"
@@ -28,7 +30,8 @@ def table_by_keys(evidence: Evidence) -> pd.DataFrame:
     parts = []
     if len(alone):
         parts.append((alone if "keys" in alone else alone.assign(keys="random")).assign(run=alone["seed"].astype(str)))
-    models = evidence.stacked("ablate", TABLE)
+    models = evidence.trained_capacity
+    models = models[models["keys"] == "trained"] if "keys" in models else models
     if len(models):
         parts.append(models.assign(run=models["arm"] + "/" + models["seed"].astype(str)))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
@@ -72,9 +75,12 @@ def by_keys(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     return Drawing(
         "capacity", "Capacity of the memory, by kind of keys",
         "Associations written into the real memory module. Left: share whose nearest value is the right one, which "
-        "well-spread keys keep up beyond the rank. Right: share read back within the tolerance, which rank bounds: ticks "
-        "on top mark each map's feature dimension. Colour and marker: feature map; line: rule; bands: range over seeds.",
-        [of(*one) for one in present], data.reset_index().to_dict("records"), sources, columns=len(measures), height=2.6,
+        "well-spread keys keep up beyond the rank. Right: share read back within the tolerance, which rank "
+        "bounds: ticks "
+        "on top mark each map's feature dimension. Colour and marker: feature map; line: rule; bands: range over "
+        "seeds.",
+        [of(*one) for one in present], data.reset_index().to_dict("records"), sources,
+        columns=len(measures), height=2.6,
     )  # fmt: skip
 
 
@@ -100,7 +106,9 @@ def rewriting(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         for rule, rows in overwrite.groupby("rule", sort=False):
             look = looks.get(str(rule), Style(INK, "o", "-"))
             mean = rows.groupby("associations")[["new_value_accuracy", "old_value_accuracy"]].mean()
-            axis.plot(mean.index, mean["new_value_accuracy"], color=look.colour, marker=look.marker, label=f"{rule}: new")
+            axis.plot(
+                mean.index, mean["new_value_accuracy"], color=look.colour, marker=look.marker, label=f"{rule}: new"
+            )
             axis.plot(mean.index, mean["old_value_accuracy"], color=look.colour, marker=look.marker, mfc="none",
                       ls=(0, (1, 1.5)), label=f"{rule}: old")  # fmt: skip
         power_axis(axis, overwrite["associations"])

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KNOCKOUTS = {
-    "none": "intact", "gate_closed": "gate\nclosed", "reset": "reset", "swap": "other's\nmemory", "zero_read": "read\nzero",
+    "none": "intact", "gate_closed": "gate\nclosed", "reset": "reset", "swap": "other's\nmemory",
+    "zero_read": "read\nzero",
 }  # fmt: skip
 
 
@@ -50,7 +51,8 @@ def by_pairs(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     return Drawing(
         "control", "Positive control: recall across segments",
         "The memory is the only path to the answer. Full attention shows that the task can be learned (ceiling), local "
-        "attention what guessing gives (floor). Filled: all seeds with interval; open: every seed. Dashed: 1/k, which a "
+        "attention what guessing gives (floor). Filled: all seeds with interval; open: every seed. Dashed: 1/k, "
+        "which a "
         "model reaches that knows the set of values but not their keys.",
         [panel], data, sources(evidence, "pairs"), columns=1, height=3.2,
     )  # fmt: skip
@@ -124,7 +126,9 @@ def by_knockout(evidence: Evidence, numbers: Numbers) -> Drawing | None:
 
 def _per_seed(table: pd.DataFrame, *columns: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = (
-        table[["arm", "seed", *columns, "accuracy", "trials"]].rename(columns={"accuracy": "estimate"}).to_dict("records")
+        table[["arm", "seed", *columns, "accuracy", "trials"]]
+        .rename(columns={"accuracy": "estimate"})
+        .to_dict("records")
     )
     return found
 

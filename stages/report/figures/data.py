@@ -110,7 +110,8 @@ def cost(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     ]  # fmt: skip
     return Drawing(
         "cost", "Perplexity against state size",
-        "Paired perplexity difference to the arm without memory, with its interval, over what an arm keeps while it reads "
+        "Paired perplexity difference to the arm without memory, with its interval, over what an arm keeps while "
+        "it reads "
         "on: down and left is better. Arms of equal size stand side by side.",
         [panel], data, [s for found in rows for s in found.sources], columns=1,
     )  # fmt: skip

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-LABELS = {"gate_closed": "gate closed", "reset": "reset each\nsegment", "swap": "another's\nmemory", "zero_read": "read zero"}
+LABELS = {
+    "gate_closed": "gate closed",
+    "reset": "reset each\nsegment",
+    "swap": "another's\nmemory",
+    "zero_read": "read zero",
+}
 
 
 def gates(evidence: Evidence, numbers: Numbers) -> Drawing | None:
@@ -91,7 +96,9 @@ def heads(evidence: Evidence, numbers: Numbers) -> Drawing | None:
             rows = each[(each["arm"] == arm) & (each["knockout"] == knockout)]
             _by_head(axis, rows, rows.groupby(["layer", "head"])["lost"].mean(), "lost", shown[arm])
             axis.axhline(0, color=INK, lw=0.9)
-            axis.set(title=f"{arm}: {LABELS.get(knockout, knockout)}".replace("\n", " "), ylabel="accuracy lost (points)")
+            axis.set(
+                title=f"{arm}: {LABELS.get(knockout, knockout)}".replace("\n", " "), ylabel="accuracy lost (points)"
+            )
 
         return panel
 
@@ -99,14 +106,15 @@ def heads(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         "heads", "What each head's memory is worth",
         "Retrieval accuracy lost on the same prompts when one head's memory alone is knocked out, all others intact. "
         "Filled: mean over seeds, open: every seed.",
-        [of(arm, kind) for kind in kinds for arm in arms if len(each[(each["arm"] == arm) & (each["knockout"] == kind)])],
+        [of(arm, kind) for kind in kinds for arm in arms if ((each["arm"] == arm) & (each["knockout"] == kind)).any()],
         each.to_dict("records"), evidence.sources("ablate", "heads.parquet"), legend=False, height=2.6,
     )  # fmt: skip
 
 
 SATURATION = {
     "memory_norm": ("Norm of the memory", "|M|"), "z_min": ("Least normaliser", "min σ(Q) z"),
-    "erase_lambda_max": ("Largest erase eigenvalue", "λ max"), "effective_rank": ("Effective rank of the memory", "rank"),
+    "erase_lambda_max": ("Largest erase eigenvalue", "λ max"),
+    "effective_rank": ("Effective rank of the memory", "rank"),
 }  # fmt: skip
 
 
@@ -127,8 +135,8 @@ def saturation(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         def panel(axis: Axes) -> None:
             for arm in arms:
                 look = shown[arm]
-                for place, (_, run) in enumerate(middle[middle["arm"] == arm].groupby("seed")):
-                    run = run[run[name].notna()]
+                for place, (_, all_of_it) in enumerate(middle[middle["arm"] == arm].groupby("seed")):
+                    run = all_of_it[all_of_it[name].notna()]
                     axis.plot(run["tokens"], run[name], color=look.colour, ls=look.dash, lw=1.1, marker=look.marker,
                               ms=3.6, mfc="none", markevery=max(1, len(run) // 6),
                               label=arm if place == 0 and len(run) else None)  # fmt: skip
@@ -145,8 +153,10 @@ def saturation(evidence: Evidence, numbers: Numbers) -> Drawing | None:
 
     return Drawing(
         "saturation", "The memory along a document",
-        "Held-out documents read far beyond the length trained on (dotted). Lines: one per arm and seed, the median over "
-        "documents, layers and heads; bands: the middle 90% of them. Dashed: the eigenvalue above which erasing overshoots.",
+        "Held-out documents read far beyond the length trained on (dotted). Lines: one per arm and seed, the "
+        "median over "
+        "documents, layers and heads; bands: the middle 90% of them. Dashed: the eigenvalue above which erasing "
+        "overshoots.",
         [of(name) for name in present], middle.to_dict("records"), evidence.sources("ablate", "saturation.parquet"),
         height=2.6,
     )  # fmt: skip
@@ -193,6 +203,7 @@ def knockouts(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         data.append(row(number, panel=kind, arm=arm, knockout=knockout))
     return Drawing(
         "knockouts", "Memory knocked out",
-        "Same prompts and documents with and without the memory; bars: intervals over seeds and items; grey: margins of C1.",
+        "Same prompts and documents with and without the memory; bars: intervals over seeds and items; grey: "
+        "margins of C1.",
         [of(*panel) for panel in panels], data, [s for n in found.values() for s in n.sources], height=2.7,
     )  # fmt: skip

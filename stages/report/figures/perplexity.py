@@ -48,8 +48,8 @@ def by_position(evidence: Evidence, numbers: Numbers) -> Drawing | None:
                 if not found:
                     continue
                 x = [end for end, _ in found]
-                axis.plot(x, [scale * n.estimate for _, n in found], color=look.colour, marker=look.marker, ls=look.dash,
-                          label=arm)  # fmt: skip
+                axis.plot(x, [scale * n.estimate for _, n in found], color=look.colour, marker=look.marker,
+                          ls=look.dash, label=arm)  # fmt: skip
                 low, high = ([scale * (n.estimate if (v := getattr(n, end)) is None else v) for _, n in found]
                              for end in ("low", "high"))  # fmt: skip
                 axis.fill_between(x, low, high, color=look.colour, alpha=0.1, lw=0)
@@ -64,7 +64,8 @@ def by_position(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     data = [row(n, panel=kind, arm=arm, until=end) for (kind, arm), found in points.items() for end, n in found]
     return Drawing(
         "perplexity-by-position", "Perplexity by token position",
-        "Each point is one position bucket, drawn at its end; bands: intervals over seeds and documents. Dotted: the end "
+        "Each point is one position bucket, drawn at its end; bands: intervals over seeds and documents. Dotted: "
+        "the end "
         f"of the first segment ({evidence.segment_length()} tokens), where the memory is empty. Right: paired on the "
         "same documents; below zero is better than the arm without memory.",
         [of(*panel) for panel in panels], data, [s for found in points.values() for _, n in found for s in n.sources],
@@ -114,7 +115,8 @@ def differences(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     return Drawing(
         "perplexity-differences", "Paired perplexity differences between arms",
         "Paired over the same documents and seeds; below zero the first arm is better. Filled: all positions, open: "
-        f"beyond the first segment. Bars: intervals over seeds and documents. Grey: the equivalence margin of ±{margin:g}%.",
+        "beyond the first segment. Bars: intervals over seeds and documents. Grey: the equivalence margin of "
+        f"±{margin:g}%.",
         [panel], data, [s for _, n, _, _ in rows for s in n.sources], columns=1, height=0.7 + 0.42 * len(pairs),
         legend=False,
     )  # fmt: skip

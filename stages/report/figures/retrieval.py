@@ -42,7 +42,9 @@ def positions(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         return None
     shown = arm_styles(evidence)
     lengths = [int(length) for length in sorted(table["length"].unique())]
-    lengths = lengths if len(lengths) <= SHOWN else [lengths[i] for i in np.linspace(0, len(lengths) - 1, SHOWN).astype(int)]
+    lengths = (
+        lengths if len(lengths) <= SHOWN else [lengths[i] for i in np.linspace(0, len(lengths) - 1, SHOWN).astype(int)]
+    )
     curves = {
         (length, arm): curve
         for length in lengths
@@ -76,9 +78,11 @@ def positions(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     method = next(iter(curves.values())).method if curves else "no curve"
     return Drawing(
         "retrieval-positions", "Passkey retrieval over the needle's position",
-        f"0% is the start of the prompt. Lines: {method}, with bands; open: shares of every seed in bins. Grey: the last "
+        f"0% is the start of the prompt. Lines: {method}, with bands; open: shares of every seed in bins. Grey: "
+        "the last "
         f"{evidence.segment_length()} tokens, which local attention may still see.",
-        [of(length) for length in lengths], data, evidence.sources("evaluate", "retrieval.parquet", "task == 'passkey'"),
+        [of(length) for length in lengths], data,
+        evidence.sources("evaluate", "retrieval.parquet", "task == 'passkey'"),
         height=2.6,
     )  # fmt: skip
 
@@ -173,11 +177,15 @@ def bindings(evidence: Evidence, numbers: Numbers) -> Drawing | None:
 
         return panel
 
-    data: list[dict[str, Any]] = [row(n, task=task, arm=arm, k=k) for (task, arm), found in points.items() for k, n in found]
+    data: list[dict[str, Any]] = [
+        row(n, task=task, arm=arm, k=k) for (task, arm), found in points.items() for k, n in found
+    ]
     return Drawing(
         "bindings", "Bindings among k rivals against 1/k",
-        "Needle beyond the last segment. Filled: prompts answered with the right number (left) or with one rival's drawn "
-        "at random (right); small open squares: with the number of any needle of the prompt. Dashed: 1/k, which a model "
+        "Needle beyond the last segment. Filled: prompts answered with the right number (left) or with one "
+        "rival's drawn "
+        "at random (right); small open squares: with the number of any needle of the prompt. Dashed: 1/k, which "
+        "a model "
         "reaches that knows the set of numbers but not which word each belongs to.",
         [of(task) for task in present], data, [s for found in points.values() for _, n in found for s in n.sources],
     )  # fmt: skip

@@ -31,7 +31,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 DASHES: tuple[Any, ...] = (
     "-", (0, (6, 1.5)), (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1)), (0, (8, 2, 1, 2)), (0, (2, 1)),
 )  # fmt: skip
-WIDE, NARROW = 7.2, 3.65  # inches: a text column, a telephone. Shown 735 and 350 px wide at least, so that
+WIDE, NARROW = 7.2, 3.5  # inches: a text column, a telephone. Shown 735 and 350 px wide at least, so that
 LETTERS = 9.0  # points are 12.7 px in either
 
 

@@ -41,7 +41,9 @@ def rouge(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         return panel
 
     documents = max(n.n for n in found.values())
-    data = [row(n, arm=name.split(".")[1], task=name.split(".")[2], metric=name.split(".")[3]) for name, n in found.items()]
+    data = [
+        row(n, arm=name.split(".")[1], task=name.split(".")[2], metric=name.split(".")[3]) for name, n in found.items()
+    ]
     return Drawing(
         "rouge", "ROUGE of the summaries",
         f"Mean over seeds and {documents} held-out documents; intervals resample whole documents. ROUGE alone decides "
