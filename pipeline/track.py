@@ -255,12 +255,21 @@ class MlflowTracker(Tracker):
         """Link to the run that made the artifact; where this server has none, log the artifact to a run of its own."""
         made = self.store.mlflow(commit.stage, commit.key)
         if made is None or made["tracking_uri"] != self.tracking_uri or not self._has(made["run_id"]):
+            made = self._made_here(step)
+        if made is None:
             self._start_step(step, adopted="true")
             self._finish_step(step, commit, self.store.artifact(commit), float(commit.meta.get("seconds", 0.0)))
             made = self.store.mlflow(commit.stage, commit.key)
         assert made is not None
         self._made[step.id] = _made(commit, made["run_id"], reused=True, experiment=made["experiment_id"])
         self._log(self._parent, {}, {f"reused.{step.id}": made["run_id"]})
+
+    def _made_here(self, step: Step) -> dict[str, str] | None:
+        """Experiment and run of an artifact that another server was told of since; None where this one has none."""
+        query = f"tags.key = '{step.key}' and attributes.status = 'FINISHED'"
+        for run in self._client.search_runs([self._experiment], query, max_results=1):
+            return {"experiment_id": self._experiment, "run_id": str(run.info.run_id)}
+        return None
 
     def _has(self, run: str) -> bool:
         """Is the run still there? A database may have been deleted since."""

@@ -35,7 +35,10 @@ def recipe(evidence: Evidence, settings: Mapping[str, Any]) -> list[dict[str, st
     for name, what in ROWS:
         rows.append(_row(what, "" if imported else _shown(base.get(name)), _shown(arms.get(name))))
     rows += [_row("prompts", _prompts(base), _prompts(arms)), _row("sources", _sources(base), _sources(arms))]
-    rows += [_row("parameters", "", _parameters(evidence)), _row("wall time of a run", "", _wall(evidence))]
+    rows += [
+        _row("parameters", "", _parameters(evidence)),
+        _row("wall time of a run", _base_wall(evidence), _wall(evidence)),
+    ]
     return [row for row in rows if row["base"] or row["arms"]]
 
 
@@ -102,6 +105,13 @@ def _parameters(evidence: Evidence) -> str:
     from stages.report.numbers import costs
 
     return ", ".join(f"{row.arm} {row.parameters:,.0f}" for row in costs(evidence))
+
+
+def _base_wall(evidence: Evidence) -> str:
+    """Seconds of a base's training, mean over the bases."""
+    steps = [step for step in evidence.inputs if step == "base" or step.startswith("base/")]
+    seconds = [float(cost["wall_s"]) for step in steps if (cost := evidence.document(step, "cost.json")).get("wall_s")]
+    return f"{sum(seconds) / len(seconds):,.0f} s" if seconds else ""
 
 
 def _wall(evidence: Evidence) -> str:
