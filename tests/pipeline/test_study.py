@@ -177,7 +177,7 @@ def test_golden_keys_of_steps_without_inputs():
     keys = {step: plan[step].key[:16] for step in ("calibrate", "capacity", "control-base/0", "control/infini-delta/0")}
     assert keys == {
         "calibrate": "0a1e8fa6c8308c48",
-        "capacity": "280a2eecc9f10bbc",
+        "capacity": "0716dad475d285df",
         "control-base/0": "b250184f25b5dcfa",
         "control/infini-delta/0": "b20c1103f5875373",
     }
