@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import Json, Root, Set, StudyFile, open_study
-from pipeline.cli.render import line, note, print_json, table
+from pipeline.cli.render import line, note, print_json, seconds, table
 from pipeline.errors import StudyError
 
 if TYPE_CHECKING:
@@ -77,14 +77,14 @@ def power(
         print_json("power", body)
         return
     cells = [
-        [row.claim, row.name, str(row.seeds), f"{row.items:,} {row.unit}", f"{hours[row.claim]:.3g} h", row.shown,
+        [row.claim, row.name, str(row.seeds), f"{row.items:,} {row.unit}", seconds(3600 * hours[row.claim]), row.shown,
          row.refutes_shown, row.pilot]
         for row in rows
     ]  # fmt: skip
     table(COLUMNS, cells, last_below=True)
     line(
-        f"at {chosen.claims.power:.0%} power, by simulating the rules; training in hours of one device at {tflops:g} "
-        f"TFLOP/s, steps shared by claims counted in each; the whole study {every:.3g} h"
+        f"at {chosen.claims.power:.0%} power, by simulating the rules; training on one device that sustains {tflops:g} "
+        f"TFLOP/s, steps shared by claims counted in each; the whole study {seconds(3600 * every)}"
     )
     line("C6 to C9 rest on limits, counts and formulas, which more seeds or prompts do not decide")
 

@@ -26,15 +26,16 @@ from stages.stage import Artifact, Config, Context, Stage, Summary
 class SchlagConfig(Config):
     """Sec. 6.1 of arXiv:2102.11174, with the values of the published code as defaults: Adam at 1e-3, batches of 32,
     an evaluation every 100 steps on 20 sequences, solved at a loss (half the squared error) of 0.001, given up after
-    more than 10 evaluations without progress. ``steps`` is smaller than theirs (100,000): a cell that fails has
-    reached its plateau by then, and the report prints the loss."""
+    more than 10 evaluations without progress. ``steps`` is smaller than theirs (100,000), and the default cells
+    are those that settle by then; the loss is in the table. Just below the limit a seed may take thousands to part its
+    last keys: DPFP-1 at 80 and 100 recalled 79 of 80 after 600 steps and 97% after 800, not yet at a loss of 0.001."""
 
     associations: dict[FeatureMap, tuple[int, ...]] = Field(
-        default={"elu1": (40, 60), "dpfp1": (100, 120)}, min_length=1, description="numbers tried per feature map"
+        default={"elu1": (40, 60), "dpfp1": (60, 120)}, min_length=1, description="numbers tried per feature map"
     )
     d_key: int = Field(default=64, ge=2)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    steps: int = Field(default=2000, ge=1, description="most steps of one run")
+    steps: int = Field(default=1000, ge=1, description="most steps of one run")
     evaluate_every: int = Field(default=100, ge=1, description="steps")
     evaluation_sequences: int = Field(default=20, ge=1)
     solved_below: float = Field(default=0.001, gt=0)

@@ -41,7 +41,7 @@ class LearnedKeys(Config):
     feature_maps: tuple[FeatureMap, ...] = Field(default=("elu1", "relu", "dpfp1"), min_length=1)
     rules: tuple[CapacityRule, ...] = Field(default=("linear", "delta"), min_length=1)
     associations: tuple[int, ...] = Field(default=(40, 64, 128), min_length=1)
-    seeds: int = Field(default=2, ge=1, description="keys are trained for so many of the seeds, the first ones")
+    seeds: int = Field(default=3, ge=1, description="keys are trained for so many of the seeds, the first ones")
     steps: int = Field(default=200, ge=1)
     lr: float = Field(default=0.5, gt=0, description="of Adam, cosine to a tenth")
 

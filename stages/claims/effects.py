@@ -97,13 +97,13 @@ def family(arms: Mapping[str, Sequence[Effect]]) -> dict[str, float]:
 def comparison(rules: ClaimsConfig, *, null: float, limit: float, arms: int) -> Rule:
     """One comparison of one arm as the claims decide it, for simulated tables: supported above ``null`` (at the first
     Holm step over ``arms`` memory arms) or refuted below ``limit`` (TOST)."""
-    from stages.statistics.intervals import hierarchical_many, hierarchical_p_many
+    from stages.statistics.intervals import hierarchical_many
 
     def decides(tables: Floats, weights: Floats) -> Decided:
-        low, _ = hierarchical_many(tables, weights, level=1 - rules.alpha)
+        # the interval at 1 - alpha / arms excludes null just where the doubled one-sided p value is below alpha / arms
+        low, _ = hierarchical_many(tables, weights, level=1 - rules.alpha / arms)
         _, high = hierarchical_many(tables, weights, level=1 - 2 * rules.alpha)
-        p = 2 * hierarchical_p_many(tables, weights, null=null, alternative="greater")
-        decided: Decided = ((p < rules.alpha / arms) & (low > null)) | (high < limit)
+        decided: Decided = (low > null) | (high < limit)
         return decided
 
     return decides
@@ -143,7 +143,7 @@ def _needed(rule: Rule, seen: Pilot, rules: ClaimsConfig, estimate: float, seeds
     def sample(grow: Literal["items", "seeds"], limit: int) -> Needed | None:
         return deciding_sample(
             lambda seeds, items: rule, seen, effect=estimate, seeds=seeds, items=items, grow=grow, limit=limit,
-            power=rules.power, draws=200, seed=rules.seed,
+            power=rules.power, draws=600, seed=rules.seed,
         )  # fmt: skip
 
     ways = []

@@ -7,6 +7,7 @@ hold few, learned ones far more. So keys are named in every row, and no row spea
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stages.claims.evidence import Evidence
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLE = "capacity.parquet"
-BEST_KEYS = ("learned", "orthogonal")
+BEST_KEYS = {"accuracy": ("learned", "orthogonal"), "exact": ("learned-exact", "orthogonal")}
+"""Keys made for what the column measures; orthogonal ones exist up to the feature dimension only."""
 UNIT = "associations"
 
 
@@ -75,25 +77,26 @@ def _mechanism(evidence: Evidence, column: str) -> Finding:
     mapped = table[table["feature_map"] == rule.feature_map]
     if not len(mapped):
         return not_measured(f"no capacity rows for feature map {rule.feature_map!r} (claims.capacity.feature_map)")
-    bound = int(mapped["feature_dim"].iloc[0])
     rows, others = [], []
     for update in rule.rules:
-        found = [
-            number
+        found = {
+            keys: number
             for keys in dict.fromkeys(mapped["keys"])
             if (number := capacity_point(evidence, keys, update, rule.feature_map, rule.accuracy, column)) is not None
-        ]
-        best = [number for number in found if number.label.startswith(BEST_KEYS)]
-        others += [number for number in found if number not in best]
-        if not best:
-            continue
-        lead = max(best, key=lambda number: number.estimate)
-        others += [number for number in best if number is not lead]
-        half = capacity_point(evidence, lead.label.split(" ")[0], update, rule.feature_map, 0.5, column)
-        others += [half] if half is not None else []
-        rows.append(_against(lead, bound, int(mapped["associations"].max()), rules.minimum_seeds))
+        }
+        best = {keys: found[keys] for keys in BEST_KEYS[column] if keys in found}
+        if best:
+            tried = {keys: mapped[(mapped["keys"] == keys) & (mapped["rule"] == update)] for keys in best}
+            judged = {keys: _against(row, tried[keys], rules.minimum_seeds) for keys, row in best.items()}
+            lead = max(judged, key=lambda keys: judged[keys].low or 0.0)
+            half = capacity_point(evidence, lead, update, rule.feature_map, 0.5, column)
+            others += [half] if half is not None else []
+            found.pop(lead)
+            rows.append(judged[lead])
+        others += found.values()
     if not rows:
-        return not_measured(f"no capacity curve with {' or '.join(BEST_KEYS)} keys for rules {', '.join(rule.rules)}")
+        names = " or ".join(BEST_KEYS[column])
+        return not_measured(f"no capacity curve with {names} keys for rules {', '.join(rule.rules)}", others)
     return _agree(rows, others)
 
 
@@ -105,28 +108,32 @@ def trained_models(evidence: Evidence) -> Finding:
         return not_measured("no ablation measured the capacity of trained keys")
     rows, others = [], []
     for arm in evidence.memory_arms:
-        mine = table[(table["arm"] == arm) & (table["rule"] == evidence.arms[arm].rule)]
+        mine = table[(table["arm"] == arm) & (table["keys"] == "trained") & (table["rule"] == evidence.arms[arm].rule)]
         if not len(mine):
             continue
         means = mine.groupby(["seed", "associations"], as_index=False)[["accuracy", "exact"]].mean()
-        sources = evidence.sources("ablate", TABLE, f"rule == '{evidence.arms[arm].rule}'", arm)
+        sources = evidence.sources("ablate", TABLE, f"keys == 'trained' and rule == '{evidence.arms[arm].rule}'", arm)
         found = point(evidence, means, "accuracy", rule.accuracy, name=f"capacity.trained.{arm}",
                       label=f"{arm}, its own keys: {rule.accuracy:.0%} recalled", sources=sources)  # fmt: skip
         half = point(evidence, means, "accuracy", 0.5, name=f"capacity.trained.{arm}.50",
                      label=f"{arm}, its own keys: 50% recalled", sources=sources)  # fmt: skip
         others += [half] if half is not None else []
         if found is not None:
-            bound, most = int(mine["feature_dim"].iloc[0]), int(mine["associations"].max())
-            rows.append(_against(found, bound, most, rules.minimum_seeds))
+            rows.append(_against(found, mine, rules.minimum_seeds))
     if not rows:
         return not_measured("the ablations have fewer than two numbers of associations with trained keys")
     return _agree(rows, others)
 
 
-def _against(row: Number, bound: int, most: int, minimum_seeds: int) -> Number:
-    """``row`` decided against the feature dimension ``bound``; ``most`` associations were tried."""
+def _against(row: Number, tried: pd.DataFrame, minimum_seeds: int) -> Number:
+    """``row`` decided against the feature dimension of the rows it was read from. A curve that never falls ends at the
+    most associations that were tried, and says so."""
+    bound, most = int(tried["feature_dim"].iloc[0]), int(tried["associations"].max())
     low, high = row.low or 0.0, float("inf") if row.high is None else row.high
-    shown = f"{row.estimate:.3g}" if row.estimate != float("inf") else f"more than {most}"
+    endless = row.estimate == float("inf")
+    shown = f"{most} and more" if endless else f"{row.estimate:.3g}"
+    low = min(low, float(most))
+    row = replace(row, estimate=min(row.estimate, float(most)), low=low, high=None if endless else row.high)
     text = f"{row.label.partition(':')[0]}: {shown} associations, feature dimension {bound}"
     if row.n < minimum_seeds:
         few = f"{row.n} of {minimum_seeds} seeds"

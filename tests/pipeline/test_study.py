@@ -174,9 +174,10 @@ def test_weights_of_the_sources_reach_training(study, tmp_path):
 def test_golden_keys_of_steps_without_inputs():
     """These change only when a stage's config or code_version does: then every user's artifacts of it are stale."""
     plan = expand(load(RUNS / "quickstart.yaml", environment={}), None)
-    keys = {step: plan[step].key[:16] for step in ("capacity", "control-base/0", "control/infini-delta/0")}
+    keys = {step: plan[step].key[:16] for step in ("calibrate", "capacity", "control-base/0", "control/infini-delta/0")}
     assert keys == {
-        "capacity": "280a2eecc9f10bbc",
+        "calibrate": "0a1e8fa6c8308c48",
+        "capacity": "0716dad475d285df",
         "control-base/0": "b250184f25b5dcfa",
         "control/infini-delta/0": "b20c1103f5875373",
     }

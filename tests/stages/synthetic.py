@@ -276,9 +276,12 @@ class Synthetic:
         rows = []
         for name, dim, scale in (("elu1", 64, 1.0), ("dpfp1", 128, 2.0)):
             for rule in ("linear", "delta"):
-                for keys, share in (("random", 0.05), ("orthogonal", 0.5), ("learned", 1.0)):
+                for keys in ("random", "orthogonal", "learned", "learned-exact"):
+                    share = 0.05 if keys == "random" else 1.0
                     for n in (2, 4, 8, 16, 24, 32, 40, 48, 56, 60, 64, 80, 100, 128, 200, 256, 340):
                         for seed in range(5):
+                            if keys == "orthogonal" and n > dim // 2:
+                                continue
                             recalled, _ = _held(n, learned * share * scale, 2 * scale)
                             read, _ = _held(n, exact * share * scale, 1.0 * scale)
                             rows.append((keys, name, dim, 64, rule, n, seed, recalled, 1 - read, read))
