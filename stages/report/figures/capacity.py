@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from stages.claims.evidence import Evidence
-from stages.report.figures.style import INK, Drawing, Numbers, Style, power_axis, seeds, styles
+from stages.report.figures.style import INK, Drawing, Numbers, Style, power_axis, seeds, styles, tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,6 +124,9 @@ def rewriting(evidence: Evidence, numbers: Numbers) -> Drawing | None:
                 axis.plot(mean.index, mean, color=look.colour, marker=look.marker, ls=look.dash, label=str(rule))
                 seeds(axis, cell["later"], cell["accuracy"], look)
             axis.set_xscale("symlog", base=2, linthresh=1)
+            ticks = [int(n) for n in sorted(rows["later"].unique())]
+            ticks = ticks[:: max(1, -(-len(ticks) // 6))]
+            axis.set_xticks(ticks, [tokens(tick) for tick in ticks])
             axis.minorticks_off()
             title = f"{KEYS.get(kind, 'Forgetting')}, {rows['feature_map'].iloc[0]}"
             axis.set(title=title, xlabel="later writes", ylabel="share recalled", ylim=(-0.03, 1.06))

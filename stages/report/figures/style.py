@@ -231,6 +231,8 @@ def power_axis(axis: Axes, values: Iterable[float]) -> None:
             ticks.append(value)
     axis.set_xticks(ticks, [tokens(value) for value in ticks])
     axis.minorticks_off()
+    if len(shown) == 1:
+        axis.set_xlim(shown[0] / 1.6, shown[0] * 1.6)
 
 
 def tokens(value: float) -> str:
