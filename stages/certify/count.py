@@ -203,7 +203,9 @@ def shares(numbers: NDArray[np.uint64], index: Index) -> tuple[NDArray[np.int64]
     where, which = np.repeat(at, count), np.repeat(gram, count)
     pairs = np.unique(np.stack([owner, which], 1), axis=0)
     owners, grams = np.unique(pairs[:, 0], return_counts=True)
-    return np.unique(gram), Shared(owners, grams, _longest(owner, where, owners) + n - 1)
+    # a row of the same n-gram over and over ("0 0 0 ...") is no longer than the distinct ones in it
+    longest = np.minimum(_longest(owner, where, owners), grams) + n - 1
+    return np.unique(gram), Shared(owners, grams, longest)
 
 
 def _longest(owner: NDArray[np.int64], where: NDArray[np.int64], owners: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -134,6 +134,12 @@ def test_repeats_count_once_and_runs_do_not_join_two_documents(tmp_path: Path):
     assert table["longest"].to_dict() == {"test/a": 50, "test/b": 50, "test/b2": 50}
 
 
+def test_a_row_of_the_same_word_is_no_long_passage(tmp_path: Path):
+    texts = {"train/1": " ".join([*prose(1, 50), *["0"] * 300]), "test/a": " ".join([*prose(2, 50), *["0"] * 20])}
+    table, _, _ = certify(artifact(tmp_path / "in", texts), tmp_path / "out")
+    assert table["contained"].to_dict() == {"test/a": 1} and table["longest"].to_dict() == {"test/a": 13}
+
+
 @pytest.mark.parametrize("size", [64, 1000])
 def test_a_long_text_read_in_pieces_counts_the_same(
     planted: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
