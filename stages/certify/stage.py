@@ -25,7 +25,7 @@ class Certify(Stage[CertifyConfig]):
     """
 
     name: ClassVar[str] = "certify"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     inputs = ("documents",)
     uses = ("stages.corpus.documents", "stages.corpus.parallel")
 

@@ -16,7 +16,7 @@ class Report(Stage[ReportConfig]):
     that need them are then ``not measured``."""
 
     name = "report"
-    code_version = 4
+    code_version = 5
     uses = ("stages.claims", "stages.statistics")
     deterministic = False  # prints measured tokens per second
 
