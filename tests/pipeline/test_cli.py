@@ -326,7 +326,7 @@ def test_what_is_not_in_an_artifact_is_told(cli: Command):
     assert cli("run", "tiny.yaml", "--until", "ingest", "--address", "inline", "--root", "store").code == 0
     for arguments, message in (
         (("--table", "nope"), r"unknown table 'nope' \(there are: .*problems\.parquet"),
-        (("--table", "problems", "--where", "x == 1"), r"unknown column 'x'.*'name'"),
+        (("--table", "problems", "--where", "x == 1"), r"unknown column 'x' \(there are: name, source"),
         (("--table", "problems", "--where", "name=a"), r"--where = 'name=a': one '=' compares .*Fix: name == 'a'"),
         (("--where", "name == 'a'"), r"--where = .*: selects rows of a table. Fix: name it with --table"),
     ):

@@ -23,7 +23,7 @@ from tests.support import LocalContext
 def audit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An audit with several pages of evidence."""
     folder = tmp_path_factory.mktemp("audit")
-    texts = {f"train/{i}": prose(20 + i, 3000) for i in range(6)} | {f"test/{i}": prose(i, 4000) for i in range(3)}
+    texts = {f"train/{i}": prose(20 + i, 3000) for i in range(8)} | {f"test/{i}": prose(i, 4000) for i in range(3)}
     for i in range(6):
         texts[f"train/{i}"][700:700] = texts[f"test/{i % 3}"][500 * i : 500 * i + 200]
     texts["train/0"][0:0] = ["<a", 'href="evidence/001.html"', 'id="p1">'] * 3
