@@ -71,7 +71,7 @@ class Pilot:
         # shares of the latent variance, from the pilot's own accuracy; they hold at any other
         spread = max(self.estimate * (1 - self.estimate), 1e-9)
         of_seed = _latent(self.estimate, min(self.seed_sd**2 / spread, 0.99))
-        of_item = min(_latent(self.estimate, min(self.item_sd**2 / spread, 0.99)), 0.999 - of_seed)
+        of_item = max(0.0, min(_latent(self.estimate, min(self.item_sd**2 / spread, 0.99)), 0.999 - of_seed))
         latent = np.sqrt(of_seed) * rng.standard_normal((draws, seeds, 1))
         latent = latent + np.sqrt(of_item) * rng.standard_normal((draws, 1, items))
         latent = latent + np.sqrt(1 - of_seed - of_item) * rng.standard_normal((draws, seeds, items))
