@@ -114,7 +114,9 @@ class Saturation(Config):
         default=2.0, gt=0, description="the erase operator I - A is a contraction only up to this eigenvalue of A"
     )
     norm_growth: float = Field(
-        default=10.0, gt=1, description="largest memory norm over its median in the first tenth of the readings"
+        default=10.0,
+        gt=1,
+        description="largest memory norm (along a document: per token read) over its median in the first tenth",
     )
 
 

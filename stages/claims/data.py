@@ -55,7 +55,7 @@ def clean_data(evidence: Evidence) -> Finding:
     if over_after:
         return finding("refuted", why="these are left out of every score")
     if left is not None and left[0]:
-        return finding("refuted", why="what the audit calls clean, the second count does not")
+        return finding("refuted", why="what the audit calls clean, the second count does not; left out of every score")
     if left is None:
         return finding("inconclusive", "not certified", "no second count certifies what the audit left")
     if recall is None:

@@ -161,12 +161,16 @@ class Evidence:
     # --- the tables, opened once ----------------------------------------------------------------------------------
     @cached_property
     def contaminated(self) -> frozenset[str]:
-        """Evaluation documents still covered above the limit after the audit: left out of every score."""
-        books = self.table("decontaminate", "books.parquet")
-        if not len(books):
-            return frozenset()
-        over = books["coverage_after"] > self.rules.clean_data.coverage_limit
-        return frozenset(books.loc[over, "book_id"])
+        """Evaluation documents still covered above a limit after the audit, by its own or by the second count: left
+        out of every score."""
+        rule, found = self.rules.clean_data, set[str]()
+        for table, column, limit in (
+            (self.table("decontaminate", "books.parquet"), "coverage_after", rule.coverage_limit),
+            (self.containment, "share", rule.containment_limit),
+        ):
+            if len(table):
+                found |= set(table.loc[table[column] > limit, "book_id"])
+        return frozenset(found)
 
     @cached_property
     def perplexity(self) -> pd.DataFrame:

@@ -127,14 +127,15 @@ def trained_models(evidence: Evidence) -> Finding:
 
 def _against(row: Number, tried: pd.DataFrame, minimum_seeds: int) -> Number:
     """``row`` decided against the feature dimension of the rows it was read from. A curve that never falls ends at the
-    most associations that were tried, and says so."""
+    most associations that were tried, one that starts below the level has no lower bound; the text says so."""
     bound, most = int(tried["feature_dim"].iloc[0]), int(tried["associations"].max())
     low, high = row.low or 0.0, float("inf") if row.high is None else row.high
     endless = row.estimate == float("inf")
-    shown = f"{most} and more" if endless else f"{row.estimate:.3g}"
-    low = min(low, float(most))
+    least = int(tried["associations"].min())
+    shown = f"{most} and more" if endless else f"{row.estimate:.3g}" if row.estimate > least else f"fewer than {least}"
+    low = 0.0 if row.estimate <= least else min(low, float(most))
     row = replace(row, estimate=min(row.estimate, float(most)), low=low, high=None if endless else row.high)
-    text = f"{row.label.partition(':')[0]}: {shown} associations, feature dimension {bound}"
+    text = f"{shown} associations, feature dimension {bound}"
     if row.n < minimum_seeds:
         few = f"{row.n} of {minimum_seeds} seeds"
         return decided(row, "inconclusive", f"{text}; {few}", "too few seeds", few)
@@ -149,6 +150,6 @@ def _agree(rows: list[Number], others: list[Number]) -> Finding:
     """One finding where the rules of update agree; open, with each one's outcome, where they differ."""
     finding = conclude(rows, others)
     if len({row.decision for row in rows}) > 1:
-        summary = "; ".join(f"{row.note} ({row.decision})" for row in rows)
+        summary = "; ".join(f"{row.label}: {row.note} ({row.decision})" for row in rows)
         return Finding("inconclusive", finding.reason, "arms differ", finding.headline, finding.numbers, summary)
     return finding

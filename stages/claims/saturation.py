@@ -32,7 +32,9 @@ def saturation(evidence: Evidence) -> Finding:
             parts.append(_Part("training", logged.groupby("seed")["erase_lambda_max"].max(), growth, sources))
         if len(read):
             sources = evidence.sources("ablate", "saturation.parquet", "erase_lambda_max.notna()", arm)
-            along = read.groupby(["seed", "doc_id", "layer", "head"])["memory_norm"].apply(_growth)
+            # a memory that sums what it reads grows with the tokens; its readout does not, if |M| grows no faster
+            read = read.assign(norm_per_token=read["memory_norm"] / read["tokens"])
+            along = read.groupby(["seed", "doc_id", "layer", "head"])["norm_per_token"].apply(_growth)
             growth = along.groupby("seed").max()
             tokens = int(read["tokens"].max())
             parts.append(

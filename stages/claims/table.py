@@ -172,7 +172,8 @@ CLAIMS: tuple[Claim, ...] = (
         ("pretrain", "ablate"),
         lambda r: (
             f"worst seed, training and held-out documents: supported: erase eigenvalue at most "
-            f"{r.saturation.erase_lambda_max:g} and |M| at most {r.saturation.norm_growth:g} times its early median; "
+            f"{r.saturation.erase_lambda_max:g} and |M| (along documents: per token read) at most "
+            f"{r.saturation.norm_growth:g} times its early median; "
             f"refuted: a limit is passed"
         ),
         saturation.saturation,
