@@ -78,8 +78,9 @@ def test_everything_runs_once_in_order_and_then_is_reused(store: Store, faults: 
 
 
 def test_a_cached_run_imports_nothing_heavy(store: Store, faults: Faults):
+    """A server that knows the study is not asked again (the command line gives no tracker then)."""
     run(store, faults)
-    again = result(driver(store, faults, "track", address="local"))
+    again = result(driver(store, faults, address="local"))
     assert again["heavy"] == [] and set(again["states"].values()) == {"reused"}
 
 

@@ -94,9 +94,9 @@ def test_a_changed_object_is_noticed_and_a_missing_bucket_is_one_error(bucket: A
 
 
 def test_a_tokenizer_is_read_from_s3(bucket: Any, tmp_path: Path) -> None:
-    from stages.tokens.tokenizer import _byte_level
+    from stages.tokens.tokenizer import byte_level
 
-    bucket.pipe("corpus/t/tokenizer.json", _byte_level().to_str().encode())
+    bucket.pipe("corpus/t/tokenizer.json", byte_level().to_str().encode())
     config = TokenizerConfig(kind="file", path="s3://corpus/t/tokenizer.json", eos_token="<eos>")
     assert vocabulary_size(pin_tokenizer(config, tmp_path)) == 258
     with pytest.raises(StageError, match=r"tokenizer\.path = 's3://corpus/t/other\.json'"):

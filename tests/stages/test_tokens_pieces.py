@@ -51,9 +51,9 @@ def byte_pairs() -> Tokenizer:
     """Trained so that tokens reach over letters, spaces before words, and line ends."""
     from tokenizers import trainers
 
-    from stages.tokens.tokenizer import EOS, PAD, _byte_level
+    from stages.tokens.tokenizer import EOS, PAD, byte_level
 
-    made = _byte_level()
+    made = byte_level()
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=[PAD, EOS], show_progress=False,
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
     made.train_from_iterator([" ".join(WORDS) * 20, "\n\n  the cat's\n\n" * 50], trainer)
