@@ -160,7 +160,7 @@ class Calibrate(Stage[CalibrateConfig]):
     """No inputs."""
 
     name: ClassVar[str] = "calibrate"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     inputs = ()
     uses = ("model", "stages.capacity", "stages.pretrain")
 

@@ -176,7 +176,7 @@ def test_golden_keys_of_steps_without_inputs():
     plan = expand(load(RUNS / "quickstart.yaml", environment={}), None)
     keys = {step: plan[step].key[:16] for step in ("calibrate", "capacity", "control-base/0", "control/infini-delta/0")}
     assert keys == {
-        "calibrate": "0a1e8fa6c8308c48",
+        "calibrate": "00beb455ce0d629d",
         "capacity": "0716dad475d285df",
         "control-base/0": "b250184f25b5dcfa",
         "control/infini-delta/0": "b20c1103f5875373",
