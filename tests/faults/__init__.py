@@ -47,17 +47,10 @@ class Faults:
         """Called by the code under test at the point; counts the visit and commits the fault planned for it."""
         self.directory.mkdir(parents=True, exist_ok=True)
         slug = _slug(stage, point)
+        kind = self._take(slug)  # before the visit is told: who waits for the visit may interrupt at once
         (self.directory / f"{slug}.{uuid.uuid4().hex}.visit").touch()
-        for plan in sorted(self.directory.glob(f"{slug}.*")):
-            kind = plan.suffix[1:]
-            if kind in ("visit", "spent"):
-                continue
-            try:
-                plan.rename(plan.with_suffix(".spent"))
-            except FileNotFoundError:
-                continue  # another process took this one
+        if kind:
             self._commit(kind, f"{stage}: {point}")
-            return
 
     def visits(self, stage: str, point: str) -> int:
         """How often the point was reached, in all processes."""
@@ -75,6 +68,18 @@ class Faults:
     def await_visit(self, stage: str, point: str) -> None:
         """Return once some process has reached the point."""
         _until(lambda: self.visits(stage, point) > 0, f"nobody reached {stage}: {point}")
+
+    def _take(self, slug: str) -> str | None:
+        """Take the first fault planned for a point: its kind, ``None`` where there is none."""
+        for plan in sorted(self.directory.glob(f"{slug}.*")):
+            if plan.suffix in (".visit", ".spent"):
+                continue
+            try:
+                plan.rename(plan.with_suffix(".spent"))
+            except FileNotFoundError:
+                continue  # another process took this one
+            return plan.suffix[1:]
+        return None
 
     def _commit(self, kind: str, where: str) -> None:
         if kind == "raise":
