@@ -46,16 +46,16 @@ test-all: $(STAMP)
 
 ## bench      speed, side by side in one run: the arms
 bench: $(STAMP)
-	@env -u OMP_NUM_THREADS $(BIN)/python -m model.bench $(ARGS)
+	@env -u OMP_NUM_THREADS $(BIN)/python -m bench.speed $(ARGS)
 
 ## bench-corpus  the corpus's kernels beside other tools (in an environment of their own) and their accuracy: [TEXTS=/folder]
 BENCH := $(VENV)/bench
 bench-corpus: $(STAMP) $(BENCH)/.made
-	@$(BIN)/python -m stages.decontaminate.bench $(TEXTS) --datatrove $(BENCH)/bin/python
-	@$(BIN)/python -m stages.decontaminate.accuracy $(TEXTS)
-	@PYTHONPATH=$(BENCH)/beside $(BIN)/python -m stages.dedup.bench $(TEXTS)
-	@$(BIN)/python -m stages.dedup.accuracy $(TEXTS)
-	@$(BIN)/python -m stages.tokens.bench $(TEXTS)
+	@$(BIN)/python -m bench.matching $(TEXTS) --datatrove $(BENCH)/bin/python
+	@$(BIN)/python -m bench.matching_accuracy $(TEXTS)
+	@PYTHONPATH=$(BENCH)/beside $(BIN)/python -m bench.dedup $(TEXTS)
+	@$(BIN)/python -m bench.dedup_accuracy $(TEXTS)
+	@$(BIN)/python -m bench.tokens $(TEXTS)
 
 $(BENCH)/.made: pyproject.toml | $(STAMP)
 	@echo "setting up $(BENCH) (datatrove, rensa, datasketch: a minute)"

@@ -9,7 +9,7 @@ so everything with a token axis is batched over segments. The linear rule is a c
 a recurrence over F x E matrices, run in order inside one autograd function: its backward is the mirrored recurrence
 G_(s-1) = A_s^T G_s + dM_(s-1), and the gradients of A and B are again batched over segments.
 
-Why a recurrence and not an associative scan: the scan multiplies F x F by F x F at every node. ``python -m model.bench
+Why a recurrence and not an associative scan: the scan multiplies F x F by F x F at every node. ``python -m bench.speed
 scan`` measures both, and the same loop left to autograd, which zero-fills a whole gradient for every slice it takes;
 docs/performance.md has the numbers.
 """

@@ -154,8 +154,6 @@ class Stage(ABC, Generic[ConfigT]):
     """False where wall-clock measurements are part of the output (then digests differ between runs)."""
     inputs: ClassVar[tuple[str, ...] | None] = None
     """Names under which ``run`` finds its inputs; None where they are the plan's steps themselves (the report)."""
-    uses: ClassVar[tuple[str, ...]] = ()
-    """Packages beside the stage's own whose code shapes its output; the plan warns when their source changed."""
 
     def resources(self, config: ConfigT, execution: Execution) -> Resources:
         """What the step's own Ray task asks for (default: ``execution.task_cpus``)."""

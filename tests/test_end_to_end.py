@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.config import ARMS
-from pipeline.store import Store
-from pipeline.yamlfile import parse
-from stages.claims.table import CLAIMS
+from pipeline.engine.store import Store
+from pipeline.study.yamlfile import parse
+from stages.verdict.claims.table import CLAIMS
 from tests.tiny import write_study
 
 COMMAND = [sys.executable, "-m", "pipeline.cli"]

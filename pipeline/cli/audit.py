@@ -16,11 +16,11 @@ from typer.core import TyperGroup
 from pipeline.cli.options import Json, Root, Set, StudyFile, open_study
 from pipeline.cli.render import line, note, print_json, size, table
 from pipeline.errors import StudyError, UnknownName
-from stages.decontaminate.wording import percent, verdict
+from stages.data.audit.wording import percent, verdict
 
 if TYPE_CHECKING:
     from pipeline.cli.options import Loaded
-    from stages.decontaminate.standalone import Report
+    from stages.data.audit.standalone import Report
 
 CONTAMINATED = 1  # exit code of a scan that found something to act on
 SHOWN = 400  # characters of each side of a span on the terminal
@@ -346,7 +346,7 @@ def scan(
     rule = _rule({name: value for name, value in given.items() if value is not None}, canaries)
     if format_ not in (None, "parquet", "jsonl", "text"):
         raise StudyError(f"--format = {format_!r}: unknown (allowed: parquet, jsonl, text). Fix: choose one of them")
-    from stages.decontaminate.standalone import Options, scan_corpus
+    from stages.data.audit.standalone import Options, scan_corpus
     from stages.stage import StageError
 
     options = Options(
@@ -380,7 +380,7 @@ def scan(
 def _rule(given: dict[str, Any], canaries: int) -> Any:
     from pydantic import ValidationError
 
-    from stages.decontaminate.stage import DecontaminateConfig
+    from stages.data.decontaminate.stage import DecontaminateConfig
 
     try:
         return DecontaminateConfig(action="report_only", canaries={"count": canaries}, **given)

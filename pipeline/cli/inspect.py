@@ -13,7 +13,7 @@ from pipeline.cli.render import ACTION_STYLE, line, note, print_json, seconds, s
 from pipeline.errors import IntegrityError, StudyError, UnknownName
 
 if TYPE_CHECKING:
-    from pipeline.store import Commit, Store
+    from pipeline.engine.store import Commit, Store
 
 KeyArgument = Annotated[
     str, typer.Argument(metavar="KEY", help="Key of an artifact (its first digits do) or a step id.")
@@ -22,7 +22,7 @@ KeyArgument = Annotated[
 
 def status(study: StudyFile, set_: Set = None, root: Root = None, json: Json = False) -> None:
     """How far the study is: steps made and left, by stage."""
-    from pipeline.plan import decide
+    from pipeline.engine.plan import decide
 
     opened = open_study(study, set_, root)
     decisions = decide(opened.plan, opened.store)
@@ -55,7 +55,7 @@ def explain(
     json: Json = False,
 ) -> None:
     """Why a step would run or be reused: the difference to the nearest earlier artifact, field by field."""
-    from pipeline.plan import decide, differences, external_changes, matching
+    from pipeline.engine.plan import decide, differences, external_changes, matching
 
     opened = open_study(study, set_, root)
     ids = matching(opened.plan, [step])
@@ -87,7 +87,7 @@ def explain(
 
 def _nearest(store: Store, stage: str, key: str, record: dict[str, object]) -> Commit | None:
     """The artifact of the stage (same arm and seed first) with the fewest differences, the newest of these."""
-    from pipeline.plan import differences
+    from pipeline.engine.plan import differences
 
     others = [c for c in store.commits() if c.stage == stage and c.key != key and "config" in c.meta]
     if not others:
@@ -186,7 +186,7 @@ def show(
 
 
 def _show_table(path: Path, where: list[str], limit: int, json: bool) -> None:
-    from pipeline.where import select
+    from pipeline.cli.where import select
 
     rows = _rows(path)
     for condition in where:
@@ -208,7 +208,7 @@ def _rows(path: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from pipeline.track import flatten
+    from pipeline.tracking.track import flatten
 
     if path.suffix == ".parquet":
         return pq.read_table(path)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import StudyError
-from pipeline.publish import DEFAULT_ROOT
+from pipeline.tracking.publish import DEFAULT_ROOT
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
-    from pipeline.store import Store
-    from pipeline.study import LoadedStudy
+    from pipeline.engine.plan import Plan
+    from pipeline.engine.store import Store
+    from pipeline.study.load import LoadedStudy
 
 _TRACKING = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
 
@@ -64,7 +64,7 @@ def tracking_uri(given: str | None, store: Store) -> str:
     Raises StudyError for one MLflow does not know, and for a remote root without one: SQLite cannot live in object
     storage.
     """
-    from pipeline.track import default_tracking_uri
+    from pipeline.tracking.track import default_tracking_uri
 
     if not given:
         return default_tracking_uri(store.root)
@@ -88,9 +88,9 @@ class Loaded:
 
 def open_study(study: Path, overrides: list[str] | None, root: str | None) -> Loaded:
     """Read the study, open the store, pin the inputs and make the plan."""
-    from pipeline.graph import expand
-    from pipeline.store import Store
-    from pipeline.study import load
+    from pipeline.engine.store import Store
+    from pipeline.study.graph import expand
+    from pipeline.study.load import load
 
     loaded = load(study, overrides or ())
     store = Store(root_url(root))
@@ -99,7 +99,7 @@ def open_study(study: Path, overrides: list[str] | None, root: str | None) -> Lo
 
 def open_store(root: str | None) -> Store:
     """The store of an earlier run. Raises StudyError where there is none."""
-    from pipeline.store import Store
+    from pipeline.engine.store import Store
 
     store = Store(root_url(root))
     store.check_there()

@@ -13,7 +13,7 @@ from pipeline.errors import StudyError
 
 if TYPE_CHECKING:
     from pipeline.cli.options import Loaded
-    from stages.claims.evidence import Evidence
+    from stages.verdict.claims.evidence import Evidence
 
 VOCABULARY = 32_000  # of a tokenizer whose file is not read here
 COLUMNS = ["claim", "", "seeds", "items", "training", "smallest effect seen", "refuted", "spreads from"]
@@ -38,8 +38,8 @@ def power(
     The claims' own rules are applied to simulated results. Their spreads come from this study's last run in the store,
     where there is one, else from the study file's claims.pilot.
     """
-    from stages.claims.power import Size, sensitivities
     from stages.stage import StageError
+    from stages.verdict.claims.power import Size, sensitivities
 
     if not (tflops > 0 and math.isfinite(tflops)):
         raise StudyError(f"--tflops = {tflops}: allowed is a number above 0. Fix: give what one device sustains")
@@ -91,7 +91,7 @@ def power(
 
 def _control_arms(opened: Loaded) -> dict[str, Any]:
     """The arms of the positive control, as the plan has them."""
-    from stages.control.config import ControlConfig
+    from stages.evidence.control.config import ControlConfig
 
     steps = opened.plan.steps
     return {step.arm: step.config.mixer for step in steps if isinstance(step.config, ControlConfig) and step.arm}
@@ -99,7 +99,7 @@ def _control_arms(opened: Loaded) -> dict[str, Any]:
 
 def _hours(opened: Loaded, needs: tuple[str, ...], tflops: float) -> float:
     """Device-hours of training in all steps that the stages ``needs`` rest on."""
-    from stages.claims.power import training_flops
+    from stages.verdict.claims.power import training_flops
 
     study, plan = opened.loaded.study, opened.plan
     vocabulary = {"bpe": study.tokenizer.vocab_size, "bytes": 258}.get(study.tokenizer.kind) or VOCABULARY
@@ -110,7 +110,7 @@ def _hours(opened: Loaded, needs: tuple[str, ...], tflops: float) -> float:
 
 def _earlier(opened: Loaded) -> Evidence | None:
     """The tables of the study's last recorded run, as far as it was finished; None where there was none."""
-    from stages.claims.evidence import Evidence
+    from stages.verdict.claims.evidence import Evidence
 
     study = opened.loaded.study
     record = opened.store.study_record(study.name).get("steps", {})

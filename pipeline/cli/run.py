@@ -29,8 +29,8 @@ from pipeline.errors import StudyError
 
 if TYPE_CHECKING:
     from pipeline.cli.options import Loaded
-    from pipeline.execute import Outcome
-    from pipeline.plan import Decision, Plan, Selection
+    from pipeline.engine.execute import Outcome
+    from pipeline.engine.plan import Decision, Plan, Selection
 
 Resolved = Annotated[bool, typer.Option("--resolved", help="Print every value and where it came from.")]
 
@@ -38,8 +38,8 @@ Resolved = Annotated[bool, typer.Option("--resolved", help="Print every value an
 def validate(study: StudyFile, resolved: Resolved = False, set_: Set = None, json: Json = False) -> None:
     """Check a study file, its overrides and its external inputs; nothing is run."""
     from pipeline.cli.options import pin_cache
-    from pipeline.graph import expand
-    from pipeline.study import leaves, load
+    from pipeline.study.graph import expand
+    from pipeline.study.load import leaves, load
 
     loaded = load(study, set_ or ())
     plan = expand(loaded, pin_cache())
@@ -72,8 +72,8 @@ def _origin(origins: Any, path: str) -> str:
 def _selection(  # the selecting options, as every command spells them
     only: Only, since: Since, until: Until, arm: Arm, seed: Seed, force: Force, study_arms: Any, study_seeds: Any
 ) -> Selection:
+    from pipeline.engine.plan import Selection
     from pipeline.errors import UnknownName
-    from pipeline.plan import Selection
 
     for name in arm or ():
         if name not in study_arms:
@@ -104,7 +104,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """What a run would do, step by step, and why. Starts nothing."""
-    from pipeline.plan import decide
+    from pipeline.engine.plan import decide
 
     opened = open_study(study, set_, root)
     chosen = opened.loaded.study
@@ -167,7 +167,7 @@ def run(
     no_progress: Annotated[bool, typer.Option("--no-progress", help="Plain lines even on a terminal.")] = False,
 ) -> None:
     """Run a study: make what is missing, reuse what is there. Running again is resuming."""
-    from pipeline.plan import decide
+    from pipeline.engine.plan import decide
 
     opened = open_study(study, set_, root)
     chosen = opened.loaded.study
@@ -192,7 +192,7 @@ def run(
 
 
 def _display(quiet: bool, verbose: bool, no_progress: bool) -> Any:
-    from pipeline.progress import Display
+    from pipeline.engine.progress import Display
 
     return Display(quiet=quiet, verbose=verbose, live=False if no_progress else None)
 
@@ -207,9 +207,9 @@ def _execute(
     keep_going: bool,
     display: Any,
 ) -> Outcome:
-    from pipeline.execute import execute
-    from pipeline.plan import matching
-    from pipeline.track import MlflowTracker
+    from pipeline.engine.execute import execute
+    from pipeline.engine.plan import matching
+    from pipeline.tracking.track import MlflowTracker
 
     execution = opened.loaded.study.execution
     if jobs is not None:
@@ -283,14 +283,14 @@ def _note_troubles(outcome: Outcome) -> None:
 
 
 def _ui_options(opened: Loaded, tracking: str | None) -> str:
-    from pipeline.publish import root_option
+    from pipeline.tracking.publish import root_option
 
     return root_option(opened.store.root) + (f" --tracking-uri {tracking}" if tracking else "")
 
 
 def _publish_report(opened: Loaded) -> Path | None:
     """The study's newest report at a stable place, ``<root>/reports/<study>/``, where the store is local."""
-    from pipeline.publish import publish
+    from pipeline.tracking.publish import publish
 
     step = opened.plan["report"]
     commit = opened.store.lookup(step.stage.name, step.key)

@@ -12,8 +12,8 @@ from pipeline.cli.render import VERDICT_STYLE, line, print_json, table
 from pipeline.errors import StudyError
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
-    from pipeline.store import Commit, Store
+    from pipeline.engine.plan import Plan
+    from pipeline.engine.store import Commit, Store
 
 
 def report(
@@ -24,7 +24,7 @@ def report(
     json: Json = False,
 ) -> None:
     """The verdict table and where the report lies."""
-    from pipeline.publish import publish
+    from pipeline.tracking.publish import publish
 
     opened = open_study(study, set_, root)
     commit = committed(opened.plan, opened.store, "report")
@@ -63,7 +63,7 @@ def _report_json(folder: Path) -> dict[str, object]:
 
 def print_verdicts(folder: Path) -> None:
     """The verdict table of a report folder, and under it the positive control."""
-    from stages.report.terminal import control_rows, verdict_rows
+    from stages.verdict.report.terminal import control_rows, verdict_rows
 
     content = _report_json(folder)
     rows = [[row.claim, row.name, row.decision, row.estimate, row.n, row.why] for row in verdict_rows(content)]

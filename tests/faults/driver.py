@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline import execute as executor
-from pipeline.plan import decide
-from pipeline.progress import Display
-from pipeline.store import Store
-from pipeline.track import MlflowTracker, default_tracking_uri
+from pipeline.engine import execute as executor
+from pipeline.engine.plan import decide
+from pipeline.engine.progress import Display
+from pipeline.engine.store import Store
+from pipeline.tracking.track import MlflowTracker, default_tracking_uri
 from stages.stage import Execution
 from tests.faults import Faults
 from tests.faults.toys import toy_plan

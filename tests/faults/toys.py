@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cluster import storage
-from pipeline.plan import Plan, PlanBuilder
+from pipeline.engine.plan import Plan, PlanBuilder
 from stages.stage import Artifact, Config, Context, Resources, Stage, Summary
 from tests.faults import Faults
 

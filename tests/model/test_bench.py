@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.bench.__main__ import main
-from model.bench.rows import LLAMA, LOOP, arms, build, names
-from model.bench.scans import associative, loop
+from bench.speed.__main__ import main
+from bench.speed.rows import LLAMA, LOOP, arms, build, names
+from bench.speed.scans import associative, loop
 from model.config import TrunkConfig
 from model.mixers import KINDS
 from tests.model.tiny import tokens

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import app
-from stages.pretrain.imported import folder_digest
+from stages.training.pretrain.imported import folder_digest
 from tests.tiny import STUDY, write_books, write_study
 
 SOURCE = "sources: [{kind: pg19, name: books, url: books}]"

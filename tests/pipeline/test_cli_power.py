@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from pipeline.cli.options import open_study
-from pipeline.store import Store
+from pipeline.engine.store import Store
 from stages.stage import Summary
 from tests.pipeline.test_cli import Command, books, cli  # noqa: F401
 from tests.stages.synthetic import Synthetic

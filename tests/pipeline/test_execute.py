@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.engine.execute import Outcome, execute
+from pipeline.engine.plan import Selection, decide
+from pipeline.engine.progress import Display
+from pipeline.engine.store import Store
 from pipeline.errors import ClusterUnreachable, StudyError
-from pipeline.execute import Outcome, execute
-from pipeline.plan import Selection, decide
-from pipeline.progress import Display
-from pipeline.store import Store
 from stages.stage import Execution
 from tests.faults import Faults
 from tests.faults.toys import toy_plan

@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from model.checkpoint import save
 from model.decoder import Decoder
 from pipeline.cli import app
-from pipeline.store import Attempt, Store
+from pipeline.engine.store import Attempt, Store
 from stages.stage import Summary
 from tests.model.tiny import config
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pipeline.keys import artifact_key, canonical
+from pipeline.engine.keys import artifact_key, canonical
 
 
 def test_order_of_fields_and_kind_of_sequence_do_not_matter():
@@ -37,7 +37,7 @@ def test_golden_key():
 
 
 def test_keys_are_equal_under_another_hash_seed():
-    code = "from pipeline.keys import artifact_key as k; print(k('s', 1, {c: c for c in 'zyxab'}, {'i': '0'}))"
+    code = "from pipeline.engine.keys import artifact_key as k; print(k('s', 1, {c: c for c in 'zyxab'}, {'i': '0'}))"
     keys = {
         subprocess.run(
             [sys.executable, "-c", code],

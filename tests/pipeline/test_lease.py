@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster import storage
-from pipeline.lease import Claim, Holder, Lease, live, this_process
+from pipeline.engine.lease import Claim, Holder, Lease, live, this_process
 
 
 class Clock:

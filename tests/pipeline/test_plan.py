@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.engine import sources
+from pipeline.engine.plan import Plan, PlanBuilder, Selection, decide, differences
+from pipeline.engine.store import Store
 from pipeline.errors import UnknownName
-from pipeline.plan import Plan, PlanBuilder, Selection, decide, differences, source_digest
-from pipeline.store import Store
 from stages.stage import Config, Stage, Summary
 
 
@@ -129,7 +130,7 @@ def test_changed_source_without_a_new_code_version_is_warned_of(tmp_path: Path, 
     store = Store(tmp_path)
     make(store, plan())
     assert not any(d.warning for d in decide(plan(), store).values())
-    monkeypatch.setattr("pipeline.plan.source_digest", lambda module, uses: "other")
+    monkeypatch.setattr("pipeline.engine.plan.source_digest", lambda module: "other")
     assert "code_version (1) did not" in (decide(plan(), store)["ingest"].warning or "")
 
 
@@ -143,14 +144,32 @@ def test_differences_name_nested_fields():
     ]
 
 
-def test_source_digest_follows_the_file(tmp_path: Path, monkeypatch):
+def test_source_digest_follows_what_the_stage_imports_and_nothing_else(tmp_path: Path, monkeypatch):
     package = tmp_path / "toystage"
     package.mkdir()
     (package / "__init__.py").write_text("")
+    (package / "stage.py").write_text(
+        "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from toystage import typed\n\n"
+        "def run():\n    from toystage.work import (\n        one,\n    )\n"
+    )
+    for name in ("work", "other", "typed"):
+        (package / f"{name}.py").write_text("one = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
-    import toystage  # noqa: F401
 
-    before = source_digest("toystage")
-    (package / "work.py").write_text("x = 1")
-    source_digest.cache_clear()
-    assert source_digest("toystage") != before
+    def digest() -> str:
+        for cached in (sources.source_digest, sources._file, sources._imported):
+            cached.cache_clear()
+        return sources.source_digest("toystage.stage")
+
+    before = digest()
+    (package / "other.py").write_text("one = 2\n")
+    (package / "typed.py").write_text("one = 2\n")
+    assert digest() == before
+    (package / "work.py").write_text("one = 2\n")
+    assert digest() != before
+
+
+def test_a_stages_closure_reaches_the_kernel_it_calls_and_no_other_stage():
+    found = sources.closure("stages.data.dedup.stage")
+    assert {"stages.data.matching.normalize", "stages.data.corpus.parallel", "stages.stage"} <= set(found)
+    assert not any(name.startswith(("stages.evidence", "stages.verdict", "model")) for name in found)

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from pipeline.progress import Display, number, span
+from pipeline.engine.progress import Display, number, span
 
 
 class Clock:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from cluster import storage
+from pipeline.engine.lease import Claim, this_process
+from pipeline.engine.store import Commit, Store
 from pipeline.errors import IntegrityError, StudyError
-from pipeline.lease import Claim, this_process
-from pipeline.store import Commit, Store
 from stages.stage import Summary
 from tests.faults.toys import toy_plan
 

@@ -8,8 +8,8 @@ import pytest
 
 from model.config import MixerConfig
 from pipeline.errors import StudyError
-from pipeline.graph import expand
-from pipeline.study import load
+from pipeline.study.graph import expand
+from pipeline.study.load import load
 from tests.tiny import write_study
 
 RUNS = Path(__file__).parents[2] / "runs"

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from pipeline.cli.serve import serve
+from pipeline.engine.execute import Outcome, execute
+from pipeline.engine.plan import Plan, decide
+from pipeline.engine.store import Store
 from pipeline.errors import StudyError
-from pipeline.execute import Outcome, execute
-from pipeline.overview import Made, lineage, overview
-from pipeline.plan import Plan, decide
-from pipeline.store import Store
-from pipeline.track import MlflowTracker, default_tracking_uri, flatten
+from pipeline.tracking.overview import Made, lineage, overview
+from pipeline.tracking.track import MlflowTracker, default_tracking_uri, flatten
 from stages.stage import Execution
 from tests.faults import Faults
 from tests.faults.toys import toy_plan

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pipeline.cli.where import select
 from pipeline.errors import StudyError
-from pipeline.where import select
 
 TABLE = pa.table({
     "task": pa.array(["passkey", "bindings", None, "passkey", "it's"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import StudyError
-from pipeline.yamlfile import parse
+from pipeline.study.yamlfile import parse
 
 
 def test_scalars_mean_what_they_look_like():

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from model import checkpoint
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.decoder import Decoder
-from stages.tokens.stage import TOKENIZE, TOKENIZER, TokenizeConfig, TokenizerConfig
+from stages.data.tokens.stage import TOKENIZE, TOKENIZER, TokenizeConfig, TokenizerConfig
 from tests.support import LocalArtifact, LocalContext
 
 SEGMENT = 32

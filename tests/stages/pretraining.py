@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.config import MixerConfig, TrunkConfig
-from stages.pretrain.stage import BASE, BaseConfig, PretrainConfig
+from stages.training.pretrain.stage import BASE, BaseConfig, PretrainConfig
 from tests.support import LocalArtifact, LocalContext
 
 LENGTH, SEGMENT, VOCABULARY = 64, 16, 97

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from stages.evaluate.retrieval import row
-from stages.tasks.config import RetrievalConfig
-from stages.tasks.prompts import Item, evaluation_items
+from stages.data.tasks.config import RetrievalConfig
+from stages.data.tasks.prompts import Item, evaluation_items
+from stages.evidence.evaluate.retrieval import row
 
 Reader = Callable[[Item, int, np.random.Generator], str]
 NOTHING = "nothing"

@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 
 from model.config import MixerConfig, TrunkConfig
-from stages.claims.config import ClaimsConfig
-from stages.claims.evidence import Evidence
-from stages.tasks.config import RetrievalConfig
+from stages.data.tasks.config import RetrievalConfig
+from stages.verdict.claims.config import ClaimsConfig
+from stages.verdict.claims.evidence import Evidence
 from tests.stages import readers
 from tests.stages.readers import Reader
 from tests.support import LocalArtifact

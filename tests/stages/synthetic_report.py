@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.artifact import StoredArtifact
-from pipeline.store import Store
+from pipeline.engine.artifact import StoredArtifact
+from pipeline.engine.store import Store
 from stages.stage import Summary
 from tests.stages.synthetic import Synthetic
 from tests.support import LocalArtifact

@@ -9,14 +9,14 @@ from pydantic import ValidationError
 
 from model import checkpoint
 from model.config import MixerConfig
-from stages.ablate.config import HeadsConfig, SaturationConfig, TrainedKeysConfig
-from stages.ablate.stage import STAGE, AblateConfig
-from stages.evaluate.config import PerplexityConfig
-from stages.evaluate.stage import STAGE as EVALUATE
-from stages.evaluate.stage import EvaluateConfig
+from stages.data.tasks.config import RetrievalConfig
+from stages.data.tokens.load import load_tokenizer
+from stages.evidence.ablate.config import HeadsConfig, SaturationConfig, TrainedKeysConfig
+from stages.evidence.ablate.stage import STAGE, AblateConfig
+from stages.evidence.evaluate.config import PerplexityConfig
+from stages.evidence.evaluate.stage import STAGE as EVALUATE
+from stages.evidence.evaluate.stage import EvaluateConfig
 from stages.stage import StageError
-from stages.tasks.config import RetrievalConfig
-from stages.tokens.load import load_tokenizer
 from tests.stages.evaluation_inputs import SEGMENT, build, decoder, save
 from tests.support import LocalContext
 

@@ -17,9 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.decontaminate import page
-from stages.decontaminate.balance import Imbalance, balance
-from stages.decontaminate.classify import (
+from stages.data.audit import page
+from stages.data.audit.classify import (
     Measured,
     SpanRanges,
     class_of,
@@ -30,9 +29,10 @@ from stages.decontaminate.classify import (
     overlap,
     shared_sources,
 )
-from stages.decontaminate.decide import covered, merged
-from stages.decontaminate.highlight import highlighted
-from stages.decontaminate.stage import STAGE, DecontaminateConfig
+from stages.data.audit.highlight import highlighted
+from stages.data.decontaminate.balance import Imbalance, balance
+from stages.data.decontaminate.decide import covered, merged
+from stages.data.decontaminate.stage import STAGE, DecontaminateConfig
 from tests.stages.test_decontaminate import ESSAY, LETTER, NOVEL, Audited, corpus, text_of, write_corpus
 from tests.stages.test_decontaminate_match import prose
 from tests.support import LocalContext

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.decontaminate import page
-from stages.decontaminate.stage import STAGE, DecontaminateConfig
+from stages.data.audit import page
+from stages.data.decontaminate.stage import STAGE, DecontaminateConfig
 from stages.framed import SCRIPT
 from stages.stage import Place
 from tests.stages.test_certify import artifact, prose

@@ -7,13 +7,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stages.claims.config import ClaimsConfig
-from stages.claims.evidence import Evidence
-from stages.claims.table import CLAIMS, decide
-from stages.corpus.config import IngestConfig, Pg19
-from stages.corpus.stage import STAGE as INGEST
-from stages.decontaminate.taskaudit import STAGE, TaskAuditConfig, TaskSource, pin_sources
+from stages.data.audit.taskaudit import STAGE, TaskAuditConfig, TaskSource, pin_sources
+from stages.data.corpus.config import IngestConfig, Pg19
+from stages.data.corpus.stage import STAGE as INGEST
 from stages.stage import StageError
+from stages.verdict.claims.config import ClaimsConfig
+from stages.verdict.claims.evidence import Evidence
+from stages.verdict.claims.table import CLAIMS, decide
 from tests.stages.synthetic import ARMS, TRUNK, Synthetic
 from tests.stages.test_decontaminate import ESSAY, LETTER, text_of, write_corpus
 from tests.stages.test_decontaminate_match import prose

@@ -12,8 +12,8 @@ import torch
 from pydantic import ValidationError
 
 from model import memory
-from stages.calibrate import mqar, schlag
-from stages.calibrate.stage import STAGE, CalibrateConfig, MqarConfig, SchlagConfig
+from stages.evidence.calibrate import mqar, schlag
+from stages.evidence.calibrate.stage import STAGE, CalibrateConfig, MqarConfig, SchlagConfig
 from stages.stage import StageError
 from tests.support import LocalContext
 

@@ -11,9 +11,9 @@ import torch
 from pydantic import ValidationError
 
 from model import memory
-from stages.capacity import keys
-from stages.capacity.measure import nearest, write_all
-from stages.capacity.stage import STAGE, CapacityConfig
+from stages.evidence.capacity import keys
+from stages.evidence.capacity.measure import nearest, write_all
+from stages.evidence.capacity.stage import STAGE, CapacityConfig
 from stages.stage import Summary
 from tests.support import LocalContext
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stages.certify import count
-from stages.certify.stage import STAGE, CertifyConfig
-from stages.corpus import documents as documents_module
-from stages.corpus.documents import DocumentsWriter, document_files
-from stages.decontaminate.stage import STAGE as DECONTAMINATE
-from stages.decontaminate.stage import DecontaminateConfig
+from stages.data.certify import count
+from stages.data.certify.stage import STAGE, CertifyConfig
+from stages.data.corpus import documents as documents_module
+from stages.data.corpus.documents import DocumentsWriter, document_files
+from stages.data.decontaminate.stage import STAGE as DECONTAMINATE
+from stages.data.decontaminate.stage import DecontaminateConfig
 from stages.stage import StageError
 from tests.support import LocalArtifact, LocalContext
 

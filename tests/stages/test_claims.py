@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from stages.claims.config import ClaimsConfig, CleanData, Retrieval
-from stages.claims.evidence import Evidence, paired
-from stages.claims.table import CLAIMS, decide
-from stages.claims.verdict import Verdict
 from stages.stage import StageError
+from stages.verdict.claims.config import ClaimsConfig, CleanData, Retrieval
+from stages.verdict.claims.evidence import Evidence, paired
+from stages.verdict.claims.table import CLAIMS, decide
+from stages.verdict.claims.verdict import Verdict
 from tests.stages.synthetic import ARMS, CONTROL_ARMS, EFFECT, MEMORY, TRUNK, Synthetic
 
 RULES = ClaimsConfig()

@@ -11,14 +11,14 @@ import pytest
 
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.cost import cost
-from stages.ablate.config import AblateConfig
-from stages.claims.config import ClaimsConfig, PilotConfig, Retrieval
-from stages.claims.power import Sensitivity, Size, jointly, sensitivities, training_flops
-from stages.control.config import ControlSettings
-from stages.evaluate.config import EvaluateSettings, PerplexityConfig
-from stages.pretrain.config import BaseConfig, PretrainConfig
+from stages.evidence.ablate.config import AblateConfig
+from stages.evidence.control.config import ControlSettings
+from stages.evidence.evaluate.config import EvaluateSettings, PerplexityConfig
 from stages.stage import StageError
 from stages.statistics.intervals import hierarchical_many
+from stages.training.pretrain.config import BaseConfig, PretrainConfig
+from stages.verdict.claims.config import ClaimsConfig, PilotConfig, Retrieval
+from stages.verdict.claims.power import Sensitivity, Size, jointly, sensitivities, training_flops
 from tests.stages.synthetic import ARMS, ASKED, CONTROL_ARMS, KNOCKED, TRUNK, Synthetic
 
 SCORED = PerplexityConfig(max_documents=40, max_tokens_per_document=512)

@@ -16,13 +16,13 @@ from pydantic import ValidationError
 
 from model import checkpoint
 from model.config import MixerConfig
+from pipeline.engine.plan import Plan
 from pipeline.errors import StudyError
-from pipeline.graph import expand
-from pipeline.plan import Plan
-from pipeline.study import load
-from stages.control.config import BaseRecipe, ControlConfig, ControlSettings, GraftRecipe
-from stages.control.sequences import EVALUATION, HELD, TRAINING, Recall, between, draw, whole
-from stages.control.stage import BASE, STAGE, control_arms
+from pipeline.study.graph import expand
+from pipeline.study.load import load
+from stages.evidence.control.config import BaseRecipe, ControlConfig, ControlSettings, GraftRecipe
+from stages.evidence.control.sequences import EVALUATION, HELD, TRAINING, Recall, between, draw, whole
+from stages.evidence.control.stage import BASE, STAGE, control_arms
 from tests.support import LocalArtifact, LocalContext
 from tests.tiny import write_study
 

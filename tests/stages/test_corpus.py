@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.corpus import ingest as ingesting
-from stages.corpus.config import IngestConfig
-from stages.corpus.documents import read_documents
-from stages.corpus.manuals import manual_pages
-from stages.corpus.pin import pin
-from stages.corpus.stage import STAGE
+from stages.data.corpus import ingest as ingesting
+from stages.data.corpus.config import IngestConfig
+from stages.data.corpus.documents import read_documents
+from stages.data.corpus.manuals import manual_pages
+from stages.data.corpus.pin import pin
+from stages.data.corpus.stage import STAGE
 from stages.stage import StageError
 from tests.support import LocalContext
 

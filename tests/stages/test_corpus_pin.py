@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from stages.corpus import pin as pinning
-from stages.corpus.config import IngestConfig
-from stages.corpus.pin import changes, listing, pin
-from stages.corpus.stage import STAGE
+from stages.data.corpus import pin as pinning
+from stages.data.corpus.config import IngestConfig
+from stages.data.corpus.pin import changes, listing, pin
+from stages.data.corpus.stage import STAGE
 from stages.stage import StageError
 from tests.support import LocalContext
 
@@ -132,7 +132,7 @@ def test_settings_that_cannot_work_are_refused(sources: list[Any], message: str)
 
 def test_planning_needs_no_heavy_library() -> None:
     code = (
-        "import sys, stages.corpus.stage, stages.corpus.pin, stages.decontaminate.stage\n"
+        "import sys, stages.data.corpus.stage, stages.data.corpus.pin, stages.data.decontaminate.stage\n"
         "print([m for m in ('torch', 'ray', 'pyarrow', 'numpy', 'datasets', 'numba', 'fsspec') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

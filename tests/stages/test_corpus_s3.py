@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.corpus.config import IngestConfig
-from stages.corpus.documents import read_documents
-from stages.corpus.pin import changes, listing, pin
-from stages.corpus.stage import STAGE
+from stages.data.corpus.config import IngestConfig
+from stages.data.corpus.documents import read_documents
+from stages.data.corpus.pin import changes, listing, pin
+from stages.data.corpus.stage import STAGE
+from stages.data.tokens.stage import TokenizerConfig, pin_tokenizer, vocabulary_size
 from stages.stage import StageError
-from stages.tokens.stage import TokenizerConfig, pin_tokenizer, vocabulary_size
 from tests.support import LocalContext
 
 
@@ -94,7 +94,7 @@ def test_a_changed_object_is_noticed_and_a_missing_bucket_is_one_error(bucket: A
 
 
 def test_a_tokenizer_is_read_from_s3(bucket: Any, tmp_path: Path) -> None:
-    from stages.tokens.tokenizer import byte_level
+    from stages.data.tokens.tokenizer import byte_level
 
     bucket.pipe("corpus/t/tokenizer.json", byte_level().to_str().encode())
     config = TokenizerConfig(kind="file", path="s3://corpus/t/tokenizer.json", eos_token="<eos>")

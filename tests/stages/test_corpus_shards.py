@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.corpus import documents as layout
-from stages.corpus import ingest as ingesting
-from stages.corpus import readers
-from stages.corpus.config import IngestConfig
-from stages.corpus.documents import read_documents, read_texts
-from stages.corpus.pin import pin, possible_splits
-from stages.corpus.stage import STAGE
+from stages.data.corpus import documents as layout
+from stages.data.corpus import ingest as ingesting
+from stages.data.corpus import readers
+from stages.data.corpus.config import IngestConfig
+from stages.data.corpus.documents import read_documents, read_texts
+from stages.data.corpus.pin import pin, possible_splits
+from stages.data.corpus.stage import STAGE
 from stages.stage import StageError, Summary
 from tests.support import LocalContext
 

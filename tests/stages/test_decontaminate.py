@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from stages.corpus import documents
-from stages.corpus.config import IngestConfig, Pg19
-from stages.corpus.documents import DocumentsWriter, read_documents
-from stages.corpus.stage import STAGE as INGEST
-from stages.decontaminate import shards
-from stages.decontaminate.stage import STAGE, DecontaminateConfig
+from stages.data.corpus import documents
+from stages.data.corpus.config import IngestConfig, Pg19
+from stages.data.corpus.documents import DocumentsWriter, read_documents
+from stages.data.corpus.stage import STAGE as INGEST
+from stages.data.decontaminate.stage import STAGE, DecontaminateConfig
+from stages.data.matching import shards
 from stages.stage import StageError, Summary
 from tests.stages.test_decontaminate_match import prose
 from tests.support import LocalArtifact, LocalContext

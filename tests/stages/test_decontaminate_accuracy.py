@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.decontaminate.accuracy import Result, measure
-from stages.decontaminate.stage import DecontaminateConfig
+from bench.matching_accuracy import Result, measure
+from stages.data.decontaminate.stage import DecontaminateConfig
 from tests.stages.test_decontaminate_match import prose
 
 

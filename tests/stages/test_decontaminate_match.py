@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.decontaminate.chain import Span, scan
-from stages.decontaminate.decide import covered, cut, decide_pair, merged
-from stages.decontaminate.index import Index, build
-from stages.decontaminate.normalize import words, words_reference
-from stages.decontaminate.stage import DecontaminateConfig
+from stages.data.decontaminate.decide import covered, cut, decide_pair, merged
+from stages.data.decontaminate.stage import DecontaminateConfig
+from stages.data.matching.chain import Span, scan
+from stages.data.matching.index import Index, build
+from stages.data.matching.normalize import words, words_reference
 
 ODD = "𑀸aZé-‐–'’`_ \n\t.\u00ad\u0301ßŁøæ½²日ア한𝔘😀\u200b1"
 

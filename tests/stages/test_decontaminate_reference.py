@@ -7,10 +7,10 @@ from collections import defaultdict
 
 import pytest
 
-from stages.decontaminate.boilerplate import body
-from stages.decontaminate.chain import Span, scan
-from stages.decontaminate.index import MAX_POSTINGS, build
-from stages.decontaminate.normalize import words_reference
+from stages.data.matching.boilerplate import body
+from stages.data.matching.chain import Span, scan
+from stages.data.matching.index import MAX_POSTINGS, build
+from stages.data.matching.normalize import words_reference
 from tests.stages.test_decontaminate_match import prose
 
 N, MAX_BOOKS, GAP, DRIFT, LEAST = 5, 2, 25, 25, 30

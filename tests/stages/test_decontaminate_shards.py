@@ -11,15 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.corpus import documents
-from stages.corpus.documents import DocumentsWriter
-from stages.decontaminate import clean, shards
-from stages.decontaminate.boilerplate import body
-from stages.decontaminate.chain import Scanned, scan
-from stages.decontaminate.exclude import LISTS, excluded_hashes, hashes_of
-from stages.decontaminate.index import build, ngrams
-from stages.decontaminate.normalize import words
-from stages.decontaminate.stage import STAGE, DecontaminateConfig, pin_exclusions
+from stages.data.corpus import documents
+from stages.data.corpus.documents import DocumentsWriter
+from stages.data.decontaminate import clean
+from stages.data.decontaminate.exclude import LISTS, excluded_hashes, hashes_of
+from stages.data.decontaminate.stage import STAGE, DecontaminateConfig, pin_exclusions
+from stages.data.matching import shards
+from stages.data.matching.boilerplate import body
+from stages.data.matching.chain import Scanned, scan
+from stages.data.matching.index import build, ngrams
+from stages.data.matching.normalize import words
 from stages.stage import StageError
 from tests.stages.test_decontaminate_match import prose
 from tests.support import LocalArtifact, LocalContext

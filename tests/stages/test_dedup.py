@@ -15,19 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from pipeline.graph import expand
-from pipeline.study import load
-from stages.corpus import documents as documents_module
-from stages.corpus.config import IngestConfig, Pg19
-from stages.corpus.documents import DocumentsWriter, document_files, read_documents, write_table
-from stages.corpus.stage import STAGE as INGEST
-from stages.decontaminate import tables as audit_tables
-from stages.decontaminate.stage import STAGE as DECONTAMINATE
-from stages.decontaminate.stage import DecontaminateConfig
-from stages.dedup import run as running
-from stages.dedup.accuracy import lines
-from stages.dedup.language import _identifier
-from stages.dedup.stage import LANGUAGES, STAGE, DedupConfig
+from bench.dedup_accuracy import lines
+from pipeline.study.graph import expand
+from pipeline.study.load import load
+from stages.data.audit import tables as audit_tables
+from stages.data.corpus import documents as documents_module
+from stages.data.corpus.config import IngestConfig, Pg19
+from stages.data.corpus.documents import DocumentsWriter, document_files, read_documents, write_table
+from stages.data.corpus.stage import STAGE as INGEST
+from stages.data.decontaminate.stage import STAGE as DECONTAMINATE
+from stages.data.decontaminate.stage import DecontaminateConfig
+from stages.data.dedup import run as running
+from stages.data.dedup.language import _identifier
+from stages.data.dedup.stage import LANGUAGES, STAGE, DedupConfig
 from stages.stage import StageError, Summary
 from tests.stages.test_decontaminate_match import prose
 from tests.support import LocalArtifact, LocalContext

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.decontaminate.normalize import words_reference
-from stages.dedup.accuracy import KINDS, measure
-from stages.dedup.candidates import buckets, contained_pairs, proposals
-from stages.dedup.compare import Compared
-from stages.dedup.decide import Described, decide, preference
-from stages.dedup.shingles import (
+from bench.dedup_accuracy import KINDS, measure
+from stages.data.dedup.candidates import buckets, contained_pairs, proposals
+from stages.data.dedup.compare import Compared
+from stages.data.dedup.decide import Described, decide, preference
+from stages.data.dedup.shingles import (
     MULTIPLIER,
     bands,
     common,
@@ -26,8 +25,9 @@ from stages.dedup.shingles import (
     permutations,
     shingle,
 )
-from stages.dedup.signatures import Signatures
-from stages.dedup.stage import DedupConfig
+from stages.data.dedup.signatures import Signatures
+from stages.data.dedup.stage import DedupConfig
+from stages.data.matching.normalize import words_reference
 from tests.stages.test_decontaminate_match import prose
 
 MASK = 2**64 - 1

@@ -16,12 +16,12 @@ from pydantic import ValidationError
 from model import checkpoint
 from model.config import MixerConfig
 from model.generate import generate
-from stages.evaluate import forward, perplexity, retrieval, tables
-from stages.evaluate.stage import STAGE, EvaluateConfig, PerplexityConfig
+from stages.data.tasks.config import RetrievalConfig
+from stages.data.tasks.prompts import evaluation_items, first_integer, haystack_of
+from stages.data.tokens.load import document_tokens, load_tokenizer
+from stages.evidence.evaluate import forward, perplexity, retrieval, tables
+from stages.evidence.evaluate.stage import STAGE, EvaluateConfig, PerplexityConfig
 from stages.stage import Execution, StageError
-from stages.tasks.config import RetrievalConfig
-from stages.tasks.prompts import evaluation_items, first_integer, haystack_of
-from stages.tokens.load import document_tokens, load_tokenizer
 from tests.stages.evaluation_inputs import SEGMENT, build, decoder, save
 from tests.support import LocalContext
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from stages.claims.config import ClaimsConfig
-from stages.claims.table import CLAIMS, decide
-from stages.claims.verdict import Verdict
-from stages.tasks.config import RetrievalConfig
+from stages.data.tasks.config import RetrievalConfig
+from stages.verdict.claims.config import ClaimsConfig
+from stages.verdict.claims.table import CLAIMS, decide
+from stages.verdict.claims.verdict import Verdict
 from tests.stages import readers
 from tests.stages.readers import (
     any_of,

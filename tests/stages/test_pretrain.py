@@ -11,9 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from model.config import MixerConfig, TrunkConfig
-from stages.pretrain.imported import folder_digest
-from stages.pretrain.stage import BASE, PRETRAIN, BaseConfig, PretrainConfig
 from stages.stage import Execution, StageError
+from stages.training.pretrain.imported import folder_digest
+from stages.training.pretrain.stage import BASE, PRETRAIN, BaseConfig, PretrainConfig
 from tests.stages.pretraining import SEGMENT, TRUNK, VOCABULARY, make_inputs, pretrain_config
 from tests.support import LocalArtifact, LocalContext
 
@@ -238,7 +238,7 @@ class TestImportedBase:
 def test_gates_have_their_own_rate_and_no_decay() -> None:
     from model.config import ModelConfig
     from model.decoder import Decoder
-    from stages.pretrain import optim
+    from stages.training.pretrain import optim
 
     mixer = MixerConfig(kind="infini", segment_length=SEGMENT)
     decoder = Decoder(ModelConfig(trunk=TRUNK, mixer=mixer, vocab_size=VOCABULARY), seed=0)
@@ -254,7 +254,7 @@ def test_gates_have_their_own_rate_and_no_decay() -> None:
 
 
 def test_schedule_warms_up_and_ends_at_its_least() -> None:
-    from stages.pretrain.optim import schedule
+    from stages.training.pretrain.optim import schedule
 
     factors = [schedule(s, steps=100, warmup_steps=10, kind="cosine", least=0.1) for s in range(100)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == 1.0 and factors[-1] == pytest.approx(0.1)

@@ -10,12 +10,12 @@ import torch
 from pydantic import ValidationError
 
 from model.checkpoint import graft
-from stages.pretrain.data import TokenRows, Windows
-from stages.pretrain.loop import Lengths, _parts
-from stages.pretrain.mixture import Batches
-from stages.pretrain.recipe import curriculum, of_pretrain
-from stages.pretrain.stage import PRETRAIN
 from stages.stage import Execution
+from stages.training.pretrain.data import TokenRows, Windows
+from stages.training.pretrain.loop import Lengths, _parts
+from stages.training.pretrain.mixture import Batches
+from stages.training.pretrain.recipe import curriculum, of_pretrain
+from stages.training.pretrain.stage import PRETRAIN
 from tests.stages.pretraining import LENGTH, SEGMENT, make_inputs, pretrain_config
 from tests.support import LocalArtifact, LocalContext
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from stages.pretrain.config import MixtureConfig, PromptPhase
-from stages.pretrain.data import BLOCK, SampleOrder, TokenRows, Windows, digest
-from stages.pretrain.mixture import Batches, loss_weights
-from stages.pretrain.recipe import Recipe, of_pretrain
 from stages.stage import StageError
+from stages.training.pretrain.config import MixtureConfig, PromptPhase
+from stages.training.pretrain.data import BLOCK, SampleOrder, TokenRows, Windows, digest
+from stages.training.pretrain.mixture import Batches, loss_weights
+from stages.training.pretrain.recipe import Recipe, of_pretrain
 from tests.stages.pretraining import LENGTH, SEGMENT, pretrain_config, write_tokens
 
 

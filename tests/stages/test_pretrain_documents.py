@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages.pretrain.config import MixtureConfig, PromptPhase
-from stages.pretrain.data import DocumentOrder, SampleOrder, TokenRows, Windows
-from stages.pretrain.mixture import Batches, loss_weights
-from stages.pretrain.recipe import of_pretrain
+from stages.training.pretrain.config import MixtureConfig, PromptPhase
+from stages.training.pretrain.data import DocumentOrder, SampleOrder, TokenRows, Windows
+from stages.training.pretrain.mixture import Batches, loss_weights
+from stages.training.pretrain.recipe import of_pretrain
 from tests.stages.pretraining import LENGTH, pretrain_config
 
 COUNTS = {"books": (5, 1, 9, 2, 3, 14, 1, 6), "math": (2, 2, 1, 4, 1, 1)}  # windows of each document
@@ -148,7 +148,7 @@ def test_what_is_read_at_a_step_depends_on_seed_and_step_alone(
 @given(lanes=st.integers(1, 7), seed=st.integers(0, 99), steps=st.integers(1, 30))
 def test_dealing_agrees_with_a_plain_simulation(windows: Windows, lanes: int, seed: int, steps: int) -> None:
     """Against the rule as it stands: whoever is free takes the next document of the epoch's permutation."""
-    from stages.pretrain.data import generator
+    from stages.training.pretrain.data import generator
 
     order = DocumentOrder(windows, [windows.ids], [1.0], seed, lanes)
     found = documents()

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.pretrain import recipe
-from stages.pretrain.config import MixtureConfig, PromptPhase
-from stages.pretrain.stage import BASE, PRETRAIN, BaseConfig
-from stages.pretrain.worker import Job, open_batches
+from stages.data.tokens.load import load_tokenizer
+from stages.data.tokens.stage import TokenizerConfig
+from stages.data.tokens.tokenizer import make_tokenizer
 from stages.stage import Execution
-from stages.tokens.load import load_tokenizer
-from stages.tokens.stage import TokenizerConfig
-from stages.tokens.tokenizer import make_tokenizer
+from stages.training.pretrain import recipe
+from stages.training.pretrain.config import MixtureConfig, PromptPhase
+from stages.training.pretrain.stage import BASE, PRETRAIN, BaseConfig
+from stages.training.pretrain.worker import Job, open_batches
 from tests.stages.pretraining import TRUNK, pretrain_config, write_tokens
 from tests.support import LocalArtifact, LocalContext
 

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.train import run_distributed
-from stages.pretrain import recipe, worker
-from stages.pretrain.stage import PRETRAIN
-from stages.pretrain.worker import Job
 from stages.stage import Execution, Resources, StageError
+from stages.training.pretrain import recipe, worker
+from stages.training.pretrain.stage import PRETRAIN
+from stages.training.pretrain.worker import Job
 from tests.stages.pretraining import make_inputs, pretrain_config
 from tests.support import LocalArtifact, LocalContext
 
@@ -51,7 +51,7 @@ def whole(inputs: dict[str, LocalArtifact], tmp_path_factory: pytest.TempPathFac
 
 def die_while_saving(marker: Path) -> None:
     """This process dies by SIGKILL, once, between the second checkpoint's tensors and the file that completes it."""
-    from stages.pretrain import checkpoint
+    from stages.training.pretrain import checkpoint
 
     write = checkpoint.write_atomic
 
@@ -182,7 +182,7 @@ def test_a_fault_of_the_input_is_told_and_not_retried(inputs: dict[str, LocalArt
 def test_several_workers_need_ray(
     inputs: dict[str, LocalArtifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.pretrain.run.ray_is_running", lambda: False)
+    monkeypatch.setattr("stages.training.pretrain.run.ray_is_running", lambda: False)
     context = LocalContext(str(tmp_path / "work"), Execution(train_workers=2))
     with pytest.raises(StageError, match=r"execution\.train_workers = 2: .*on Ray only"):
         PRETRAIN.run(pretrain_config(), inputs, tmp_path / "output", context)

@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import app
-from pipeline.publish import root_option
-from pipeline.store import Store
-from stages.claims.config import ClaimsConfig
-from stages.report.document import shown
-from stages.report.figures.all import FIGURES
-from stages.report.stage import STAGE, ReportConfig
-from stages.report.terminal import verdict_rows
+from pipeline.engine.store import Store
+from pipeline.tracking.publish import root_option
 from stages.stage import Place, Summary
+from stages.verdict.claims.config import ClaimsConfig
+from stages.verdict.report.document import shown
+from stages.verdict.report.figures.all import FIGURES
+from stages.verdict.report.stage import STAGE, ReportConfig
+from stages.verdict.report.terminal import verdict_rows
 from tests.stages.synthetic import ARMS, CONTROL_ARMS, TRUNK, Synthetic
 from tests.stages.synthetic_report import RECIPE, calibrate, committed, with_pages
 from tests.support import LocalContext

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.claims.config import ClaimsConfig
-from stages.report.figures.style import LETTERS, NARROW, WIDE
-from stages.report.stage import STAGE, ReportConfig
+from stages.verdict.claims.config import ClaimsConfig
+from stages.verdict.report.figures.style import LETTERS, NARROW, WIDE
+from stages.verdict.report.stage import STAGE, ReportConfig
 from tests.stages.synthetic import ARMS, CONTROL_ARMS, TRUNK, Synthetic
 from tests.stages.synthetic_report import RECIPE, calibrate, with_pages
 from tests.support import LocalContext

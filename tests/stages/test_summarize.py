@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from stages.data.tokens.load import load_tokenizer
+from stages.evidence.summarize import examples
+from stages.evidence.summarize.rouge import rouge
+from stages.evidence.summarize.stage import STAGE, SummarizeConfig, pin_pairs
 from stages.stage import StageError
-from stages.summarize import examples
-from stages.summarize.rouge import rouge
-from stages.summarize.stage import STAGE, SummarizeConfig, pin_pairs
-from stages.tokens.load import load_tokenizer
 from tests.stages.evaluation_inputs import build, decoder, save
 from tests.support import LocalContext
 

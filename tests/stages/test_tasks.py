@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from stages.data.tasks import training_rows
+from stages.data.tasks.config import RetrievalConfig
+from stages.data.tasks.prompts import PromptMaker, evaluation_items, first_integer, haystack_of
+from stages.data.tasks.words import CUES
 from stages.stage import StageError
-from stages.tasks import training_rows
-from stages.tasks.config import RetrievalConfig
-from stages.tasks.prompts import PromptMaker, evaluation_items, first_integer, haystack_of
-from stages.tasks.words import CUES
 
 
 class ByteCodec:

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from stages.data.tokens.load import document_tokens, load_tokenizer, token_meta
+from stages.data.tokens.stage import TOKENIZE, TOKENIZER, TokenizeConfig, TokenizerConfig, pin_tokenizer
 from stages.stage import StageError
-from stages.tokens.load import document_tokens, load_tokenizer, token_meta
-from stages.tokens.stage import TOKENIZE, TOKENIZER, TokenizeConfig, TokenizerConfig, pin_tokenizer
 from tests.support import LocalArtifact, LocalContext
 
 TEXT = "The pass key is 40713. Ünïcödé — “quotes”, tabs\t and\n\n  spaces; 日本語 🙂.\n"
@@ -132,7 +132,7 @@ def test_the_same_bytes_with_and_without_ray(tmp_path, ray_session, monkeypatch)
     documents = corpus(tmp_path / "c", sizes)
     config = TokenizeConfig(sequence_length=64, segment_length=16, shard_bytes=2000)
     bpe = TokenizerConfig(kind="bpe", vocab_size=290)
-    monkeypatch.setattr("stages.tokens.tokenize.WORTH_TASKS", 0)
+    monkeypatch.setattr("stages.data.tokens.tokenize.WORTH_TASKS", 0)
     with_ray = make(tmp_path, documents, bpe, config, "ray")
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     without = make(tmp_path, documents, bpe, config, "plain")

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from stages.corpus.documents import DocumentsWriter
-from stages.tokens import pieces as cutting
-from stages.tokens import units
-from stages.tokens.load import document_tokens, token_meta
-from stages.tokens.stage import TOKENIZE, TOKENIZER, TokenizeConfig, TokenizerConfig
+from stages.data.corpus.documents import DocumentsWriter
+from stages.data.tokens import pieces as cutting
+from stages.data.tokens import units
+from stages.data.tokens.load import document_tokens, token_meta
+from stages.data.tokens.stage import TOKENIZE, TOKENIZER, TokenizeConfig, TokenizerConfig
 from tests.support import LocalArtifact, LocalContext
 
 WORDS = (
@@ -51,7 +51,7 @@ def byte_pairs() -> Tokenizer:
     """Trained so that tokens reach over letters, spaces before words, and line ends."""
     from tokenizers import trainers
 
-    from stages.tokens.tokenizer import EOS, PAD, byte_level
+    from stages.data.tokens.tokenizer import EOS, PAD, byte_level
 
     made = byte_level()
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=[PAD, EOS], show_progress=False,

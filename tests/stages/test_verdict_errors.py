@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.claims.config import ClaimsConfig
-from stages.claims.effects import comparison
-from stages.claims.table import CLAIMS, decide
+from stages.data.tasks.config import RetrievalConfig
+from stages.data.tasks.prompts import Item
 from stages.statistics.power import Pilot
-from stages.tasks.config import RetrievalConfig
-from stages.tasks.prompts import Item
+from stages.verdict.claims.config import ClaimsConfig
+from stages.verdict.claims.effects import comparison
+from stages.verdict.claims.table import CLAIMS, decide
 from tests.stages.readers import any_of, inside, perfect, skilled, sometimes
 from tests.stages.synthetic import EFFECT, KNOCKOUTS, LOCAL, MEMORY, SEGMENT, K, Synthetic
 

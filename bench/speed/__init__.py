@@ -1,0 +1,1 @@
+"""Speed and memory of the models, side by side in one run: ``python -m bench.speed``."""

@@ -1,1 +1,0 @@
-"""Speed and memory of the models, side by side in one run: ``python -m model.bench``."""

@@ -1,0 +1,1 @@
+"""Steps, keys and artifacts: a plan is carried out, artifacts are committed."""

@@ -1,0 +1,264 @@
+"""A plan: the graph of steps with their keys, and the one decision whether a step runs or is reused.
+
+Everything here is computed before anything runs and without Ray. ``plan`` and ``run`` share ``decide``.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.engine.keys import artifact_key
+from pipeline.engine.sources import source_digest
+from pipeline.errors import IntegrityError, StudyError
+from stages.stage import Config, Stage
+
+if TYPE_CHECKING:
+    from pipeline.engine.store import Commit, Store
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage with one config: what becomes one artifact. ``inputs`` maps input names to step ids."""
+
+    id: str
+    stage: Stage[Any]
+    config: Config
+    inputs: Mapping[str, str]
+    arm: str | None
+    seed: int | None
+    key: str
+    input_keys: Mapping[str, str]
+
+    def record(self) -> dict[str, Any]:
+        """What is kept with the artifact, so that a later plan can say what differs."""
+        return {
+            "step": self.id,
+            "stage": self.stage.name,
+            "code_version": self.stage.code_version,
+            "source_digest": source_digest(type(self.stage).__module__),
+            "config": self.config.key_fields(),
+            "inputs": dict(self.input_keys),
+            "arm": self.arm,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a study, in an order in which they can run."""
+
+    study: str
+    study_key: str
+    steps: tuple[Step, ...]
+
+    def __getitem__(self, step_id: str) -> Step:
+        return self._by_id[step_id]
+
+    @functools.cached_property
+    def _by_id(self) -> dict[str, Step]:
+        return {step.id: step for step in self.steps}
+
+    def downstream(self, roots: Iterable[str]) -> set[str]:
+        """``roots`` and every step that needs one of them."""
+        found = set(roots)
+        for step in self.steps:
+            if found.intersection(step.inputs.values()):
+                found.add(step.id)
+        return found
+
+    def upstream(self, roots: Iterable[str]) -> set[str]:
+        """``roots`` and every step that one of them needs."""
+        found = set(roots)
+        for step in reversed(self.steps):
+            if step.id in found:
+                found.update(step.inputs.values())
+        return found
+
+
+class PlanBuilder:
+    """Adds steps in order; each step's inputs must already be there, which also rules out circles."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, Step] = {}
+
+    def add(
+        self,
+        stage: Stage[Any],
+        config: Config,
+        inputs: Mapping[str, str],
+        *,
+        arm: str | None = None,
+        seed: int | None = None,
+    ) -> str:
+        """Add a step and return its id: the stage's name, then arm and seed where it has them."""
+        step_id = "/".join(
+            [stage.name, *([arm] if arm is not None else []), *([str(seed)] if seed is not None else [])]
+        )
+        if step_id in self.steps:
+            raise ValueError(f"step {step_id!r} is planned twice")
+        if stage.inputs is not None and set(inputs) != set(stage.inputs):
+            raise ValueError(f"step {step_id!r}: given {sorted(inputs)}, the stage declares {sorted(stage.inputs)}")
+        input_keys = {name: self.steps[source].key for name, source in inputs.items()}
+        key = artifact_key(stage.name, stage.code_version, config.key_fields(), input_keys)
+        self.steps[step_id] = Step(step_id, stage, config, dict(inputs), arm, seed, key, input_keys)
+        return step_id
+
+    def plan(self, study: str) -> Plan:
+        """The finished plan; its key is the key over all steps."""
+        digest = hashlib.sha256("".join(f"{s.id}={s.key}\n" for s in self.steps.values()).encode()).hexdigest()
+        return Plan(study, digest, tuple(self.steps.values()))
+
+
+Action = Literal["reuse", "run", "skip", "blocked"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to a step and why. ``commit`` is the artifact that is reused."""
+
+    action: Action
+    reason: str
+    commit: Commit | None = None
+    warning: str | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which steps a command names (``--only``, ``--from``, ``--until``, ``--arm``, ``--seed``). Empty: all."""
+
+    only: tuple[str, ...] = ()
+    since: tuple[str, ...] = ()
+    until: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    force: tuple[str, ...] = field(default=())
+
+    def targets(self, plan: Plan) -> set[str]:
+        """Ids of the selected steps."""
+        chosen = {step.id for step in plan.steps}
+        if self.only:
+            chosen = matching(plan, self.only)
+        if self.since:
+            chosen &= plan.downstream(matching(plan, self.since))
+        if self.until:
+            chosen &= plan.upstream(matching(plan, self.until))
+        outside = {
+            s.id
+            for s in plan.steps
+            if (self.arms and s.arm is not None and s.arm not in self.arms)
+            or (self.seeds and s.seed is not None and s.seed not in self.seeds)
+        }
+        chosen = chosen - plan.downstream(outside) if outside else chosen
+        if not chosen:
+            raise StudyError(
+                "--only, --from, --until, --arm and --seed together select no step. "
+                "Fix: leave one out; infini-study plan shows what each selects"
+            )
+        return chosen
+
+
+def matching(plan: Plan, names: Iterable[str]) -> set[str]:
+    """Ids of the steps named by id or by stage (``pretrain``, ``pretrain/local``, ``pretrain/local/0``).
+
+    Raises UnknownName with the closest known names.
+    """
+    from pipeline.errors import UnknownName
+
+    found: set[str] = set()
+    for name in names:
+        hits = {step.id for step in plan.steps if step.id == name or step.id.startswith(name.rstrip("/") + "/")}
+        if not hits:
+            known = sorted({step.id for step in plan.steps} | {step.stage.name for step in plan.steps})
+            raise UnknownName("step", name, known)
+        found |= hits
+    return found
+
+
+def decide(plan: Plan, store: Store, selection: Selection | None = None) -> dict[str, Decision]:
+    """Run, reuse, skip or blocked for every step, with the reason; reads one small file per step.
+
+    A step is ``blocked`` when it is selected but needs one that is neither selected nor made.
+    """
+    selection = selection or Selection()
+    targets = selection.targets(plan)
+    forced = matching(plan, selection.force) if selection.force else set()
+    commits = store.lookup_many([(step.stage.name, step.key) for step in plan.steps])
+    earlier = store.study_record(plan.study)
+    decisions: dict[str, Decision] = {}
+    for step in plan.steps:
+        commit = commits.get(step.key)
+        rerun = [source for source in step.inputs.values() if source in forced]
+        if step.id in targets and step.id in forced:
+            decisions[step.id] = Decision("run", "forced")
+        elif commit is not None and not (rerun and step.id in targets):
+            decisions[step.id] = Decision("reuse", f"made {commit.created}", commit, _source_warning(step, commit))
+        elif step.id not in targets:
+            decisions[step.id] = Decision("skip", "not selected")
+        else:
+            missing = [s for s in step.inputs.values() if decisions[s].action in ("skip", "blocked")]
+            if missing:
+                decisions[step.id] = Decision("blocked", f"needs {missing[0]}, which is neither made nor selected")
+            elif rerun:
+                forced.add(step.id)
+                decisions[step.id] = Decision("run", f"{rerun[0]} is made again")
+            else:
+                decisions[step.id] = Decision("run", _reason(step, earlier, store))
+    return decisions
+
+
+def _reason(step: Step, earlier: Mapping[str, Any], store: Store) -> str:
+    before = earlier.get("steps", {}).get(step.id)
+    if before is None:
+        return "never made"
+    if before["key"] == step.key:
+        return "started earlier, not finished"
+    made = store.lookup(step.stage.name, before["key"])
+    changes = (external_changes(step, made, store) if made else []) + differences(before, step.record())
+    return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
+
+
+def external_changes(step: Step, before: Commit, store: Store) -> list[str]:
+    """What the stage itself says has changed outside its config; nothing if the old artifact cannot be read."""
+    try:
+        return step.stage.changes(step.config, store.artifact(before))
+    except (OSError, IntegrityError):
+        return []
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Field-level differences of two step records, inputs last, as lines a person reads."""
+    lines: list[str] = []
+    if before["code_version"] != now["code_version"]:
+        lines.append(f"code_version: {before['code_version']} -> {now['code_version']}")
+    _compare(before["config"], now["config"], "", lines)
+    for name in sorted(set(before["inputs"]) | set(now["inputs"])):
+        old, new = before["inputs"].get(name), now["inputs"].get(name)
+        if old != new:
+            lines.append(f"input {name}: {_short(old)} -> {_short(new)}")
+    return lines
+
+
+def _short(key: str | None) -> str:
+    return "none" if key is None else key[:12]
+
+
+def _compare(old: Any, new: Any, where: str, lines: list[str]) -> None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(set(old) | set(new)):
+            _compare(old.get(name), new.get(name), f"{where}.{name}" if where else name, lines)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (left, right) in enumerate(zip(old, new, strict=True)):
+            _compare(left, right, f"{where}.{index}", lines)
+    elif old != new:
+        lines.append(f"{where}: {old!r} -> {new!r}")
+
+
+def _source_warning(step: Step, commit: Commit) -> str | None:
+    made_with = commit.meta.get("source_digest")
+    if made_with in (None, source_digest(type(step.stage).__module__)):
+        return None
+    return f"the source of stage {step.stage.name!r} changed, its code_version ({step.stage.code_version}) did not"

@@ -1,0 +1,408 @@
+"""Artifacts on any fsspec URL: attempts, the fenced commit, lookup, verification and garbage.
+
+    <root>/<stage>/<key>/attempts/<attempt>/...             what one try of the step wrote
+    <root>/<stage>/<key>/attempts/<attempt>.manifest.json   path, size, sha256 of each of its files
+    <root>/<stage>/<key>/COMMIT.json                        the one attempt that counts; created conditionally
+    <root>/<stage>/<key>/lease/  logs/  work/  mlflow.json  who computes, what it said, what outlives a crash
+    <root>/studies/<name>.json                              the last plan of each named study
+
+An attempt without a commit is never read. Of two drivers that finish the same step one creates ``COMMIT.json``;
+the other adopts that artifact and discards its own, so outputs are never mixed, whatever became of the lease.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster import storage
+from pipeline.engine import lease as leases
+from pipeline.engine.artifact import StoredArtifact, build_manifest
+from pipeline.errors import IntegrityError, StudyError
+
+if TYPE_CHECKING:
+    from pipeline.engine.plan import Plan
+    from stages.stage import Summary
+
+SCHEMA = 1
+_KEY = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What COMMIT.json says. ``digest`` is the sha256 of the manifest: equal digests mean equal files.
+
+    ``meta`` is ``Step.record()`` (step, code_version, config, inputs, arm, seed, source_digest) and what the run
+    added: ``seconds``, ``git_commit``, ``host``, ``deterministic``, ``warnings``, ``study``.
+    """
+
+    stage: str
+    key: str
+    attempt: str
+    digest: str
+    files: int
+    bytes: int
+    headline: str
+    metrics: Mapping[str, float]
+    tables: Mapping[str, str]
+    figures: tuple[str, ...]
+    created: str  # UTC, ISO 8601, seconds
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def step(self) -> str:
+        """Id of the step it was first made for."""
+        return str(self.meta.get("step", self.stage))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try of a step: ``directory`` (local, exists, empty) is what the stage writes into."""
+
+    id: str
+    stage: str
+    key: str
+    directory: Path
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A finished attempt whose files are in the store and whose manifest is written; can be committed."""
+
+    id: str
+    digest: str
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something no named study needs."""
+
+    path: str
+    bytes: int
+    reason: str
+
+
+def default_cache() -> Path:
+    """Where files of remote stores are kept on this machine."""
+    base = os.environ.get("INFINI_STUDY_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "infini-study"
+    )
+    return Path(base)
+
+
+class Store:
+    """All artifacts below ``root_url`` (a local path or any fsspec URL). Picklable."""
+
+    def __init__(self, root_url: str | Path, cache_dir: str | Path | None = None) -> None:
+        local = storage.local_path(root_url)
+        self.root = str(local) if local is not None else str(root_url).rstrip("/")
+        self.cache = str(cache_dir or default_cache())
+        try:
+            self.fs, self.base = storage.filesystem(self.root)
+        except storage.StorageError as error:
+            raise StudyError(str(error)) from error
+        self.local = local is not None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Store, (self.root, self.cache))
+
+    def check_writable(self) -> None:
+        """Raises StudyError naming the root, the reason and the fix."""
+        try:
+            storage.check_writable(self.root)
+        except storage.StorageError as error:
+            raise StudyError(str(error)) from error
+
+    # Places
+
+    def folder(self, stage: str, key: str) -> str:
+        """Path of the artifact's folder on the store's filesystem."""
+        return f"{self.base}/{stage}/{key}"
+
+    def url(self, stage: str, key: str) -> str:
+        """URL (or local path) of the artifact's folder."""
+        return f"{self.root}/{stage}/{key}"
+
+    def work_url(self, stage: str, key: str) -> str:
+        """Where the step keeps what must outlive a crash."""
+        return f"{self.url(stage, key)}/work"
+
+    def lease_folder(self, stage: str, key: str) -> str:
+        """Where ``lease.Claim`` keeps the lease of the step."""
+        return f"{self.folder(stage, key)}/lease"
+
+    # Reading
+
+    def lookup(self, stage: str, key: str) -> Commit | None:
+        """The committed artifact of this key, or None: one small read. Raises IntegrityError on a damaged commit."""
+        path = f"{self.folder(stage, key)}/COMMIT.json"
+        data = storage.read_bytes(self.fs, path)
+        if data is None:
+            return None
+        try:
+            value = json.loads(data)
+            if value.pop("schema") != SCHEMA:
+                raise ValueError(f"its schema is not {SCHEMA}")
+            commit = Commit(**{**value, "figures": tuple(value["figures"])})
+            if (commit.stage, commit.key) != (stage, key):
+                raise ValueError(f"it belongs to {commit.stage} {commit.key[:12]}")
+        except (ValueError, TypeError, KeyError) as error:
+            raise IntegrityError(
+                f"{path}: not a readable commit ({error}). Fix: delete this file; the step is then made again"
+            ) from error
+        return commit
+
+    def lookup_many(self, wanted: Iterable[tuple[str, str]]) -> dict[str, Commit]:
+        """The commits there are, by key; remote stores are asked in parallel. Raises StudyError for a store that
+        cannot be read."""
+        pairs = list(dict.fromkeys(wanted))
+        try:
+            if self.local:
+                found = [self.lookup(*pair) for pair in pairs]
+            else:
+                with ThreadPoolExecutor(max_workers=16) as pool:
+                    found = list(pool.map(lambda pair: self.lookup(*pair), pairs))
+        except IntegrityError:
+            raise
+        except Exception as error:  # every kind of storage raises its own; all mean: cannot be used
+            raise StudyError(self._unreadable(error)) from error
+        return {commit.key: commit for commit in found if commit is not None}
+
+    def check_there(self) -> None:
+        """For commands that only look: raises StudyError where there is no store, or none that can be read."""
+        try:
+            there = bool(self.fs.ls(self.base, detail=False))
+        except FileNotFoundError:
+            there = False
+        except Exception as error:
+            raise StudyError(self._unreadable(error)) from error
+        if not there:
+            raise StudyError(
+                f"root = {self.root!r}: there is no store, nothing was run there yet (allowed: the --root of an "
+                "earlier run). Fix: give that one, or run a study first"
+            )
+
+    def _unreadable(self, error: Exception) -> str:
+        return (
+            f"root = {self.root!r}: storage cannot be read: {storage.reason(error)} (allowed: a folder or bucket this "
+            "user may read). Fix: choose another with --root, or check permissions, credentials and network"
+        )
+
+    def artifact(self, commit: Commit) -> StoredArtifact:
+        """The artifact's files, for stages and the command line."""
+        base = f"{self.url(commit.stage, commit.key)}/attempts/{commit.attempt}"
+        return StoredArtifact(commit.stage, commit.key, base, commit.digest, self.cache, dict(commit.metrics))
+
+    def verify(self, commit: Commit, deep: bool = True) -> list[str]:
+        """What is wrong with the artifact's files, one line each: sizes, and with ``deep`` every sha256."""
+        try:
+            return list(self.artifact(commit).damages(deep))
+        except IntegrityError as error:
+            return [str(error)]
+
+    def commits(self) -> Iterator[Commit]:
+        """Every committed artifact, by stage and key."""
+        for stage, key in self._keys():
+            commit = self.lookup(stage, key)
+            if commit is not None:
+                yield commit
+
+    def logs(self, stage: str, key: str) -> list[tuple[str, str]]:
+        """(attempt, text) of the step's logs, the newest last."""
+        folder = f"{self.folder(stage, key)}/logs"
+        with contextlib.suppress(FileNotFoundError):
+            names = sorted(str(path) for path in self.fs.ls(folder, detail=False) if str(path).endswith(".log"))
+            texts = [(storage.read_bytes(self.fs, path) or b"").decode("utf-8", "replace") for path in names]
+            return [(path.rsplit("/", 1)[-1][:-4], text) for path, text in zip(names, texts, strict=True)]
+        return []
+
+    # Writing
+
+    def attempt(self, stage: str, key: str, token: int = 0) -> Attempt:
+        """A new try with an empty local folder; ``token`` is the number of the lease it is made under.
+
+        In a local store the folder is its final place; otherwise ``seal`` uploads it.
+        """
+        name = f"{token:06d}-{time.time_ns() // 10**6:012x}-{uuid.uuid4().hex[:12]}"  # sorts by age
+        if self.local:
+            directory = Path(self.folder(stage, key)) / "attempts" / name
+        else:
+            directory = Path(self.cache) / "staging" / name
+        directory.mkdir(parents=True)
+        return Attempt(name, stage, key, directory)
+
+    def seal(self, attempt: Attempt) -> Sealed:
+        """Put the attempt's files into the store and write their manifest. Raises ValueError if it has no files."""
+        manifest, entries = build_manifest(attempt.directory)
+        if not entries:
+            raise ValueError(f"stage {attempt.stage!r} wrote no file into its output folder")
+        place = f"{self.folder(attempt.stage, attempt.key)}/attempts/{attempt.id}"
+        if not self.local:
+            storage.put_tree(self.fs, place, attempt.directory)
+            shutil.rmtree(attempt.directory)
+        for retry in storage.retrying():
+            with retry:
+                storage.write_atomic(self.fs, f"{place}.manifest.json", manifest)
+        digest = hashlib.sha256(manifest).hexdigest()
+        return Sealed(attempt.id, digest, len(entries), sum(entry.size for entry in entries))
+
+    def commit(
+        self, stage: str, key: str, sealed: Sealed, summary: Summary, meta: Mapping[str, Any], *, replace: bool = False
+    ) -> Commit:
+        """Make the attempt the artifact, unless the key already has one: then that one is returned and this
+        attempt is discarded. ``replace`` (a forced step) puts it in the place of the one there is."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        mine = Commit(
+            stage, key, sealed.id, sealed.digest, sealed.files, sealed.bytes, summary.headline, dict(summary.metrics),
+            dict(summary.tables), tuple(summary.figures), now, dict(meta),
+        )  # fmt: skip
+        data = storage.to_json({"schema": SCHEMA, **asdict(mine)})
+        path = f"{self.folder(stage, key)}/COMMIT.json"
+        for retry in storage.retrying():
+            with retry:
+                if replace:
+                    storage.write_atomic(self.fs, path, data)
+                    return mine
+                storage.create_exclusive(self.fs, path, data)
+                winner = self.lookup(stage, key)
+        if winner is None:
+            raise IntegrityError(f"{path}: vanished right after it was created. Fix: end what deletes files there")
+        if winner.attempt != sealed.id:
+            self.discard(stage, key, sealed.id)
+        return winner
+
+    def discard(self, stage: str, key: str, attempt: str) -> None:
+        """Delete an attempt that was not committed."""
+        place = f"{self.folder(stage, key)}/attempts/{attempt}"
+        storage.remove_tree(self.fs, f"{place}.manifest.json")
+        storage.remove_tree(self.fs, place)
+        if not self.local:
+            shutil.rmtree(Path(self.cache) / "staging" / attempt, ignore_errors=True)
+
+    def tidy(self, commit: Commit, replaced: Commit | None = None) -> None:
+        """After a commit: delete the work folder and the attempts made under this lease or earlier ones. Attempts
+        under a later lease belong to a driver that is still alive and will notice by itself; an artifact that was
+        ``replaced`` may be in use by another study and is left to ``gc``."""
+        token = commit.attempt.split("-")[0]
+        for name in self._attempts(commit.stage, commit.key):
+            if name not in (commit.attempt, replaced and replaced.attempt) and name.split("-")[0] <= token:
+                self.discard(commit.stage, commit.key, name)
+        self.clear_work(commit.stage, commit.key)
+
+    def clear_work(self, stage: str, key: str) -> None:
+        """Delete what an earlier try of the step left for the next."""
+        storage.remove_tree(self.fs, f"{self.folder(stage, key)}/work")
+
+    def note_mlflow(
+        self, stage: str, key: str, *, tracking_uri: str, experiment_id: str, run_id: str, model_id: str = ""
+    ) -> None:
+        """Remember the MLflow run that makes this artifact, and the logged model if it is one."""
+        value = {"tracking_uri": tracking_uri, "experiment_id": experiment_id, "run_id": run_id, "model_id": model_id}
+        storage.write_atomic(self.fs, f"{self.folder(stage, key)}/mlflow.json", storage.to_json(value))
+
+    def mlflow(self, stage: str, key: str) -> dict[str, str] | None:
+        """What ``note_mlflow`` was told of the run that made the artifact, or None if it was not tracked."""
+        return storage.read_json(self.fs, f"{self.folder(stage, key)}/mlflow.json")
+
+    # Named studies
+
+    def record_study(self, plan: Plan) -> None:
+        """Keep the plan's steps under the study's name, for ``status``, ``explain`` and ``gc``."""
+        steps = {step.id: {**step.record(), "key": step.key} for step in plan.steps}
+        value = {"schema": SCHEMA, "study": plan.study, "study_key": plan.study_key, "steps": steps}
+        storage.write_atomic(self.fs, self._study_path(plan.study), storage.to_json(value))
+
+    def study_record(self, study: str) -> dict[str, Any]:
+        """``{study, study_key, steps: {id: {key, stage, config, ...}}}`` of the last run, or {} if there was none."""
+        path = self._study_path(study)
+        try:
+            return storage.read_json(self.fs, path) or {}
+        except ValueError as error:
+            raise IntegrityError(
+                f"{path}: not readable ({error}). Fix: delete it; the next run writes it anew"
+            ) from error
+
+    def studies(self) -> list[str]:
+        """Names of the recorded studies."""
+        with contextlib.suppress(FileNotFoundError):
+            found = self.fs.ls(f"{self.base}/studies", detail=False)
+            names = [str(path).rsplit("/", 1)[-1] for path in found]
+            return sorted(name[:-5] for name in names if name.endswith(".json") and not name.startswith("."))
+        return []
+
+    def kept(self) -> set[str]:
+        """Keys that the last plan of any recorded study needs."""
+        return {s["key"] for study in self.studies() for s in self.study_record(study).get("steps", {}).values()}
+
+    def gc(self, keep: set[str], *, delete: bool = False) -> list[Garbage]:
+        """What nobody needs: artifacts outside ``keep``, and attempts that lost. Dry unless ``delete``.
+
+        A key whose lease may be alive is left alone; the work folder of an unfinished step in ``keep`` stays, its
+        checkpoints are what the next run resumes from. Raises IntegrityError before deleting anything.
+        """
+        found: list[Garbage] = []
+        for stage, key in self._keys():
+            place = self.folder(stage, key)
+            commit = self.lookup(stage, key)
+            if leases.live(self.fs, self.lease_folder(stage, key)):
+                continue
+            if key not in keep:
+                found.append(Garbage(place, self._size(place), "no named study needs it"))
+                continue
+            for name in self._attempts(stage, key):
+                if commit is None or name != commit.attempt:
+                    path = f"{place}/attempts/{name}"
+                    found.append(Garbage(path, self._size(path), "an attempt that was not committed"))
+            if commit is not None and self.fs.exists(f"{place}/work"):
+                found.append(Garbage(f"{place}/work", self._size(f"{place}/work"), "left over after the commit"))
+        if delete:
+            for garbage in found:
+                storage.remove_tree(self.fs, f"{garbage.path}.manifest.json")
+                storage.remove_tree(self.fs, garbage.path)
+        return found
+
+    # Helpers
+
+    def _study_path(self, study: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", study):
+            raise StudyError(f"study = {study!r}: not usable as a name (allowed: letters, digits, '.', '_', '-')")
+        return f"{self.base}/studies/{study}.json"
+
+    def _names(self, folder: str) -> list[str]:
+        try:
+            return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in self.fs.ls(folder, detail=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _keys(self) -> Iterator[tuple[str, str]]:
+        for stage in self._names(self.base):
+            if (
+                stage in ("studies", "mlartifacts")
+                or stage.startswith(".")
+                or not self.fs.isdir(f"{self.base}/{stage}")
+            ):
+                continue
+            for key in self._names(f"{self.base}/{stage}"):
+                if _KEY.fullmatch(key):
+                    yield stage, key
+
+    def _attempts(self, stage: str, key: str) -> list[str]:
+        names = self._names(f"{self.folder(stage, key)}/attempts")
+        return sorted({n.removesuffix(".manifest.json") for n in names if not n.startswith(".")})
+
+    def _size(self, path: str) -> int:
+        return int(self.fs.du(path)) if self.fs.exists(path) else 0

@@ -1,0 +1,174 @@
+"""What sections of a study, and its external inputs, say of each other, found before anything runs (and in every
+``plan``): names that must exist, lists without repeats, options without effect, prompts that fit. Many would otherwise
+show after hours of training, or never."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import suggestion
+from pipeline.study.study import Study
+from stages.data.corpus.config import IngestConfig
+from stages.data.corpus.pin import DigestCache, possible_splits
+from stages.data.tasks.prompts import PromptMaker
+from stages.data.tokens.preview import preview
+from stages.data.tokens.stage import TokenizerConfig, vocabulary_size
+from stages.evidence.control.stage import CONTROL_ARMS
+from stages.stage import StageError
+from stages.training.pretrain.config import BaseConfig
+
+
+def disagreements(study: Study) -> list[str]:
+    """All of them, one line each: field, value, what is wrong, the fix."""
+    return [*_repeats(study.model_dump(mode="json"), ""), *_mixture(study), *_arms(study), *_claims(study)]
+
+
+def _repeats(value: Any, place: str) -> Iterator[str]:
+    """Lists in which an entry stands twice: a document, a prompt or a trial would count twice."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _repeats(item, f"{place}.{name}" if place else name)
+    elif isinstance(value, list):
+        plain = [item for item in value if not isinstance(item, dict | list)]
+        if len(set(map(repr, plain))) != len(plain):
+            yield f"{place} = {value}: an entry stands twice. Fix: keep one of each"
+        for index, item in enumerate(value):
+            yield from _repeats(item, f"{place}.{index}")
+
+
+def _mixture(study: Study) -> Iterator[str]:
+    known = [source.name for source in study.corpus.sources]
+    for section, mixture in (("base", study.base.mixture), ("pretrain", study.pretrain.mixture)):
+        for name in mixture.sources:
+            if name not in known:
+                yield f"{section}.mixture.sources.{name}: the corpus has no such source{suggestion(name, known)}"
+
+
+def _arms(study: Study) -> Iterator[str]:
+    """Sections that would make no step, and prompts too short to tell memory from the local segment."""
+    for name, arm in study.arms.items():
+        if arm.memory_layer is not None and arm.memory_layer >= study.trunk.layers:
+            yield (
+                f"arms.{name}.memory_layer = {arm.memory_layer}: the trunk has layers 0 to {study.trunk.layers - 1}. "
+                "Fix: name one of them, or leave it out"
+            )
+    memories = {name: arm for name, arm in study.arms.items() if arm.kind == "infini"}
+    if study.ablate is not None and not memories:
+        yield "ablate: has no effect, no arm has kind infini. Fix: add one to arms, or remove the section"
+    if study.control is not None:
+        for name, arm in memories.items():
+            if (kind := CONTROL_ARMS.get(name, "infini")) != "infini":
+                yield (
+                    f"arms.{name}.kind = {arm.kind!r}: in the positive control {name!r} is the arm of kind {kind!r}. "
+                    "Fix: give the arm another name"
+                )
+    if study.ablate is not None and memories:
+        asked = study.ablate.retrieval
+        name, arm = max(memories.items(), key=lambda item: item[1].segment_length)
+        short = [n for n in (*asked.lengths, *asked.lengths_of_bindings) if n <= arm.segment_length]
+        if short:
+            yield (
+                f"ablate.retrieval.lengths = {list(asked.lengths)}: a prompt of {short[0]} tokens lies within a "
+                f"segment of arms.{name} ({arm.segment_length}), its memory is never read. Fix: ask longer prompts"
+            )
+
+
+def _claims(study: Study) -> Iterator[str]:
+    """Decision rules that name what the study does not measure; a default that is not measured is no fault."""
+    claims = study.claims
+    measured = (
+        ("retrieval", "length", "evaluate.retrieval.lengths", study.evaluate.retrieval.lengths),
+        ("memory_is_used", "knockouts", "ablate.knockouts", study.ablate and study.ablate.knockouts),
+        ("positive_control", "pairs", "control.pairs", study.control and study.control.pairs),
+        ("capacity", "feature_map", "capacity.feature_maps", study.capacity and study.capacity.feature_maps),
+        ("capacity", "rules", "capacity.rules", study.capacity and study.capacity.rules),
+        ("summarization", "task", "summarize.tasks", study.summarize and study.summarize.tasks),
+    )
+    for claim, field, section, allowed in measured:
+        rule = getattr(claims, claim)
+        if field not in rule.model_fields_set or allowed is None:
+            continue
+        value = getattr(rule, field)
+        for item in value if isinstance(value, tuple) else (value,):
+            if item is not None and item not in allowed:
+                yield f"claims.{claim}.{field} = {item!r}: not measured (allowed: {section} = {list(allowed)})"
+
+
+def preflight(
+    study: Study, corpus: IngestConfig, tokenizer: TokenizerConfig, base: BaseConfig, cache: Path | None
+) -> None:
+    """``corpus``, ``tokenizer`` and ``base`` are the pinned ones, with absolute paths. Raises StageError."""
+    _splits(study, corpus)
+    vocabulary = vocabulary_size(tokenizer)
+    if base.init == "hf":
+        from stages.training.pretrain.imported import check_folder
+
+        digests = DigestCache(cache)
+        check_folder(base, vocabulary, lambda file: digests.digest(str(file), file.stat()).removeprefix("sha256:"))
+        digests.save()
+    _workers(study)
+    _prompts(study, tokenizer)
+
+
+def _splits(study: Study, corpus: IngestConfig) -> None:
+    """Every split that is read must have documents. The haystack of the prompts is the test split's text."""
+    there = set[str]().union(*(possible_splits(source) for source in corpus.sources))
+    wanted = [("train", "training", "pretrain"), ("test", "the text around the needles", "evaluate.retrieval")]
+    sections = (("evaluate", study.evaluate.perplexity), ("ablate", study.ablate and study.ablate.perplexity))
+    for name, section in (*((f"{n}.perplexity", s) for n, s in sections), ("summarize", study.summarize)):
+        wanted += [(split, "scoring", f"{name}.splits") for split in (section.splits if section else ())]
+    for split, purpose, field in wanted:
+        if split not in there:
+            raise StageError(
+                f"no source has documents of the split {split!r}, which {field} needs for {purpose}",
+                field="corpus.sources",
+                value=[source.name for source in corpus.sources],
+                fix=f"add a source with such documents (a folder {split}/, a share, a split column)",
+            )
+
+
+def _prompts(study: Study, tokenizer: TokenizerConfig) -> None:
+    """Prompts must hold their needles with this tokenizer, those that are asked and those that are trained on. Of one
+    that is still to be trained only the fewest tokens are known; what passes then is found at the first prompt."""
+    codec = preview(tokenizer)
+    if codec is None:
+        return
+    haystack = range(2**62)  # of which only the length is asked; that of the real one is known after tokenize
+    sections = [("evaluate", study.evaluate.retrieval)]
+    if study.ablate is not None:
+        sections.append(("ablate", study.ablate.retrieval))
+    for section, asked in sections:
+        maker = PromptMaker(codec, haystack, asked.format, 0, "evaluation")  # type: ignore[arg-type]
+        for length in asked.lengths:
+            maker.check(length, 1, field=f"{section}.retrieval.lengths", bindings=False)
+        if asked.binding_trials or asked.control_trials:
+            field = f"{section}.retrieval." + ("lengths" if asked.binding_lengths is None else "binding_lengths")
+            for length in asked.lengths_of_bindings:
+                maker.check(length, max(asked.rivals), field=field, bindings=True)
+    for section, mixture in (("base", study.base.mixture), ("pretrain", study.pretrain.mixture)):
+        maker = PromptMaker(codec, haystack, mixture.retrieval_format, 0, "training")  # type: ignore[arg-type]
+        for index, phase in enumerate(mixture.prompts):
+            if not phase.share:
+                continue
+            for task in mixture.retrieval_tasks:
+                k = max(mixture.retrieval_rivals) if task == "bindings" else 1
+                field = f"{section}.mixture.prompts.{index}.length"
+                maker.check(phase.length, k, field=field, bindings=task == "bindings")
+
+
+def _workers(study: Study) -> None:
+    """The global batch is shared out equally."""
+    workers, batches = study.execution.train_workers, {"pretrain.batch_sequences": study.pretrain.batch_sequences}
+    if study.base.batch_tokens and study.base.sequence_length:
+        batches["base.batch_tokens / base.sequence_length"] = study.base.batch_tokens // study.base.sequence_length
+    for name, sequences in batches.items():
+        if sequences % workers:
+            raise StageError(
+                "each worker takes the same number of the global batch's sequences",
+                field="execution.train_workers",
+                value=workers,
+                allowed=f"divisors of {name} = {sequences}",
+                fix="change one of them",
+            )

@@ -1,0 +1,174 @@
+"""From a study to its plan: which stages there are, and how arms and seeds multiply them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.engine.plan import Plan, PlanBuilder
+from pipeline.errors import StudyError
+from pipeline.study.checks import preflight
+from pipeline.study.load import LoadedStudy
+from pipeline.study.study import BASE_ARM, Study
+from stages.data.audit.taskaudit import STAGE as TASK_AUDIT
+from stages.data.audit.taskaudit import TaskAuditConfig, pin_sources, task_of_pairs
+from stages.data.certify.stage import STAGE as CERTIFY
+from stages.data.corpus.pin import pin
+from stages.data.corpus.stage import STAGE as INGEST
+from stages.data.decontaminate.stage import STAGE as DECONTAMINATE
+from stages.data.decontaminate.stage import pin_exclusions
+from stages.data.dedup.stage import STAGE as DEDUP
+from stages.data.tokens.stage import TOKENIZE, TOKENIZER, pin_tokenizer
+from stages.evidence.ablate.stage import STAGE as ABLATE
+from stages.evidence.calibrate.stage import STAGE as CALIBRATE
+from stages.evidence.capacity.stage import STAGE as CAPACITY
+from stages.evidence.control.stage import BASE as CONTROL_BASE
+from stages.evidence.control.stage import STAGE as CONTROL
+from stages.evidence.control.stage import control_arms
+from stages.evidence.evaluate.stage import STAGE as EVALUATE
+from stages.evidence.evaluate.stage import EvaluateConfig
+from stages.evidence.summarize.stage import STAGE as SUMMARIZE
+from stages.evidence.summarize.stage import pin_pairs
+from stages.stage import Config, StageError
+from stages.training.pretrain.config import BaseConfig, BaseSettings, MixtureConfig, PretrainConfig
+from stages.training.pretrain.stage import BASE, PRETRAIN
+from stages.verdict.report.stage import STAGE as REPORT
+from stages.verdict.report.stage import ReportConfig
+
+
+def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
+    """All steps of the study with their keys. External inputs are pinned here: a missing or changed file shows
+    in the plan, before anything runs. ``cache`` keeps digests of unchanged files (by path, size and mtime).
+
+    Raises StudyError where an external input is missing or is not what the study file pins.
+    """
+    study = loaded.study
+    folder = loaded.path.resolve().parent  # relative paths start at the study file
+    try:
+        corpus = pin(study.corpus, folder, cache)
+        decontaminate = pin_exclusions(study.decontaminate, folder, cache)
+        tokenizer_config = pin_tokenizer(study.tokenizer, folder)
+        summarize = study.summarize and pin_pairs(study.summarize, folder)
+        tasks = pin_sources(study.task_audit.sources if study.task_audit else (), folder)
+        tasks += task_of_pairs(summarize and summarize.pairs, tasks)
+        base = _base_from(study.base, folder)
+        if base.init == "scratch":
+            base = base.model_copy(update={"mixture": _mixture(study, "base")})
+        base_configs = {
+            seed: BaseConfig(**_fields(base) | {"seed": seed, "per_seed": False}, trunk=study.trunk)
+            for seed in study.base_seeds
+        }
+        preflight(study, corpus, tokenizer_config, base_configs[study.base_seeds[0]], cache)
+    except StageError as error:
+        raise StudyError(f"{loaded.path}: {error}") from error
+    graph = PlanBuilder()
+    ingest = graph.add(INGEST, corpus, {})
+    documents = graph.add(DECONTAMINATE, decontaminate, {"documents": ingest})
+    made = [ingest, documents]
+    if study.dedup is not None:  # after the audit, which so covers the whole corpus
+        made.append(documents := graph.add(DEDUP, study.dedup, {"documents": documents}))
+    made.append(graph.add(CERTIFY, study.certify, {"documents": documents}))  # of what is really trained on
+    if tasks:
+        task_audit = TaskAuditConfig(sources=tasks, rule=decontaminate)
+        made.append(graph.add(TASK_AUDIT, task_audit, {"documents": documents}))
+    tokenizer = graph.add(TOKENIZER, tokenizer_config, {"documents": documents})
+    tokens = graph.add(TOKENIZE, study.tokenize, {"documents": documents, "tokenizer": tokenizer})
+    data = {"tokens": tokens, "tokenizer": tokenizer}
+    made += [tokenizer, tokens]
+    if study.calibrate is not None:
+        made.append(graph.add(CALIBRATE, study.calibrate, {}))
+    if study.capacity is not None:
+        made.append(graph.add(CAPACITY, study.capacity, {}))
+    made += _control(graph, study)
+    bases, trained = _models(graph, study, base_configs, data)
+    made += [*dict.fromkeys(bases.values()), *trained.values()]
+    read = {"documents": documents, **data}
+    of_base = EvaluateConfig(**_fields(study.evaluate), mixer=study.base_mixer)
+    made += [
+        graph.add(EVALUATE, of_base, {"model": bases[seed], **read}, arm=BASE_ARM, seed=seed)
+        for seed in study.base_seeds
+    ]
+    sections = ((EVALUATE, EvaluateConfig(**_fields(study.evaluate))), (ABLATE, study.ablate), (SUMMARIZE, summarize))
+    for stage, config in sections:
+        for (arm, seed), model in trained.items():
+            if config is not None and (stage is not ABLATE or study.arms[arm].kind == "infini"):
+                made.append(graph.add(stage, config, {"model": model, **read}, arm=arm, seed=seed))
+    graph.add(
+        REPORT,
+        ReportConfig(
+            study=study.name,
+            description=study.description,
+            arms=study.arms,
+            trunk=study.trunk,
+            seeds=study.seeds,
+            claims=study.claims,
+            recipe={
+                section: getattr(study, section)
+                .model_copy(update={"mixture": _mixture(study, section)})
+                .model_dump(mode="json", exclude={"path"})  # where a checkpoint lies does not count
+                for section in ("base", "pretrain")
+            },
+            control_arms=control_arms(study.control, study.arms) if study.control is not None else {},
+        ),
+        {step: step for step in made},
+    )
+    return graph.plan(study.name)
+
+
+def _models(
+    graph: PlanBuilder, study: Study, base_configs: Mapping[int, BaseConfig], data: Mapping[str, str]
+) -> tuple[dict[int, str], dict[tuple[str, int], str]]:
+    """The steps of the bases by seed, and of the arms by arm and seed: each seed's arms behind its base, so that a
+    first whole set of models is there early."""
+    mixture = _mixture(study, "pretrain")
+    bases: dict[int, str] = {}
+    trained: dict[tuple[str, int], str] = {}
+    for seed in study.seeds:
+        of = seed if study.base.per_seed else study.base.seed
+        if of not in bases:
+            bases[of] = graph.add(BASE, base_configs[of], data, seed=of if study.base.per_seed else None)
+        for arm, mixer in study.arms.items():
+            config = PretrainConfig(**_fields(study.pretrain) | {"mixture": mixture}, mixer=mixer, seed=seed)
+            trained[arm, seed] = graph.add(PRETRAIN, config, {**data, "base": bases[of]}, arm=arm, seed=seed)
+    return bases, trained
+
+
+def _mixture(study: Study, section: str) -> MixtureConfig:
+    """The mixture of a section (base, pretrain), with the weights that stand beside the sources of the corpus."""
+    mixture: MixtureConfig = getattr(study, section).mixture
+    weights = {source.name: source.weight for source in study.corpus.sources}
+    given = {name: weight for name, weight in weights.items() if weight is not None}
+    if not given:
+        return mixture
+    missing = sorted(set(weights) - set(given))
+    if missing or mixture.sources:
+        reason = f"source {missing[0]!r} has none" if missing else f"{section}.mixture.sources says it again"
+        raise StudyError(
+            f"corpus.sources: weight {given} is given, but {reason}. Fix: give every source a weight, once"
+        )
+    return mixture.model_copy(update={"sources": given})
+
+
+def _base_from(base: BaseSettings, folder: Path) -> BaseSettings:
+    """A local checkpoint (its revision is a digest) named by a relative path lies beside the study file."""
+    if base.path is None or base.revision is None or not base.revision.startswith("sha256:"):
+        return base
+    return base.model_copy(update={"path": str(folder / base.path)})
+
+
+def _fields(config: Config) -> dict[str, Any]:
+    """A config's fields by name, nested configs left as they are."""
+    return {name: getattr(config, name) for name in type(config).model_fields}
+
+
+def _control(graph: PlanBuilder, study: Study) -> list[str]:
+    """The positive control: a base per seed, and every arm of the control grafted onto it."""
+    if study.control is None:
+        return []
+    made = []
+    for seed in study.seeds:
+        made.append(base := graph.add(CONTROL_BASE, study.control.of_base(seed), {}, seed=seed))
+        for arm, mixer in control_arms(study.control, study.arms).items():
+            made.append(graph.add(CONTROL, study.control.of_arm(mixer, seed), {"base": base}, arm=arm, seed=seed))
+    return made

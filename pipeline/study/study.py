@@ -1,0 +1,100 @@
+"""The study file's sections, as a type."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from model.config import MixerConfig, TrunkConfig
+from stages.data.audit.taskaudit import TaskAuditSettings
+from stages.data.certify.stage import CertifyConfig
+from stages.data.corpus.config import IngestConfig
+from stages.data.decontaminate.stage import DecontaminateConfig
+from stages.data.dedup.stage import DedupConfig
+from stages.data.tokens.stage import TokenizeConfig, TokenizerConfig
+from stages.evidence.ablate.stage import AblateConfig
+from stages.evidence.calibrate.stage import CalibrateConfig
+from stages.evidence.capacity.stage import CapacityConfig
+from stages.evidence.control.stage import ControlSettings
+from stages.evidence.evaluate.stage import EvaluateSettings
+from stages.evidence.summarize.stage import SummarizeConfig
+from stages.stage import Config, Execution
+from stages.training.pretrain.stage import BaseSettings, PretrainSettings
+from stages.verdict.claims.config import ClaimsConfig
+
+BASE_ARM = "base"
+"""Under this arm's name the base is evaluated: what every arm has been before its training."""
+
+
+class Study(Config):
+    """A whole study. A section that is left out (``ablate``, ``calibrate``, ``capacity``, ``control``, ``summarize``)
+    is not run, and the claims that need it are reported as not measured; without ``dedup`` repeats stay in the text."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    description: str = ""
+    seeds: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] = Field(min_length=1)
+    corpus: IngestConfig
+    decontaminate: DecontaminateConfig = DecontaminateConfig()
+    dedup: DedupConfig | None = None
+    certify: CertifyConfig = CertifyConfig()
+    task_audit: TaskAuditSettings | None = None
+    tokenizer: TokenizerConfig
+    tokenize: TokenizeConfig
+    trunk: TrunkConfig
+    base: BaseSettings
+    arms: dict[str, MixerConfig] = Field(min_length=1)
+    pretrain: PretrainSettings
+    evaluate: EvaluateSettings
+    ablate: AblateConfig | None = None
+    calibrate: CalibrateConfig | None = None
+    capacity: CapacityConfig | None = None
+    control: ControlSettings | None = None
+    summarize: SummarizeConfig | None = None
+    claims: ClaimsConfig = ClaimsConfig()
+    execution: Execution = Execution()
+
+    @field_validator("arms")
+    @classmethod
+    def _arm_names(cls, arms: dict[str, MixerConfig]) -> dict[str, MixerConfig]:
+        for name in arms:
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+                raise ValueError(f"arm name {name!r}: allowed are lower-case letters, digits and '-'")
+            if name == BASE_ARM:
+                raise ValueError(f"arm name {name!r}: kept for what the arms start from (fix: another name)")
+        return arms
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"seeds {list(seeds)} repeat: each must stand once")
+        return seeds
+
+    @property
+    def base_seeds(self) -> tuple[int, ...]:
+        """Seeds of the bases: the study's, or the one of ``base.seed``."""
+        return self.seeds if self.base.per_seed else (self.base.seed,)
+
+    @property
+    def base_mixer(self) -> MixerConfig:
+        """What a base is evaluated under: the arms' local attention, which they all had before they learned more."""
+        lengths = {arm.segment_length for arm in self.arms.values()}
+        segment = lengths.pop() if len(lengths) == 1 else self.tokenize.segment_length
+        return MixerConfig(kind="local", segment_length=segment)
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Study:
+        if self.pretrain.sequence_length != self.tokenize.sequence_length:
+            raise ValueError(
+                f"pretrain.sequence_length = {self.pretrain.sequence_length}: must be tokenize.sequence_length = "
+                f"{self.tokenize.sequence_length} (leave it out)"
+            )
+        for name, arm in self.arms.items():
+            if self.tokenize.sequence_length % arm.segment_length:
+                raise ValueError(
+                    f"arms.{name}.segment_length = {arm.segment_length}: tokenize.sequence_length = "
+                    f"{self.tokenize.sequence_length} must be a multiple of it"
+                )
+        return self

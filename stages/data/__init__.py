@@ -1,0 +1,1 @@
+"""Text to documents to clean shards of tokens, and prompts with known answers."""

@@ -1,0 +1,1 @@
+"""The contamination audit, for readers."""

@@ -1,0 +1,84 @@
+"""What people read of an audit: the tables completed, the figures, and the pages with both texts side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.data.audit.derive import derive
+from stages.data.audit.figures import draw
+from stages.data.audit.findings import Audit, ShardState
+from stages.data.audit.page import write_pages
+from stages.data.audit.tables import TABLES
+from stages.data.decontaminate.balance import balance, documents_digest
+from stages.data.decontaminate.stage import DecontaminateConfig
+from stages.data.matching.index import Index
+from stages.data.matching.shards import ShardScan
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a tracking server shows: title -> Parquet file, and pages and pictures, below the folder."""
+
+    tables: dict[str, str]
+    figures: list[str]
+
+
+def publish(folder: Path, index: Index, rule: DecontaminateConfig, source: Path | None = None) -> Published:
+    """Complete an audit from the tables of ``tables.write`` and the totals in ``audit.json`` in ``folder``.
+
+    ``source``: the documents that went in, where ``folder`` holds those that came out: then in = kept + cut + dropped
+    is checked on the files (Imbalance is raised where it does not hold) and both get their digests. Same tables, same
+    bytes.
+    """
+    path = folder / "audit.json"
+    totals = json.loads(path.read_text())
+    totals |= {"schema_version": SCHEMA_VERSION, **derive(folder, index, rule)}
+    digests = {"index": index.digest, "config": hashlib.sha256(rule.model_dump_json().encode()).hexdigest()}
+    if source is not None:
+        totals["balance"] = balance(source, folder / "documents", folder / "decisions.parquet")
+        digests |= {"input": documents_digest(source), "output": documents_digest(folder / "documents")}
+    totals["digests"] = {**totals.get("digests", {}), **digests}
+    path.write_text(json.dumps(totals, indent=1, sort_keys=True) + "\n")
+    drawings = draw(folder, rule)
+    pages = write_pages(folder, drawings)
+    return Published(dict(TABLES), [*pages, *(f"figures/{name}.png" for name in drawings)])
+
+
+def observe(index: Index, books: list[dict[str, Any]], rule: DecontaminateConfig, scans: Sequence[ShardScan]) -> Audit:
+    """The findings of a scan after which nothing is cleaned; exact copies among the documents are left alone."""
+    states = [ShardState(scan, {}, np.array(scan.table()["bytes"].to_numpy(), np.int64)) for scan in scans]
+    audit = Audit(index, books, rule, states)
+    audit.judge()
+    audit.after = None
+    return audit
+
+
+def totals_of(audit: Audit, more: Mapping[str, float]) -> dict[str, Any]:
+    """What ``publish`` needs in audit.json of an audit made by ``observe``; ``more`` metrics."""
+    counts = audit.counts()
+    metrics = {f"documents_{name}": float(counts[name]) for name in ("keep", "note", "excise", "drop")}
+    metrics |= {name: float(counts[name]) for name in ("documents_in", "bytes_in")}
+    metrics |= {
+        "evaluation_documents": float(len(audit.books)),
+        "coverage_max": max(audit.before.values(), default=0.0),
+        "quotations_acted": float(audit.quotations.acted),
+    }
+    ids = audit.index.book_ids
+    return {
+        "metrics": {**metrics, **more},
+        "parameters": audit.rule.model_dump(mode="json"),
+        "quotations": vars(audit.quotations),
+        "evaluation_documents_shared": [
+            {"a": ids[a], "b": ids[b], "split_a": "", "split_b": "", "share_of_smaller": round(share, 6)}
+            for a, b, share in audit.index.shared
+        ],
+    }

@@ -1,0 +1,165 @@
+"""Everything an audit found, read from the files of its shards when asked: of the corpus only numbers are in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.data.decontaminate.canary import Recall
+from stages.data.decontaminate.decide import SEVERITY, Action, Coverage, Decision, decide_document, without_notes
+from stages.data.decontaminate.stage import DecontaminateConfig
+from stages.data.matching.index import Index
+from stages.data.matching.shards import Evidence, ScannedDocument, ShardScan
+
+
+@dataclass(frozen=True)
+class Document:
+    """One training document: what was found in it and what happened to it."""
+
+    scanned: ScannedDocument
+    decision: Decision
+    copy_of: str | None  # an earlier document with the very same text
+    bytes_out: int
+
+    @property
+    def doc_id(self) -> str:
+        return self.scanned.doc_id
+
+    @property
+    def bytes(self) -> int:
+        return self.scanned.bytes
+
+    @property
+    def words(self) -> int:
+        return self.scanned.words
+
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        """Its spans, with the beginning of both texts."""
+        return self.scanned.evidence
+
+    @property
+    def action(self) -> Action:
+        """What happened to it; an exact copy of another training document is dropped."""
+        return "drop" if self.copy_of is not None else self.decision.action
+
+    @property
+    def reason(self) -> str:
+        """Why, "" for a document that was kept."""
+        if self.copy_of is None:
+            return self.decision.reason
+        return f"exact copy of {self.copy_of}" + (f"; {self.decision.reason}" if self.decision.reason else "")
+
+
+@dataclass
+class ShardState:
+    """What is known of one shard in memory: its scan's summary and a few numbers per document.
+
+    ``sizes``: bytes of each training document now, -1 once it is left out. ``copies``: number of an exact copy ->
+    id of the document it is a copy of.
+    """
+
+    scan: ShardScan
+    copies: dict[int, str]
+    sizes: NDArray[np.int64]
+
+
+@dataclass
+class Audit:
+    """The findings as the tables need them. ``before``, ``after``: evaluation document -> share of its words found."""
+
+    index: Index
+    books: list[dict[str, Any]]  # rows of the evaluation documents, without their texts
+    rule: DecontaminateConfig
+    shards: list[ShardState]
+    over: dict[int, float] = field(default_factory=dict)
+    again: dict[str, tuple[Action, str]] = field(default_factory=dict)  # doc_id -> found again after cutting
+    before: dict[int, float] = field(default_factory=dict)
+    after: dict[int, float] | None = field(default_factory=dict)  # None: nothing was cleaned, nor scanned again
+    removed_books: set[int] = field(default_factory=set)
+    recalls: list[Recall] = field(default_factory=list)
+    quotations: Recall = field(default_factory=lambda: Recall("quotation", 0, 0, 0))
+    rounds: int = 0
+    rescan: dict[str, float] | None = None  # the last scan of the output, where training documents were cleaned
+
+    def documents(self) -> Iterator[Document]:
+        """Every training document, in order of the corpus."""
+        for state in self.shards:
+            for scanned in state.scan.documents():
+                yield self._document(state, scanned)
+
+    def found(self) -> Iterator[Document]:
+        """The training documents that share a verified span with an evaluation document, in order of the corpus."""
+        for state in self.shards:
+            for scanned in state.scan.found():
+                yield self._document(state, scanned)
+
+    def judge(self) -> None:
+        """Set ``before`` and ``over`` from the spans of the whole corpus."""
+        before, left = Coverage(acted=True), Coverage(acted=False)
+        for state in self.shards:
+            for scanned in state.scan.found():
+                decision = decide_document(scanned.scanned, self.index.book_words, self.rule)
+                before.add(decision)
+                left.add(decision)
+        self.before = before.shares(self.index.book_words)
+        self.over = left.above(self.rule.coverage_limit, self.index.book_words)
+
+    def counts(self) -> Counter[str]:
+        """Documents by action, ``documents_in``, ``exact_copies``, ``bytes_in``, ``bytes_out``."""
+        total: Counter[str] = Counter()
+        for state in self.shards:
+            copies = set(state.copies)
+            for document in (self._document(state, scanned) for scanned in state.scan.found()):
+                total[document.action] += 1
+                copies.discard(document.scanned.row)
+            total["drop"] += len(copies)
+            total["keep"] += state.scan.documents_in - state.scan.documents_with_spans - len(copies)
+            total["exact_copies"] += len(state.copies)
+            total["documents_in"] += state.scan.documents_in
+            total["bytes_in"] += state.scan.bytes
+            total["bytes_out"] += int(np.maximum(state.sizes, 0).sum())
+        return total
+
+    def _document(self, state: ShardState, scanned: ScannedDocument) -> Document:
+        decision = Decision()
+        if scanned.evidence:
+            decision = decide_document(scanned.scanned, self.index.book_words, self.rule)
+            decision = without_notes(decision, self.over)
+        if found := self.again.get(scanned.doc_id):
+            action, reason = found
+            if SEVERITY[action] > SEVERITY[decision.action]:
+                because = f"{decision.reason}; after cutting: {reason}" if decision.reason else reason
+                decision = replace(decision, action=action, reason=because)
+        size = int(state.sizes[scanned.row])
+        return Document(scanned, decision, state.copies.get(scanned.row), max(0, size))
+
+
+def shard_states(scans: Sequence[ShardScan]) -> list[ShardState]:
+    """Every shard before cleaning, its exact copies known: of several documents with the same text the first stays."""
+    tables = [scan.table().select(["sha256", "bytes"]) for scan in scans]
+    digests = [np.frombuffer(bytes.fromhex("".join(t["sha256"].to_pylist())), ">u8").reshape(-1, 4) for t in tables]
+    keys = np.concatenate([*(d[:, :2] for d in digests), np.empty((0, 2), ">u8")]).astype(np.uint64)
+    shard = np.repeat(np.arange(len(scans)), [len(d) for d in digests])
+    row = np.concatenate([*(np.arange(len(d)) for d in digests), np.empty(0, np.int64)]).astype(np.int64)
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: copies stay in order
+    same = np.zeros(len(order), bool)
+    same[1:] = (keys[order][1:] == keys[order][:-1]).all(axis=1)
+    original = order[np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))] if len(order) else order
+    copies, originals = order[same], original[same]
+    names: dict[int, str] = {}
+    for at in np.unique(shard[originals]):
+        ids = scans[at].table()["doc_id"]
+        names |= {int(i): ids[int(row[i])].as_py() for i in np.unique(originals[shard[originals] == at])}
+    found: list[dict[int, str]] = [{} for _ in scans]
+    for copy, first in sorted(zip(copies.tolist(), originals.tolist(), strict=True)):
+        found[shard[copy]][int(row[copy])] = names[first]
+    return [
+        ShardState(scan, shard_copies, np.array(table["bytes"].to_numpy()))
+        for scan, shard_copies, table in zip(scans, found, tables, strict=True)
+    ]

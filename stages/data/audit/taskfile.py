@@ -1,0 +1,76 @@
+"""Items of a task from a JSON Lines or CSV file."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.data.audit.taskaudit import TaskSource
+from stages.stage import StageError
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item: its task, the line or row it stands in (from 1), and what the file says of it ("" where nothing)."""
+
+    task: str
+    number: int
+    id: str
+    title: str
+    text: str
+    summary: str
+
+
+def first_columns(path: Path, field: str) -> list[str]:
+    """Names of the columns, by the first row; none for an empty file. Raises StageError for what is no table."""
+    return sorted(next((row for _, row in _rows(path, field)), {}))
+
+
+def items(source: TaskSource) -> list[Item]:
+    """All items in order. Raises StageError for other bytes than the pinned ones."""
+    path = Path(source.path)
+    data = path.read_bytes() if path.is_file() else b""
+    if "sha256:" + hashlib.sha256(data).hexdigest() != source.pin:
+        raise StageError(
+            "the file is not the one planned with", field=f"task_audit: {source.name}", value=source.path,
+            fix="put it back, or plan again",
+        )  # fmt: skip
+    columns = source.columns()
+    found = []
+    for number, row in _rows(path, f"task_audit: {source.name}"):
+        values = {role: _cell(row.get(columns[role])) if role in columns else "" for role in _ROLES}
+        values["id"] = re.sub(r"^(\d+)\.0$", r"\1", values["id"].strip())  # what spreadsheets make of a whole number
+        found.append(Item(source.name, number, **values))
+    return found
+
+
+_ROLES = ("id", "title", "text", "summary")
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _rows(path: Path, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as file:
+            if path.suffix == ".csv":
+                yield from enumerate(csv.DictReader(file), 1)
+                return
+            for number, text in enumerate(file, 1):
+                if text.strip():
+                    row = json.loads(text)
+                    if not isinstance(row, dict):
+                        raise ValueError(f"line {number} holds no object")
+                    yield number, row
+    except (ValueError, csv.Error) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise StageError(
+            f"cannot be read: {error}", field=f"{field}.path", value=str(path), allowed="JSON Lines or CSV, UTF-8",
+            fix="mend the file",
+        ) from error  # fmt: skip

@@ -1,0 +1,87 @@
+"""What the pinned files say of themselves before any is read as text: half a shard, one file on both sides.
+
+Runs in every plan, so it looks at names, digests and the last bytes of local files only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from stages.data.corpus.config import JsonLines, Parquet, Pg19, Source, Text
+from stages.data.corpus.pin import ExternalFile, is_remote
+from stages.data.corpus.readers import split_of
+from stages.stage import StageError
+
+Listed = Sequence[tuple[Source, Sequence[ExternalFile]]]
+
+MAGIC = b"PAR1"  # at both ends of a Parquet file
+
+
+def check_files(listed: Listed) -> None:
+    """``listed``: every source with its files. Raises StageError for a Parquet file that is not whole, and where all of
+    a source's evaluation files are training files too."""
+    for index, (source, files) in enumerate(listed):
+        if isinstance(source, Parquet):
+            for file in files:
+                _whole_parquet(file, f"corpus.sources.{index}.url")
+    _both_sides(listed)
+
+
+def _whole_parquet(file: ExternalFile, field: str) -> None:
+    if is_remote(file.location):
+        return
+    with open(file.location, "rb") as stream:
+        start = stream.read(4)
+        stream.seek(max(0, file.size - 8))
+        end = stream.read()
+    if start == MAGIC and end[-4:] == MAGIC and 12 + int.from_bytes(end[:4], "little") <= file.size:
+        return
+    raise StageError(
+        f"{file.name} ({file.size:,} bytes) is {'a Parquet file cut short' if start == MAGIC else 'no Parquet file'}",
+        field=field,
+        value=file.location,
+        fix="fetch or write the file again, or take it out of the source",
+    )
+
+
+def _both_sides(listed: Listed) -> None:
+    """Files are compared by their digests; those whose split is only known from their rows are left to ingest."""
+    train: dict[str, str] = {}
+    held_out: list[tuple[str, dict[str, str]]] = []
+    for source, files in listed:
+        evaluation: dict[str, str] = {}
+        for file in files:
+            split = split_of_file(source, file.name)
+            if file.size and split == "train":
+                train[file.digest] = file.name
+            elif file.size and split:
+                evaluation[file.digest] = file.name
+        held_out.append((source.name, evaluation))
+    for index, (name, evaluation) in enumerate(held_out):
+        if evaluation and all(digest in train for digest in evaluation):
+            digest, file = next(iter(evaluation.items()))
+            raise StageError(
+                f"the evaluation set of source {name!r} is also training text: {file} is the training file "
+                f"{train[digest]}" + (f", and so for all {len(evaluation)}" if len(evaluation) > 1 else ""),
+                field=f"corpus.sources.{index}",
+                value=name,
+                fix="give the evaluation splits files of their own, or take them out of the training split",
+            )
+
+
+def split_of_file(source: Source, name: str) -> str | None:
+    """The split of all documents in the file, None where that is not known without reading it."""
+    if isinstance(source, Pg19):
+        return name.split("/", maxsplit=1)[0] if "/" in name else None
+    if isinstance(source, Text):
+        return split_of(text_id(name), source.split)
+    if isinstance(source, Parquet | JsonLines) and isinstance(source.split, str):
+        return source.split
+    return None
+
+
+def text_id(name: str) -> str:
+    """``a/b.txt`` -> ``a/b``: the id of a plain text file's document."""
+    return str(PurePosixPath(name).with_suffix("")) if "." in os.path.basename(name) else name

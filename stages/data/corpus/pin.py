@@ -1,0 +1,414 @@
+"""Pins external inputs: which files a source reads, with size and digest, and the digest of that listing.
+
+``pin`` runs in every ``plan``, also in a fully cached run, so it imports no heavy library and looks digests of local
+files up in a JSON file by (path, size, mtime): only new or touched files are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob as globbing
+import hashlib
+import importlib.util
+import json
+import os
+import sysconfig
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from stages.data.corpus.config import (
+    SPLITS,
+    Hub,
+    IngestConfig,
+    JsonLines,
+    Parquet,
+    Pg19,
+    PythonDocs,
+    Source,
+    SplitName,
+    Text,
+)
+from stages.stage import StageError
+
+# Not documentation: test suites, bundled copies of other projects, example scripts, other people's packages.
+SKIPPED_FOLDERS = frozenset(
+    (
+        *("test", "tests", "testing", "idle_test", "idlelib", "lib2to3", "turtledemo", "ensurepip", "__pycache__"),
+        *("site-packages", "dist-packages", "_vendor", "vendored", "externals", "extern"),
+    )
+)
+Listing = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Source name -> its files, each with ``name``, ``size``, ``digest``: the content of listing.json."""
+
+Found = tuple[str, str, Mapping[str, Any] | None]
+"""A file that was found: its name in the source, its location, and what a remote storage's listing says of it."""
+
+RACY_NS = 2_000_000_000  # a file touched this recently may change again within one tick of its clock: not cached
+
+
+@dataclass(frozen=True)
+class ExternalFile:
+    """One file a source reads. ``name`` is relative and the same on every machine, ``location`` is where it is here."""
+
+    name: str
+    location: str
+    size: int
+    digest: str
+
+    def entry(self) -> dict[str, Any]:
+        """The file's line in listing.json."""
+        return {"name": self.name, "size": self.size, "digest": self.digest}
+
+
+class DigestCache:
+    """sha256 of local files, remembered by path, size and modification time in a JSON file (None: not remembered)."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._known: dict[str, list[Any]] = {}
+        self._changed = False
+        if path is not None:
+            try:
+                known = json.loads(path.read_text())
+            except (OSError, ValueError):
+                known = {}  # a missing, torn or forbidden cache costs one more hashing, nothing else
+            self._known = known if isinstance(known, dict) else {}
+
+    def digest(self, path: str, status: os.stat_result) -> str:
+        """``sha256:<hex>`` of the file's bytes."""
+        stamp = [status.st_size, status.st_mtime_ns]
+        known = self._known.get(path)
+        if isinstance(known, list) and known[:2] == stamp:
+            return str(known[2])
+        try:
+            with open(path, "rb") as file:
+                digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise StageError(
+                f"cannot be read: {error.strerror}", field="file", value=path, fix="check its permissions, or remove it"
+            ) from error
+        if time.time_ns() - status.st_mtime_ns > RACY_NS:
+            self._known[path] = [*stamp, digest]
+            self._changed = True
+        return digest
+
+    def save(self) -> None:
+        """Write what was learned, atomically; another process may do the same."""
+        if self._path is None or not self._changed:
+            return
+        draft = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(self._known))
+            draft.replace(self._path)
+        except OSError:  # no home, a read-only one, a full disk: nothing is lost but time
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
+
+
+def pin(config: IngestConfig, base_dir: Path, cache: Path | None = None) -> IngestConfig:
+    """The config with absolute locations and every source's ``pin``.
+
+    ``cache`` is the JSON file of known digests. Raises StageError for a missing or empty input, and where a pin
+    written in the study file does not match what is there.
+    """
+    from stages.data.corpus.check import check_files
+
+    digests = DigestCache(cache)
+    sources = []
+    listed = []
+    for index, source in enumerate(config.sources):
+        resolved = resolve(source, base_dir)
+        files = list_files(resolved, digests, f"corpus.sources.{index}")
+        listed.append((resolved, files))
+        if not any(file.size for file in files) and not (isinstance(source, Hub) and source.revision):
+            raise StageError(
+                f"all {len(files)} file(s) of the source are empty",
+                field=f"corpus.sources.{index}",
+                value=source.name,
+                allowed="at least one file with text",
+                fix="fill the files or remove the source",
+            )
+        found = listing_digest(files)
+        if source.pin is not None and source.pin != found:
+            raise StageError(
+                f"the input of source {source.name!r} is not the pinned one; it now has the digest {found}",
+                field=f"corpus.sources.{index}.pin",
+                value=source.pin,
+                fix="restore the files, or accept them by writing the new digest (or no pin) into the study file",
+            )
+        sources.append(resolved.model_copy(update={"pin": found}))
+    digests.save()
+    check_files(listed)
+    return config.model_copy(update={"sources": tuple(sources)})
+
+
+def listing(config: IngestConfig, base_dir: Path, cache: Path | None = None) -> Listing:
+    """Source name -> its files (name, size, digest): what ``listing.json`` of the artifact holds."""
+    digests = DigestCache(cache)
+    found = {
+        source.name: [
+            file.entry() for file in list_files(resolve(source, base_dir), digests, f"corpus.sources.{index}")
+        ]
+        for index, source in enumerate(config.sources)
+    }
+    digests.save()
+    return found
+
+
+def changes(old: Listing, new: Listing) -> list[str]:
+    """What differs between two listings, one line a file: ``changed: train/11.txt``.
+
+    File names carry their source's name (``books: train/11.txt``) only where there is more than one source.
+    """
+    several = len(set(old) | set(new)) > 1
+    lines = []
+    for source in sorted(set(old) | set(new)):
+        before = {entry["name"]: (entry["size"], entry["digest"]) for entry in old.get(source, ())}
+        after = {entry["name"]: (entry["size"], entry["digest"]) for entry in new.get(source, ())}
+        for name in sorted(before | after):
+            if before.get(name) == after.get(name):
+                continue
+            word = "added" if name not in before else "removed" if name not in after else "changed"
+            lines.append(f"{word}: {source}: {name}" if several else f"{word}: {name}")
+    return lines
+
+
+def listing_digest(files: Iterable[ExternalFile]) -> str:
+    """``sha256:<hex>`` over the canonical JSON of a source's files."""
+    text = json.dumps([file.entry() for file in files], sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def stable_share(text: str) -> float:
+    """A number in [0, 1) that depends on ``text`` alone: the same on every machine and in every Python."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]) / 2**56
+
+
+def is_remote(url: str) -> bool:
+    """True for fsspec URLs other than ``file://``."""
+    return "://" in url and not url.startswith("file://")
+
+
+def resolve(source: Source, base_dir: Path) -> Source:
+    """The source with an absolute location; a Hub id stays as it is unless a folder of that name exists."""
+    if isinstance(source, PythonDocs):
+        return source
+    if isinstance(source, Hub):
+        folder = Path(os.path.normpath(base_dir / Path(source.path).expanduser()))
+        return source.model_copy(update={"path": str(folder)}) if folder.is_dir() else source
+    if is_remote(source.url):
+        return source
+    path = Path(source.url.removeprefix("file://")).expanduser()
+    return source.model_copy(update={"url": os.path.normpath(base_dir.absolute() / path)})
+
+
+def list_files(source: Source, digests: DigestCache, field: str) -> list[ExternalFile]:
+    """Every file the resolved ``source`` reads, sorted by name. ``field`` is its place in the study, for errors.
+
+    A data set on the Hub is one entry: its id, configuration and commit. Raises StageError where nothing is found.
+    """
+    if isinstance(source, PythonDocs):
+        return _described(_python_files(source, field), digests)
+    if isinstance(source, Hub):
+        return _hub_files(source, digests, field)
+    if not is_remote(source.url):
+        return _url_files(source, digests, field)
+    try:
+        return _url_files(source, digests, field)
+    except StageError:
+        raise
+    except Exception as error:  # each kind of storage raises its own; all mean: cannot be read from here
+        raise StageError(
+            f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())}",
+            field=f"{field}.url",
+            value=source.url,
+            allowed="a path, or an fsspec URL this machine can read (s3://, gs://, https://, ...)",
+            fix="check URL, credentials and network; some protocols need a package of their own (s3fs, gcsfs)",
+        ) from error
+
+
+def _url_files(source: Pg19 | Parquet | JsonLines | Text, digests: DigestCache, field: str) -> list[ExternalFile]:
+    if isinstance(source, Pg19):
+        return _described(_pg19_files(source, field), digests)
+    found = list(_glob(source.url))
+    if not found:
+        raise StageError(
+            "no such file, or nothing matches",
+            field=f"{field}.url",
+            value=source.url,
+            allowed="a path, a glob or an fsspec URL of files",
+            fix="correct the path; relative paths start at the folder of the study file",
+        )
+    return _described(found, digests)
+
+
+def _described(found: Iterable[Found], digests: DigestCache) -> list[ExternalFile]:
+    files = []
+    for name, location, info in sorted(found, key=lambda entry: entry[:2]):
+        if info is not None:
+            files.append(_remote_file(name, location, info))
+        else:
+            status = os.stat(location)
+            files.append(ExternalFile(name, location, status.st_size, digests.digest(location, status)))
+    return files
+
+
+def _remote_file(name: str, url: str, info: Mapping[str, Any]) -> ExternalFile:
+    """Size and entity tag where the storage lists one; otherwise the content is read and hashed."""
+    import fsspec
+
+    tag = next((str(info[key]) for key in ("ETag", "etag", "md5Hash", "content_md5") if info.get(key)), None)
+    if tag is not None:
+        return ExternalFile(name, url, int(info["size"]), "etag:" + tag.strip('"'))
+    filesystem, path = fsspec.core.url_to_fs(url)
+    content = filesystem.cat_file(path)
+    return ExternalFile(name, url, len(content), "sha256:" + hashlib.sha256(content).hexdigest())
+
+
+def _glob(url: str) -> Iterator[Found]:
+    """The files that match; names are relative to the longest part without wildcards. What a storage says of its
+    files comes with its listing: one request for a thousand files."""
+    fixed = _fixed_part(url)
+    if is_remote(url):
+        import fsspec
+
+        # never a listing that is older than this plan
+        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem.invalidate_cache()
+        root = _fixed_part(path)
+        if globbing.has_magic(path):
+            listed = filesystem.glob(path, detail=True)
+        else:
+            listed = {path: filesystem.info(path)} if filesystem.isfile(path) else {}
+        for found, info in listed.items():
+            if info["type"] == "file":
+                yield str(PurePosixPath(found).relative_to(root)), filesystem.unstrip_protocol(found), info
+        return
+    for found in globbing.glob(url, recursive=True):
+        if os.path.isfile(found):
+            yield Path(found).relative_to(fixed).as_posix(), found, None
+
+
+def _fixed_part(url: str) -> str:
+    parts = url.split("/")
+    keep = next((i for i, part in enumerate(parts) if globbing.has_magic(part)), len(parts) - 1)
+    return "/".join(parts[:keep]) or "/"
+
+
+def _pg19_files(source: Pg19, field: str) -> list[Found]:
+    root = source.url.rstrip("/")
+    found: list[Found] = []
+    for split in SPLITS:
+        books = [(f"{split}/{name}", *where) for name, *where in _glob(f"{root}/{split}/*.txt")]
+        if source.ids is not None:
+            books = [book for book in books if book_id(book[0]) in source.ids]
+        if source.limit is not None:
+            books = sorted(books, key=lambda book: stable_share(book_id(book[0])))[: source.limit]
+        found += books
+    if not found and source.ids is None:
+        raise StageError(
+            "no book found in PG-19's layout",
+            field=f"{field}.url",
+            value=source.url,
+            allowed="a folder with train/*.txt, validation/*.txt, test/*.txt",
+            fix="correct the path; relative paths start at the folder of the study file",
+        )
+    missing = sorted(set(source.ids or ()) - {book_id(name) for name, *_ in found})
+    if missing:
+        raise StageError(
+            f"no such book below {source.url}: {', '.join(missing[:5])}",
+            field=f"{field}.ids",
+            value=missing[0],
+            fix="remove the id, or add the file train|validation|test/<id>.txt",
+        )
+    return [*found, *_glob(f"{root}/metadata.cs[v]")]
+
+
+def book_id(name: str) -> str:
+    """``train/11.txt`` -> ``11``."""
+    return PurePosixPath(name).stem
+
+
+def possible_splits(source: Source) -> set[SplitName]:
+    """Splits the resolved source may have documents of, as far as that is known without reading them."""
+    if isinstance(source, Hub):
+        return set(source.splits)
+    if isinstance(source, Pg19 | Text) and not is_remote(source.url):
+        from stages.data.corpus.check import split_of_file
+
+        names = [name for name, *_ in (_pg19_files(source, "") if isinstance(source, Pg19) else _glob(source.url))]
+        found = {split_of_file(source, name) for name in names}
+        return {split for split in SPLITS if split in found}
+    split = getattr(source, "split", None)
+    return {split} if split in SPLITS else set(SPLITS)
+
+
+def _python_files(source: PythonDocs, field: str) -> Iterator[Found]:
+    standard = sysconfig.get_paths()["stdlib"]
+    yield from _walk("stdlib", standard)
+    for package in source.packages:
+        spec = _package(package)
+        if spec is None or spec.origin is None or not os.path.isfile(spec.origin):
+            raise StageError(
+                "no such installed package",
+                field=f"{field}.packages",
+                value=package,
+                allowed="import names of installed packages with Python source",
+                fix="install it in this environment or remove the name",
+            )
+        if spec.submodule_search_locations:
+            for folder in spec.submodule_search_locations:
+                yield from _walk(package, folder)
+        else:
+            yield f"{package}.py", spec.origin, None
+
+
+def _package(name: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(name) if name.isidentifier() else None
+    except ValueError:  # a module without a spec, such as __main__
+        return None
+
+
+def _walk(prefix: str, root: str) -> Iterator[Found]:
+    for folder, children, names in os.walk(root):
+        children[:] = sorted(c for c in children if c not in SKIPPED_FOLDERS and not c.startswith("config-"))
+        inside = os.path.relpath(folder, root).replace(os.sep, "/")
+        base = prefix if inside == "." else f"{prefix}/{inside}"
+        for name in sorted(names):
+            if name.endswith(".py"):
+                yield f"{base}/{name}", os.path.join(folder, name), None
+
+
+def _hub_files(source: Hub, digests: DigestCache, field: str) -> list[ExternalFile]:
+    if os.path.isabs(source.path):
+        if source.revision is not None:
+            raise StageError(
+                "a local folder has no revision; its files are pinned by their digests",
+                field=f"{field}.revision",
+                value=source.revision,
+                fix="remove revision",
+            )
+        found = [
+            entry
+            for entry in _glob(f"{source.path}/**/*")
+            if not any(part.startswith(".") for part in PurePosixPath(entry[0]).parts)
+        ]
+        if not found:
+            raise StageError("the folder holds no file", field=f"{field}.path", value=source.path)
+        return _described(found, digests)
+    if source.revision is None:
+        raise StageError(
+            "a data set on the Hub must be pinned to a commit (and no local folder of this name exists)",
+            field=f"{field}.revision",
+            value=None,
+            allowed="40 hexadecimal digits",
+            fix="copy the commit from the data set's page, Files and versions",
+        )
+    name = f"{source.path}@{source.config or 'default'}"
+    return [ExternalFile(name, source.path, 0, f"commit:{source.revision}")]

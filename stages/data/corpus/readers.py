@@ -1,0 +1,323 @@
+"""From one external file to raw documents: (id, text, title, author, year, split) or a problem, nothing decided yet.
+
+Text is UTF-8 bytes, checked; a byte-order mark is dropped and CRLF becomes LF, everything else stays as it is. Files
+are read as streams: what is held at a time is one document (a plain text file is one; of a table some rows).
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, BinaryIO, cast
+
+from stages.data.corpus.config import (
+    SPLITS,
+    Columns,
+    Hub,
+    JsonLines,
+    Parquet,
+    Pg19,
+    PythonDocs,
+    Source,
+    SplitName,
+    SplitShares,
+    Text,
+)
+from stages.data.corpus.manuals import manual_pages
+from stages.data.corpus.pin import ExternalFile, book_id, is_remote, stable_share
+from stages.stage import StageError
+
+MAX_TEXT_BYTES = 2**31 - 2**20
+"""Longest text of a document: Parquet counts the bytes of a page, and so of a value, in 31 bits."""
+ROWS_BYTES = 16 * 2**20  # of a Parquet file's rows decoded at a time, about
+_CHECKED_AT_ONCE = 2**24
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One document as read: ``text`` is checked UTF-8. ``problem`` names what is wrong with it (then ``text`` is
+    empty), ``detail`` where."""
+
+    id: str
+    text: bytes = b""
+    split: str = ""
+    title: str | None = None
+    author: str | None = None
+    year: int | None = None
+    problem: str = ""
+    detail: str = ""
+
+
+def read(source: Source, file: ExternalFile) -> Iterator[Raw]:
+    """The documents in one of the source's files, in file order; a damaged file gives those before the damage and one
+    problem. Raises StageError for a missing column or split, or where the system does not let the file be read."""
+    if (name := printable(file.name)) != file.name:
+        yield Raw(name, problem="undecodable", detail="the file's name is not UTF-8")
+        return
+    count = 0
+    try:
+        for count, raw in enumerate(_documents(source, file), 1):  # noqa: B007 (said below)
+            yield raw
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise StageError(
+                f"{file.location} cannot be read: {error.strerror}",
+                field=f"source {source.name!r}",
+                value=file.name,
+                fix="check its permissions and the storage, then run again",
+            ) from error
+        detail = f"damaged after {count} document(s): {type(error).__name__}: {error}"
+        yield Raw(file.name, problem="undecodable", detail=detail)
+
+
+def printable(name: str) -> str:
+    """A name with what is not UTF-8 in it spelled out."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _documents(source: Source, file: ExternalFile) -> Iterator[Raw]:
+    if isinstance(source, PythonDocs):
+        yield from _python_docs(source, file)
+    elif isinstance(source, Pg19):
+        if file.name != "metadata.csv":
+            yield _text_file(file, book_id(file.name), file.name.split("/")[0])
+    elif isinstance(source, Text):
+        from stages.data.corpus.check import text_id
+
+        name = text_id(file.name)
+        yield _text_file(file, name, split_of(name, source.split))
+    elif isinstance(source, Parquet):
+        yield from _parquet(source, file)
+    elif isinstance(source, JsonLines):
+        yield from _json_lines(source, file)
+
+
+def read_hub(source: Hub, split: SplitName) -> Iterator[Raw]:
+    """The documents of one split of a ``datasets`` data set. Raises StageError where it cannot be loaded."""
+    import datasets
+
+    wanted = source.splits[split]
+    try:
+        rows = datasets.load_dataset(source.path, source.config, revision=source.revision, split=wanted)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise StageError(
+            f"the data set cannot be loaded: {_reason(error)}",
+            field=f"source {source.name!r}: splits.{split}",
+            value=wanted,
+            fix="check path, revision, config and the names of its splits, and the network",
+        ) from error
+    _check_columns(source.name, source.columns, rows.column_names)
+    for index, row in enumerate(rows):
+        yield _row(row, source.columns, f"{split}:{index:07d}", split)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line: ``datasets`` wraps what happened."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def pg19_metadata(file: ExternalFile) -> dict[str, dict[str, str]]:
+    """Book id -> title, author, year. With a header row, or PG-19's own four columns (id, title, year, url) without.
+
+    Raises ValueError for a file that is not UTF-8 or no CSV.
+    """
+    try:
+        rows = list(csv.reader(io.StringIO(_content(file).decode("utf-8-sig"))))
+    except csv.Error as error:
+        raise ValueError(f"not CSV: {error}") from error
+    if not rows:
+        return {}
+    header = ["id", "title", "year", "url"]
+    if "id" in [cell.strip().lower() for cell in rows[0]]:
+        header, rows = [cell.strip().lower() for cell in rows[0]], rows[1:]
+    return {cells["id"].strip(): cells for row in rows if (cells := dict(zip(header, row, strict=False))).get("id")}
+
+
+def split_of(name: str, split: SplitName | SplitShares | None) -> str:
+    """The split of a document: the named one, or by the stable hash of its id."""
+    if not isinstance(split, SplitShares):
+        return split or ""
+    share = stable_share(name)
+    if share < split.test:
+        return "test"
+    return "validation" if share < split.test + split.validation else "train"
+
+
+def year_of(value: object) -> int | None:
+    """The year in a table cell (``1865``, ``"1865"``, ``"1865-11-01"``), None where there is none."""
+    match = re.match(r"\s*(-?\d{1,4})(?!\d)", str(value)) if value is not None else None
+    return int(match.group(1)) if match else None
+
+
+def _open(file: ExternalFile) -> AbstractContextManager[BinaryIO]:
+    """The file's bytes, unpacked where its name says that they are packed."""
+    if is_remote(file.location) or file.location.endswith((".gz", ".bz2", ".xz", ".zst")):
+        import fsspec
+
+        return cast(AbstractContextManager[BinaryIO], fsspec.open(file.location, "rb", compression="infer"))
+    return open(file.location, "rb")
+
+
+def _content(file: ExternalFile) -> bytes:
+    with _open(file) as stream:
+        return bytes(stream.read())
+
+
+def _text_file(file: ExternalFile, name: str, split: str) -> Raw:
+    """A file that is one document."""
+    if file.size > MAX_TEXT_BYTES:  # packed or not: nothing of it is read
+        return _too_long(Raw(name))
+    with _open(file) as stream:
+        content = stream.read(MAX_TEXT_BYTES + 4)  # one more than is allowed, with a byte-order mark
+    return checked(Raw(name, content, split))
+
+
+def _too_long(raw: Raw) -> Raw:
+    return Raw(raw.id, problem="too_long", detail=f"more than {MAX_TEXT_BYTES:,} bytes of text cannot be stored")
+
+
+def checked(raw: Raw) -> Raw:
+    """The document with its text normalised (byte-order mark, CRLF), or in its place the problem of its text."""
+    text = raw.text.removeprefix(codecs.BOM_UTF8)
+    if b"\r\n" in text:
+        text = text.replace(b"\r\n", b"\n")
+    if len(text) > MAX_TEXT_BYTES:
+        return _too_long(raw)
+    if (at := _not_utf8(text)) is not None:
+        return Raw(raw.id, problem="undecodable", detail=f"byte {at} is not UTF-8: {text[at]:#04x}")
+    if (at := text.find(b"\0")) >= 0:
+        return Raw(raw.id, problem="nul_byte", detail=f"NUL at byte {at}: a binary file?")
+    # only a text whose beginning is blank can be blank as a whole
+    if not text[:4096].decode(errors="ignore").strip() and not text.decode().strip():
+        return Raw(raw.id, problem="empty", detail="no text but white space")
+    return raw if text is raw.text else replace(raw, text=text)
+
+
+def _not_utf8(text: bytes) -> int | None:
+    """The place of the first byte that is not UTF-8, None where all is. Nothing is decoded as a whole: of a long text
+    that would take several times its size."""
+    import pyarrow as pa
+
+    offsets = pa.array([0, len(text)], pa.int64()).buffers()[1]
+    try:
+        pa.LargeStringArray.from_buffers(1, offsets, pa.py_buffer(text)).validate(full=True)
+        return None
+    except pa.ArrowInvalid:
+        start = 0
+        while True:
+            piece = text[start : start + _CHECKED_AT_ONCE]
+            try:
+                start += codecs.utf_8_decode(piece, "strict", start + len(piece) >= len(text))[1]
+            except UnicodeDecodeError as error:
+                return start + error.start
+
+
+def _python_docs(source: PythonDocs, file: ExternalFile) -> Iterator[Raw]:
+    try:
+        pages = list(manual_pages(file.name, _content(file).decode("utf-8-sig")))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        yield Raw(file.name, problem="undecodable", detail=f"not Python source: {error}")
+        return
+    for name, page in pages:
+        text = page.encode(errors="surrogatepass")
+        if len(text) >= source.min_bytes:
+            yield checked(Raw(name, text, split_of(name, source.split), title=name.removeprefix("stdlib.")))
+
+
+def _parquet(source: Parquet, file: ExternalFile) -> Iterator[Raw]:
+    import fsspec
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with fsspec.open(file.location, "rb") as stream:
+        try:
+            table = pq.ParquetFile(stream)
+        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            yield Raw(file.name, problem="undecodable", detail=f"not a Parquet file: {error}")
+            return
+        _check_columns(source.name, source.columns, table.schema_arrow.names)
+        wanted = sorted({name for name in _column_names(source.columns) if name is not None})
+        bytes_of = sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
+        rows = max(1, min(256, ROWS_BYTES * table.metadata.num_rows // max(1, bytes_of)))
+        index = 0
+        for batch in table.iter_batches(rows, columns=wanted):
+            columns = {
+                # as bytes: a text that is not UTF-8 is that document's problem, not the file's
+                name: column.cast(pa.large_binary()) if pa.types.is_large_string(column.type) else
+                column.cast(pa.binary()) if pa.types.is_string(column.type) else column
+                for name, column in zip(batch.schema.names, batch.columns, strict=True)
+            }  # fmt: skip
+            for place in range(batch.num_rows):
+                row = {name: column[place].as_py() for name, column in columns.items()}
+                yield _row(row, source.columns, f"{file.name}:{index:07d}", source.split)
+                index += 1
+
+
+def _json_lines(source: JsonLines, file: ExternalFile) -> Iterator[Raw]:
+    with _open(file) as stream:
+        for index, line in enumerate(stream):
+            if not line.strip():
+                continue
+            name = f"{file.name}:{index:07d}"
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+                yield Raw(name, problem="undecodable", detail=f"line {index + 1} is not JSON: {error}")
+                continue
+            if not isinstance(row, dict) or source.columns.text not in row:
+                yield Raw(name, problem="undecodable", detail=f"line {index + 1} has no field {source.columns.text!r}")
+                continue
+            yield _row(row, source.columns, name, source.split)
+
+
+def _column_names(columns: Columns) -> list[str | None]:
+    return [columns.text, columns.id, columns.title, columns.author, columns.year, columns.split]
+
+
+def _check_columns(source: str, columns: Columns, present: list[str]) -> None:
+    for name in _column_names(columns):
+        if name is not None and name not in present:
+            raise StageError(
+                "no such column",
+                field=f"source {source!r}: columns",
+                value=name,
+                allowed=", ".join(sorted(present)),
+                fix="name the column that holds it",
+            )
+
+
+def _row(row: dict[str, Any], columns: Columns, default_id: str, split: SplitName | SplitShares | None) -> Raw:
+    """One table row as a document. ``default_id`` is its name where no id column is given or its cell is empty."""
+    cell = partial(_cell, row)
+    name = cell(columns.id) or default_id
+    if columns.id_pattern is not None and (match := re.search(columns.id_pattern, name)) and match.group(1):
+        name = match.group(1)
+    text = row.get(columns.text)
+    if not isinstance(text, str | bytes):
+        problem = "empty" if text is None else "undecodable"
+        return Raw(name, problem=problem, detail=f"{columns.text} holds {type(text).__name__}, not text")
+    where = cell(columns.split) if columns.split else split_of(name, split)
+    if where not in SPLITS:
+        return Raw(name, problem="unknown_split", detail=f"{columns.split} = {where!r}: not train, validation or test")
+    # a lone surrogate of a JSON string becomes bytes that are not UTF-8, and so that document's problem
+    content = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
+    title, author = cell(columns.title), cell(columns.author)
+    return checked(Raw(name, content, where, title, author, year_of(cell(columns.year))))
+
+
+def _cell(row: dict[str, Any], name: str | None) -> str | None:
+    value = row.get(name) if name is not None else None
+    if value is None or value in ("", b""):
+        return None
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else printable(str(value))

@@ -1,0 +1,172 @@
+"""The rule: from spans to one action per (training document, evaluation document), per document, and to cuts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from stages.data.decontaminate.stage import DecontaminateConfig
+from stages.data.matching.chain import Scanned, Span
+
+Action = Literal["keep", "note", "excise", "drop"]
+SEVERITY: dict[Action, int] = {"keep": 0, "note": 1, "excise": 2, "drop": 3}
+
+_BLANK = b" \t\n\r\x0b\f"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What one training document shares with one evaluation document, and what follows from it."""
+
+    book: int
+    spans: tuple[Span, ...]
+    matched: int
+    longest: int
+    document_share: float
+    book_share: float
+    action: Action
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one training document. ``pairs``: most severe first; ``cuts``: byte ranges [start, end)."""
+
+    action: Action = "keep"
+    reason: str = ""
+    pairs: tuple[Pair, ...] = ()
+    cuts: tuple[tuple[int, int], ...] = field(default=())
+
+
+def decide_pair(
+    book: int, spans: Sequence[Span], document_words: int, book_words: int, rule: DecontaminateConfig
+) -> Pair:
+    """The rule for one pair. Words covered by several spans count once; a span's words count only if they agree."""
+    spans = tuple(sorted(spans, key=lambda span: (span.doc_first, span)))
+    agreeing = sum(span.matched for span in spans)
+    in_document = min(agreeing, covered((span.doc_first, span.doc_last) for span in spans))
+    in_book = min(agreeing, covered((span.book_first, span.book_last) for span in spans))
+    longest = max(span.matched for span in spans)
+    document_share, book_share = in_document / document_words, in_book / book_words
+    action: Action = "excise"
+    reason = f"a span of {longest} words, {in_document} in all"
+    if longest < rule.act_words:
+        action, reason = "note", f"longest span {longest} words, acted on from {rule.act_words}"
+    elif in_document >= rule.drop_words:
+        action, reason = "drop", f"{in_document} shared words, dropped from {rule.drop_words}"
+    elif document_share >= rule.drop_document_share:
+        action, reason = "drop", f"{document_share:.0%} of the document, dropped from {rule.drop_document_share:.0%}"
+    elif book_share >= rule.drop_book_share:
+        action = "drop"
+        reason = f"{book_share:.1%} of the evaluation document, dropped from {rule.drop_book_share:.0%}"
+    return Pair(book, spans, in_document, longest, document_share, book_share, action, reason)
+
+
+def decide(scanned: Sequence[Scanned], book_words: Sequence[int], rule: DecontaminateConfig) -> list[Decision]:
+    """One decision per scanned document, in order.
+
+    First each pair by itself; then, for evaluation documents that the noted spans of all documents together still
+    cover above ``coverage_limit``, those spans are cut out as well.
+    """
+    decisions = [decide_document(document, book_words, rule) for document in scanned]
+    left = Coverage(acted=False)
+    for decision in decisions:
+        left.add(decision)
+    over = left.above(rule.coverage_limit, book_words)
+    return [without_notes(decision, over) for decision in decisions]
+
+
+def decide_document(document: Scanned, book_words: Sequence[int], rule: DecontaminateConfig) -> Decision:
+    """The decision for one document by itself."""
+    by_book: dict[int, list[Span]] = defaultdict(list)
+    for span in document.spans:
+        by_book[span.book].append(span)
+    return _settled(decide_pair(b, spans, document.words, book_words[b], rule) for b, spans in by_book.items())
+
+
+def without_notes(decision: Decision, over: Mapping[int, float]) -> Decision:
+    """The decision where noted spans of the evaluation documents ``over`` (-> covered share) are cut out as well."""
+    if decision.action == "drop" or not any(p.action == "note" and p.book in over for p in decision.pairs):
+        return decision
+    pairs = []
+    for pair in decision.pairs:
+        if pair.action == "note" and pair.book in over:
+            reason = f"{pair.reason}; but such spans cover {over[pair.book]:.1%} of the evaluation document"
+            pairs.append(replace(pair, action="excise", reason=reason))
+        else:
+            pairs.append(pair)
+    return _settled(pairs)
+
+
+def _settled(pairs: Iterable[Pair]) -> Decision:
+    """The document's fate is that of its worst pair; all pairs to be excised give cuts."""
+    ordered = tuple(sorted(pairs, key=lambda pair: (-SEVERITY[pair.action], -pair.matched, pair.book)))
+    if not ordered:
+        return Decision()
+    worst = ordered[0]
+    cuts: list[tuple[int, int]] = []
+    if worst.action == "excise":
+        cuts = [(s.doc_start, s.doc_end) for pair in ordered if pair.action == "excise" for s in pair.spans]
+    return Decision(worst.action, worst.reason, ordered, tuple(merged(cuts)))
+
+
+class Coverage:
+    """Which words of the evaluation documents spans cover, united over all decisions added: as large as those
+    documents at most, whatever the corpus. Of all spans (``acted``), or of those the decisions leave standing."""
+
+    def __init__(self, acted: bool) -> None:
+        self._acted = acted
+        self._ranges: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        self._merged_at: dict[int, int] = defaultdict(lambda: 1024)
+
+    def add(self, decision: Decision) -> None:
+        """Unite with the spans of one document."""
+        for pair in decision.pairs:
+            if self._acted or (decision.action != "drop" and pair.action == "note"):
+                ranges = self._ranges[pair.book]
+                ranges += [(span.book_first, span.book_last) for span in pair.spans]
+                if len(ranges) > self._merged_at[pair.book]:
+                    ranges[:] = merged(ranges)
+                    self._merged_at[pair.book] = max(1024, 2 * len(ranges))
+
+    def shares(self, book_words: Sequence[int]) -> dict[int, float]:
+        """Evaluation document -> share of its words that is covered; those with none are left out."""
+        return {book: covered(ranges) / book_words[book] for book, ranges in sorted(self._ranges.items())}
+
+    def above(self, limit: float, book_words: Sequence[int]) -> dict[int, float]:
+        """Those with a share above ``limit``."""
+        return {book: share for book, share in self.shares(book_words).items() if share > limit}
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges [start, end) in order, overlapping and touching ones united."""
+    out: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if out and start <= out[-1][1]:
+            out[-1] = (out[-1][0], max(end, out[-1][1]))
+        else:
+            out.append((start, end))
+    return out
+
+
+def covered(ranges: Iterable[tuple[int, int]]) -> int:
+    """Length of the union of ranges."""
+    return sum(end - start for start, end in merged(ranges))
+
+
+def cut(text: bytes | memoryview, cuts: Iterable[tuple[int, int]]) -> bytes:
+    """``text`` without the byte ranges; a blank line stands where something was, so that no new sentence arises."""
+    view = memoryview(text)
+    edges = [0, *(edge for part in cuts for edge in part), len(view)]
+    parts = []
+    for at in range(0, len(edges), 2):
+        start, end = edges[at], edges[at + 1]
+        while at > 0 and start < end and view[start] in _BLANK:
+            start += 1
+        while at + 2 < len(edges) and start < end and view[end - 1] in _BLANK:
+            end -= 1
+        if start < end:
+            parts.append(view[start:end])
+    return b"\n\n".join(parts)

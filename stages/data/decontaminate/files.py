@@ -1,0 +1,228 @@
+"""Any files as a corpus: folders, globs and URLs of Parquet, JSON Lines and plain text, one shard a file.
+
+What the readers of a study skip (undecodable, empty, NUL bytes) is skipped here too, and kept as a problem.
+"""
+
+from __future__ import annotations
+
+import glob as globbing
+import hashlib
+import itertools
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+
+from stages.data.corpus.config import Columns, JsonLines, Parquet
+from stages.data.corpus.config import Text as TextFiles
+from stages.data.corpus.pin import ExternalFile, is_remote
+from stages.data.corpus.readers import Raw, read
+from stages.data.matching.shards import Text
+from stages.stage import StageError
+
+Kind = Literal["parquet", "jsonl", "text"]
+SUFFIXES: dict[str, Kind] = {
+    ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
+    ".txt": "text", ".text": "text", ".md": "text", ".rst": "text", ".tex": "text",
+}  # fmt: skip
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+
+
+class Stopped(Exception):
+    """Reading was given up because the command is to end."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file to read. ``name`` is what it is called in the audit, ``stamp`` changes when its content does."""
+
+    name: str
+    location: str
+    kind: Kind
+    size: int
+    stamp: str
+
+
+def find(places: Sequence[str], kind: Kind | None, option: str) -> tuple[list[Found], list[str]]:
+    """(files of the places, sorted by name, each once; names of files of other kinds, left out).
+
+    A place is a file, a folder (with everything below it), a glob or an fsspec URL of these. A file named outright is
+    text where its suffix says nothing; in folders and globs only SUFFIXES are taken. ``kind`` overrides the suffix.
+    Raises StageError, naming ``option``, where a place holds nothing to read.
+    """
+    found: dict[str, tuple[str, Kind, int, str]] = {}
+    ignored: list[str] = []
+    for place in places:
+        several, listed = _listed(place, option)
+        taken = 0
+        for location, size, stamp in listed:
+            its = kind or _kind_of(location) or (None if several else "text")
+            if its is None:
+                ignored.append(location)
+                continue
+            taken += 1
+            found[location] = (location, its, size, stamp)
+        if not taken:
+            others = f"; it holds {len(listed)} file(s) of other kinds, such as {listed[0][0]}" if listed else ""
+            raise StageError(
+                f"nothing to read there{others}", field=option, value=place,
+                allowed=f"files, folders, globs or URLs of {', '.join(SUFFIXES)}, packed or not",
+                fix="correct the path, or say what the files are with --format",
+            )  # fmt: skip
+    base = _common([location for location, *_ in found.values()])
+    files = [Found(location[len(base) :], location, its, size, stamp) for location, its, size, stamp in found.values()]
+    return sorted(files, key=lambda file: file.name), sorted(ignored)
+
+
+def _kind_of(location: str) -> Kind | None:
+    path = PurePosixPath(location.lower())
+    if path.suffix in PACKED:
+        path = path.with_suffix("")
+    return SUFFIXES.get(path.suffix)
+
+
+def _listed(place: str, option: str) -> tuple[bool, list[tuple[str, int, str]]]:
+    """(whether the place is a folder or a glob, (location, size, stamp) of its files)."""
+    if is_remote(place):
+        try:
+            return _remote(place)
+        except Exception as error:  # each kind of storage raises its own; all mean: cannot be read from here
+            raise StageError(
+                f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())}", field=option, value=place,
+                fix="check URL, credentials and network; some protocols need a package of their own (s3fs, gcsfs)",
+            ) from error  # fmt: skip
+    path = os.path.abspath(os.path.expanduser(place.removeprefix("file://")))
+    if os.path.isdir(path):
+        several, names = True, list(_below(path))
+    elif globbing.has_magic(path) and not os.path.exists(path):
+        several, names = True, [n for n in globbing.glob(path, recursive=True) if os.path.isfile(n)]
+    else:
+        several, names = False, [path] if os.path.isfile(path) else []
+    listed = []
+    for name in names:
+        status = os.stat(name)
+        listed.append((name, status.st_size, f"{status.st_size} {status.st_mtime_ns}"))
+    return several, listed
+
+
+def _below(folder: str) -> Iterator[str]:
+    """Files in and below a folder; hidden ones are not part of a corpus."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(place, name) for name in sorted(names) if not name.startswith((".", "_")))
+
+
+def _remote(url: str) -> tuple[bool, list[tuple[str, int, str]]]:
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(url)
+    if globbing.has_magic(path):
+        several, found = True, filesystem.glob(path, detail=True)
+    elif filesystem.isdir(path):
+        several, found = True, filesystem.find(path, detail=True)
+    else:
+        several, found = False, {path: filesystem.info(path)}
+    listed = []
+    for name, info in found.items():
+        if info.get("type") != "directory":
+            tag = next((str(info[key]) for key in ("ETag", "etag", "md5Hash", "mtime", "created") if info.get(key)), "")
+            size = int(info.get("size") or 0)
+            listed.append((filesystem.unstrip_protocol(name), size, f"{size} {tag}"))
+    return several, listed
+
+
+def _common(locations: Sequence[str]) -> str:
+    """What all locations begin with, up to a slash."""
+    folders = [location.rpartition("/")[0].split("/") for location in locations]
+    shared = [
+        parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
+    ]
+    return "/".join([*shared, ""])
+
+
+@dataclass
+class Reading:
+    """What all shards of a scan share: how far it is, whether to stop, what could not be read. Threads write here."""
+
+    columns: Columns
+    heard: Callable[[int, int], None] = lambda documents, size: None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
+class FileShard:
+    """One file, read as a stream. A text file is called by its name; a row by the id column, else by file and row.
+
+    A repeated id gets ``#2``, ``#3``, ...; with several files the file's name stands before the id. ``notes`` is a
+    local folder in which the problems of each file are kept.
+    """
+
+    number: int
+    file: Found
+    alone: bool
+    reading: Reading
+    notes: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:06d}"
+
+    @property
+    def size(self) -> int:
+        return self.file.size
+
+    def digest(self) -> str:
+        """Of the file's place, size and time, not of its content."""
+        identity = [self.file.location, self.file.stamp, self.file.kind, self.reading.columns.model_dump(), self.alone]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    def texts(self) -> Iterator[Text]:
+        """Documents in order. Raises Stopped where the command is to end."""
+        problems = []
+        for raw in self.raws():
+            if raw.problem:
+                problems.append({"name": raw.id, "problem": raw.problem, "detail": raw.detail})
+                continue
+            data = np.frombuffer(raw.text, np.uint8)
+            yield Text(raw.id, hashlib.sha256(raw.text).hexdigest(), data)
+            self.reading.heard(1, len(data))
+            if self.reading.stop.is_set():
+                raise Stopped
+        self.notes.mkdir(parents=True, exist_ok=True)
+        (self.notes / f"{self.name}-{self.digest()[:24]}.json").write_text(json.dumps(problems))
+
+    def raws(self) -> Iterator[Raw]:
+        """Documents as read, called by what they are called in the audit. Raises StageError for a missing column."""
+        seen: dict[str, int] = {}
+        for raw in read(_source(self.file, self.reading.columns), _external(self.file)):
+            name = raw.id
+            if not raw.problem:
+                if self.file.kind == "text":
+                    name = self.file.name
+                elif self.reading.columns.id is not None and not self.alone:
+                    name = f"{self.file.name}:{name}"
+                seen[name] = seen.get(name, 0) + 1
+                name = name if seen[name] == 1 else f"{name}#{seen[name]}"
+            yield Raw(name, raw.text, title=raw.title, problem=raw.problem, detail=raw.detail)
+
+    def problems(self) -> list[dict[str, str]]:
+        """What could not be read, once the file was."""
+        path = self.notes / f"{self.name}-{self.digest()[:24]}.json"
+        found: list[dict[str, str]] = json.loads(path.read_text()) if path.exists() else []
+        return [{"file": self.file.name, **problem} for problem in found]
+
+
+def _source(file: Found, columns: Columns) -> Parquet | JsonLines | TextFiles:
+    url: dict[str, Any] = {"name": "scan", "url": file.location, "split": "train"}
+    if file.kind == "text":
+        return TextFiles(**url)
+    return (Parquet if file.kind == "parquet" else JsonLines)(**url, columns=columns)
+
+
+def _external(file: Found) -> ExternalFile:
+    return ExternalFile(file.name, file.location, file.size, "")

@@ -1,0 +1,285 @@
+"""Carries the audit out: index, scan, decide, clean, scan again until nothing is found, and write it all down.
+
+Work is by shard, one Parquet file of the documents: each is scanned and cleaned by a task of its own whose result
+outlives a crash, and memory holds the index, one shard per core, and a few numbers per document.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cluster import storage
+from stages.data.audit import tables
+from stages.data.audit.audit import publish
+from stages.data.audit.findings import Audit, shard_states
+from stages.data.decontaminate.canary import HOST_BYTES, plant
+from stages.data.decontaminate.clean import CleanedShard, Job, Verdict, clean_shards
+from stages.data.decontaminate.decide import Coverage, Decision, decide_document, without_notes
+from stages.data.decontaminate.exclude import excluded_hashes
+from stages.data.decontaminate.stage import DecontaminateConfig
+from stages.data.matching import shards as scanning
+from stages.data.matching.index import Index, build
+from stages.data.matching.shards import DocumentsShard, ShardScan, documents_shards, scan_shards
+from stages.stage import Artifact, Context, StageError, Summary
+
+EVALUATION = ("validation", "test")
+HOSTS = 64  # clean documents that canaries are planted in
+ROUNDS = 4  # of cutting; what still holds a span after the third cut is dropped
+
+
+def decontaminate(config: DecontaminateConfig, documents: Artifact, output: Path, context: Context) -> Summary:
+    """Write the cleaned documents and the audit (docs/formats.md).
+
+    Raises StageError where there is no evaluation document, and where cleaning leaves no training or no evaluation
+    document.
+    """
+    source = documents_shards(documents)
+    index, books = _evaluation(config, documents)
+    progress = _Progress(context, sum(pq.read_metadata(s.local()).num_rows for s in source) - len(books))
+    audit = Audit(
+        index, books, config, shard_states(scan_shards(source, index, config, context.work_url, progress.scanned))
+    )
+    audit.judge()
+    audit.after = audit.before
+    audit.recalls, audit.quotations = plant(_hosts(source, audit), index, config)
+    _clean(source, audit, output / "documents", context)
+
+    _check_something_left(audit)
+    tables.write(audit, output)
+    metrics = _metrics(audit)
+    _write_totals(audit, metrics, output / "audit.json")
+    published = publish(output, index, config, documents.path("documents"))
+    _warn(audit, context)
+    return Summary(_headline(audit, metrics), metrics, published.tables, published.figures)
+
+
+def _evaluation(config: DecontaminateConfig, documents: Artifact) -> tuple[Index, list[dict[str, Any]]]:
+    """(index of the evaluation documents, their rows without the texts)."""
+    books, texts = [], []
+    for shard in documents_shards(documents):
+        with pq.ParquetFile(shard.local()) as file:
+            splits = file.read(columns=["split"])["split"]
+            if not pc.any(pc.is_in(splits, pa.array(EVALUATION))).as_py():
+                continue  # training text, perhaps one document of a gigabyte: not read here
+            for batch in file.iter_batches(16):
+                for row in batch.filter(pc.is_in(batch["split"], pa.array(EVALUATION))).to_pylist():
+                    texts.append((row["doc_id"], row.pop("text").encode()))
+                    books.append(row)
+    if not books:
+        raise StageError(
+            "there is no evaluation document to compare the training documents with",
+            field="corpus",
+            value="no document in validation or test",
+            fix="give a source documents in one of these splits",
+        )
+    return build(texts, config.ngram, config.max_books_per_ngram, excluded_hashes(config)), books
+
+
+class _Progress:
+    """Documents scanned, over all passes."""
+
+    def __init__(self, context: Context, total: int) -> None:
+        self._context, self._total, self._done, self._spans = context, total, 0, 0
+
+    def scanned(self, scan: ShardScan) -> None:
+        self._done += scan.documents_in
+        self._spans += scan.spans
+        self._context.progress(self._done, self._total, "documents", spans=float(self._spans))
+
+    def another_pass(self, documents: int) -> None:
+        self._total += documents
+
+
+def _hosts(source: list[DocumentsShard], audit: Audit) -> list[bytes]:
+    """Stretches of clean documents, evenly from the whole corpus."""
+    clean = [state.scan.documents_in - state.scan.documents_with_spans for state in audit.shards]
+    ends = np.cumsum(clean)
+    total = int(ends[-1]) if len(ends) else 0
+    wanted = np.arange(total)[:: max(1, total // HOSTS)][:HOSTS]
+    hosts = []
+    for at, (shard, state) in enumerate(zip(source, audit.shards, strict=True)):
+        numbers = wanted[(wanted >= ends[at] - clean[at]) & (wanted < ends[at])] - (ends[at] - clean[at])
+        if not len(numbers):
+            continue
+        free = np.setdiff1d(np.arange(state.scan.documents_in), [document.row for document in state.scan.found()])
+        rows = set(free[numbers].tolist())
+        texts = (text.text for row, text in enumerate(shard.texts()) if row in rows)
+        hosts += [bytes(text[: 50 * HOST_BYTES]).decode(errors="ignore").encode() for text in texts]
+    return hosts
+
+
+def _clean(source: list[DocumentsShard], audit: Audit, target: Path, context: Context) -> None:
+    """Write the documents, scan what was written, and cut again until the scan finds nothing to act on."""
+    target.mkdir()
+    if audit.rule.action == "report_only":
+        for shard in source:
+            with shard.on_disk() as file:
+                shutil.copyfile(file, target / f"{shard.name}.parquet")
+        return
+    verdict = Verdict(over=audit.over)
+    if audit.rule.remove_from == "evaluation":
+        acted = (pair for d in audit.found() for pair in d.decision.pairs if pair.action in ("excise", "drop"))
+        audit.removed_books = {pair.book for pair in acted}
+        verdict = Verdict(only_copies=True, removed=frozenset(audit.index.book_ids[b] for b in audit.removed_books))
+    progress = _Progress(context, sum(state.scan.documents_in for state in audit.shards))
+    worth_it = len(source) > 1 and sum(shard.size for shard in source) > scanning.WORTH_TASKS
+    basis = scanning.basis_of(audit.index, audit.rule)
+    files: list[Any] = list(source)
+    scans = [state.scan for state in audit.shards]
+    dirty = list(range(len(source)))
+    for audit.rounds in range(1, ROUNDS + 1):
+        first = audit.rounds == 1
+        jobs = [Job(files[i], scans[i], tuple(audit.shards[i].copies) if first else ()) for i in dirty]
+        done = clean_shards(
+            jobs, audit.index, audit.rule, verdict, context.work_url, basis, worth_it, progress.scanned
+        )  # fmt: skip
+        for i, (cleaned, scan) in zip(dirty, done, strict=True):
+            _resized(audit.shards[i].sizes, cleaned)
+            files[i], scans[i] = cleaned, scan
+        if verdict.only_copies:
+            audit.after = {book: share for book, share in audit.before.items() if book not in audit.removed_books}
+            break
+        dirty, verdict = _found_again(audit, scans, context)
+        if not dirty:
+            break
+        progress.another_pass(sum(scans[i].documents_in for i in dirty))
+    for cleaned in files:
+        _place(cleaned.url, target / f"{cleaned.name}.parquet")
+
+
+def _resized(sizes: np.ndarray[Any, Any], cleaned: CleanedShard) -> None:
+    """Enter what one cleaning changed; its rows count the documents that were still there."""
+    there = np.flatnonzero(sizes >= 0)
+    new = np.array(cleaned.sizes, np.int64)
+    sizes[there[np.array(cleaned.rows, np.int64)]] = np.where(new > 0, new, -1)
+
+
+def _found_again(audit: Audit, scans: list[ShardScan], context: Context) -> tuple[list[int], Verdict]:
+    """(shards in which a scan of the output found what must be acted on, how); sets what the audit knows of it."""
+    words = audit.index.book_words
+    everything, left = Coverage(acted=True), Coverage(acted=False)
+    decisions: list[tuple[int, str, Decision]] = []
+    for i, scan in enumerate(scans):
+        for document in scan.found():
+            decision = decide_document(document.scanned, words, audit.rule)
+            everything.add(decision)
+            left.add(decision)
+            decisions.append((i, document.doc_id, decision))
+    audit.after = everything.shares(words)
+    verdict = Verdict(over=left.above(audit.rule.coverage_limit, words), drop_all=audit.rounds + 1 >= ROUNDS)
+    dirty, to_act_on = set(), 0
+    for i, doc_id, decision in decisions:
+        now = without_notes(decision, verdict.over)
+        if now.action in ("excise", "drop"):
+            context.log(f"{doc_id}: {now.reason} (found again after cut {audit.rounds})")
+            audit.again[doc_id] = ("drop" if verdict.drop_all else now.action, now.reason)
+            dirty.add(i)
+            to_act_on += 1
+    audit.rescan = {
+        "documents": sum(scan.documents_in for scan in scans),
+        "bytes": sum(scan.bytes for scan in scans),
+        "spans": sum(scan.spans for scan in scans),
+        "documents_to_act_on": to_act_on,
+        "coverage_max": max(audit.after.values(), default=0.0),
+    }
+    return sorted(dirty), verdict
+
+
+def _place(url: str, target: Path) -> None:
+    """A file of the output: linked where that is possible, else copied."""
+    place = storage.local_path(url)
+    if place is None:
+        storage.get_file(*storage.filesystem(url), target)
+        return
+    try:
+        os.link(place, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(place, target)
+
+
+def _check_something_left(audit: Audit) -> None:
+    if not any((state.sizes > 0).any() for state in audit.shards):
+        raise StageError(
+            "every training document shares text with an evaluation document: nothing is left to train on",
+            field="decontaminate.action",
+            value="clean",
+            allowed="clean, report_only",
+            fix="see that the splits do not hold the same documents",
+        )
+    if len(audit.removed_books) == len(audit.books):
+        raise StageError(
+            "every evaluation document shares text with a training document: nothing is left to evaluate on",
+            field="decontaminate.remove_from",
+            value="evaluation",
+            allowed="train, evaluation",
+            fix="remove_from: train",
+        )
+
+
+def _metrics(audit: Audit) -> dict[str, float]:
+    counts = audit.counts()
+    planted = sum(recall.planted for recall in audit.recalls)
+    metrics = {f"documents_{name}": float(counts[name]) for name in ("keep", "note", "excise", "drop")}
+    metrics |= {name: float(counts[name]) for name in ("documents_in", "exact_copies", "bytes_in", "bytes_out")}
+    metrics |= {
+        "evaluation_documents": float(len(audit.books)),
+        "evaluation_documents_removed": float(len(audit.removed_books)),
+        "coverage_max": max(audit.before.values(), default=0.0),
+        "coverage_after_max": max(audit.after.values(), default=0.0),
+        "quotations_acted": float(audit.quotations.acted),
+        "index_bytes": float(audit.index.nbytes),
+        "excluded_ngrams": float(audit.index.excluded.sum()),
+    }
+    if planted:
+        metrics["canary_recall"] = sum(recall.acted for recall in audit.recalls) / planted
+    return metrics
+
+
+def _write_totals(audit: Audit, metrics: dict[str, float], path: Path) -> None:
+    index = audit.index
+    totals = {"metrics": metrics, "parameters": audit.rule.model_dump(mode="json"), "rounds": audit.rounds}
+    if audit.rescan is not None:
+        totals["rescan"] = audit.rescan
+    totals["quotations"] = vars(audit.quotations)
+    totals["excluded_ngrams"] = {
+        name: int(count) for name, count in zip(index.book_ids, index.excluded, strict=True) if count
+    }
+    totals["evaluation_documents_shared"] = [
+        {"a": index.book_ids[a], "b": index.book_ids[b], "split_a": audit.books[a]["split"],
+         "split_b": audit.books[b]["split"], "share_of_smaller": round(share, 6)}
+        for a, b, share in index.shared
+    ]  # fmt: skip
+    path.write_text(json.dumps(totals, indent=1, sort_keys=True) + "\n")
+
+
+def _headline(audit: Audit, metrics: dict[str, float]) -> str:
+    left = metrics["bytes_out"] / max(1.0, metrics["bytes_in"])
+    text = (
+        f"{metrics['documents_in']:.0f} training documents against {len(audit.books)} evaluation documents: "
+        f"{metrics['documents_drop']:.0f} dropped, {metrics['documents_excise']:.0f} cut, "
+        f"{metrics['documents_note']:.0f} noted; {left:.1%} of the text is left; "
+        f"coverage at most {metrics['coverage_max']:.1%}, after cleaning {metrics['coverage_after_max']:.1%}"
+    )
+    if "canary_recall" in metrics:
+        text += f"; canaries found {metrics['canary_recall']:.0%}"
+    return text
+
+
+def _warn(audit: Audit, context: Context) -> None:
+    if audit.rule.action == "report_only":
+        acted = sum(document.decision.action in ("excise", "drop") for document in audit.found())
+        if acted:
+            context.warn(f"decontaminate: {acted} training documents hold evaluation text and were left as they are")
+    copies = [(a, b) for a, b, share in audit.index.shared if share >= 0.5]
+    if copies:
+        names = ", ".join(f"{audit.index.book_ids[a]} and {audit.index.book_ids[b]}" for a, b in copies[:3])
+        context.warn(f"decontaminate: {len(copies)} pairs of evaluation documents are copies of one another: {names}")

@@ -1,0 +1,1 @@
+"""Where two texts share words: the kernel of decontamination."""

@@ -1,0 +1,71 @@
+"""What a task does: texts to tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from stages.data.tokens.seams import Seams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+
+    from stages.data.tokens.known import KnownChunks
+
+Encoded = tuple["NDArray[np.int32]", list[int], list[int]]
+"""Tokens of a task's pieces, one after the other; tokens of each piece; words of each piece."""
+
+
+def encode(texts: list[str], tokenizer_json: str, seams: Seams | None, one_core: bool) -> Encoded:
+    """See ``Encoded``. No special tokens are added. ``seams``: those of the tokenizer, by which chunks that were seen
+    before are looked up; None: the library encodes everything. ``one_core``: it may not use others."""
+    with _threads(not one_core):
+        if seams is not None:
+            return known_chunks(tokenizer_json, seams).encode(texts)
+        return _whole(texts, tokenizer_json)
+
+
+def _whole(texts: list[str], tokenizer_json: str) -> Encoded:
+    import numpy as np
+
+    found = [
+        np.asarray(encoding.ids, dtype=np.int32)
+        for encoding in library(tokenizer_json).encode_batch_fast(texts, add_special_tokens=False)
+    ]
+    tokens = np.concatenate(found) if found else np.empty(0, np.int32)
+    return tokens, [len(ids) for ids in found], [len(text.split()) for text in texts]
+
+
+@lru_cache(maxsize=2)
+def library(tokenizer_json: str) -> Tokenizer:
+    """Kept between the tasks of a worker: a large vocabulary takes as long to read as a megabyte to encode."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(tokenizer_json)
+
+
+@lru_cache(maxsize=1)
+def known_chunks(tokenizer_json: str, seams: Seams) -> KnownChunks:
+    """Kept between the tasks of a worker."""
+    from stages.data.tokens.known import KnownChunks
+
+    return KnownChunks(library(tokenizer_json), seams)
+
+
+@contextmanager
+def _threads(allowed: bool) -> Iterator[None]:
+    """``tokenizers`` reads this variable at every call."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if allowed else "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before

@@ -1,0 +1,148 @@
+"""Makes the study's tokenizer.json: trained byte-level BPE, plain bytes, or a given one."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.data.corpus.documents import read_texts
+from stages.data.tokens.stage import TokenizerConfig, read_tokenizer
+from stages.stage import Artifact, Context, StageError, Summary
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Library
+
+PAD, EOS = "<pad>", "<eos>"
+_CHUNK = 1 << 16  # bytes handed to the trainer at once, so that progress moves inside long books
+
+
+def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, context: Context) -> Summary:
+    """Write tokenizer.json and meta.json {kind, vocab_size, eos_id, pad_id}.
+
+    Raises StageError for a file without the named tokens or that does not round-trip text.
+    """
+    if config.kind in ("file", "hub"):
+        assert config.path is not None and config.eos_token is not None
+        content = read_tokenizer(config)
+        assert content is not None
+        tokenizer = read_library(config.path, content)
+        eos = _token_id(tokenizer, "eos_token", config.eos_token)
+        pad = eos if config.pad_token is None else _token_id(tokenizer, "pad_token", config.pad_token)
+    else:
+        tokenizer = byte_level()
+        if config.kind == "bpe":
+            tokenizer = _with_numbers(_train(tokenizer, config, documents, context), config.number_digits)
+        eos, pad = tokenizer.token_to_id(EOS), tokenizer.token_to_id(PAD)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.save(str(output / "tokenizer.json"))
+    meta = {"kind": config.kind, "vocab_size": tokenizer.get_vocab_size(), "eos_id": eos, "pad_id": pad}
+    (output / "meta.json").write_text(json.dumps(meta, indent=1))
+    return Summary(f"{config.kind} tokenizer, {meta['vocab_size']} tokens", {"vocab_size": float(meta["vocab_size"])})
+
+
+def byte_level(number_digits: int = 1) -> Library:
+    """A tokenizer whose only tokens are the specials (ids 0, 1) and the 256 bytes. Digits come in pieces of
+    ``number_digits``, never with letters; from two on with the space in front of them, as words do."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([PAD, EOS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    # Pieces of a fixed size, as Llama's: a passkey is then as many tokens whatever the training text.
+    digits = (
+        pre_tokenizers.Digits(individual_digits=True)
+        if number_digits == 1
+        else pre_tokenizers.Split(Regex(f" ?[0-9]{{1,{number_digits}}}"), "isolated")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([PAD, EOS])
+    return tokenizer
+
+
+def _train(tokenizer: Library, config: TokenizerConfig, documents: Artifact, context: Context) -> Library:
+    """Digits are single here, so that the tokens for numbers stay free for ``_with_numbers``."""
+    from tokenizers import pre_tokenizers, trainers
+
+    assert config.vocab_size is not None
+    wanted = config.vocab_size - (config.smallest - 258)
+    trainer = trainers.BpeTrainer(
+        vocab_size=wanted,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_training_text(config, documents, context), trainer)
+    if (found := tokenizer.get_vocab_size()) != wanted:
+        total = found + config.vocab_size - wanted
+        context.warn(f"tokenizer: the training text gives {total} tokens only, not vocab_size = {config.vocab_size}")
+    return tokenizer
+
+
+def _with_numbers(trained: Library, number_digits: int) -> Library:
+    """``trained`` with a token for every number of up to ``number_digits`` digits, leading zeros and all, with and
+    without a space in front, and with its runs of digits cut into such pieces. It was trained with digits apart from
+    everything, so none of its merges can meet them."""
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    if number_digits == 1:
+        return trained
+    described = json.loads(trained.to_str())
+    model = described["model"]
+    space = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(" ")[0][0]
+    numbers = [f"{n:0{digits}}" for digits in range(1, number_digits + 1) for n in range(10**digits)]
+    for token in numbers[10:]:
+        model["vocab"][token] = len(model["vocab"])
+        # whichever part of it was merged before: merges are done in this order, the shortest and smallest first
+        model["merges"] += [[token[:cut], token[cut:]] for cut in range(1, len(token))]
+    for token in numbers:  # last, when the number is whole
+        model["vocab"][space + token] = len(model["vocab"])
+        model["merges"].append([space, token])
+    described["pre_tokenizer"] = json.loads(byte_level(number_digits).to_str())["pre_tokenizer"]
+    return Tokenizer.from_str(json.dumps(described))
+
+
+def _training_text(config: TokenizerConfig, documents: Artifact, context: Context) -> Iterator[str]:
+    """The beginning of every training document, as much of each as brings all to ``train_bytes`` together."""
+
+    total = sum(len(text.data) for text in read_texts(documents.path("documents"), ["train"]))
+    share = min(1.0, config.train_bytes / max(1, total))
+    done = 0
+    for text in read_texts(documents.path("documents"), ["train"]):
+        end = max(1, int(len(text.data) * share))
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        for start in range(0, end, _CHUNK):
+            yield decoder.decode(text.data[start : min(end, start + _CHUNK)])
+        done += end
+        context.progress(done, total * share, "bytes")
+
+
+def read_library(path: str, content: bytes) -> Library:
+    """The tokenizer of a tokenizer.json. Raises StageError where it is none, or does not give text back."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises bare Exception for every fault of the file
+        raise StageError(f"not a tokenizer.json: {error}", field="tokenizer.path", value=path,
+                         fix="give the file that tokenizers or transformers saved") from error  # fmt: skip
+    probe = "The pass key is 4071.\n  x_1 = {y}\n"
+    decoded = tokenizer.decode(tokenizer.encode(probe, add_special_tokens=False).ids)
+    if decoded.split() != probe.split():
+        raise StageError(
+            f"the tokenizer does not give text back: {probe!r} becomes {decoded!r}",
+            field="tokenizer.path", value=path, fix="use one that keeps case and digits",
+        )  # fmt: skip
+    return tokenizer
+
+
+def _token_id(tokenizer: Library, field: str, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        special = [t.content for t in tokenizer.get_added_tokens_decoder().values()][:20]
+        raise StageError("no such token", field=f"tokenizer.{field}", value=token, allowed=", ".join(special))
+    return int(found)

@@ -1,0 +1,79 @@
+"""Settings of the memory knock-outs, as they stand in a study file."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from stages.data.tasks.config import RetrievalConfig
+from stages.evidence.evaluate.config import PerplexityConfig
+from stages.stage import Config
+
+Knockout = Literal["none", "gate_closed", "reset", "swap", "zero_read"]
+OfOneHead = Literal["gate_closed", "swap", "zero_read"]
+
+
+class HeadsConfig(Config):
+    """Each head's memory knocked out alone, on the same prompts: which heads carry what the memory carries."""
+
+    knockouts: tuple[OfOneHead, ...] = Field(default=("swap", "gate_closed"), min_length=1)
+    max_items: int | None = Field(
+        default=32, ge=2, description="prompts asked per head and knock-out, spread over tasks and lengths; null: all"
+    )
+
+
+class SaturationConfig(Config):
+    """The memory along held-out documents, far beyond the trained length."""
+
+    documents: int = Field(default=3, ge=1, description="the longest held-out ones, of all scored splits")
+    max_tokens: int = Field(default=8192, ge=2, description="longer documents are cut here")
+    points: int = Field(default=32, ge=2, description="segments measured per document: dense at first, then ever fewer")
+
+
+class TrainedKeysConfig(Config):
+    """Capacity with the trained model's own keys on held-out text, at distinct tokens."""
+
+    associations: tuple[int, ...] = (8, 16, 32, 64, 128)
+    tokens: int = Field(default=8192, ge=2, description="held-out tokens read to collect keys from")
+    draws: int = Field(default=8, ge=1, description="random sets of keys and values per row")
+    tolerance: float = Field(
+        default=0.05, gt=0, lt=1, description="an association is read back exactly below this |read - v|^2 / |v|^2"
+    )
+
+    @field_validator("associations")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or list(value) != sorted(set(value)) or value[0] < 2:
+            raise ValueError(
+                f"associations = {list(value)}: allowed are ascending, distinct whole numbers from 2 on, one at least"
+            )
+        return value
+
+
+class AblateConfig(Config):
+    """The study file's ``ablate:`` section. Items are the same for every knock-out, arm and training seed.
+
+    Only documents of at least ``perplexity.max_tokens_per_document`` tokens are scored, cut there: equal lengths let
+    ``swap`` exchange whole memories. Of the prompts only passkeys and bindings beyond the local segment are asked.
+    ``heads``, ``saturation`` and ``trained_keys`` are left out where they are null.
+    """
+
+    knockouts: tuple[Knockout, ...] = ("none", "gate_closed", "reset", "swap", "zero_read")
+    perplexity: PerplexityConfig
+    retrieval: RetrievalConfig
+    heads: HeadsConfig | None = HeadsConfig()
+    saturation: SaturationConfig | None = SaturationConfig()
+    trained_keys: TrainedKeysConfig | None = TrainedKeysConfig()
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> AblateConfig:
+        if "none" not in self.knockouts or len(set(self.knockouts)) != len(self.knockouts):
+            raise ValueError(f"knockouts = {list(self.knockouts)}: allowed are distinct names, 'none' among them")
+        if self.perplexity.max_tokens_per_document is None:
+            raise ValueError(
+                "perplexity.max_tokens_per_document is not set: the knock-outs compare documents of one length. "
+                "Fix: set it to the context of interest, in tokens"
+            )
+        return self

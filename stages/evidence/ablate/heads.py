@@ -1,0 +1,76 @@
+"""The memory of one head at a time knocked out, on the prompts the whole model was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import torch
+
+from model.decoder import Decoder, HeadKnockout, Knockout
+from stages.data.tasks.prompts import Item, first_integer
+from stages.evidence.ablate.config import HeadsConfig
+from stages.evidence.evaluate.forward import PASS_TOKENS, batches, prefill
+from stages.evidence.evaluate.retrieval import answer_nll, greedy
+
+if TYPE_CHECKING:
+    from stages.data.tokens.load import StudyTokenizer
+
+HEADS = pa.schema(
+    [("layer", pa.int64()), ("head", pa.int64()), ("knockout", pa.string()), ("task", pa.string()),
+     ("item", pa.string()), ("correct", pa.int8()), ("intact", pa.int8()), ("answer_nll", pa.float64()),
+     ("intact_nll", pa.float64())]
+)  # fmt: skip
+
+
+def choose(items: Sequence[Item], config: HeadsConfig) -> list[Item]:
+    """The prompts to ask: ``max_items`` spread evenly over tasks and lengths, two of each at least (``swap`` needs a
+    neighbour)."""
+    groups: dict[tuple[str, int], list[Item]] = {}
+    for item in items:
+        groups.setdefault((item.task, len(item.prompt)), []).append(item)
+    most = len(items) if config.max_items is None else max(config.max_items // len(groups), 2)
+    chosen = []
+    for members in groups.values():
+        step = max(1, len(members) / most)
+        chosen += [members[int(i * step)] for i in range(min(most, len(members)))]
+    return chosen
+
+
+def score(
+    decoder: Decoder,
+    tokenizer: StudyTokenizer,
+    items: Sequence[Item],
+    config: HeadsConfig,
+    intact: Mapping[str, Mapping[str, Any]],
+    progress: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """Rows of heads.parquet. ``intact``: the retrieval row of each item without a knock-out. ``progress`` is called
+    with the tokens of each batch of prompts."""
+    trunk, device = decoder.config.trunk, next(decoder.parameters()).device
+    by_length: dict[int, list[Item]] = {}
+    for item in items:
+        by_length.setdefault(len(item.prompt), []).append(item)
+    rows = []
+    for name in config.knockouts:
+        for layer in range(trunk.layers):
+            for head in range(trunk.heads):
+                knockout = HeadKnockout(Knockout(name), layer, head)
+                for length, members in by_length.items():
+                    for batch in batches([length] * len(members), PASS_TOKENS[device.type], pairs=name == "swap"):
+                        asked = [members[i] for i in batch]
+                        prompts = torch.tensor([item.prompt for item in asked], device=device)
+                        hidden, state = prefill(decoder, prompts, knockout)
+                        nll = answer_nll(decoder, hidden, state, asked, knockout)
+                        said = greedy(decoder, hidden, state, asked[0].length - length, knockout)
+                        for item, tokens, nats in zip(asked, said, nll, strict=True):
+                            before = intact[item.item]
+                            rows.append(
+                                {"layer": layer, "head": head, "knockout": name, "task": item.task, "item": item.item,
+                                 "correct": int(first_integer(tokenizer.decode(tokens)) == item.expected),
+                                 "intact": before["correct"], "answer_nll": nats,
+                                 "intact_nll": before["answer_nll"]}
+                            )  # fmt: skip
+                        progress(length * len(asked))
+    return rows

@@ -1,0 +1,60 @@
+"""Settings of the evaluation, as they stand in a study file."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from model.config import MixerConfig
+from stages.data.tasks.config import RetrievalConfig
+from stages.stage import Config
+
+
+class PerplexityConfig(Config):
+    """Which held-out documents are scored, and the position buckets of the answer."""
+
+    splits: tuple[Literal["validation", "test"], ...] = Field(default=("test",), min_length=1)
+    max_documents: int | None = Field(default=None, ge=1, description="per split; a stable sample by hashed id")
+    min_tokens_per_document: int = Field(default=2, ge=2, description="shorter documents are left out, counted")
+    max_tokens_per_document: int | None = Field(default=None, ge=2, description="longer documents are cut here")
+    buckets: tuple[int, ...] | None = Field(
+        default=None, description="first token of each position bucket, from 0 (default: 0, 64, 128, 256, ...)"
+    )
+
+    @field_validator("buckets")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and (value[:1] != (0,) or any(a >= b for a, b in pairwise(value))):
+            raise ValueError(f"buckets = {list(value)}: allowed are ascending token positions that start with 0")
+        return value
+
+    @model_validator(mode="after")
+    def _shortest_below_longest(self) -> PerplexityConfig:
+        longest = self.max_tokens_per_document
+        if longest is not None and self.min_tokens_per_document > longest:
+            raise ValueError(
+                f"min_tokens_per_document = {self.min_tokens_per_document}: must be at most max_tokens_per_document = "
+                f"{longest}, where longer documents are cut"
+            )
+        return self
+
+    def edges(self, longest: int) -> list[int]:
+        """Bucket borders [0, ..., longest] in tokens."""
+        starts = list(self.buckets or [0, *(64 << i for i in range(max(0, (longest - 1).bit_length() - 6)))])
+        return [start for start in starts if start < longest] + [longest]
+
+
+class EvaluateSettings(Config):
+    """The study file's ``evaluate:`` section. ``seed`` draws prompts: the same for every arm and training seed."""
+
+    perplexity: PerplexityConfig = PerplexityConfig()
+    retrieval: RetrievalConfig
+    seed: int = Field(default=0, ge=0)
+
+
+class EvaluateConfig(EvaluateSettings):
+    """One model. ``mixer``: what a base, which has none of the arms', is read under; None: the trained model's own."""
+
+    mixer: MixerConfig | None = None

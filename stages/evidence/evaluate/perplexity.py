@@ -1,0 +1,113 @@
+"""Perplexity of held-out documents, by document and by position, in one pass per document."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.decoder import Decoder
+from stages.evidence.evaluate.config import PerplexityConfig
+from stages.evidence.evaluate.forward import PASS_TOKENS, batches, document_nll
+
+if TYPE_CHECKING:
+    from stages.data.tokens.load import StudyTokenizer
+
+Progress = Callable[[int], None]
+"""Called with the number of tokens just read."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document as it is scored: cut, without its end-of-text mark. The first token is context, the rest is scored."""
+
+    doc_id: str
+    split: str
+    tokens: NDArray[np.int32]
+
+
+def choose(
+    documents: Iterator[tuple[str, NDArray[np.int32]]], split: str, config: PerplexityConfig, eos_id: int
+) -> tuple[list[Document], int]:
+    """The documents of a split to score, sorted by id, and the number left out as too short.
+
+    With ``max_documents`` those with the smallest sha256 of the id: a stable sample that a new document hardly changes.
+    """
+    chosen, short = [], 0
+    for doc_id, tokens in documents:
+        text = tokens[tokens != eos_id][: config.max_tokens_per_document]
+        if len(text) < config.min_tokens_per_document:
+            short += 1
+        else:
+            chosen.append(Document(doc_id, split, text))
+    chosen.sort(key=lambda d: hashlib.sha256(d.doc_id.encode()).digest())
+    return sorted(chosen[: config.max_documents], key=lambda d: d.doc_id), short
+
+
+def score(
+    decoder: Decoder,
+    tokenizer: StudyTokenizer,
+    documents: list[Document],
+    config: PerplexityConfig,
+    progress: Progress,
+    *,
+    knockout: str | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of perplexity.parquet, sorted by document and bucket.
+
+    ``words`` and ``bytes`` are those of the scored text (all but the first token), the same on each row of a document,
+    so that word perplexity and bits per byte divide what was scored by what was scored.
+    """
+    device = next(decoder.parameters()).device
+    budget = PASS_TOKENS[device.type]
+    edges = config.edges(max((len(d.tokens) for d in documents), default=2))
+    rows: list[dict[str, Any]] = []
+    for batch in batches([len(d.tokens) for d in documents], budget, pairs=knockout == "swap"):
+        lengths = [len(documents[i].tokens) for i in batch]
+        tokens = torch.zeros(len(batch), max(lengths), dtype=torch.long)  # pads stand behind the text: never read
+        for row, i in enumerate(batch):
+            tokens[row, : lengths[row]] = torch.from_numpy(documents[i].tokens.astype(np.int64))
+        nll = document_nll(decoder, tokens.to(device), knockout).double().cpu().numpy()
+        for row, i in enumerate(batch):
+            document = documents[i]
+            text = tokenizer.decode(document.tokens[1:].tolist())
+            # column t - 1 of nll belongs to the token at position t
+            for start, end in pairwise(edges):
+                first, last = max(start, 1), min(end, lengths[row])
+                if last > first:
+                    rows.append(
+                        {
+                            "doc_id": document.doc_id,
+                            "split": document.split,
+                            "bucket_start": start,
+                            "bucket_end": end,
+                            "nll_sum": float(nll[row, first - 1 : last - 1].sum()),
+                            "tokens": last - first,
+                            "words": len(text.split()),
+                            "bytes": len(text.encode()),
+                        }
+                    )
+        progress(sum(lengths))
+    return sorted(rows, key=lambda r: (r["split"], r["doc_id"], r["bucket_start"]))
+
+
+def totals(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """perplexity, bits_per_byte, word_perplexity and documents of some rows; {} for none."""
+    if not rows:
+        return {}
+    nats, tokens = sum(r["nll_sum"] for r in rows), sum(r["tokens"] for r in rows)
+    size = {(r["split"], r["doc_id"]): (r["words"], r["bytes"]) for r in rows}
+    words, octets = (sum(column) for column in zip(*size.values(), strict=True))
+    return {
+        "perplexity": float(np.exp(nats / tokens)),
+        "word_perplexity": float(np.exp(nats / max(words, 1))),
+        "bits_per_byte": float(nats / np.log(2) / max(octets, 1)),
+        "documents": float(len(size)),
+        "tokens": float(tokens),
+    }

@@ -1,0 +1,132 @@
+"""Scoring retrieval prompts: greedy answers and the teacher-forced likelihood of the right one, from one prefill.
+
+The likelihood (nats per answer token) is continuous, so it shows differences between small models long before exact
+accuracy leaves chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.decoder import Decoder, DecoderState
+from stages.data.tasks.prompts import Item, first_integer
+from stages.evidence.evaluate.forward import PASS_TOKENS, batches, prefill
+
+if TYPE_CHECKING:
+    from stages.data.tokens.load import StudyTokenizer
+
+
+def score(
+    decoder: Decoder,
+    tokenizer: StudyTokenizer,
+    items: Sequence[Item],
+    progress: Callable[[int], None],
+    *,
+    knockout: str | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of retrieval.parquet in the order of ``items``.
+
+    Prompts of equal length share a batch, so no pad ever enters a memory.
+    """
+    device = next(decoder.parameters()).device
+    segment = decoder.config.mixer.segment_length
+    by_length: dict[int, list[int]] = {}
+    for index, item in enumerate(items):
+        by_length.setdefault(len(item.prompt), []).append(index)
+    rows: dict[int, dict[str, Any]] = {}
+    for length, members in by_length.items():
+        for batch in batches([length] * len(members), PASS_TOKENS[device.type], pairs=knockout == "swap"):
+            chosen = [members[i] for i in batch]
+            prompts = torch.tensor([items[i].prompt for i in chosen], device=device)
+            hidden, state = prefill(decoder, prompts, knockout)
+            nll = answer_nll(decoder, hidden, state, [items[i] for i in chosen], knockout)
+            said = greedy(decoder, hidden, state, items[chosen[0]].length - length, knockout)
+            for index, ids, nats in zip(chosen, said, nll, strict=True):
+                rows[index] = row(items[index], first_integer(tokenizer.decode(ids)), nats, segment)
+            progress(length * len(chosen))
+    return [rows[index] for index in range(len(items))]
+
+
+@torch.inference_mode()
+def answer_nll(
+    decoder: Decoder, hidden: Tensor, state: DecoderState, items: Sequence[Item], knockout: str | None = None
+) -> list[float]:
+    """Mean nats of each answer's digit tokens; ``hidden`` [B, 1, C] and ``state`` are where its prompt ends."""
+    longest = max(len(item.answer_ids) for item in items)
+    # shorter answers are padded behind their end, where causality hides the pads from them
+    padded = [[*item.answer_ids, *[0] * (longest - len(item.answer_ids))] for item in items]
+    targets = torch.tensor(padded, device=hidden.device)
+    if longest > 1:
+        more, _ = decoder.hidden(targets[:, :-1], state, knockout)
+        hidden = torch.cat([hidden, more], dim=1)
+    nll = decoder.token_nll(hidden, targets).double().cpu().numpy()
+    return [float(nats[: len(item.digits)][list(item.digits)].mean()) for nats, item in zip(nll, items, strict=True)]
+
+
+@torch.inference_mode()
+def greedy(
+    decoder: Decoder, hidden: Tensor, state: DecoderState, steps: int, knockout: str | None = None
+) -> list[list[int]]:
+    """The ``steps`` most likely tokens after each prompt, decoded from its prefilled state (``model.generate`` would
+    read the prompts a second time)."""
+    said = []
+    for step in range(steps):
+        token = F.linear(hidden[:, -1:], decoder.head_weight).argmax(-1)
+        said.append(token)
+        if step + 1 < steps:
+            hidden, state = decoder.hidden(token, state, knockout)
+    return torch.cat(said, dim=1).tolist()
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Accuracy and answer_nll of each task (bindings: of each k), of the passkeys beyond the local segment, and the
+    control of shuffled answers: the accuracy if every prompt got its successor's answer."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for one in rows:
+        name = f"{one['task']}.k{one['rivals']}" if one["task"].startswith("bindings") else one["task"]
+        groups.setdefault(name, []).append(one)
+        if one["task"] == "passkey" and one["beyond_local"]:
+            groups.setdefault("passkey.beyond_local", []).append(one)
+    numbers: dict[str, float] = {}
+    for name, members in groups.items():
+        numbers[f"{name}.accuracy"] = float(np.mean([r["correct"] for r in members]))
+        numbers[f"{name}.answer_nll"] = float(np.mean([r["answer_nll"] for r in members]))
+        numbers[f"{name}.n"] = float(len(members))
+    asked = groups.get("passkey", [])
+    if len(asked) > 1:
+        answers = [r["answer"] for r in asked[1:] + asked[:1]]
+        numbers["passkey.shuffled_accuracy"] = float(
+            np.mean([a == r["expected"] for a, r in zip(answers, asked, strict=True)])
+        )
+    return numbers
+
+
+def row(item: Item, answer: str, nll: float, segment_length: int) -> dict[str, Any]:
+    """The row of retrieval.parquet of one prompt.
+
+    answer: the number that was said, "" for none. nll: mean nats of the right answer's digit tokens. segment_length: N
+    tokens of the model that answered, which says what lies beyond its local segment.
+    """
+    return {
+        "task": item.task,
+        "item": item.item,
+        "length": item.length,
+        "prompt_tokens": len(item.prompt),
+        "depth": item.depth,
+        "rivals": item.rivals,
+        "asked_rank": item.asked_rank,
+        "values": list(item.values),
+        "expected": item.expected,
+        "answer": answer,
+        "correct": int(answer == item.expected),
+        "in_set": int(answer in item.values),
+        "answer_nll": nll,
+        "distance": item.distance,
+        "beyond_local": item.beyond_local(segment_length),
+    }

@@ -1,5 +1,0 @@
-"""Synthetic tasks on real text, and the rows that train them."""
-
-from stages.tasks.training import training_rows
-
-__all__ = ["training_rows"]

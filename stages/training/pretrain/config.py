@@ -1,0 +1,225 @@
+"""The study file's ``base`` and ``pretrain`` sections, and the configs of their steps."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from model.config import MixerConfig, TrunkConfig
+from stages.data.tasks.config import MOST_RIVALS, Format
+from stages.stage import Config
+
+
+class OptimSettings(Config):
+    """AdamW (betas 0.9, 0.95) with linear warm-up; shared by base and pretrain."""
+
+    lr: float = Field(gt=0, description="peak learning rate of the weights")
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    min_lr_share: float = Field(default=0.1, ge=0, le=1, description="cosine ends at this share of lr")
+    weight_decay: float = Field(default=0.1, ge=0, description="on matrices only: not on norms, biases or gates")
+    clip: float = Field(default=1.0, gt=0, description="limit of the gradient's global norm")
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every: int = Field(default=100, ge=1, description="steps between resume points")
+
+
+class PromptPhase(Config):
+    """A stretch of the training steps, and the retrieval prompts in its batches."""
+
+    until: float = Field(gt=0, le=1, description="it ends after this share of the steps")
+    share: float = Field(ge=0, le=1, description="of the batch's tokens that are prompts")
+    length: int = Field(ge=2, description="tokens of a prompt; a batch's row holds sequence_length / length of them")
+    text_length: int | None = Field(
+        default=None, ge=2, description="tokens of the pieces that text is read in meanwhile (default: whole sequences)"
+    )
+
+
+class MixtureConfig(Config):
+    """What a batch is made of. Its number of tokens is the same at every step."""
+
+    sources: dict[str, float] = Field(
+        default={}, description="share of each source by its name (normalised); empty: in proportion to its size"
+    )
+    order: Literal["shuffled", "documents"] = Field(
+        default="shuffled",
+        description="sequences at random, or each row of the batch one document after the other, in reading order",
+    )
+    prompts: tuple[PromptPhase, ...] = Field(
+        default=(), description="phases of passkey and bindings prompts, in order; empty: text alone"
+    )
+    retrieval_format: Format = Field(
+        default="landmark", description="wording of the prompts; compact fits short contexts"
+    )
+    retrieval_tasks: tuple[Literal["passkey", "bindings"], ...] = Field(default=("passkey", "bindings"), min_length=1)
+    retrieval_rivals: tuple[int, ...] = Field(default=(1, 2, 4), min_length=1, description="k of the bindings prompts")
+
+    @model_validator(mode="after")
+    def _check(self) -> MixtureConfig:
+        for name, share in self.sources.items():
+            if not share > 0:
+                raise ValueError(f"sources.{name} = {share}: allowed are numbers > 0 (leave a source out to skip it)")
+        if any(not 1 <= k <= MOST_RIVALS for k in self.retrieval_rivals):
+            raise ValueError(f"retrieval_rivals = {list(self.retrieval_rivals)}: allowed are 1 to {MOST_RIVALS}")
+        ends = [phase.until for phase in self.prompts]
+        if ends and (ends[-1] != 1 or any(a >= b for a, b in pairwise(ends))):
+            raise ValueError(
+                f"prompts: until = {ends}: allowed are ascending shares of the steps, the last of them 1 "
+                "(fix: give each phase its end, and the last one until: 1)"
+            )
+        return self
+
+    def check_rows(self, rows: int, sequence_length: int, text_lengths: bool = True) -> None:
+        """Raises ValueError for phases that batches of ``rows`` x ``sequence_length`` tokens cannot hold.
+        ``text_lengths``: may phases name some?"""
+        for index, phase in enumerate(self.prompts):
+            for name in ("length", "text_length"):
+                tokens = getattr(phase, name)
+                if tokens is not None and sequence_length % tokens:
+                    raise ValueError(
+                        f"mixture.prompts.{index}.{name} = {tokens}: must divide sequence_length = {sequence_length}, "
+                        "so that every batch has as many tokens"
+                    )
+            if phase.text_length is not None and not text_lengths:
+                raise ValueError(
+                    f"mixture.prompts.{index}.text_length = {phase.text_length}: curriculum_share sets the length of "
+                    "text as well (fix: remove one of them)"
+                )
+        shares = {phase.share for phase in self.prompts}
+        if self.order == "documents" and shares:
+            share = min(shares)
+            whole = abs(share * rows - round(share * rows)) < 1e-9 and round(share * rows) < rows
+            if len(shares) > 1 or not whole:
+                near = sorted({f"{n / rows:g}" for n in (int(share * rows), int(share * rows) + 1) if n < rows})
+                raise ValueError(
+                    f"mixture.prompts: share = {sorted(shares)}: with mixture.order = documents every batch needs the "
+                    f"same number of rows with prompts, fewer than {rows} (nearest: {' or '.join(near)} in each phase)"
+                )
+
+
+class BaseSettings(OptimSettings):
+    """The shared starting point: trained here on short sequences, or imported from a Llama-family folder.
+
+    ``init: scratch`` needs lr, steps, batch_tokens and sequence_length. ``init: hf`` needs path and revision: for a
+    Hub id the commit; for a local folder ``sha256:<digest>`` of its config.json and safetensors files (a wrong one is
+    refused with the right one named).
+
+    ``per_seed``: each seed of the study trains a base of its own, and the arms of that seed start from it, so that
+    differences between bases are part of the spread between seeds. False (all there is with ``init: hf``): one base for
+    all seeds.
+    """
+
+    init: Literal["scratch", "hf"] = "scratch"
+    per_seed: bool = Field(default=True, description="a base for each of the study's seeds (init hf: false)")
+    seed: int = Field(default=0, ge=0, description="of the one base without per_seed")
+    lr: float | None = Field(default=None, gt=0, description="peak learning rate")  # type: ignore[assignment]
+    steps: int | None = Field(default=None, ge=1)
+    batch_tokens: int | None = Field(default=None, ge=1, description="global batch in tokens")
+    sequence_length: int | None = Field(default=None, ge=2, description="the base's short context, tokens")
+    mixture: MixtureConfig = MixtureConfig()
+    path: str | None = Field(default=None, description="Hub id or local folder (init: hf)")
+    revision: str | None = Field(
+        default=None,
+        pattern=r"^(sha256:[0-9a-f]{64}|[0-9a-f]{40})$",
+        description="commit on the Hub (40 hex digits; a branch can move), or sha256:<digest> of a local folder",
+    )
+
+    @model_validator(mode="after")
+    def _fields_of_init(self) -> BaseSettings:
+        if self.per_seed and self.init == "hf":
+            raise ValueError("per_seed = True: with init = 'hf' there is one checkpoint for all seeds; remove it")
+        if self.per_seed and self.seed:
+            raise ValueError(
+                f"seed = {self.seed}: has no effect with per_seed = True, bases have the study's seeds "
+                "(fix: remove it, or set per_seed: false)"
+            )
+        needed = ("lr", "steps", "batch_tokens", "sequence_length") if self.init == "scratch" else ("path", "revision")
+        foreign = (
+            {"path", "revision"}
+            if self.init == "scratch"
+            else {*BaseSettings.model_fields} - {"init", "per_seed", *needed}
+        )
+        for name in needed:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is missing: init = {self.init!r} needs {', '.join(needed)}")
+        for name in sorted(foreign):
+            if getattr(self, name) != BaseSettings.model_fields[name].default:
+                raise ValueError(f"{name} has no effect with init = {self.init!r}; remove it")
+        if self.batch_tokens is not None and self.sequence_length and self.batch_tokens % self.sequence_length:
+            raise ValueError(
+                f"batch_tokens = {self.batch_tokens}: must be a multiple of sequence_length = {self.sequence_length}"
+            )
+        if self.batch_tokens is not None and self.sequence_length:
+            self.mixture.check_rows(self.batch_tokens // self.sequence_length, self.sequence_length)
+        return self
+
+
+class BaseConfig(BaseSettings):
+    """One base, that of ``seed``, and its trunk; with ``init: hf`` the trunk must be the checkpoint's own."""
+
+    per_seed: bool = False
+    trunk: TrunkConfig
+
+    def key_fields(self) -> dict[str, Any]:
+        """A digest names a local folder's content, so where it lies is no part of the key; nor is whether there are
+        bases of other seeds."""
+        fields = super().key_fields()
+        fields.pop("per_seed")
+        if self.revision is not None and self.revision.startswith("sha256:"):
+            fields.pop("path")
+        return fields
+
+
+class PretrainSettings(OptimSettings):
+    """The study file's ``pretrain`` section: the same for every arm and seed.
+
+    With ``curriculum_share`` the segment count of text grows as the recurrent memory transformer needs it
+    (arXiv:2207.06881): a sequence of 8 segments is read as 8, then 4, then 2 documents, then whole. Prompts have the
+    lengths of their own phases; tokens and their order stay the same.
+
+    Loss: mean nll (nats) over target tokens of the text sequences; in a phase with a share r of prompts it is
+    (1 - r) x that + r x the mean nll of the prompts' answer tokens, so that a few answer tokens weigh as their share.
+    """
+
+    steps: int = Field(ge=1)
+    batch_sequences: int = Field(ge=1, description="global batch, whatever the number of workers")
+    sequence_length: int = Field(ge=2, description="tokens; that of the tokenize section")
+    gate_lr: float = Field(default=0.01, gt=0, description="peak learning rate of the gates beta: they must move by ~4")
+    mixture: MixtureConfig = MixtureConfig()
+    monitor_every: int = Field(default=25, ge=1, description="steps between readings of gates and memory health")
+    curriculum_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the steps in which text grows from one segment to sequences",
+    )
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> PretrainSettings:
+        self.mixture.check_rows(self.batch_sequences, self.sequence_length, text_lengths=not self.curriculum_share)
+        return self
+
+
+class PretrainConfig(PretrainSettings):
+    """One arm, one seed. The seed sets the data order (the same for every arm) and the new parameters' start."""
+
+    mixer: MixerConfig
+    seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _whole_segments(self) -> PretrainConfig:
+        segment = self.mixer.segment_length
+        if (
+            self.mixer.kind not in ("full", "window", "linear", "deltanet", "landmark")
+            and self.sequence_length % segment
+        ):
+            raise ValueError(
+                f"sequence_length = {self.sequence_length}: must be a multiple of mixer.segment_length = {segment}"
+            )
+        if self.curriculum_share and self.sequence_length < 2 * segment:
+            raise ValueError(
+                f"curriculum_share = {self.curriculum_share}: has no effect on sequences of "
+                f"{self.sequence_length} tokens, the mixer's segments have {segment} (allowed: 0, or longer sequences)"
+            )
+        return self

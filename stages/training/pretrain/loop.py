@@ -1,0 +1,207 @@
+"""The training loop: plain torch, one process or many, with or without Ray.
+
+Every rank computes its slice of the global batch; losses are normalised by the *global* batch's target tokens, so the
+gradient does not depend on the number of ranks or of micro-batches (beyond rounding).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import nn
+
+from model.decoder import Decoder
+from stages.stage import StageError
+from stages.training.pretrain import monitor, optim
+from stages.training.pretrain.checkpoint import Checkpoints, RunState
+from stages.training.pretrain.data import digest
+from stages.training.pretrain.mixture import Batch, Batches, loss_weights
+from stages.training.pretrain.recipe import Recipe
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Runtime:
+    """Where this rank runs. micro_batch: sequences per forward pass (None: the rank's whole slice)."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    micro_batch: int | None = None
+    any_world_size: bool = False
+    checkpoints: Checkpoints | None = None
+    on_row: Callable[[Row], None] = field(default=lambda row: None)
+
+
+def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) -> RunState:
+    """Train ``decoder`` in place to ``recipe.steps``; resumes from ``runtime.checkpoints``. Returns log and samples.
+
+    Raises StageError naming step, loss and learning rate if the loss stops being finite, and where the global batch
+    does not divide by the world size.
+    """
+    if recipe.batch_sequences % runtime.world_size:
+        raise StageError(
+            "each worker takes the same number of the global batch's sequences",
+            field="execution.train_workers",
+            value=runtime.world_size,
+            allowed=f"divisors of the global batch of {recipe.batch_sequences} sequences",
+        )
+    decoder.to(runtime.device).train()
+    if runtime.world_size > 1:
+        shard(decoder)
+    optimizer = optim.build(decoder, lr=recipe.lr, gate_lr=recipe.gate_lr, weight_decay=recipe.weight_decay)
+    state = RunState(world_size=runtime.world_size)
+    if runtime.checkpoints is not None:
+        state = runtime.checkpoints.load(decoder, optimizer, any_world_size=runtime.any_world_size)
+    for done in state.rows:  # what an earlier attempt already did
+        runtime.on_row(done)
+    began = time.perf_counter() - state.wall_s
+    for step in range(state.step, recipe.steps):
+        batch = batches[step]
+        factor = optim.schedule(
+            step,
+            steps=recipe.steps,
+            warmup_steps=recipe.warmup_steps,
+            kind=recipe.schedule,
+            least=recipe.min_lr_share,
+        )
+        optim.set_lr(optimizer, factor)
+        started = time.perf_counter()
+        lengths = Lengths(recipe.length_at(step), recipe.prompt_length_at(step))
+        losses, grad_norm = _step(recipe, decoder, optimizer, batch, runtime, lengths, recipe.share_at(step))
+        if not all(math.isfinite(value) for value in losses if value is not None) or not math.isfinite(grad_norm):
+            raise StageError(
+                f"training diverged at step {step + 1}: loss {losses[0]}, gradient norm {grad_norm:.3g}, "
+                f"learning rate {recipe.lr * factor:.3g}",
+                fix="lower lr or gate_lr, lengthen warmup_steps, or tighten clip",
+            )
+        seconds = time.perf_counter() - started
+        row: Row = {
+            "step": step + 1,
+            "tokens": (step + 1) * batch.tokens.size,
+            "loss": losses[0],
+            "answer_loss": losses[1],
+            "lr": recipe.lr * factor,
+            "grad_norm": grad_norm,
+            "tokens_per_s": batch.tokens.size / seconds,
+            **dict.fromkeys(monitor.COLUMNS),
+        }
+        if (step + 1) % recipe.monitor_every == 0 or step + 1 == recipe.steps:
+            first = batch.tokens[:1, : lengths.prompt if batch.answers[0] else None]
+            row |= monitor.read(decoder, torch.from_numpy(first).to(runtime.device))
+        state.rows.append(row)
+        state.samples.append(digest(batch.ids))
+        state.step, state.wall_s = step + 1, time.perf_counter() - began
+        runtime.on_row(row)
+        # no resume point after the last step: what follows is the export, which is then as quick to redo
+        if runtime.checkpoints is not None and state.step % recipe.checkpoint_every == 0 and state.step < recipe.steps:
+            runtime.checkpoints.save(state, decoder, optimizer)
+    return state
+
+
+class Lengths(NamedTuple):
+    """Tokens of the pieces that rows of text and rows of prompts are cut into; each divides a row's length."""
+
+    text: int
+    prompt: int
+
+
+def _step(
+    recipe: Recipe,
+    decoder: Decoder,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    runtime: Runtime,
+    lengths: Lengths,
+    prompts: float,
+) -> tuple[tuple[float | None, float | None], float]:
+    """One optimiser step; ``prompts``: their share of the loss. Returns ((text loss, answer loss), gradient norm before
+    clipping); None: no such tokens."""
+    share = len(batch.tokens) // runtime.world_size
+    text, answer = loss_weights(batch, lengths.text)
+    has_text, has_answer = bool(text.any()), bool(answer.any())
+    r = prompts if has_text and has_answer else float(has_answer)
+    slices = [slice(rank * share, (rank + 1) * share) for rank in range(runtime.world_size)]
+    rows = (batch.tokens, text, answer)
+    parts = [_parts(rows, batch.answers, its, lengths, runtime.micro_batch) for its in slices]
+    mine = parts[runtime.rank]
+    # every rank passes through the model equally often: its collectives wait for all
+    mine += [(mine[0][0], *map(np.zeros_like, mine[0][1:]))] * (max(map(len, parts)) - len(mine))
+    cast: contextlib.AbstractContextManager[object] = (
+        torch.autocast(runtime.device.type, torch.bfloat16) if recipe.dtype == "bf16" else contextlib.nullcontext()
+    )
+    sums = torch.zeros(2, dtype=torch.float64, device=runtime.device)
+    optimizer.zero_grad(set_to_none=True)
+    for part in mine:
+        tokens, text_w, answer_w = (torch.from_numpy(a).to(runtime.device) for a in part)
+        with cast:
+            nll, auxiliary = decoder.training_nll(tokens, _wanted(text_w + answer_w))
+        text_loss, answer_loss = (nll * text_w[:, 1:]).sum(), (nll * answer_w[:, 1:]).sum()
+        # FSDP averages gradients over ranks; the weights already normalise over the global batch
+        loss = ((1 - r) * text_loss + r * answer_loss) * runtime.world_size
+        if auxiliary is not None:  # a mean over its tokens: weighted by their share of the rank's slice
+            loss = loss + auxiliary * (tokens.numel() * runtime.world_size / batch.tokens.size)
+        loss.backward()
+        sums += torch.stack([text_loss.detach(), answer_loss.detach()]).double()
+    if runtime.world_size > 1:
+        dist.all_reduce(sums)
+    norm = nn.utils.clip_grad_norm_(decoder.parameters(), recipe.clip)
+    optimizer.step()
+    if hasattr(norm, "full_tensor"):
+        norm = norm.full_tensor()
+    text_sum, answer_sum = sums.tolist()
+    return (text_sum if has_text else None, answer_sum if has_answer else None), float(norm)
+
+
+def _wanted(weights: torch.Tensor) -> torch.Tensor | None:
+    """Which targets of ``weights`` [B, T] count, where picking them out pays; None: all."""
+    marked = weights > 0
+    return marked if 0 < marked.sum() < 0.75 * marked.numel() else None
+
+
+Rows = tuple[NDArray[Any], ...]
+
+
+def _parts(rows: Rows, prompts: NDArray[np.bool_], mine: slice, lengths: Lengths, micro: int | None) -> list[Rows]:
+    """Micro-batches of the rows ``mine`` of arrays [B, T], of the tokens of ``micro`` sequences each (None: all), cut
+    into ``lengths``. Rows of prompts [B] go by themselves where they are cut otherwise than text."""
+    rows, prompts, whole = tuple(a[mine] for a in rows), prompts[mine], rows[0].shape[1]
+    if lengths.text == lengths.prompt:
+        groups = [tuple(a.reshape(-1, lengths.text) for a in rows)]
+    else:
+        groups = [tuple(a[~prompts].reshape(-1, lengths.text) for a in rows)]
+        groups += [tuple(a[prompts].reshape(-1, lengths.prompt) for a in rows)]
+    made = []
+    for group in groups:
+        size = (micro or len(prompts)) * whole // group[0].shape[1]
+        made += [tuple(a[start : start + size] for a in group) for start in range(0, len(group[0]), size)]
+    return made
+
+
+def shard(decoder: Decoder) -> None:
+    """FSDP2: every block's and the rest's parameters sharded over all ranks of the default process group."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    for block in decoder.layers:
+        fully_shard(block)
+    fully_shard(decoder)
+    register_fsdp_forward_method(decoder, "training_nll")  # runs the same all-gathers as ``forward``
+
+
+def full_state_dict(decoder: Decoder, world_size: int) -> dict[str, torch.Tensor]:
+    """All parameters on the CPU of rank 0 (an empty dict on the others)."""
+    if world_size == 1:
+        return {name: tensor.detach().cpu() for name, tensor in decoder.state_dict().items()}
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(decoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))  # type: ignore[return-value]

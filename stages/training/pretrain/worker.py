@@ -1,0 +1,267 @@
+"""What one training worker does: build the model, train to the end or go on where an earlier attempt stopped, export.
+
+Imports stay few (torch, numpy, pyarrow): every worker of every run pays for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.storage import filesystem, is_local, join, put_tree, read_json, remove_tree, write_atomic
+from model.config import MixerConfig, ModelConfig
+from stages.stage import Artifact, Execution, StageError
+from stages.training.pretrain.channel import Writer
+from stages.training.pretrain.recipe import Recipe
+
+if TYPE_CHECKING:
+    from model.decoder import Decoder
+    from stages.training.pretrain.checkpoint import RunState
+    from stages.training.pretrain.mixture import Batches
+
+EXPORT, EXPORTED, FAILURE, PROGRESS, CANCEL = "export", "export.json", "failure.json", "progress.json", "cancel"
+HAYSTACK_TOKENS = 2_000_000  # training text that prompts are hidden in
+# Recomputing layers in the backward pass costs a third more time; long rows do not fit without.
+RECOMPUTE_FROM_TOKENS = 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training run, picklable. Exactly one of ``scratch`` (a new model) and ``base`` + ``mixer`` (a graft) is set."""
+
+    recipe: Recipe
+    tokens: Artifact
+    tokenizer: Artifact
+    work_url: str
+    execution: Execution
+    scratch: ModelConfig | None = None
+    base: Artifact | None = None
+    mixer: MixerConfig | None = None
+
+
+class Cancelled(Exception):
+    """The step was cancelled; its resume points stay."""
+
+
+def ray_worker(config: dict[str, Any]) -> None:
+    """Entry point of a Ray Train worker."""
+    import ray.train
+
+    job: Job = config["job"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    local = context.get_local_rank()
+    try:
+        with threads(job.execution):
+            run(job, rank, world_size, local)
+    except Cancelled:
+        return
+    except StageError as error:
+        # A fault of the input is the same on every attempt and every rank: told, not retried.
+        if rank == 0:
+            fault = {"message": error.message, "field": error.field, "value": error.value}
+            fs, path = filesystem(join(job.work_url, FAILURE))
+            fault |= {"allowed": error.allowed, "fix": error.fix}
+            write_atomic(fs, path, json.dumps(fault, default=repr).encode())
+
+
+@contextlib.contextmanager
+def threads(execution: Execution) -> Iterator[None]:
+    """As many torch threads as the worker has cores, while it trains: its process may serve other steps afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(execution.cpus_per_worker)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run(
+    job: Job,
+    rank: int,
+    world_size: int,
+    local_rank: int = 0,
+    *,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
+) -> None:
+    """Train and, on rank 0, export to ``<work_url>/export``.
+
+    ``on_row`` and ``on_warning`` replace the progress file where the step runs in this very process.
+    """
+    from model.allocator import keep_freed_memory
+    from stages.training.pretrain.checkpoint import Checkpoints
+    from stages.training.pretrain.loop import Runtime, full_state_dict, train
+
+    device = choose_device(job.execution, local_rank)
+    if device.type == "cpu":
+        keep_freed_memory()
+    channel = Writer(join(job.work_url, PROGRESS))
+    cancel_fs, cancel_path = filesystem(join(job.work_url, CANCEL))
+
+    def tell(row: dict[str, Any]) -> None:
+        if on_row is not None:
+            on_row(row)
+        elif rank == 0 and channel.row(row, job.recipe.steps) and cancel_fs.exists(cancel_path):
+            raise Cancelled
+
+    if cancel_fs.exists(cancel_path):
+        raise Cancelled
+    decoder = build(job)
+    decoder.activation_checkpointing = job.recipe.sequence_length >= RECOMPUTE_FROM_TOKENS
+    runtime = Runtime(
+        device=device,
+        rank=rank,
+        world_size=world_size,
+        micro_batch=job.execution.micro_batch,
+        any_world_size=job.execution.allow_world_size_change,
+        checkpoints=Checkpoints(job.work_url, rank, world_size, on_warning or channel.warn),
+        on_row=tell,
+    )
+    state = train(job.recipe, decoder, open_batches(job), runtime)
+    weights = full_state_dict(decoder, world_size)
+    if rank == 0:
+        export(job, decoder.config, weights, state)
+
+
+def choose_device(execution: Execution, local_rank: int) -> Any:
+    """The torch device of this worker. Raises StageError if CUDA is asked for and absent."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if execution.device == "cuda" and not available:
+        raise StageError(
+            "no CUDA device is visible to the training worker",
+            field="execution.device",
+            value="cuda",
+            fix="set execution.device: cpu, or execution.gpus_per_worker: 1 on a machine with a GPU",
+        )
+    if execution.device == "cpu" or not available:
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def build(job: Job) -> Decoder:
+    """A new model, or the base's trunk under the arm's mixer; the same on every rank."""
+    if job.scratch is not None:
+        from model.decoder import Decoder
+
+        return Decoder(job.scratch, seed=job.recipe.seed)
+    from model.checkpoint import graft
+
+    assert job.base is not None and job.mixer is not None
+    return graft(job.base.path("model"), job.mixer, seed=job.recipe.seed)
+
+
+def open_batches(job: Job) -> Batches:
+    """The run's global batches, by step."""
+    import numpy as np
+
+    from stages.training.pretrain.data import TokenRows, Windows
+    from stages.training.pretrain.mixture import Batches, PromptRows
+
+    recipe = job.recipe
+    rows = TokenRows(job.tokens.path("train"))
+    prompts: PromptRows | None = None
+    if any(phase.share for phase in recipe.mixture.prompts):
+        from stages.data.tasks.training import training_rows
+        from stages.data.tokens.load import load_tokenizer
+
+        codec = load_tokenizer(job.tokenizer)
+        pieces, found = [], 0
+        for index in range(len(rows)):
+            tokens, mask = rows.row(index)
+            pieces.append(tokens[mask.astype(bool)])
+            found += len(pieces[-1])
+            if found >= HAYSTACK_TOKENS:
+                break
+        haystack = np.concatenate(pieces)
+
+        def prompts(length: int, count: int, first: int) -> Any:
+            return training_rows(
+                codec,
+                haystack,
+                length,
+                count,
+                recipe.seed,
+                format=recipe.mixture.retrieval_format,
+                tasks=recipe.mixture.retrieval_tasks,
+                rivals=recipe.mixture.retrieval_rivals,
+                first=first,
+                field="mixture.prompts length",
+            )
+
+    return Batches(recipe, Windows(rows, recipe.sequence_length), prompts)
+
+
+def export(job: Job, config: ModelConfig, weights: dict[str, Any], state: RunState) -> None:
+    """The artifact's files below ``<work_url>/export``, and last the marker that they are whole."""
+    from model.checkpoint import save
+    from model.decoder import Decoder
+
+    decoder = Decoder(config)
+    decoder.load_state_dict(weights)
+    fs, target = filesystem(join(job.work_url, EXPORT))
+    if fs.exists(target):
+        remove_tree(fs, target)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(target) if is_local(fs) else Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        save(decoder, folder / "model", like=None if job.base is None else job.base.path("model"))
+        write_tables(folder, config, job.recipe.sequence_length, state)
+        if not is_local(fs):
+            put_tree(fs, target, folder)
+    write_atomic(*filesystem(join(job.work_url, EXPORTED)), json.dumps({"step": state.step}).encode())
+
+
+def write_tables(folder: Path, config: ModelConfig, sequence_length: int, state: RunState) -> None:
+    """train_log.parquet, samples.parquet and cost.json of ``docs/formats.md``."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from model.cost import cost
+    from stages.training.pretrain.monitor import COLUMNS
+
+    numbers = ("loss", "answer_loss", "lr", "grad_norm", "tokens_per_s", *COLUMNS)
+    schema = pa.schema([("step", pa.int64()), ("tokens", pa.int64()), *((name, pa.float64()) for name in numbers)])
+    pq.write_table(pa.Table.from_pylist(state.rows, schema), folder / "train_log.parquet")
+    samples = {"step": range(1, len(state.samples) + 1), "sample_ids_digest": state.samples}
+    pq.write_table(
+        pa.table(samples, pa.schema([("step", pa.int64()), ("sample_ids_digest", pa.string())])),
+        folder / "samples.parquet",
+    )
+    known = dataclasses.asdict(cost(config, sequence_length))
+    rates = [float(row["tokens_per_s"] or 0) for row in state.rows[1:] or state.rows]
+    known |= {
+        "flops_per_token": known["flops_per_token_training"],
+        "tokens_per_s": statistics.median(rates) if rates else 0.0,
+        "wall_s": state.wall_s,
+    }
+    (folder / "cost.json").write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+def exported(work_url: str) -> bool:
+    """Is there a whole export, of this attempt or of one that was killed before its commit?"""
+    return read_json(*filesystem(join(work_url, EXPORTED))) is not None
+
+
+def take_export(work_url: str, output: Path) -> None:
+    """Copy the export into the step's output folder."""
+    fs, source = filesystem(join(work_url, EXPORT))
+    if is_local(fs):
+        shutil.copytree(source, output, dirs_exist_ok=True)
+    else:
+        from cluster.storage import get_tree
+
+        get_tree(fs, source, output)

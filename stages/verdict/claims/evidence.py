@@ -1,0 +1,308 @@
+"""The tables of a study, opened by arm and seed, with the artifact each row came from.
+
+Every input may be absent: its table is then empty and the rules say ``not measured``. Nothing here computes a
+statistic; it only opens, joins and selects.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from model.config import MixerConfig, TrunkConfig
+from stages.stage import Artifact, StageError
+from stages.verdict.claims.config import ClaimsConfig
+from stages.verdict.claims.verdict import Source
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+KINDS_WITH_MEMORY = ("infini",)
+BASE = "base"  # the arm name under which evaluate scores what every arm started from
+BEYOND = "beyond_local == True"
+WITHIN = "beyond_local == False"
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two arms (or two conditions of one arm) on the same items: values [seeds, items], weights [items]."""
+
+    a: np.ndarray
+    b: np.ndarray
+    weights: np.ndarray
+    seeds: tuple[int, ...]
+    items: tuple[str, ...]
+
+    @property
+    def differences(self) -> np.ndarray:
+        """a - b, [seeds, items]."""
+        difference: np.ndarray = self.a - self.b
+        return difference
+
+    @property
+    def by_seed(self) -> np.ndarray:
+        """[seeds] of sum(a - b) / sum(weights)."""
+        ratio: np.ndarray = self.differences.sum(1) / self.weights.sum()
+        return ratio
+
+
+class Evidence:
+    """Everything the rules and figures may read."""
+
+    def __init__(
+        self,
+        inputs: Mapping[str, Artifact],
+        *,
+        arms: Mapping[str, MixerConfig],
+        seeds: tuple[int, ...],
+        trunk: TrunkConfig,
+        rules: ClaimsConfig,
+        control_arms: Mapping[str, MixerConfig] | None = None,
+    ) -> None:
+        """``control_arms``: the arms of the positive control, which has a ceiling and a floor of its own."""
+        self.inputs, self.arms, self.seeds, self.trunk, self.rules = dict(inputs), dict(arms), seeds, trunk, rules
+        self.control_arms = dict(control_arms or {})
+
+    # --- which arms -----------------------------------------------------------------------------------------------
+    @property
+    def memory_arms(self) -> list[str]:
+        """Arms with a compressive memory, in the order of the study file."""
+        return [name for name, mixer in self.arms.items() if mixer.kind in KINDS_WITH_MEMORY]
+
+    def arms_of_kind(self, *kinds: str) -> list[str]:
+        """Arms whose mixer is one of ``kinds``, in the order of the study file."""
+        return [name for name, mixer in self.arms.items() if mixer.kind in kinds]
+
+    def control_arms_of_kind(self, *kinds: str) -> list[str]:
+        """The same among the arms of the positive control."""
+        return [name for name, mixer in self.control_arms.items() if mixer.kind in kinds]
+
+    def segment_length(self) -> int:
+        """N of the memory arms (of any arm where there is none), tokens."""
+        names = self.memory_arms or list(self.arms)
+        return self.arms[names[0]].segment_length
+
+    # --- opening tables -------------------------------------------------------------------------------------------
+    def has(self, step: str) -> bool:
+        """Whether the step's artifact is among the inputs."""
+        return step in self.inputs
+
+    def runs(self, stage: str) -> list[tuple[str, int]]:
+        """(arm, seed) of every input of ``stage``, in the order of the study file (the base is no arm)."""
+        found = {
+            (arm, int(seed)) for arm, seed in (step.split("/")[1:] for step in self.inputs if step.count("/") == 2
+                                               and step.startswith(f"{stage}/"))
+        }  # fmt: skip
+        arms = self.control_arms if stage == "control" else self.arms
+        return [(arm, seed) for arm in arms for seed in self.seeds if (arm, seed) in found]
+
+    def source(self, step: str, table: str, row_filter: str = "") -> Source:
+        """Provenance of rows of ``table`` in the artifact of ``step``."""
+        return Source(step, self.inputs[step].key, table, row_filter)
+
+    def sources(self, stage: str, table: str, row_filter: str = "", *arms: str) -> tuple[Source, ...]:
+        """Provenance over all seeds of ``arms`` (all arms where none is named)."""
+        return tuple(
+            self.source(f"{stage}/{arm}/{seed}", table, row_filter)
+            for arm, seed in self.runs(stage)
+            if not arms or arm in arms
+        )
+
+    def table(self, step: str, name: str) -> pd.DataFrame:
+        """One Parquet table of one step; empty where step or file is absent."""
+        import pandas as pd
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if step not in self.inputs:
+            return pd.DataFrame()
+        try:
+            path = self.inputs[step].path(name)
+        except FileNotFoundError:
+            return pd.DataFrame()
+        try:
+            return pq.read_table(path).to_pandas()
+        except (OSError, pa.ArrowInvalid) as problem:
+            raise StageError(
+                f"{name} of step {step} is not a readable Parquet file ({problem})",
+                field="inputs",
+                value=step,
+                fix=f"infini-study verify, then infini-study run --force {step}",
+            ) from problem
+
+    def document(self, step: str, name: str) -> dict[str, Any]:
+        """One JSON file of one step; empty where step or file is absent."""
+        if step not in self.inputs:
+            return {}
+        try:
+            path = self.inputs[step].path(name)
+        except FileNotFoundError:
+            return {}
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else {}
+
+    def stacked(self, stage: str, name: str) -> pd.DataFrame:
+        """The same table of all arms and seeds, with columns ``arm`` and ``seed`` in front."""
+        import pandas as pd
+
+        parts = []
+        for arm, seed in self.runs(stage):
+            part = self.table(f"{stage}/{arm}/{seed}", name)
+            if len(part):
+                part.insert(0, "arm", arm)
+                part.insert(1, "seed", seed)
+                parts.append(part)
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arm", "seed"])
+
+    # --- the tables, opened once ----------------------------------------------------------------------------------
+    @cached_property
+    def contaminated(self) -> frozenset[str]:
+        """Evaluation documents still covered above a limit after the audit, by its own or by the second count: left
+        out of every score."""
+        rule, found = self.rules.clean_data, set[str]()
+        for table, column, limit in (
+            (self.table("decontaminate", "books.parquet"), "coverage_after", rule.coverage_limit),
+            (self.containment, "share", rule.containment_limit),
+        ):
+            if len(table):
+                found |= set(table.loc[table[column] > limit, "book_id"])
+        return frozenset(found)
+
+    @cached_property
+    def perplexity(self) -> pd.DataFrame:
+        """arm, seed + ``perplexity.parquet`` of evaluate, scored documents only."""
+        return self._scored(self.stacked("evaluate", "perplexity.parquet"))
+
+    @cached_property
+    def base_steps(self) -> dict[int, str]:
+        """seed -> the step that scored the base of that seed's arms; a shared base has one step for all seeds."""
+        found = {int(step.rpartition("/")[2]): step for step in self.inputs if step.startswith(f"evaluate/{BASE}/")}
+        if len(found) == 1 and len(self.seeds) > 1:
+            return dict.fromkeys(self.seeds, next(iter(found.values())))
+        return {seed: found[seed] for seed in self.seeds if seed in found}
+
+    @property
+    def shared_base(self) -> bool:
+        """Do all seeds start from one base? Their spread then says nothing of another base's."""
+        return len(self.seeds) > 1 and len(set(self.base_steps.values())) == 1
+
+    @cached_property
+    def base_perplexity(self) -> pd.DataFrame:
+        """seed + ``perplexity.parquet`` of the base that the arms of the seed started from, scored documents only."""
+        import pandas as pd
+
+        parts = [self.table(step, "perplexity.parquet").assign(seed=seed) for seed, step in self.base_steps.items()]
+        return self._scored(pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["seed"]))
+
+    @cached_property
+    def retrieval(self) -> pd.DataFrame:
+        """arm, seed + ``retrieval.parquet`` of evaluate."""
+        return self.stacked("evaluate", "retrieval.parquet")
+
+    @cached_property
+    def knocked_perplexity(self) -> pd.DataFrame:
+        """arm, seed + ``perplexity.parquet`` of ablate (column ``knockout``), scored documents only."""
+        return self._scored(self.stacked("ablate", "perplexity.parquet"))
+
+    @cached_property
+    def knocked_retrieval(self) -> pd.DataFrame:
+        """arm, seed + ``retrieval.parquet`` of ablate (column ``knockout``)."""
+        return self.stacked("ablate", "retrieval.parquet")
+
+    @cached_property
+    def gates(self) -> pd.DataFrame:
+        """arm, seed, layer, head, gate."""
+        return self.stacked("ablate", "gates.parquet")
+
+    @cached_property
+    def heads(self) -> pd.DataFrame:
+        """arm, seed + ``heads.parquet`` of ablate: one head knocked out at a time."""
+        return self.stacked("ablate", "heads.parquet")
+
+    @cached_property
+    def saturation(self) -> pd.DataFrame:
+        """arm, seed + ``saturation.parquet`` of ablate: the memory along long held-out documents."""
+        return self.stacked("ablate", "saturation.parquet")
+
+    @cached_property
+    def trained_capacity(self) -> pd.DataFrame:
+        """arm, seed + ``capacity.parquet`` of ablate: associations written with the trained model's own keys."""
+        return self.stacked("ablate", "capacity.parquet")
+
+    @cached_property
+    def containment(self) -> pd.DataFrame:
+        """``containment.parquet`` of certify: the second count of what evaluation and training documents share."""
+        return self.table("certify", "containment.parquet")
+
+    @cached_property
+    def training(self) -> pd.DataFrame:
+        """arm, seed + ``train_log.parquet`` of pretrain."""
+        return self.stacked("pretrain", "train_log.parquet")
+
+    @cached_property
+    def control(self) -> pd.DataFrame:
+        """arm, seed + ``control.parquet``, all recorded steps."""
+        return self.stacked("control", "control.parquet")
+
+    @cached_property
+    def summaries(self) -> pd.DataFrame:
+        """arm, seed + ``summaries.parquet``, scored documents only."""
+        return self._scored(self.stacked("summarize", "summaries.parquet"))
+
+    def control_end(self) -> pd.DataFrame:
+        """Last recorded step of every control run: rows by arm, seed, k, segments, what lies between, knock-out."""
+        table = self.control
+        if not len(table):
+            return table
+        last = table.groupby(["arm", "seed"])["step"].transform("max")
+        return table[table["step"] == last].reset_index(drop=True)
+
+    def control_trained(self) -> pd.DataFrame:
+        """Of those the intact models at the number of segments they were trained on: one row per arm, seed and k."""
+        table = self.control_end()
+        if not len(table):
+            return table
+        intact = table[(table["knockout"] == "none") & (table["between"] == "filler")]
+        return intact[intact["segments"] == intact["segments"].min()].reset_index(drop=True)
+
+    def _scored(self, table: pd.DataFrame) -> pd.DataFrame:
+        if not len(table) or not self.contaminated:
+            return table
+        return table[~table["doc_id"].isin(self.contaminated)].reset_index(drop=True)
+
+
+def paired(a: pd.DataFrame, b: pd.DataFrame, item: str, value: str, weight: str | None = None) -> Paired | None:
+    """Rows of ``a`` and ``b`` (columns ``seed``, ``item``, ``value`` and, for ratios, ``weight``) on what both have.
+
+    Values of several rows of one item (position buckets of a document) are summed. None where nothing is shared.
+    An item that any seed of either side lacks is left out: every seed must be scored on the same items.
+    """
+    import numpy as np
+
+    sides = []
+    for table in (a, b):
+        if not len(table):
+            return None
+        sides.append(table.pivot_table(index="seed", columns=item, values=value, aggfunc="sum"))
+    seeds = sides[0].index.intersection(sides[1].index)
+    if not len(seeds):
+        return None
+    left, right = (side.loc[seeds].dropna(axis=1) for side in sides)
+    items = left.columns.intersection(right.columns).sort_values()
+    if not len(items):
+        return None
+    weights = np.ones(len(items))
+    if weight is not None:
+        first = a[a["seed"] == seeds[0]]
+        weights = first.groupby(item)[weight].sum().loc[items].to_numpy(dtype=float)
+    return Paired(
+        left[items].to_numpy(dtype=float),
+        right[items].to_numpy(dtype=float),
+        weights,
+        tuple(int(seed) for seed in seeds),
+        tuple(str(name) for name in items),
+    )

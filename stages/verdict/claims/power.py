@@ -1,0 +1,412 @@
+"""What a study could see before any of it is run: per claim its seeds, items and the smallest effect it would decide.
+
+The rules are those of the claims themselves, applied to simulated tables; the spreads come from an earlier run of the
+same study, or else from ``claims.pilot``. A claim is supported where one memory arm is: it must then pass the first
+Holm step and all its own comparisons, which are simulated as independent (they share answers, so this errs on the side
+of a larger effect). Spreads are taken to be the same at every effect; a memory that does nothing varies less than one
+that works, so it is refuted more often than said here. C6 to C9 are limits, counts and formulas: no number of seeds or
+prompts makes them decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model.config import MixerConfig, ModelConfig, TrunkConfig
+from model.cost import cost
+from stages.data.tasks.config import RetrievalConfig
+from stages.evidence.ablate.config import AblateConfig
+from stages.evidence.control.config import ControlBaseConfig, ControlConfig, ControlSettings
+from stages.evidence.evaluate.config import EvaluateSettings
+from stages.stage import Config, StageError
+from stages.training.pretrain.config import BaseConfig, PretrainConfig
+from stages.verdict.claims.bracket import FLOOR
+from stages.verdict.claims.config import ClaimsConfig, PilotConfig
+from stages.verdict.claims.effects import Decided, Floats, comparison
+from stages.verdict.claims.evidence import KINDS_WITH_MEMORY, Evidence, Paired, paired
+from stages.verdict.claims.memory import retrieval_cost
+from stages.verdict.claims.perplexity import pair_of_arms
+from stages.verdict.claims.retrieval import passkey
+
+if TYPE_CHECKING:
+    from stages.statistics.power import Pilot, Rule
+
+DRAWS = 1000  # simulated studies per power: exact to 1.3 points at 80%
+
+
+@dataclass(frozen=True)
+class Size:
+    """What of a study file sets its power. ``control_arms``: the arms of the positive control, by name."""
+
+    arms: Mapping[str, MixerConfig]
+    seeds: tuple[int, ...]
+    rules: ClaimsConfig
+    evaluate: EvaluateSettings
+    ablate: AblateConfig | None = None
+    control: ControlSettings | None = None
+    control_arms: Mapping[str, MixerConfig] | None = None
+
+    @property
+    def memory_arms(self) -> list[str]:
+        """Arms with a compressive memory, in the order of the study file."""
+        return [name for name, mixer in self.arms.items() if mixer.kind in KINDS_WITH_MEMORY]
+
+    @property
+    def segment(self) -> int:
+        """Longest segment of the memory arms, tokens."""
+        return max(self.arms[name].segment_length for name in self.memory_arms)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One claim. ``items``: per seed, ``unit`` says what they are. ``smallest``: the true value that is called
+    supported with the asked power; inf where none is. ``refutes``: probability of ``refuted`` where there is no effect
+    (for C3, whose accuracy is never nothing, the largest true accuracy that is called refuted with the asked power).
+    ``pilot``: where the spreads come from. ``needs``: stages whose steps it takes."""
+
+    claim: str
+    name: str
+    needs: tuple[str, ...]
+    seeds: int
+    items: int
+    unit: str
+    smallest: float
+    shown: str
+    refutes: float
+    refutes_shown: str
+    pilot: str
+
+
+def sensitivities(size: Size, earlier: Evidence | None = None) -> Iterator[Sensitivity]:
+    """One row per claim that this study can decide by sampling, each after a second or so of simulation. ``earlier``:
+    tables of a finished run.
+
+    Raises StageError for a study whose rules could never decide: too few seeds, no memory arm, no local arm, no items.
+    """
+    _check(size)
+    for row in (_used, _perplexity, _passkey, _control, _binding, _seeds):
+        found = row(size, earlier)
+        if found is not None:
+            yield found
+
+
+def _check(size: Size) -> None:
+    rules, count = size.rules, len(size.seeds)
+    if count < rules.minimum_seeds:
+        raise StageError(
+            f"{count} seed{'s' * (count != 1)}, and the rules decide nothing below claims.minimum_seeds = "
+            f"{rules.minimum_seeds}",
+            field="seeds", value=list(size.seeds), fix=f"name at least {rules.minimum_seeds} seeds",
+        )  # fmt: skip
+    kinds = sorted({mixer.kind for mixer in size.arms.values()})
+    for kind, what in ((KINDS_WITH_MEMORY[0], "compressive memory"), (FLOOR, "local attention, the floor")):
+        if kind not in kinds:
+            raise StageError(
+                f"no arm has {what}, and every claim compares with it",
+                field="arms", value=list(size.arms), fix=f"add an arm of kind {kind!r}",
+            )  # fmt: skip
+    asked = size.evaluate.retrieval
+    if _passkeys(size, asked, _length(size)) < 2:
+        raise StageError(
+            f"fewer than two passkey prompts at {_length(size):,} tokens have their needle beyond a segment of "
+            f"{size.segment:,}",
+            field="evaluate.retrieval.trials", value=asked.trials, fix="ask more prompts, or longer ones",
+        )  # fmt: skip
+
+
+# --- the claims ---------------------------------------------------------------------------------------------------
+def _used(size: Size, earlier: Evidence | None) -> Sensitivity | None:
+    """C1: every deciding knock-out costs more than the margin."""
+    if size.ablate is None:
+        return None
+    rule, asked = size.rules.memory_is_used, size.ablate.retrieval
+    items = sum(_passkeys(size, asked, length) for length in asked.lengths) + sum(
+        _beyond(size, length, asked.binding_trials) * len(asked.rivals) for length in asked.lengths_of_bindings
+    )
+    pairs = []
+    if earlier is not None:
+        costs = [retrieval_cost(earlier, arm, out) for arm in size.memory_arms for out in rule.knockouts]
+        pairs = [one[1].pair for one in costs if one is not None]
+    seen, origin = _widest(pairs) or (_answers(size.rules.pilot), "claims.pilot")
+    return _difference(
+        size, "C1", "memory-is-used", ("ablate", "control"), seen, origin, items, "prompts",
+        null=rule.margin, limit=rule.margin, comparisons=len(rule.knockouts), largest=1.0, show=_points("lost"),
+    )  # fmt: skip
+
+
+def _perplexity(size: Size, earlier: Evidence | None) -> Sensitivity:
+    """C2: lower perplexity than local."""
+    seen, origin, items = _losses(size, earlier)
+    limit = -math.log1p(-size.rules.perplexity_from_memory.margin)
+    return _difference(
+        size, "C2", "perplexity-from-memory", ("evaluate", "control"), seen, origin, items, "documents",
+        null=0.0, limit=limit, show=_relative,
+    )  # fmt: skip
+
+
+def _seeds(size: Size, earlier: Evidence | None) -> Sensitivity:
+    """C13: the same with a margin, and by the spread of the seeds alone."""
+    from stages.statistics.intervals import hierarchical_many
+
+    seen, origin, items = _losses(size, earlier)
+    margin, rules = -math.log1p(-size.rules.seeds.margin), size.rules
+    both = comparison(rules, null=margin, limit=-math.inf, arms=len(size.memory_arms))
+
+    def supported(tables: Floats, weights: Floats) -> Decided:
+        gaps = tables.sum(2, keepdims=True) / weights.sum()  # one number a seed: the interval is Student's
+        decided: Decided = both(tables, weights) & (hierarchical_many(gaps, level=1 - rules.alpha)[0] > margin)
+        return decided
+
+    def refuted(tables: Floats, weights: Floats) -> Decided:
+        gaps = tables.sum(2, keepdims=True) / weights.sum()
+        decided: Decided = hierarchical_many(gaps, level=1 - 2 * rules.alpha)[1] < margin
+        return decided
+
+    return _difference(
+        size, "C13", "seeds", ("evaluate", "control"), seen, origin, items, "documents",
+        null=margin, limit=margin, show=_relative, supported=supported, refuted=refuted,
+    )  # fmt: skip
+
+
+def _passkey(size: Size, earlier: Evidence | None) -> Sensitivity:
+    """C3: accuracy clears the threshold at the deciding length."""
+    from stages.statistics.intervals import accuracy_many
+    from stages.statistics.power import Pilot, pilot, smallest_effect
+
+    rules, rule, plan = size.rules, size.rules.retrieval, size.rules.pilot
+    length, seeds = _length(size), len(size.seeds)
+    items = _passkeys(size, size.evaluate.retrieval, length)
+    seen, origin = Pilot(plan.accuracy, plan.accuracy_seed_sd, plan.accuracy_item_sd, plan.accuracy_residual_sd,
+                         binary=True), "claims.pilot"  # fmt: skip
+    tables = []
+    for arm in size.memory_arms if earlier is not None else ():
+        rows = passkey(earlier, arm)[0]
+        rows = rows[rows["length"] == length] if len(rows) else rows
+        if len(rows):
+            tables.append(rows.pivot_table(index="seed", columns="item", values="correct").dropna(axis=1))
+    usable = [pilot(table.to_numpy(float)) for table in tables if min(table.shape) >= 2 and 0 < table.mean().mean() < 1]
+    if usable:
+        seen = max(usable, key=lambda one: one.seed_sd**2 + (one.item_sd**2 + one.residual_sd**2) / items)
+        origin = _earlier(seen)
+    alpha = min(rules.alpha, 2 * rules.alpha / len(size.memory_arms))
+    enough = items >= rule.minimum_trials
+
+    def clears(tables: Floats, weights: Floats) -> Decided:
+        decided: Decided = (accuracy_many(tables, level=1 - alpha)[0] >= rule.threshold) & enough
+        return decided
+
+    def fails(tables: Floats, weights: Floats) -> Decided:
+        decided: Decided = accuracy_many(tables, level=1 - rules.alpha)[1] < rule.threshold
+        return decided
+
+    up, down = (
+        smallest_effect(one, seen, seeds=seeds, items=items, null=rule.threshold, largest=largest, power=rules.power,
+                        draws=DRAWS, seed=rules.seed)
+        for one, largest in ((clears, 1.0), (fails, 0.0))
+    )  # fmt: skip
+    why = "none" if enough else f"none: {items} prompts of claims.retrieval.minimum_trials = {rule.minimum_trials}"
+    return Sensitivity(
+        "C3", "retrieval", ("evaluate", "control"), seeds, items, f"prompts of {length:,} tokens", up,
+        f"accuracy {up:.1%} is shown to reach {rule.threshold:.0%}" if math.isfinite(up) else why, down,
+        f"{down:.1%} is shown to stay below" if math.isfinite(down) else "none", origin,
+    )  # fmt: skip
+
+
+def _control(size: Size, earlier: Evidence | None) -> Sensitivity | None:
+    """C5a: fresh sequences per seed, so one number per seed and k."""
+    from stages.statistics.power import Pilot
+
+    control, plan = size.control, size.rules.pilot
+    arms = [name for name, mixer in (size.control_arms or {}).items() if mixer.kind in KINDS_WITH_MEMORY]
+    ks = [k for k in control.pairs if k >= 2] if control is not None else []
+    if control is None or not arms or not ks:
+        return None
+    variance = plan.accuracy_seed_sd**2 + plan.accuracy * (1 - plan.accuracy) / control.trials
+    seen, origin = Pilot(0.0, math.sqrt(variance), 0.0, 0.0), "claims.pilot"
+    table = earlier.control_trained() if earlier is not None else None
+    if table is not None and len(table):
+        table = table.assign(share=table["hits"] / table["trials"])
+        spread = table[table["arm"].isin(arms) & table["k"].isin(ks)].groupby(["arm", "k"])["share"]
+        found = spread.std(ddof=1)
+        if found.notna().any() and float(found.max()) > 0:
+            least = int(spread.count().min())
+            seen, origin = Pilot(0.0, float(found.max()), 0.0, 0.0), f"earlier run: {least} seeds, widest arm and k"
+    margin = size.rules.binding.margin
+    row = _difference(
+        size, "C5a", "binding-in-control", ("control",), seen, origin, 1, "sequences per k",
+        null=margin, limit=margin, comparisons=len(ks), largest=1.0, show=_points("above 1/k"), arms=len(arms),
+    )  # fmt: skip
+    return replace(row, items=control.trials)
+
+
+def _binding(size: Size, earlier: Evidence | None) -> Sensitivity | None:
+    """C5b: the asked needle among rivals, on text, against every reader that does not bind."""
+    asked, margin = size.evaluate.retrieval, size.rules.binding.margin
+    ks, length = [k for k in asked.rivals if k >= 2], max(asked.lengths_of_bindings)
+    items = _beyond(size, length, asked.binding_trials)
+    if not ks or items < 2:
+        return None
+    pairs = []
+    if earlier is not None and len(earlier.retrieval):
+        table = earlier.retrieval
+        rows = table[(table["task"] == "bindings") & table["beyond_local"].astype(bool) & (table["length"] == length)]
+        rows = rows[rows["arm"].isin(size.memory_arms) & rows["rivals"].isin(ks)]
+        for (_, k), many in rows.groupby(["arm", "rivals"]):
+            pairs.append(paired(many, many.assign(correct=1 / int(k)), "item", "correct"))
+    seen, origin = _widest(pairs) or (_answers(size.rules.pilot), "claims.pilot")
+    # the readers of one k are compared on the very same answers, so they count as one comparison
+    return _difference(
+        size, "C5b", "binding-in-text", ("evaluate", "control"), seen, origin, items,
+        f"prompts per k of {length:,} tokens", null=margin, limit=margin, comparisons=len(ks), largest=1.0,
+        show=_points("above 1/k"),
+    )  # fmt: skip
+
+
+# --- what they share ----------------------------------------------------------------------------------------------
+def _difference(
+    size: Size,
+    claim: str,
+    name: str,
+    needs: tuple[str, ...],
+    seen: Pilot,
+    origin: str,
+    items: int,
+    unit: str,
+    *,
+    null: float,
+    limit: float,
+    show: Callable[[float], str],
+    comparisons: int = 1,
+    largest: float | None = None,
+    arms: int | None = None,
+    supported: Rule | None = None,
+    refuted: Rule | None = None,
+) -> Sensitivity:
+    """A claim about paired differences: supported above ``null``, refuted below ``limit`` in every arm."""
+    from stages.statistics.power import power_of, smallest_effect
+
+    rules, seeds, family = size.rules, len(size.seeds), arms or len(size.memory_arms)
+    above = supported or comparison(rules, null=null, limit=-math.inf, arms=family)
+    below = refuted or comparison(rules, null=math.inf, limit=limit, arms=family)
+    smallest = smallest_effect(
+        jointly(above, comparisons), seen, seeds=seeds, items=items, null=null, largest=largest, power=rules.power,
+        draws=DRAWS, seed=rules.seed,
+    )  # fmt: skip
+    refutes = power_of(
+        jointly(below, family * comparisons), seen, effect=0.0, seeds=seeds, items=items, draws=DRAWS, seed=rules.seed
+    )
+    shown = show(smallest) if math.isfinite(smallest) else "none"
+    return Sensitivity(
+        claim, name, needs, seeds, items, unit, smallest, shown, refutes, f"{refutes:.0%} if there is nothing", origin
+    )
+
+
+def jointly(rule: Rule, comparisons: int) -> Rule:
+    """A rule that decides where ``rule`` does for ``comparisons`` tables in a row: all of an arm's, or all arms'.
+
+    Each run of so many tables is one study, and each table of it gets the study's decision.
+    """
+
+    def decides(tables: Floats, weights: Floats) -> Decided:
+        one = rule(tables, weights)
+        starts = np.arange(0, len(one), comparisons)
+        every = np.logical_and.reduceat(one, starts)
+        decided: Decided = np.repeat(every, np.diff(np.append(starts, len(one))))
+        return decided
+
+    return decides
+
+
+def _losses(size: Size, earlier: Evidence | None) -> tuple[Pilot, str, int]:
+    """Spread of the documents' differences memory arm against local, where it is from, and how many documents."""
+    from stages.statistics.power import Pilot
+
+    scored, plan = size.evaluate.perplexity, size.rules.pilot
+    local = next(name for name, mixer in size.arms.items() if mixer.kind == FLOOR)
+    pairs = [] if earlier is None else [pair_of_arms(earlier, arm, local) for arm in size.memory_arms]
+    seen, origin = _widest(pairs) or (
+        Pilot(0.0, plan.loss_seed_sd, plan.loss_item_sd, plan.loss_residual_sd), "claims.pilot"
+    )  # fmt: skip
+    if scored.max_documents is not None:
+        return seen, origin, scored.max_documents * len(scored.splits)
+    return seen, origin, seen.items if seen.items else plan.documents
+
+
+def _widest(pairs: list[Paired | None]) -> tuple[Pilot, str] | None:
+    """The pilot with the largest standard error among comparisons with two seeds and items, not all equal."""
+    from stages.statistics.power import pilot
+
+    seen = [pilot(pair.differences, pair.weights) for pair in pairs if pair is not None and min(pair.a.shape) >= 2]
+    seen = [one for one in seen if one.seed_sd or one.item_sd or one.residual_sd]
+    if not seen:
+        return None
+    widest = max(seen, key=lambda one: one.seed_sd**2 + (one.item_sd**2 + one.residual_sd**2) / one.items)
+    return widest, _earlier(widest)
+
+
+def _earlier(seen: Pilot) -> str:
+    return f"earlier run: {seen.seeds} seeds x {seen.items} items, widest arm"
+
+
+def _answers(plan: PilotConfig) -> Pilot:
+    from stages.statistics.power import Pilot
+
+    return Pilot(0.0, plan.accuracy_seed_sd, plan.accuracy_item_sd, plan.accuracy_residual_sd)
+
+
+def _length(size: Size) -> int:
+    return size.rules.retrieval.length or max(size.evaluate.retrieval.lengths)
+
+
+def _passkeys(size: Size, asked: RetrievalConfig, length: int) -> int:
+    """Passkey prompts of one length whose needle lies before the last segment (about: needles have a width)."""
+    start = (length - 1) // size.segment * size.segment  # of the last segment
+    if asked.depths is None:
+        return round(asked.trials * start / length)
+    return asked.trials * sum(depth * length < start for depth in asked.depths)
+
+
+def _beyond(size: Size, length: int, trials: int) -> int:
+    """Bindings prompts whose asked needle, at a random place, lies before the last segment (about)."""
+    return round(trials * ((length - 1) // size.segment * size.segment) / length)
+
+
+def _points(what: str) -> Callable[[float], str]:
+    return lambda value: f"{100 * value:.1f} points {what}"
+
+
+def _relative(value: float) -> str:
+    return f"{-math.expm1(-value):.2%} lower perplexity"
+
+
+# --- what it costs ------------------------------------------------------------------------------------------------
+def training_flops(config: Config, trunk: TrunkConfig, vocabulary: int) -> float:
+    """Floating-point operations of one training step of the plan (model/cost.py: tokens x FLOPs per token), 0 for a
+    config that trains nothing here. Where training may end early, or reads shorter pieces, this is the most."""
+    if isinstance(config, BaseConfig):
+        if config.steps is None or config.batch_tokens is None or config.sequence_length is None:
+            return 0.0  # imported
+        full = MixerConfig(kind="full", segment_length=config.sequence_length)
+        return config.steps * config.batch_tokens * _per_token(trunk, full, vocabulary, config.sequence_length)
+    if isinstance(config, PretrainConfig):
+        tokens = config.steps * config.batch_sequences * config.sequence_length
+        return tokens * _per_token(trunk, config.mixer, vocabulary, config.sequence_length)
+    if isinstance(config, ControlBaseConfig):
+        recipe = config.recipe
+        length = recipe.segments * config.segment_length
+        full = MixerConfig(kind="full", segment_length=length)
+        return recipe.steps * recipe.batch * length * _per_token(config.trunk, full, config.vocabulary, length)
+    if isinstance(config, ControlConfig):
+        length = config.segments * config.segment_length
+        tokens = config.graft.steps * config.graft.batch * length
+        return tokens * _per_token(config.trunk, config.mixer, config.vocabulary, length)
+    return 0.0
+
+
+def _per_token(trunk: TrunkConfig, mixer: MixerConfig, vocabulary: int, length: int) -> float:
+    return cost(ModelConfig(trunk=trunk, mixer=mixer, vocab_size=vocabulary), length).flops_per_token_training

@@ -1,0 +1,285 @@
+"""The claims of the study, one row each: question, hypothesis, the evidence it needs, its rule, its function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stages.verdict.claims import (
+    binding,
+    compression,
+    data,
+    mechanism,
+    memory,
+    perplexity,
+    retrieval,
+    saturation,
+    summaries,
+)
+from stages.verdict.claims.config import ClaimsConfig
+from stages.verdict.claims.evidence import Evidence
+from stages.verdict.claims.verdict import Finding, Verdict, not_measured, unique_sources
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim. needs: stages whose artifacts it reads (any arm and seed), or why nothing can measure it yet."""
+
+    id: str
+    name: str
+    question: str
+    hypothesis: str
+    needs: tuple[str, ...]
+    rule: Callable[[ClaimsConfig], str]
+    decide: Callable[[Evidence], Finding]
+
+
+def absent(reason: str) -> Callable[[Evidence], Finding]:
+    """The decision of a claim that no stage of this version measures."""
+    return lambda evidence: not_measured(reason)
+
+
+def _no_rule(rules: ClaimsConfig) -> str:
+    return "no rule: nothing in this study measures it"
+
+
+_BEHIND = "behind the positive control (full attention finds it, local attention does not)"
+
+
+def _level(rules: ClaimsConfig) -> str:
+    return f"{rules.minimum_seeds} seeds or more, {1 - rules.alpha:.0%} intervals over seeds and items"
+
+
+def _binding_rule(rules: ClaimsConfig) -> str:
+    return (
+        f"supported: at every k >= 2 accuracy is more than {rules.binding.margin:.0%} above the best reader that does "
+        f"not bind (first, last, most frequent or any needle, the arm's answers to an absent word), in some memory arm "
+        f"(Holm over arms); refuted: at every k it is less than that above the luckiest one (TOST), though one "
+        f"needle is found at {rules.binding.learned:.0%} or better, {_BEHIND}; " + _level(rules)
+    )
+
+
+def _capacity_rule(rules: ClaimsConfig, what: str) -> str:
+    return (
+        f"{what}, {rules.capacity.feature_map}: supported: the point of {rules.capacity.accuracy:.0%} lies at or above "
+        f"the feature dimension under every rule of update; refuted: its upper bound lies below it under every one; "
+        f"{1 - rules.alpha:.0%} intervals over seeds"
+    )
+
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        "C1",
+        "memory-is-used",
+        "Is the memory branch more than decoration?",
+        "A memory arm loses retrieval beyond the last segment when what is stored is exchanged or not read.",
+        ("ablate", "control"),
+        lambda r: (
+            f"supported: {' and '.join(r.memory_is_used.knockouts)} each cost more than {r.memory_is_used.margin:.0%} "
+            f"accuracy beyond the last segment in some memory arm (Holm over arms); refuted: each costs less than that "
+            f"and less than {r.memory_is_used.perplexity_margin:.0%} perplexity in every one (TOST), {_BEHIND}; "
+            + _level(r)
+        ),
+        memory.memory_is_used,
+    ),
+    Claim(
+        "C2",
+        "perplexity-from-memory",
+        "Does compressive memory, not positional or schedule adaptation, lower perplexity?",
+        "A memory arm has lower perplexity than the same model trained without its memory (local).",
+        ("evaluate", "control"),
+        lambda r: (
+            f"same base, data order, steps and documents; supported: some memory arm is better than local (Holm over "
+            f"arms); refuted: none is better by {r.perplexity_from_memory.margin:.0%} (TOST), although full attention "
+            f"is, {_BEHIND}; arms whose held-out loss did not fall below their base's decide nothing; " + _level(r)
+        ),
+        perplexity.perplexity_from_memory,
+    ),
+    Claim(
+        "C3",
+        "retrieval",
+        "Is a passkey found at any position of a long context?",
+        "A memory arm finds the passkey wherever it stands beyond the last segment.",
+        ("evaluate", "control"),
+        lambda r: (
+            f"at {f'{r.retrieval.length:,} tokens' if r.retrieval.length else 'the longest length evaluated'}: "
+            f"supported: lower bound of accuracy at least {r.retrieval.threshold:.0%} over at least "
+            f"{r.retrieval.minimum_trials} prompts, no part of the positions found below it; refuted: upper bound "
+            f"below it in every memory arm, although the needle inside the last segment is found and full attention "
+            f"finds it at that length ({r.retrieval.learned:.0%} or more) and local does not, {_BEHIND}; " + _level(r)
+        ),
+        retrieval.retrieval,
+    ),
+    Claim(
+        "C4",
+        "compositional",
+        "Does it survive multi-key, multi-value, multi-query, variable tracking, aggregation, fact chains, QA?",
+        "Compositional tasks are solved at long context.",
+        (),
+        _no_rule,
+        absent("the compositional tasks are not part of this version; rival keys alone are claim C5"),
+    ),
+    Claim(
+        "C5a",
+        "binding-in-control",
+        "Can the memory bind values to keys at all, where it is the only path to the answer?",
+        "A memory arm of the control answers with the asked key's value, at every number of rivals.",
+        ("control",),
+        lambda r: f"recall models of the control, which says nothing of passkeys in text; {_binding_rule(r)}",
+        binding.binding_control,
+    ),
+    Claim(
+        "C5b",
+        "binding-in-text",
+        "Is the asked passkey found among rival passkeys in a long text?",
+        "A memory arm answers with the asked word's number, at every number of rivals.",
+        ("evaluate", "control"),
+        lambda r: f"trained arms on text; {_binding_rule(r)}",
+        binding.binding_models,
+    ),
+    Claim(
+        "C6a",
+        "capacity-exact",
+        "How many associations can be read back exactly?",
+        "With the best keys the memory reads back exactly as many associations as its feature dimension.",
+        ("capacity",),
+        lambda r: _capacity_rule(r, "mechanism alone, best of learned and orthogonal keys, exact readout"),
+        mechanism.exact_readout,
+    ),
+    Claim(
+        "C6b",
+        "capacity-recall",
+        "How many associations can be told apart?",
+        "With the best keys the memory recalls (nearest value) at least as many associations as its feature dimension.",
+        ("capacity",),
+        lambda r: _capacity_rule(r, "mechanism alone, best of learned and orthogonal keys, nearest stored value"),
+        mechanism.recall,
+    ),
+    Claim(
+        "C6c",
+        "capacity-trained",
+        "How many associations do the trained models' own keys hold?",
+        "With the keys that training made the memory recalls as many associations as its feature dimension.",
+        ("ablate",),
+        lambda r: _capacity_rule(r, "keys of the trained memory arms on held-out text, mean over heads, nearest value"),
+        mechanism.trained_models,
+    ),
+    Claim(
+        "C7",
+        "saturation",
+        "When does the delta rule forget or blow up?",
+        "The delta rule stays stable over training and over documents longer than its sequences.",
+        ("pretrain", "ablate"),
+        lambda r: (
+            f"worst seed, training and held-out documents: supported: erase eigenvalue at most "
+            f"{r.saturation.erase_lambda_max:g} and |M| (along documents: per token read) at most "
+            f"{r.saturation.norm_growth:g} times its early median; "
+            f"refuted: a limit is passed"
+        ),
+        saturation.saturation,
+    ),
+    Claim(
+        "C8",
+        "data-are-clean",
+        "Are the evaluation documents disjoint from the training corpus?",
+        "No evaluation document is covered by training documents after the audit.",
+        ("decontaminate", "certify"),
+        lambda r: (
+            f"supported: no evaluation document is covered above {r.clean_data.coverage_limit:.0%} of its words after "
+            f"the audit, nor above {r.clean_data.containment_limit:.0%} of its 13-grams in an independent count, and "
+            f"at least {r.clean_data.canary_recall:.0%} of the planted canaries were acted on; refuted: one is"
+        ),
+        data.clean_data,
+    ),
+    Claim(
+        "C9a",
+        "compression-published",
+        "Does the published ratio of 114 follow from the paper's configuration?",
+        "The published ratio follows from the formulas, and real states are as small as the formulas say.",
+        (),
+        lambda r: (
+            f"supported: the ratio is {r.compression.ratio:g} within {r.compression.tolerance:.0%} and the measured "
+            f"state of every arm equals its formula; refuted otherwise"
+        ),
+        compression.published,
+    ),
+    Claim(
+        "C9b",
+        "compression-honest",
+        "Is a model with this memory 114 times smaller in what it holds while it reads?",
+        "The ratio also holds with the live segment's keys and values, which both models need, on both sides.",
+        (),
+        lambda r: (
+            f"supported: at least {r.compression.ratio:g} within {r.compression.tolerance:.0%}; refuted otherwise"
+        ),
+        compression.with_live_segment,
+    ),
+    Claim(
+        "C10",
+        "summarization",
+        "Is book summarization better beyond ROUGE?",
+        "Memory arms summarize better.",
+        ("summarize",),
+        lambda r: (
+            f"{r.summarization.metric} with document-clustered intervals is printed; never decided on ROUGE alone "
+            f"(embedding, NLI, judge and human comparison are needed)"
+        ),
+        summaries.summarization,
+    ),
+    Claim(
+        "C11",
+        "alignment",
+        "Does instruction tuning silently remove long-context ability?",
+        "Gates, retrieval and perplexity are the same after alignment.",
+        (),
+        _no_rule,
+        absent("there is no alignment stage in this version, so nothing is compared before and after"),
+    ),
+    Claim(
+        "C12",
+        "schedule",
+        "How sensitive are the gains to the baseline's training schedule?",
+        "The gains outlast other schedules of the baseline.",
+        (),
+        _no_rule,
+        absent("the study trains every arm on one schedule; variants of the baseline's are not part of this version"),
+    ),
+    Claim(
+        "C13",
+        "seeds",
+        "Is the gap larger than run-to-run variance?",
+        "A memory arm's perplexity is lower than local's by more than runs vary.",
+        ("evaluate", "control"),
+        lambda r: (
+            f"seeds are the unit, the margin is fixed here: supported: over seeds the gap in favour of a memory arm is "
+            f"larger than {r.seeds.margin:.1%} (t, Holm over arms); refuted: a gap of {r.seeds.margin:.1%} in its "
+            f"favour is excluded in every one (TOST), although full attention gains, {_BEHIND}; undertrained arms "
+            f"decide nothing; {r.minimum_seeds} seeds or more, alpha {r.alpha:g}"
+        ),
+        perplexity.seeds,
+    ),
+)
+
+
+def decide(claim: Claim, evidence: Evidence) -> Verdict:
+    """The verdict of one claim."""
+    finding = claim.decide(evidence)
+    lead = finding.headline
+    return Verdict(
+        claim=claim.id,
+        name=claim.name,
+        question=claim.question,
+        hypothesis=claim.hypothesis,
+        decision=finding.decision,
+        rule=claim.rule(evidence.rules),
+        reason=finding.reason,
+        summary=finding.summary or finding.reason,
+        qualifier=finding.qualifier,
+        estimate=lead.estimate if lead else None,
+        low=lead.low if lead else None,
+        high=lead.high if lead else None,
+        n=lead.n if lead else 0,
+        unit=lead.unit if lead else "",
+        numbers=finding.numbers,
+        sources=unique_sources(finding.numbers),
+    )

@@ -1,0 +1,128 @@
+"""Everything the report says, as plain data: what report.json holds and the page and Markdown are made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from stages.verdict.claims.verdict import DECISIONS, Number, Verdict
+from stages.verdict.report.config import ReportConfig
+from stages.verdict.report.figures.style import Figure
+from stages.verdict.report.numbers import CostRow
+
+SCHEMA_VERSION = 2
+
+SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("calibration", "Calibration: what this instrument measures where the answer is known",
+     ("control", "control by distance", "control knocked out", "calibration")),
+    ("retrieval", "Retrieval and binding", ("passkey", "bindings")),
+    ("memory", "Is the memory used?", ("gates",)),
+    ("perplexity", "Perplexity", ("perplexity", "perplexity differences", "perplexity by position")),
+    ("mechanism", "Capacity of the mechanism", ("capacity",)),
+    ("data", "Data", ()),
+    ("summaries", "Summaries", ("summarization",)),
+    ("cost", "Cost", ("cost",)),
+    ("training", "Training", ()),
+)  # fmt: skip
+"""(id, title, sections of numbers) in the order of the page; the first stands before the verdicts."""
+
+IN_WORDS = {
+    "supported": "The evidence supports this.",
+    "refuted": "The evidence contradicts this.",
+    "inconclusive": "The evidence does not decide this.",
+    "not measured": "Nothing in this study measures this.",
+}
+"""A verdict for a reader who has never seen the table."""
+
+
+def document(
+    config: ReportConfig,
+    verdicts: Sequence[Verdict],
+    numbers: Mapping[str, Sequence[Number]],
+    figures: Sequence[tuple[str, Figure]],
+    costs: Sequence[CostRow],
+    setup: Mapping[str, Any],
+    *,
+    recipe: Sequence[Mapping[str, str]] = (),
+    calibration: Sequence[str] = (),
+    pages: Sequence[Mapping[str, str]] = (),
+) -> dict[str, Any]:
+    """The content of report.json. Infinite or undefined values are null.
+
+    recipe: rows of base and arms. calibration: sentences. pages: title and path of pages beside the report.
+    """
+    value = {
+        "schema_version": SCHEMA_VERSION,
+        "study": config.study,
+        "title": config.title or config.study,
+        "description": config.description,
+        "setup": dict(setup),
+        "recipe": list(recipe),
+        "calibration": list(calibration),
+        "pages": list(pages),
+        "counts": {decision: sum(v.decision == decision for v in verdicts) for decision in DECISIONS},
+        "verdicts": [verdict.to_dict() | {"words": IN_WORDS[verdict.decision]} for verdict in verdicts],
+        "numbers": {section: [asdict(number) for number in rows] for section, rows in numbers.items()},
+        "costs": [asdict(row) for row in costs],
+        "figures": [{"section": section, **asdict(figure)} for section, figure in figures],
+        "place": {"options": "", "runs": {}, "facts": [], "file": "{}"},
+    }
+    plain = _finite(value)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _finite(value: Any) -> Any:
+    """Deep copy with tuples as lists, and numbers JSON cannot hold as null."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, bool | str) or value is None:
+        return value
+    if isinstance(value, int):
+        return int(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+SIGNED = ("relative", "accuracy above")
+PERCENT_UNITS = ("accuracy", "share", "relative perplexity", "F1")
+POINTS = ("accuracy lost", "accuracy above")
+"""Beginnings of units that are differences of shares: shown in points, so that nobody takes them for relative
+changes."""
+
+
+def shown(value: float | None, unit: str) -> str:
+    """A number as people read it: shares in percent, their differences in points, sizes with thousands, capacities to
+    two digits, the rest to four."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if any(word in unit for word in PERCENT_UNITS):
+        hundredfold = round(100 * value, 1) + 0.0  # no negative zero
+        signed = hundredfold != 0 and (unit.startswith(SIGNED) or unit.endswith("difference"))
+        text = f"{hundredfold:+.1f}" if signed else f"{hundredfold:.1f}"
+        text += "" if shown_unit(unit).startswith("points") else "%"
+    elif abs(value) >= 1e9 or (unit == "associations" and abs(value) < 10):  # an interval without bounds to speak of
+        text = f"{value:.2g}"
+    elif abs(value) >= 1000 or (unit == "associations" and abs(value) >= 10):
+        text = f"{value:,.0f}"
+    elif value == int(value) and abs(value) < 1000:
+        text = f"{value:.0f}"
+    else:
+        text = f"{value:.4g}"
+    return text.replace("-", "−")
+
+
+def shown_unit(unit: str) -> str:
+    """The unit as it stands beside ``shown``: differences of shares become points."""
+    if unit.endswith(" difference") and "relative" not in unit:
+        return f"points of {unit.removesuffix(' difference')}"
+    return f"points of {unit}" if unit.startswith(POINTS) else unit
+
+
+def interval(low: float | None, high: float | None, unit: str) -> str:
+    """'[low, high]', or nothing where there is none."""
+    return "" if low is None and high is None else f"[{shown(low, unit)}, {shown(high, unit)}]"

@@ -1,0 +1,43 @@
+"""The figures in the order of the page, by section."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from stages.verdict.claims.evidence import Evidence
+from stages.verdict.report.figures import calibration, capacity, control, data, memory, perplexity, retrieval, summaries
+from stages.verdict.report.figures.style import Drawing, Figure, Numbers, begin, finish
+
+Draw = Callable[[Evidence, Numbers], Drawing | None]
+
+FIGURES: tuple[tuple[str, Draw], ...] = (
+    ("calibration", control.by_pairs),
+    ("calibration", control.by_distance),
+    ("calibration", control.by_knockout),
+    ("calibration", calibration.schlag),
+    ("calibration", calibration.mqar),
+    ("retrieval", retrieval.positions),
+    ("retrieval", retrieval.lengths),
+    ("retrieval", retrieval.bindings),
+    ("memory", memory.knockouts),
+    ("memory", memory.heads),
+    ("memory", memory.gates),
+    ("memory", memory.saturation),
+    ("perplexity", perplexity.differences),
+    ("perplexity", perplexity.by_position),
+    ("mechanism", capacity.by_keys),
+    ("mechanism", capacity.rewriting),
+    ("data", data.contamination),
+    ("summaries", summaries.rouge),
+    ("cost", data.cost),
+    ("training", perplexity.training),
+)
+
+
+def draw(evidence: Evidence, numbers: Numbers, folder: Path) -> Iterator[tuple[str, Figure | None]]:
+    """(section, figure) one by one; None where its tables are absent. ``numbers``: every number by its name."""
+    begin()
+    for section, function in FIGURES:
+        drawing = function(evidence, numbers)
+        yield section, None if drawing is None else finish(drawing, folder)

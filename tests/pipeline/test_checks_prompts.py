@@ -1,0 +1,49 @@
+"""Prompts that cannot hold their needles are told in the plan wherever the tokenizer is known, not after training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import StudyError
+from pipeline.study.graph import expand
+from pipeline.study.load import load
+from stages.data.tokens.stage import TOKENIZER, TokenizerConfig
+from tests.support import LocalContext
+from tests.tiny import write_study
+
+
+def plan(study: Path, *overrides: str) -> None:
+    expand(load(study, overrides), None)
+
+
+def test_too_short_prompts_are_refused_by_the_plan(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    plan(study)
+    with pytest.raises(
+        StudyError, match=r"evaluate\.retrieval\.lengths = 64: .* does not fit \(allowed: >= \d+ tokens"
+    ):
+        plan(study, "evaluate.retrieval.lengths=[64]")
+    with pytest.raises(StudyError, match=r"ablate\.retrieval\.lengths = 256: a landmark prompt"):
+        plan(study, "ablate.retrieval.format=landmark")
+    TOKENIZER.run(TokenizerConfig(kind="bytes"), {"documents": None}, tmp_path, LocalContext(""))  # type: ignore[dict-item]
+    given = "tokenizer={kind: file, path: tokenizer.json, eos_token: <eos>}"
+    plan(study, given)
+    with pytest.raises(StudyError, match=r"evaluate\.retrieval\.lengths = 64"):
+        plan(study, given, "evaluate.retrieval.lengths=[64]")
+    trained = "tokenizer={kind: bpe, vocab_size: 300}"
+    plan(study, trained, "evaluate.retrieval.lengths=[64]")  # may fit, if the text gives long tokens
+    with pytest.raises(StudyError, match=r"evaluate\.retrieval\.lengths = 32"):
+        plan(study, trained, "evaluate.retrieval.lengths=[32]")  # not even with a token a word
+
+
+@pytest.mark.parametrize("section", ["base", "pretrain"])
+def test_training_prompts_hold_their_needles_too(tmp_path: Path, section: str) -> None:
+    study = write_study(tmp_path)
+    phases = "prompts: [{until: 0.5, share: 0.5, length: 128}, {until: 1, share: 1.0, length: 16}]"
+    mixture = f"{section}.mixture={{{phases}, retrieval_format: compact, retrieval_rivals: [1]}}"
+    longer = ["base.sequence_length=128", "base.batch_tokens=256"]
+    with pytest.raises(StudyError, match=rf"{section}\.mixture\.prompts\.1\.length = 16: .* does not fit"):
+        plan(study, *longer, mixture)
+    plan(study, *longer, mixture.replace("share: 1.0", "share: 0"))  # nobody is asked then
