@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stages.data.corpus.documents import DocumentsWriter
+from stages.data.dedup.config import DedupConfig
 from stages.data.dedup.run import Found, find
-from stages.data.dedup.stage import DedupConfig
 
 PIECE_WORDS = 3000
 PER_KIND = 40
@@ -163,7 +163,8 @@ def texts_at_hand(folder: str | None) -> Iterator[str]:
             yield path.read_text(encoding="utf-8", errors="ignore")
         return
     from stages.data.corpus.config import PythonDocs
-    from stages.data.corpus.pin import DigestCache, list_files
+    from stages.data.corpus.files import DigestCache
+    from stages.data.corpus.pin import list_files
     from stages.data.corpus.readers import read
 
     source = PythonDocs(name="manuals")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.data.corpus.documents import DocumentsWriter, read_documents
-from stages.data.decontaminate.stage import DecontaminateConfig
+from stages.data.decontaminate.config import DecontaminateConfig
 
 PARTS = {"clean": 0.0, "1%": 0.01, "10%": 0.1}
 OURS_BYTES, THEIRS_BYTES = 40_000_000, 2_000_000

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import decide
 from stages.data.decontaminate.exclude import excluded_hashes
-from stages.data.decontaminate.stage import DecontaminateConfig
 from stages.data.matching.chain import scan
 from stages.data.matching.index import build
 from stages.statistics.intervals import wilson

@@ -1,4 +1,4 @@
-"""datatrove's n-gram decontamination of the texts of a folder: ``python matching_datatrove.py FOLDER``, in a venv apart.
+"""datatrove's n-gram decontamination of a folder's texts: ``python matching_datatrove.py FOLDER``, in a venv apart.
 
 ``FOLDER/evaluation/*.txt`` are indexed, the texts of each other subfolder filtered. The index file is written with the
 filter's own normalisation, tokenizer and hash, as its indexer does, which itself cannot be used without ``lighteval``.

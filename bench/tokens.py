@@ -89,7 +89,8 @@ def _rows(folder: Path, shape: str, cores: int, rounds: int) -> None:
 def _prepare(folder: Path, source: str | None, size: int) -> str:
     """The documents artifacts and the tokenizer; one line that describes them."""
     from stages.data.corpus.documents import DocumentsWriter
-    from stages.data.tokens.stage import TOKENIZER, TokenizerConfig
+    from stages.data.tokens.config import TokenizerConfig
+    from stages.data.tokens.stage import TOKENIZER
 
     found = (
         sorted(Path(source).rglob("*.txt")) if source else sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
@@ -154,7 +155,8 @@ def _library(folder: Path, shape: str, batches: list[int]) -> dict[str, float]:
 
 def _stage(folder: Path, shape: str, cores: int, ray: bool) -> dict[str, float]:
     """Seconds of the stage over the documents."""
-    from stages.data.tokens.stage import TOKENIZE, TokenizeConfig
+    from stages.data.tokens.config import TokenizeConfig
+    from stages.data.tokens.stage import TOKENIZE
 
     inputs = {"documents": _Folder(folder / shape), "tokenizer": _Folder(folder / "tokenizer")}
     config = TokenizeConfig(sequence_length=2048, segment_length=128)

@@ -380,7 +380,7 @@ def scan(
 def _rule(given: dict[str, Any], canaries: int) -> Any:
     from pydantic import ValidationError
 
-    from stages.data.decontaminate.stage import DecontaminateConfig
+    from stages.data.decontaminate.config import DecontaminateConfig
 
     try:
         return DecontaminateConfig(action="report_only", canaries={"count": canaries}, **given)

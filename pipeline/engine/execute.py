@@ -26,9 +26,9 @@ from pipeline.engine.lease import TTL, Claim, Holder, Lease, Owner, this_process
 from pipeline.engine.plan import Decision, Plan, Step
 from pipeline.engine.progress import Display
 from pipeline.engine.store import Commit, Store
+from pipeline.engine.tracker import Tracker
 from pipeline.engine.worker import Done, Failed, Job, Message
 from pipeline.errors import IntegrityError, StudyError
-from pipeline.tracking.track import NoTracker, Tracker
 from stages.stage import Execution
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def execute(
     started = time.monotonic()
     display = display or Display(quiet=True)
     run = _Run(
-        plan, decisions, store, execution=execution, force=set(force), tracker=tracker or NoTracker(),
+        plan, decisions, store, execution=execution, force=set(force), tracker=tracker or Tracker(),
         display=display, keep_going=keep_going, ttl=ttl, poll=poll,
     )  # fmt: skip
     display.begin(len(plan.steps), len(run.outcome.ids("reused")), len(run.pending))
@@ -170,7 +170,7 @@ class _Run:
         self.runner = runners.start(address, self.execution.max_failures)
         try:
             self.runner.check((s.id, s.stage.needs(s.config, self.execution)) for s in self.pending)
-            self.store.record_study(self.plan)
+            self.store.record_study(self.plan.record())
             self.owner = this_process()
             self.meta = {"study": self.plan.study, "git_commit": git_commit()}
             self.tracker.begin(self.plan, self.commits)

@@ -58,6 +58,11 @@ class Plan:
     def __getitem__(self, step_id: str) -> Step:
         return self._by_id[step_id]
 
+    def record(self) -> dict[str, Any]:
+        """What the store keeps of the plan: {study, study_key, steps: {id: Step.record() and key}}."""
+        steps = {step.id: {**step.record(), "key": step.key} for step in self.steps}
+        return {"study": self.study, "study_key": self.study_key, "steps": steps}
+
     @functools.cached_property
     def _by_id(self) -> dict[str, Step]:
         return {step.id: step for step in self.steps}

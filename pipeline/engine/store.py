@@ -33,7 +33,6 @@ from pipeline.engine.artifact import StoredArtifact, build_manifest
 from pipeline.errors import IntegrityError, StudyError
 
 if TYPE_CHECKING:
-    from pipeline.engine.plan import Plan
     from stages.stage import Summary
 
 SCHEMA = 1
@@ -320,11 +319,10 @@ class Store:
 
     # Named studies
 
-    def record_study(self, plan: Plan) -> None:
-        """Keep the plan's steps under the study's name, for ``status``, ``explain`` and ``gc``."""
-        steps = {step.id: {**step.record(), "key": step.key} for step in plan.steps}
-        value = {"schema": SCHEMA, "study": plan.study, "study_key": plan.study_key, "steps": steps}
-        storage.write_atomic(self.fs, self._study_path(plan.study), storage.to_json(value))
+    def record_study(self, record: Mapping[str, Any]) -> None:
+        """Keep ``Plan.record()`` under the study's name, for ``status``, ``explain`` and ``gc``."""
+        value = {"schema": SCHEMA, **record}
+        storage.write_atomic(self.fs, self._study_path(record["study"]), storage.to_json(value))
 
     def study_record(self, study: str) -> dict[str, Any]:
         """``{study, study_key, steps: {id: {key, stage, config, ...}}}`` of the last run, or {} if there was none."""

@@ -11,10 +11,12 @@ from typing import Any
 from pipeline.errors import suggestion
 from pipeline.study.study import Study
 from stages.data.corpus.config import IngestConfig
-from stages.data.corpus.pin import DigestCache, possible_splits
+from stages.data.corpus.files import DigestCache
+from stages.data.corpus.pin import possible_splits
 from stages.data.tasks.prompts import PromptMaker
+from stages.data.tokens.config import TokenizerConfig
+from stages.data.tokens.pin import vocabulary_size
 from stages.data.tokens.preview import preview
-from stages.data.tokens.stage import TokenizerConfig, vocabulary_size
 from stages.evidence.control.stage import CONTROL_ARMS
 from stages.stage import StageError
 from stages.training.pretrain.config import BaseConfig

@@ -11,15 +11,17 @@ from pipeline.errors import StudyError
 from pipeline.study.checks import preflight
 from pipeline.study.load import LoadedStudy
 from pipeline.study.study import BASE_ARM, Study
-from stages.data.audit.taskaudit import STAGE as TASK_AUDIT
-from stages.data.audit.taskaudit import TaskAuditConfig, pin_sources, task_of_pairs
 from stages.data.certify.stage import STAGE as CERTIFY
 from stages.data.corpus.pin import pin
 from stages.data.corpus.stage import STAGE as INGEST
+from stages.data.decontaminate.pin import pin_exclusions
 from stages.data.decontaminate.stage import STAGE as DECONTAMINATE
-from stages.data.decontaminate.stage import pin_exclusions
 from stages.data.dedup.stage import STAGE as DEDUP
-from stages.data.tokens.stage import TOKENIZE, TOKENIZER, pin_tokenizer
+from stages.data.taskaudit.config import TaskAuditConfig
+from stages.data.taskaudit.pin import pin_sources, task_of_pairs
+from stages.data.taskaudit.stage import STAGE as TASK_AUDIT
+from stages.data.tokens.pin import pin_tokenizer
+from stages.data.tokens.stage import TOKENIZE, TOKENIZER
 from stages.evidence.ablate.stage import STAGE as ABLATE
 from stages.evidence.calibrate.stage import STAGE as CALIBRATE
 from stages.evidence.capacity.stage import STAGE as CAPACITY

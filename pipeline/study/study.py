@@ -8,15 +8,15 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from model.config import MixerConfig, TrunkConfig
-from stages.data.audit.taskaudit import TaskAuditSettings
-from stages.data.certify.stage import CertifyConfig
+from stages.data.certify.config import CertifyConfig
 from stages.data.corpus.config import IngestConfig
-from stages.data.decontaminate.stage import DecontaminateConfig
-from stages.data.dedup.stage import DedupConfig
-from stages.data.tokens.stage import TokenizeConfig, TokenizerConfig
+from stages.data.decontaminate.config import DecontaminateConfig
+from stages.data.dedup.config import DedupConfig
+from stages.data.taskaudit.config import TaskAuditSettings
+from stages.data.tokens.config import TokenizeConfig, TokenizerConfig
 from stages.evidence.ablate.stage import AblateConfig
-from stages.evidence.calibrate.stage import CalibrateConfig
-from stages.evidence.capacity.stage import CapacityConfig
+from stages.evidence.calibrate.config import CalibrateConfig
+from stages.evidence.capacity.config import CapacityConfig
 from stages.evidence.control.stage import ControlSettings
 from stages.evidence.evaluate.stage import EvaluateSettings
 from stages.evidence.summarize.stage import SummarizeConfig

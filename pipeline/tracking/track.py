@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import storage
 from pipeline.engine.lease import Owner, this_process
+from pipeline.engine.tracker import Tracker
 from pipeline.errors import StudyError
 from pipeline.tracking.overview import Made, lineage, overview, run_link
 from pipeline.tracking.publish import place
@@ -60,32 +61,6 @@ def default_tracking_uri(root: str) -> str:
             "Fix: give --tracking-uri or MLFLOW_TRACKING_URI"
         )
     return f"sqlite:///{local.absolute()}/mlflow.db"
-
-
-class Tracker:
-    """The calls the executor makes; this base does nothing with them."""
-
-    def begin(self, plan: Plan, reused: Mapping[str, Commit]) -> None:
-        """A run of the study starts."""
-
-    def step_started(self, step: Step) -> None:
-        """A step is being computed."""
-
-    def metrics(self, step: str, at: int, values: Mapping[str, float], when: float) -> None:
-        """Numbers of a running step at training step ``at``; ``when`` in seconds since the epoch."""
-
-    def step_finished(self, step: Step, commit: Commit, artifact: StoredArtifact, seconds: float) -> None:
-        """A step is committed."""
-
-    def step_failed(self, step: str, message: str, status: str) -> None:
-        """A step ended without an artifact; ``status`` is FAILED or KILLED."""
-
-    def finish(self, status: str) -> list[str]:
-        """The run of the study is over (FINISHED, FAILED, KILLED). Returns what went wrong with the tracking."""
-        return []
-
-
-NoTracker = Tracker
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -9,7 +9,8 @@ import pytest
 from pipeline.errors import StudyError
 from pipeline.study.graph import expand
 from pipeline.study.load import load
-from stages.data.tokens.stage import TOKENIZER, TokenizerConfig
+from stages.data.tokens.config import TokenizerConfig
+from stages.data.tokens.stage import TOKENIZER
 from tests.support import LocalContext
 from tests.tiny import write_study
 

@@ -60,7 +60,7 @@ def test_spreads_come_from_the_last_run_of_the_study(cli: Command, tmp_path: Pat
             table = made[step.id].path("perplexity.parquet")
             (attempt.directory / "perplexity.parquet").write_bytes(table.read_bytes())
             store.commit(step.stage.name, step.key, store.seal(attempt), Summary(step.id), step.record())
-    store.record_study(opened.plan)
+    store.record_study(opened.plan.record())
     found = json.loads(cli("power", "tiny.yaml", *LARGE, "--root", "store", "--json").out)["claims"]
     pilots = {row["claim"]: row["pilot"] for row in found}
     assert pilots["C2"] == pilots["C13"] == "earlier run: 3 seeds x 30 items, widest arm"

@@ -45,7 +45,7 @@ def make(store: Store, whole: Plan, *ids: str) -> None:
             attempt = store.attempt(step.stage.name, step.key)
             summary = step.stage.run(step.config, {}, attempt.directory, None)
             store.commit(step.stage.name, step.key, store.seal(attempt), summary, step.record())
-    store.record_study(whole)
+    store.record_study(whole.record())
 
 
 def actions(decisions) -> dict[str, str]:

@@ -138,7 +138,7 @@ def test_gc_keeps_what_named_studies_need_and_is_dry_by_default(store: Store):
         make_for = store.attempt(step.stage.name, step.key, 1)
         (make_for.directory / "x").write_text("x")
         store.commit(step.stage.name, step.key, store.seal(make_for), Summary("x"), step.record())
-    store.record_study(plan)
+    store.record_study(plan.record())
     checkpoint = store.work_url("total", plan["total"].key) + "/checkpoint"
     storage.write_atomic(store.fs, checkpoint, b"resume me")
     make(store)  # needed by nobody
@@ -164,8 +164,8 @@ def test_gc_leaves_a_key_with_a_live_lease_alone(store: Store):
 
 def test_the_record_of_a_study_holds_its_last_plan(store: Store):
     assert store.study_record("toy") == {}
-    store.record_study(toy_plan())
-    store.record_study(toy_plan(n=5))
+    store.record_study(toy_plan().record())
+    store.record_study(toy_plan(n=5).record())
     steps = store.study_record("toy")["steps"]
     assert steps["make"]["config"] == {"n": 5} and steps["make"]["key"] == toy_plan(n=5)["make"].key
     with pytest.raises(StudyError, match="not usable as a name"):

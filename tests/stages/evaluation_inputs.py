@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from model import checkpoint
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.decoder import Decoder
-from stages.data.tokens.stage import TOKENIZE, TOKENIZER, TokenizeConfig, TokenizerConfig
+from stages.data.tokens.config import TokenizeConfig, TokenizerConfig
+from stages.data.tokens.stage import TOKENIZE, TOKENIZER
 from tests.support import LocalArtifact, LocalContext
 
 SEGMENT = 32

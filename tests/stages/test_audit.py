@@ -31,8 +31,9 @@ from stages.data.audit.classify import (
 )
 from stages.data.audit.highlight import highlighted
 from stages.data.decontaminate.balance import Imbalance, balance
+from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import covered, merged
-from stages.data.decontaminate.stage import STAGE, DecontaminateConfig
+from stages.data.decontaminate.stage import STAGE
 from tests.stages.test_decontaminate import ESSAY, LETTER, NOVEL, Audited, corpus, text_of, write_corpus
 from tests.stages.test_decontaminate_match import prose
 from tests.support import LocalContext

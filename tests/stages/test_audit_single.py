@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from stages.data.audit import page
-from stages.data.decontaminate.stage import STAGE, DecontaminateConfig
+from stages.data.decontaminate.config import DecontaminateConfig
+from stages.data.decontaminate.stage import STAGE
 from stages.framed import SCRIPT
 from stages.stage import Place
 from tests.stages.test_certify import artifact, prose

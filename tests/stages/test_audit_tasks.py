@@ -7,9 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stages.data.audit.taskaudit import STAGE, TaskAuditConfig, TaskSource, pin_sources
 from stages.data.corpus.config import IngestConfig, Pg19
 from stages.data.corpus.stage import STAGE as INGEST
+from stages.data.taskaudit.config import TaskAuditConfig, TaskSource
+from stages.data.taskaudit.pin import pin_sources
+from stages.data.taskaudit.stage import STAGE
 from stages.stage import StageError
 from stages.verdict.claims.config import ClaimsConfig
 from stages.verdict.claims.evidence import Evidence

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from model import memory
 from stages.evidence.calibrate import mqar, schlag
-from stages.evidence.calibrate.stage import STAGE, CalibrateConfig, MqarConfig, SchlagConfig
+from stages.evidence.calibrate.config import CalibrateConfig, MqarConfig, SchlagConfig
+from stages.evidence.calibrate.stage import STAGE
 from stages.stage import StageError
 from tests.support import LocalContext
 

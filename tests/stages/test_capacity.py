@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from model import memory
 from stages.evidence.capacity import keys
+from stages.evidence.capacity.config import CapacityConfig
 from stages.evidence.capacity.measure import nearest, write_all
-from stages.evidence.capacity.stage import STAGE, CapacityConfig
+from stages.evidence.capacity.stage import STAGE
 from stages.stage import Summary
 from tests.support import LocalContext
 

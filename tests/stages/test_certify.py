@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 from stages.data.certify import count
-from stages.data.certify.stage import STAGE, CertifyConfig
+from stages.data.certify.config import CertifyConfig
+from stages.data.certify.stage import STAGE
 from stages.data.corpus import documents as documents_module
 from stages.data.corpus.documents import DocumentsWriter, document_files
+from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.stage import STAGE as DECONTAMINATE
-from stages.data.decontaminate.stage import DecontaminateConfig
 from stages.stage import StageError
 from tests.support import LocalArtifact, LocalContext
 

@@ -14,7 +14,8 @@ from stages.data.corpus.config import IngestConfig
 from stages.data.corpus.documents import read_documents
 from stages.data.corpus.pin import changes, listing, pin
 from stages.data.corpus.stage import STAGE
-from stages.data.tokens.stage import TokenizerConfig, pin_tokenizer, vocabulary_size
+from stages.data.tokens.config import TokenizerConfig
+from stages.data.tokens.pin import pin_tokenizer, vocabulary_size
 from stages.stage import StageError
 from tests.support import LocalContext
 

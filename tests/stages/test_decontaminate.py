@@ -19,7 +19,8 @@ from stages.data.corpus import documents
 from stages.data.corpus.config import IngestConfig, Pg19
 from stages.data.corpus.documents import DocumentsWriter, read_documents
 from stages.data.corpus.stage import STAGE as INGEST
-from stages.data.decontaminate.stage import STAGE, DecontaminateConfig
+from stages.data.decontaminate.config import DecontaminateConfig
+from stages.data.decontaminate.stage import STAGE
 from stages.data.matching import shards
 from stages.stage import StageError, Summary
 from tests.stages.test_decontaminate_match import prose

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.matching_accuracy import Result, measure
-from stages.data.decontaminate.stage import DecontaminateConfig
+from stages.data.decontaminate.config import DecontaminateConfig
 from tests.stages.test_decontaminate_match import prose
 
 

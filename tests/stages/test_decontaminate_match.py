@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import covered, cut, decide_pair, merged
-from stages.data.decontaminate.stage import DecontaminateConfig
 from stages.data.matching.chain import Span, scan
 from stages.data.matching.index import Index, build
 from stages.data.matching.normalize import words, words_reference

@@ -14,8 +14,10 @@ import pytest
 from stages.data.corpus import documents
 from stages.data.corpus.documents import DocumentsWriter
 from stages.data.decontaminate import clean
+from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.exclude import LISTS, excluded_hashes, hashes_of
-from stages.data.decontaminate.stage import STAGE, DecontaminateConfig, pin_exclusions
+from stages.data.decontaminate.pin import pin_exclusions
+from stages.data.decontaminate.stage import STAGE
 from stages.data.matching import shards
 from stages.data.matching.boilerplate import body
 from stages.data.matching.chain import Scanned, scan

@@ -23,11 +23,12 @@ from stages.data.corpus import documents as documents_module
 from stages.data.corpus.config import IngestConfig, Pg19
 from stages.data.corpus.documents import DocumentsWriter, document_files, read_documents, write_table
 from stages.data.corpus.stage import STAGE as INGEST
+from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.stage import STAGE as DECONTAMINATE
-from stages.data.decontaminate.stage import DecontaminateConfig
 from stages.data.dedup import run as running
+from stages.data.dedup.config import LANGUAGES, DedupConfig
 from stages.data.dedup.language import _identifier
-from stages.data.dedup.stage import LANGUAGES, STAGE, DedupConfig
+from stages.data.dedup.stage import STAGE
 from stages.stage import StageError, Summary
 from tests.stages.test_decontaminate_match import prose
 from tests.support import LocalArtifact, LocalContext

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bench.dedup_accuracy import KINDS, measure
 from stages.data.dedup.candidates import buckets, contained_pairs, proposals
 from stages.data.dedup.compare import Compared
+from stages.data.dedup.config import DedupConfig
 from stages.data.dedup.decide import Described, decide, preference
 from stages.data.dedup.shingles import (
     MULTIPLIER,
@@ -26,7 +27,6 @@ from stages.data.dedup.shingles import (
     shingle,
 )
 from stages.data.dedup.signatures import Signatures
-from stages.data.dedup.stage import DedupConfig
 from stages.data.matching.normalize import words_reference
 from tests.stages.test_decontaminate_match import prose
 

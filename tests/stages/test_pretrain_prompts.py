@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from stages.data.tokens.config import TokenizerConfig
 from stages.data.tokens.load import load_tokenizer
-from stages.data.tokens.stage import TokenizerConfig
 from stages.data.tokens.tokenizer import make_tokenizer
 from stages.stage import Execution
 from stages.training.pretrain import recipe

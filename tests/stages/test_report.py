@@ -23,8 +23,8 @@ from pipeline.engine.store import Store
 from pipeline.tracking.publish import root_option
 from stages.stage import Place, Summary
 from stages.verdict.claims.config import ClaimsConfig
-from stages.verdict.report.document import shown
 from stages.verdict.report.figures.all import FIGURES
+from stages.verdict.report.shown import shown
 from stages.verdict.report.stage import STAGE, ReportConfig
 from stages.verdict.report.terminal import verdict_rows
 from tests.stages.synthetic import ARMS, CONTROL_ARMS, TRUNK, Synthetic

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from stages.data.tokens.config import TokenizeConfig, TokenizerConfig
 from stages.data.tokens.load import document_tokens, load_tokenizer, token_meta
-from stages.data.tokens.stage import TOKENIZE, TOKENIZER, TokenizeConfig, TokenizerConfig, pin_tokenizer
+from stages.data.tokens.pin import pin_tokenizer
+from stages.data.tokens.stage import TOKENIZE, TOKENIZER
 from stages.stage import StageError
 from tests.support import LocalArtifact, LocalContext
 

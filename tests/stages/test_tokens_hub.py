@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from stages.data.tokens.stage import TOKENIZER, TokenizerConfig
+from stages.data.tokens.config import TokenizerConfig
+from stages.data.tokens.stage import TOKENIZER
 from tests.stages.test_tokens import corpus
 from tests.support import LocalContext
 
@@ -77,7 +78,9 @@ CODE = """
 import json, sys
 from pathlib import Path
 from stages.stage import StageError
-from stages.data.tokens.stage import TOKENIZER, TokenizerConfig, pin_tokenizer, vocabulary_size
+from stages.data.tokens.pin import pin_tokenizer, vocabulary_size
+from stages.data.tokens.config import TokenizerConfig
+from stages.data.tokens.stage import TOKENIZER
 from tests.support import LocalContext
 said = []
 for out, fields in enumerate(json.loads(sys.argv[1])):
@@ -131,7 +134,7 @@ def test_fetched_at_plan_time_and_then_used_without_a_network(tmp_path: Path, gi
 
 
 def test_a_folder_with_a_tokenizer_is_a_path_too(given: Path) -> None:
-    from stages.data.tokens.stage import pin_tokenizer
+    from stages.data.tokens.pin import pin_tokenizer
 
     config = TokenizerConfig(kind="file", path=given.name, eos_token="<eos>")
     assert pin_tokenizer(config, given.parent).path == str(given / "tokenizer.json")

@@ -17,9 +17,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
 from stages.data.corpus import documents as table
 from stages.data.tokens import known, units
 from stages.data.tokens import tokenize as running
+from stages.data.tokens.config import TokenizeConfig, TokenizerConfig
 from stages.data.tokens.known import LONGEST, KnownChunks
 from stages.data.tokens.seams import PUNCTUATION, Seams, cut, find_seams
-from stages.data.tokens.stage import TOKENIZE, TOKENIZER, TokenizeConfig, TokenizerConfig
+from stages.data.tokens.stage import TOKENIZE, TOKENIZER
 from tests.stages.test_tokens_pieces import byte_pairs, unigram, word_pieces
 from tests.support import LocalArtifact, LocalContext
 

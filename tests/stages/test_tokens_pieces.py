@@ -18,8 +18,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from stages.data.corpus.documents import DocumentsWriter
 from stages.data.tokens import pieces as cutting
 from stages.data.tokens import units
+from stages.data.tokens.config import TokenizeConfig, TokenizerConfig
 from stages.data.tokens.load import document_tokens, token_meta
-from stages.data.tokens.stage import TOKENIZE, TOKENIZER, TokenizeConfig, TokenizerConfig
+from stages.data.tokens.stage import TOKENIZE, TOKENIZER
 from tests.support import LocalArtifact, LocalContext
 
 WORDS = (

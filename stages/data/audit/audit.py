@@ -17,7 +17,7 @@ from stages.data.audit.findings import Audit, ShardState
 from stages.data.audit.page import write_pages
 from stages.data.audit.tables import TABLES
 from stages.data.decontaminate.balance import balance, documents_digest
-from stages.data.decontaminate.stage import DecontaminateConfig
+from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.matching.index import Index
 from stages.data.matching.shards import ShardScan
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import covered, merged
-from stages.data.decontaminate.stage import DecontaminateConfig
 
 MOST = 2 / 3  # of a text, to be "most of it": halves of a book, bound as two volumes, are not the book
 SAME_TEXT = 0.98  # agreeing words of two copies of one edition; other editions lie at 0.80 to 0.97

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from stages.data.audit.classify import Measured, SpanRanges, class_of, extent, margins, near_miss, shared_sources
 from stages.data.audit.tables import BOOKS, CANARIES, PAIRS, shortened
 from stages.data.corpus.documents import write_table
+from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import covered, merged
-from stages.data.decontaminate.stage import DecontaminateConfig
 from stages.data.matching.index import SAME_WORK_SHARE, Index
 from stages.statistics.intervals import wilson
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from stages.data.decontaminate.stage import DecontaminateConfig
+from stages.data.decontaminate.config import DecontaminateConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

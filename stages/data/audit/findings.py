@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.data.decontaminate.canary import Recall
+from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import SEVERITY, Action, Coverage, Decision, decide_document, without_notes
-from stages.data.decontaminate.stage import DecontaminateConfig
 from stages.data.matching.index import Index
 from stages.data.matching.shards import Evidence, ScannedDocument, ShardScan
 

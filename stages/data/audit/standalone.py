@@ -25,9 +25,9 @@ from stages.data.audit.audit import observe, publish, totals_of
 from stages.data.audit.findings import Audit
 from stages.data.corpus.config import Columns
 from stages.data.decontaminate.canary import HOST_BYTES, plant
+from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.exclude import excluded_hashes
 from stages.data.decontaminate.files import FileShard, Found, Kind, Reading, Stopped, find
-from stages.data.decontaminate.stage import DecontaminateConfig
 from stages.data.matching.index import Index, build
 from stages.data.matching.shards import ShardScan, basis_of, scan_shard, warm_up
 from stages.stage import StageError

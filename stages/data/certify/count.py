@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stages.data.certify.stage import CertifyConfig
+from stages.data.certify.config import CertifyConfig
 from stages.data.corpus.documents import document_files, write_table
 from stages.data.corpus.parallel import spread
 from stages.stage import Artifact, Context, StageError, Summary

@@ -6,15 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
-
-from stages.stage import Artifact, Config, Context, Stage, Summary
-
-
-class CertifyConfig(Config):
-    """Plain n-gram containment, as GPT-3's authors and others count it (Brown et al., 2020, appendix C: 13 words)."""
-
-    ngram: int = Field(default=13, ge=2, le=64, description="words of an n-gram")
+from stages.data.certify.config import CertifyConfig
+from stages.stage import Artifact, Context, Stage, Summary
 
 
 class Certify(Stage[CertifyConfig]):

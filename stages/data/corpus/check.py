@@ -5,13 +5,10 @@ Runs in every plan, so it looks at names, digests and the last bytes of local fi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
-from stages.data.corpus.config import JsonLines, Parquet, Pg19, Source, Text
-from stages.data.corpus.pin import ExternalFile, is_remote
-from stages.data.corpus.readers import split_of
+from stages.data.corpus.config import Parquet, Source
+from stages.data.corpus.files import ExternalFile, is_remote, split_of_file
 from stages.stage import StageError
 
 Listed = Sequence[tuple[Source, Sequence[ExternalFile]]]
@@ -69,19 +66,3 @@ def _both_sides(listed: Listed) -> None:
                 value=name,
                 fix="give the evaluation splits files of their own, or take them out of the training split",
             )
-
-
-def split_of_file(source: Source, name: str) -> str | None:
-    """The split of all documents in the file, None where that is not known without reading it."""
-    if isinstance(source, Pg19):
-        return name.split("/", maxsplit=1)[0] if "/" in name else None
-    if isinstance(source, Text):
-        return split_of(text_id(name), source.split)
-    if isinstance(source, Parquet | JsonLines) and isinstance(source.split, str):
-        return source.split
-    return None
-
-
-def text_id(name: str) -> str:
-    """``a/b.txt`` -> ``a/b``: the id of a plain text file's document."""
-    return str(PurePosixPath(name).with_suffix("")) if "." in os.path.basename(name) else name

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 
 from stages.data.corpus.config import SPLITS, Hub, IngestConfig, Pg19, Source, SplitName
 from stages.data.corpus.documents import DocumentsWriter, part_name, write_documents, write_table
-from stages.data.corpus.pin import DigestCache, ExternalFile, list_files, listing_digest
+from stages.data.corpus.files import DigestCache, ExternalFile
+from stages.data.corpus.pin import list_files, listing_digest
 from stages.data.corpus.readers import Raw, pg19_metadata, printable, read, read_hub, year_of
 from stages.data.corpus.saved import Saved, spread_saved
 from stages.stage import Context, StageError, Summary

@@ -6,16 +6,13 @@ files up in a JSON file by (path, size, mtime): only new or touched files are re
 
 from __future__ import annotations
 
-import contextlib
 import glob as globbing
 import hashlib
 import importlib.util
 import json
 import os
 import sysconfig
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,6 +29,7 @@ from stages.data.corpus.config import (
     SplitName,
     Text,
 )
+from stages.data.corpus.files import DigestCache, ExternalFile, book_id, is_remote, stable_share
 from stages.stage import StageError
 
 # Not documentation: test suites, bundled copies of other projects, example scripts, other people's packages.
@@ -46,68 +44,6 @@ Listing = Mapping[str, Sequence[Mapping[str, Any]]]
 
 Found = tuple[str, str, Mapping[str, Any] | None]
 """A file that was found: its name in the source, its location, and what a remote storage's listing says of it."""
-
-RACY_NS = 2_000_000_000  # a file touched this recently may change again within one tick of its clock: not cached
-
-
-@dataclass(frozen=True)
-class ExternalFile:
-    """One file a source reads. ``name`` is relative and the same on every machine, ``location`` is where it is here."""
-
-    name: str
-    location: str
-    size: int
-    digest: str
-
-    def entry(self) -> dict[str, Any]:
-        """The file's line in listing.json."""
-        return {"name": self.name, "size": self.size, "digest": self.digest}
-
-
-class DigestCache:
-    """sha256 of local files, remembered by path, size and modification time in a JSON file (None: not remembered)."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._known: dict[str, list[Any]] = {}
-        self._changed = False
-        if path is not None:
-            try:
-                known = json.loads(path.read_text())
-            except (OSError, ValueError):
-                known = {}  # a missing, torn or forbidden cache costs one more hashing, nothing else
-            self._known = known if isinstance(known, dict) else {}
-
-    def digest(self, path: str, status: os.stat_result) -> str:
-        """``sha256:<hex>`` of the file's bytes."""
-        stamp = [status.st_size, status.st_mtime_ns]
-        known = self._known.get(path)
-        if isinstance(known, list) and known[:2] == stamp:
-            return str(known[2])
-        try:
-            with open(path, "rb") as file:
-                digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise StageError(
-                f"cannot be read: {error.strerror}", field="file", value=path, fix="check its permissions, or remove it"
-            ) from error
-        if time.time_ns() - status.st_mtime_ns > RACY_NS:
-            self._known[path] = [*stamp, digest]
-            self._changed = True
-        return digest
-
-    def save(self) -> None:
-        """Write what was learned, atomically; another process may do the same."""
-        if self._path is None or not self._changed:
-            return
-        draft = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(self._known))
-            draft.replace(self._path)
-        except OSError:  # no home, a read-only one, a full disk: nothing is lost but time
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
 
 
 def pin(config: IngestConfig, base_dir: Path, cache: Path | None = None) -> IngestConfig:
@@ -182,16 +118,6 @@ def listing_digest(files: Iterable[ExternalFile]) -> str:
     """``sha256:<hex>`` over the canonical JSON of a source's files."""
     text = json.dumps([file.entry() for file in files], sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
-
-
-def stable_share(text: str) -> float:
-    """A number in [0, 1) that depends on ``text`` alone: the same on every machine and in every Python."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]) / 2**56
-
-
-def is_remote(url: str) -> bool:
-    """True for fsspec URLs other than ``file://``."""
-    return "://" in url and not url.startswith("file://")
 
 
 def resolve(source: Source, base_dir: Path) -> Source:
@@ -329,17 +255,12 @@ def _pg19_files(source: Pg19, field: str) -> list[Found]:
     return [*found, *_glob(f"{root}/metadata.cs[v]")]
 
 
-def book_id(name: str) -> str:
-    """``train/11.txt`` -> ``11``."""
-    return PurePosixPath(name).stem
-
-
 def possible_splits(source: Source) -> set[SplitName]:
     """Splits the resolved source may have documents of, as far as that is known without reading them."""
     if isinstance(source, Hub):
         return set(source.splits)
     if isinstance(source, Pg19 | Text) and not is_remote(source.url):
-        from stages.data.corpus.check import split_of_file
+        from stages.data.corpus.files import split_of_file
 
         names = [name for name, *_ in (_pg19_files(source, "") if isinstance(source, Pg19) else _glob(source.url))]
         found = {split_of_file(source, name) for name in names}

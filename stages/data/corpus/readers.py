@@ -32,8 +32,8 @@ from stages.data.corpus.config import (
     SplitShares,
     Text,
 )
+from stages.data.corpus.files import ExternalFile, book_id, is_remote, split_of
 from stages.data.corpus.manuals import manual_pages
-from stages.data.corpus.pin import ExternalFile, book_id, is_remote, stable_share
 from stages.stage import StageError
 
 MAX_TEXT_BYTES = 2**31 - 2**20
@@ -91,7 +91,7 @@ def _documents(source: Source, file: ExternalFile) -> Iterator[Raw]:
         if file.name != "metadata.csv":
             yield _text_file(file, book_id(file.name), file.name.split("/")[0])
     elif isinstance(source, Text):
-        from stages.data.corpus.check import text_id
+        from stages.data.corpus.files import text_id
 
         name = text_id(file.name)
         yield _text_file(file, name, split_of(name, source.split))
@@ -142,16 +142,6 @@ def pg19_metadata(file: ExternalFile) -> dict[str, dict[str, str]]:
     if "id" in [cell.strip().lower() for cell in rows[0]]:
         header, rows = [cell.strip().lower() for cell in rows[0]], rows[1:]
     return {cells["id"].strip(): cells for row in rows if (cells := dict(zip(header, row, strict=False))).get("id")}
-
-
-def split_of(name: str, split: SplitName | SplitShares | None) -> str:
-    """The split of a document: the named one, or by the stable hash of its id."""
-    if not isinstance(split, SplitShares):
-        return split or ""
-    share = stable_share(name)
-    if share < split.test:
-        return "test"
-    return "validation" if share < split.test + split.validation else "train"
 
 
 def year_of(value: object) -> int | None:

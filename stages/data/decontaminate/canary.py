@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import decide
-from stages.data.decontaminate.stage import DecontaminateConfig
 from stages.data.matching.chain import scan
 from stages.data.matching.index import Index
 

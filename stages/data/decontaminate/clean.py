@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 from cluster import storage
 from stages.data.corpus.documents import write_documents
 from stages.data.corpus.parallel import spread
+from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import cut, decide_document, without_notes
-from stages.data.decontaminate.stage import DecontaminateConfig
 from stages.data.matching.index import Index
 from stages.data.matching.shards import ShardScan, Text, release_memory, scan_shard, texts_of
 

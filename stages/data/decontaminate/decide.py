@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from stages.data.decontaminate.stage import DecontaminateConfig
+from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.matching.chain import Scanned, Span
 
 Action = Literal["keep", "note", "excise", "drop"]

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.data.decontaminate.stage import DecontaminateConfig, Excluded
+from stages.data.decontaminate.config import DecontaminateConfig, Excluded
 from stages.data.matching.boilerplate import LIST_NGRAM, body
 from stages.data.matching.index import ngrams
 from stages.data.matching.normalize import words
@@ -51,7 +51,8 @@ def hashes_of(text: bytes) -> NDArray[np.uint64]:
 
 
 def _texts(excluded: Excluded, field: str) -> Iterable[bytes]:
-    from stages.data.corpus.pin import DigestCache, list_files, listing_digest
+    from stages.data.corpus.files import DigestCache
+    from stages.data.corpus.pin import list_files, listing_digest
     from stages.data.corpus.readers import read
 
     source = excluded.source()

@@ -20,7 +20,7 @@ import numpy as np
 
 from stages.data.corpus.config import Columns, JsonLines, Parquet
 from stages.data.corpus.config import Text as TextFiles
-from stages.data.corpus.pin import ExternalFile, is_remote
+from stages.data.corpus.files import ExternalFile, is_remote
 from stages.data.corpus.readers import Raw, read
 from stages.data.matching.shards import Text
 from stages.stage import StageError

@@ -23,9 +23,9 @@ from stages.data.audit.audit import publish
 from stages.data.audit.findings import Audit, shard_states
 from stages.data.decontaminate.canary import HOST_BYTES, plant
 from stages.data.decontaminate.clean import CleanedShard, Job, Verdict, clean_shards
+from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import Coverage, Decision, decide_document, without_notes
 from stages.data.decontaminate.exclude import excluded_hashes
-from stages.data.decontaminate.stage import DecontaminateConfig
 from stages.data.matching import shards as scanning
 from stages.data.matching.index import Index, build
 from stages.data.matching.shards import DocumentsShard, ShardScan, documents_shards, scan_shards

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from stages.data.dedup.candidates import Pair, buckets, contained_pairs, proposals
 from stages.data.dedup.compare import Compared
+from stages.data.dedup.config import DedupConfig
 from stages.data.dedup.signatures import Signatures
-from stages.data.dedup.stage import DedupConfig
 
 Compare = Callable[[Iterable[Pair]], list[Compared]]
 NO_YEAR = 2**31 - 1

@@ -18,10 +18,10 @@ from stages.data.corpus.parallel import spread
 from stages.data.dedup import tables
 from stages.data.dedup.candidates import Pair
 from stages.data.dedup.compare import Compared, compare
+from stages.data.dedup.config import DedupConfig
 from stages.data.dedup.decide import Decided, Described, decide
 from stages.data.dedup.shingles import common, minhash, passage, permutations, shingle
 from stages.data.dedup.signatures import Signatures, Texts, joined, sign
-from stages.data.dedup.stage import DedupConfig
 from stages.stage import Artifact, Context, StageError, Summary
 
 WORTH_TASKS = 64 * 2**20  # below this many (compressed) bytes one core is done before workers have started

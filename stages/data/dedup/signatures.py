@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from stages.data.dedup.config import DedupConfig, Length
 from stages.data.dedup.language import language_of
 from stages.data.dedup.shingles import Permutations, bands, beginning, fingerprints, minhash, permutations, shingle
-from stages.data.dedup.stage import DedupConfig, Length
 from stages.data.matching.boilerplate import HEAD, TAIL
 from stages.data.matching.boilerplate import body as body_range
 from stages.stage import Artifact

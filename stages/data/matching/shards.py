@@ -31,8 +31,8 @@ import pyarrow.parquet as pq
 from cluster import storage
 from stages.data.corpus.documents import document_files
 from stages.data.corpus.parallel import spread
-from stages.data.decontaminate.stage import DecontaminateConfig
 from stages.data.matching.chain import Scanned, Span, scan
+from stages.data.matching.config import MatchingConfig
 from stages.data.matching.index import Index
 from stages.stage import Artifact
 
@@ -199,7 +199,7 @@ class ShardScan:
 def scan_shards(
     shards: Sequence[Shard],
     index: Index,
-    rule: DecontaminateConfig,
+    rule: MatchingConfig,
     work_url: str,
     progress: Callable[[ShardScan], None] = lambda scan: None,
 ) -> list[ShardScan]:
@@ -217,17 +217,17 @@ def scan_shards(
     return scans
 
 
-def warm_up(index: Index, rule: DecontaminateConfig) -> None:
+def warm_up(index: Index, rule: MatchingConfig) -> None:
     """Compile the kernels, or read them from the disk, before workers need them all at once."""
     scan(b"a text", index, rule.max_gap, rule.max_drift, rule.min_span_words)
 
 
-def basis_of(index: Index, rule: DecontaminateConfig) -> str:
+def basis_of(index: Index, rule: MatchingConfig) -> str:
     """What a scan's result follows from beside the texts."""
     return json.dumps([FORMAT, index.digest, rule.max_gap, rule.max_drift, rule.min_span_words])
 
 
-def scan_shard(shard: Shard, index: Index, rule: DecontaminateConfig, work_url: str, basis: str) -> ShardScan:
+def scan_shard(shard: Shard, index: Index, rule: MatchingConfig, work_url: str, basis: str) -> ShardScan:
     """One task: scan the shard's documents and leave the result below ``work_url``, its summary last."""
     identity = hashlib.sha256(f"{basis} {shard.digest()}".encode()).hexdigest()[:24]
     url = storage.join(work_url, "scan", f"{shard.name}-{identity}")

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from stages.data.tasks.config import Format, RetrievalConfig, Task, spread
+from stages.data.tasks.words import CUES
 from stages.stage import StageError
-
-CUES = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,8 +67,8 @@ WORDING: dict[Format, Wording] = {
         instruction="",
         passkey="\nThe pass key is {value}.\n",
         passkey_question="\nThe pass key is",
-        binding="\n{cue} is {value}.\n",
-        binding_question="\n{cue} is",
+        binding="\nThe key of {cue} is {value}.\n",
+        binding_question="\nThe key of {cue} is",
         numbers=(10, 99),
         binding_numbers=(10, 99),
     ),

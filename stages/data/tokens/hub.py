@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stages.stage import StageError
 
 if TYPE_CHECKING:
-    from stages.data.tokens.stage import TokenizerConfig
+    from stages.data.tokens.config import TokenizerConfig
 
 FILE = "tokenizer.json"
 

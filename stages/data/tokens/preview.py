@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from stages.data.tokens.config import TokenizerConfig
 from stages.data.tokens.load import StudyTokenizer
-from stages.data.tokens.stage import TokenizerConfig, read_tokenizer
+from stages.data.tokens.pin import read_tokenizer
 from stages.data.tokens.tokenizer import byte_level, read_library
 
 

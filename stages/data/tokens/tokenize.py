@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from stages.data.corpus.documents import document_files, file_texts
 from stages.data.corpus.parallel import running_ray, spread
+from stages.data.tokens.config import TokenizeConfig
 from stages.data.tokens.encode import Encoded, encode, known_chunks, library
 from stages.data.tokens.pack import Counts, Rows
 from stages.data.tokens.pieces import pieces, splits_between_words
 from stages.data.tokens.saved import Saved
 from stages.data.tokens.seams import Seams, find_seams
-from stages.data.tokens.stage import TokenizeConfig
 from stages.data.tokens.statistics import Statistics, write
 from stages.data.tokens.units import Document, Unit, units
 from stages.stage import Artifact, Context, StageError, Summary

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.data.corpus.documents import read_texts
-from stages.data.tokens.stage import TokenizerConfig, read_tokenizer
+from stages.data.tokens.config import TokenizerConfig
+from stages.data.tokens.pin import read_tokenizer
 from stages.stage import Artifact, Context, StageError, Summary
 
 if TYPE_CHECKING:

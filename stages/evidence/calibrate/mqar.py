@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model.config import ARMS, MixerConfig, ModelConfig, TrunkConfig
 from model.decoder import Decoder
-from stages.evidence.calibrate.stage import MqarConfig
+from stages.evidence.calibrate.config import MqarConfig
 from stages.stage import StageError
 from stages.training.pretrain import optim
 

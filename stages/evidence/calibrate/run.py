@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from model.allocator import keep_freed_memory
 from model.decoder import Decoder
 from stages.evidence.calibrate import mqar, reference, schlag
-from stages.evidence.calibrate.stage import CalibrateConfig, MqarConfig, SchlagConfig
+from stages.evidence.calibrate.config import CalibrateConfig, MqarConfig, SchlagConfig
 from stages.stage import Context, Summary
 
 SCHLAG = pa.schema(

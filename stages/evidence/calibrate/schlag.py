@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from model import memory
 from model.config import FeatureMap
-from stages.evidence.calibrate.stage import SchlagConfig
+from stages.evidence.calibrate.config import SchlagConfig
 
 EPS = 1e-6
 TRAINING, EVALUATION = 1, 2  # namespaces of random streams

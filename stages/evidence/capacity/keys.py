@@ -15,7 +15,7 @@ from torch import Tensor
 from model import memory
 from model.config import FeatureMap, feature_dim
 from model.scan import scan
-from stages.evidence.capacity.stage import CapacityConfig, CapacityRule, Keys
+from stages.evidence.capacity.config import CapacityConfig, CapacityRule, Keys
 
 # own streams for keys and values of a seed, the same for every feature map and rule
 KEYS, VALUES, NEW_VALUES, START, TRAINING = 1, 2, 3, 4, 5

@@ -19,7 +19,7 @@ from model import memory
 from model.allocator import keep_freed_memory
 from model.config import FeatureMap, Rule
 from stages.evidence.capacity import keys, reference
-from stages.evidence.capacity.stage import CapacityConfig, CapacityRule, Keys
+from stages.evidence.capacity.config import CapacityConfig, CapacityRule, Keys
 from stages.stage import Context, Summary
 
 RECALLED = 0.95  # of the headline: all but one in twenty

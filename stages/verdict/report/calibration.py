@@ -155,7 +155,7 @@ def sentences(evidence: Evidence, named: dict[str, Number]) -> list[str]:
 
 def _range(evidence: Evidence, named: dict[str, Number], arm: str) -> tuple[str, float, int] | None:
     """('99.8% [99.1%, 100%]', estimate, k) of an arm of the control at the largest k asked; None where not run."""
-    from stages.verdict.report.document import interval, shown
+    from stages.verdict.report.shown import interval, shown
 
     ks = sorted(int(rest) for name in named if name.startswith(f"control.{arm}.k") and
                 (rest := name.rpartition(".k")[2]).isdigit())  # fmt: skip

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.verdict.report.commands import DIGITS, show
-from stages.verdict.report.document import SECTIONS, interval, shown, shown_unit
+from stages.verdict.report.document import SECTIONS
 from stages.verdict.report.figures.style import PALETTE
+from stages.verdict.report.shown import interval, shown, shown_unit
 
 TEMPLATE = Path(__file__).with_name("page.html")
 DARK = ("#56a8dc", "#f08a4b", "#35c79a", "#e3a1c6", "#f2bb49", "#86cdf2", "#c3ab37", "#b08fd6")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stages.verdict.report.document import SECTIONS, interval, shown, shown_unit
+from stages.verdict.report.document import SECTIONS
+from stages.verdict.report.shown import interval, shown, shown_unit
 from stages.verdict.report.terminal import verdict_rows
 
 LONG = ("perplexity by position", "control by distance")  # in report.json and the page only

@@ -23,7 +23,7 @@ class VerdictRow:
 
 def verdict_rows(report: Mapping[str, Any]) -> list[VerdictRow]:
     """Rows from the content of ``report.json``, in order C1 to C13."""
-    from stages.verdict.report.document import interval, shown, shown_unit
+    from stages.verdict.report.shown import interval, shown, shown_unit
 
     rows = []
     for verdict in report["verdicts"]:

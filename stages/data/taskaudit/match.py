@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 
 from stages.data.audit import tables
 from stages.data.audit.audit import observe, publish, totals_of
-from stages.data.audit.taskaudit import TaskAuditConfig
-from stages.data.audit.taskfile import Item, items
 from stages.data.corpus.documents import write_table
 from stages.data.decontaminate.canary import plant
 from stages.data.decontaminate.exclude import excluded_hashes
 from stages.data.matching.index import Index, build
 from stages.data.matching.shards import ShardScan, documents_shards, scan_shards
+from stages.data.taskaudit.config import TaskAuditConfig
+from stages.data.taskaudit.file import Item, items
 from stages.stage import Artifact, Context, StageError, Summary
 
 HALF = 0.5  # of a text's words in training documents: found, even where no span is long enough to act on

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.data.audit.taskaudit import TaskSource
+from stages.data.taskaudit.config import TaskSource
 from stages.stage import StageError
 
 

@@ -1,0 +1,68 @@
+"""The files of evaluation tasks, pinned by digest."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from stages.data.taskaudit.config import TaskSource
+from stages.stage import StageError
+
+
+def pin_sources(sources: tuple[TaskSource, ...], base_dir: Path) -> tuple[TaskSource, ...]:
+    """The sources with absolute paths and digests.
+
+    Raises StageError for a missing file, another digest than the pinned one, a missing column, two sources of one name.
+    """
+    pinned = []
+    for number, source in enumerate(sources):
+        field = f"task_audit.sources.{number}"
+        path = base_dir / source.path
+        if not path.is_file():
+            raise StageError(
+                "no such file", field=f"{field}.path", value=source.path, fix=f"put a JSONL or CSV file at {path}"
+            )
+        digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+        if source.pin not in (None, digest):
+            raise StageError(
+                f"the file now has the digest {digest}", field=f"{field}.pin", value=source.pin,
+                fix="write the new digest, or restore the file",
+            )  # fmt: skip
+        if source.name in [other.name for other in pinned]:
+            raise StageError(
+                "two sources have this name", field=f"{field}.name", value=source.name, fix="name each source once"
+            )
+        if not {"id", "text", "summary"} & set(source.columns()):
+            raise StageError(
+                "nothing to look for", field=field, value=source.name, allowed="id, text, summary: at least one",
+                fix="name the column that holds it",
+            )  # fmt: skip
+        from stages.data.taskaudit.file import first_columns
+
+        present = first_columns(path, field)
+        for role, column in source.columns().items():
+            if column not in present:
+                raise StageError(
+                    f"{path.name} has no such column", field=f"{field}.{role}", value=column,
+                    allowed=", ".join(present) or "the file is empty",
+                    fix=f"name the column that holds it, or {role}: null",
+                )  # fmt: skip
+        pinned.append(source.model_copy(update={"path": str(path), "pin": digest}))
+    return tuple(pinned)
+
+
+def task_of_pairs(pairs: Any, known: tuple[TaskSource, ...]) -> tuple[TaskSource, ...]:
+    """The pinned pairs of ``summarize:`` (``path``, ``pin``; None for none) as a source, unless it is known already.
+
+    Columns the file lacks are left to the summarization to report.
+    """
+    if pairs is None or pairs.pin in [source.pin for source in known]:
+        return ()
+    from stages.data.taskaudit.file import first_columns
+
+    present = first_columns(Path(pairs.path), "summarize.pairs")
+    named: dict[str, Any] = {role: role if role in present else None for role in ("id", "title", "text", "summary")}
+    name = "summarize" if "summarize" not in [source.name for source in known] else "summarize-pairs"
+    source = TaskSource(name=name, path=pairs.path, pin=pairs.pin, **named)
+    return (source,) if source.columns() else ()
