@@ -6,13 +6,11 @@ rate) is a field here, with the reason for its default.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
-Kind = Literal[
-    "infini", "local", "window", "xl", "full", "memorizing", "compressive", "rmt", "linear", "deltanet", "landmark"
-]
+from model.arms import arm_of, has_effect, kinds_with
+
 Rule = Literal["linear", "delta"]
 FeatureMap = Literal["elu1", "relu", "dpfp1", "dpfp2", "dpfp3", "softmax"]
 Gate = Literal["head", "channel", "token"]
@@ -22,50 +20,6 @@ StateDtype = Literal["float32", "float64", "bfloat16"]
 def feature_dim(name: FeatureMap, d: int) -> int:
     """Size F of the features of a ``d``-dimensional key; DPFP-nu has 2 d nu (arXiv:2102.11174, sec. 5.3)."""
     return 2 * d * int(name[-1]) if name.startswith("dpfp") else d
-
-
-ARMS: Mapping[str, Mapping[str, str]] = {
-    "infini-linear": {"kind": "infini", "rule": "linear"},
-    "infini-delta": {"kind": "infini", "rule": "delta"},
-    "local": {"kind": "local"},
-    "window": {"kind": "window"},
-    "xl": {"kind": "xl"},
-    "compressive": {"kind": "compressive"},
-    "memorizing": {"kind": "memorizing"},
-    "rmt": {"kind": "rmt"},
-    "landmark": {"kind": "landmark"},
-    "linear": {"kind": "linear"},
-    "deltanet": {"kind": "deltanet"},
-    "full": {"kind": "full"},
-}
-"""The study's twelve arms: what of ``MixerConfig`` makes each, the segment length and options aside."""
-
-EFFECT: Mapping[str, tuple[Kind, ...]] = {
-    "rule": ("infini",),
-    "feature_map": ("infini", "linear", "deltanet"),
-    "gate": ("infini",),
-    "gate_init": ("infini", "memorizing"),
-    "empty_memory": ("infini",),
-    "initial_memory": ("infini",),
-    "state_dtype": ("infini",),
-    "eps": ("infini", "linear"),
-    "bptt_segments": ("infini", "rmt"),
-    "memory_layer": ("memorizing",),
-    "cache_tokens": ("memorizing",),
-    "top_k": ("memorizing",),
-    "compression": ("compressive",),
-    "compressed_tokens": ("compressive",),
-    "reconstruction_weight": ("compressive",),
-    "memory_tokens": ("rmt",),
-    "block_tokens": ("landmark",),
-    "top_blocks": ("landmark",),
-}
-"""Which kinds an option of ``MixerConfig`` means something to. Set for another kind it is an error, not ignored."""
-
-
-def has_effect(option: str, kind: Kind) -> bool:
-    """Does the field ``option`` of MixerConfig mean something to ``kind``?"""
-    return kind in EFFECT.get(option, (kind,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +37,7 @@ class MixerConfig:
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
-    kind: Kind
+    kind: str  # of arms.KINDS
     # N, tokens. full attention, linear and deltanet ignore it; the window is as long
     segment_length: int
     rule: Rule = "linear"  # update rule of the memory
@@ -116,6 +70,7 @@ class MixerConfig:
     top_blocks: int = 4  # blocks retrieved per query and head outside of training
 
     def __post_init__(self) -> None:
+        arm_of(self.kind)
         for name in (
             "segment_length", "bptt_segments", "cache_tokens", "top_k", "compression", "compressed_tokens",
             "memory_tokens", "block_tokens", "top_blocks",
@@ -139,12 +94,12 @@ class MixerConfig:
                 "empty_memory = 'literal': has no effect with initial_memory = 'learned', as no memory is ever empty "
                 "(the first segment reads M_0); fix: remove it"
             )
-        for name, kinds in EFFECT.items():
-            value = getattr(self, name)
-            if not has_effect(name, self.kind) and value != getattr(type(self), name):
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if not has_effect(option.name, self.kind) and value != option.default:
                 raise ValueError(
-                    f"{name} = {value!r}: has no effect with kind = {self.kind!r} "
-                    f"(it has with {', '.join(kinds)}); fix: remove it"
+                    f"{option.name} = {value!r}: has no effect with kind = {self.kind!r} "
+                    f"(it has with {', '.join(kinds_with(option.name))}); fix: remove it"
                 )
 
     def key_fields(self) -> dict[str, Any]:

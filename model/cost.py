@@ -19,8 +19,9 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from model.config import ARMS, MixerConfig, ModelConfig, TrunkConfig
-from model.formulas import FORMULAS
+from model.arms import variants
+from model.config import MixerConfig, ModelConfig, TrunkConfig
+from model.formulas import parts
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Cost:
 
 def cost(config: ModelConfig, sequence_length: int, *, kv_bytes: int = 4) -> Cost:
     """Cost of ``config`` on sequences of ``sequence_length`` tokens; keys and values take ``kv_bytes`` bytes each."""
-    trunk, arm = config.trunk, FORMULAS[config.mixer.kind](config, sequence_length)
+    trunk, arm = config.trunk, parts(config, sequence_length)
     d, kv = trunk.d_head, trunk.n_kv_heads
     weights = trunk.layers * (2 * trunk.dim * d * (trunk.heads + kv) + 3 * trunk.dim * trunk.d_ffn)
     head = config.vocab_size * trunk.dim
@@ -61,7 +62,7 @@ def cost(config: ModelConfig, sequence_length: int, *, kv_bytes: int = 4) -> Cos
 
 def attended_pairs(config: ModelConfig, length: int) -> int:
     """Query-key pairs that attention scores in a sequence, per head and layer."""
-    return FORMULAS[config.mixer.kind](config, length).pairs // config.trunk.layers
+    return parts(config, length).pairs // config.trunk.layers
 
 
 PAPER_TRUNK = TrunkConfig(dim=1024, layers=12, heads=8, head_dim=128, ffn_dim=4096)
@@ -158,7 +159,7 @@ def main() -> None:
     )
     print(f"{'':15}{'':>14}{'FLOPs a token':>25}{'state at T':>34}{'live keys and values':>34}")
     print(f"{'arm':15}{'parameters':>14}{'forward':>12}{'training':>13}" + 2 * f"{'elements':>17}{'bytes':>17}")
-    for name, fields in ARMS.items():
+    for name, fields in variants().items():
         mixer = MixerConfig(segment_length=args.segment, **fields)  # type: ignore[arg-type]
         config = ModelConfig(trunk=trunk, mixer=mixer, vocab_size=args.vocab)
         arm = cost(config, args.length, kv_bytes=args.kv_bytes)

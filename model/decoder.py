@@ -21,17 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model.arms import arm_of
 from model.config import ModelConfig, TrunkConfig
-from model.mixers import STREAMS, HeadKnockout, Knockout, LayerState, Mixer, build
-from model.mixers.stream import Layers, Stream
+from model.mixers import HeadKnockout, Knockout, LayerState, Mixer, build, build_stream
+from model.mixers.stream import Layers
 from model.rope import Rope
 
 __all__ = ["Decoder", "DecoderState", "HeadKnockout", "Knockout"]
 
 AnyKnockout = Knockout | HeadKnockout | str | None
 """Of every head (None and "none": of none), or of one head alone."""
-STARTS_AS_BUILT = ("beta", "gate_weight", "memory_start", "normaliser_start")
-"""Parameters of two dimensions or more whose start is a stated value, not a draw: gates, and M_0, z_0."""
 LOGITS_AT_ONCE = 2**25
 """Logits held at a time by nll and loss (128 MiB in float32); more than that is projected chunk by chunk."""
 
@@ -120,7 +119,7 @@ class Decoder(nn.Module):
         aside."""
         self.embed_tokens = nn.Embedding(config.vocab_size, trunk.dim)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(trunk.layers))
-        self.stream = STREAMS.get(config.mixer.kind, Stream)(config)
+        self.stream = build_stream(config)
         self.norm = nn.RMSNorm(trunk.dim, eps=trunk.norm_eps)
         self.lm_head = None if trunk.tie_embeddings else nn.Linear(trunk.dim, config.vocab_size, bias=False)
         self.rope = Rope(trunk.d_head, trunk.rope_theta, trunk.rope_scaling)
@@ -130,8 +129,9 @@ class Decoder(nn.Module):
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights: std fan_in^-1/2 (0.02 at width 2,500, and alive at width 64), residual outputs divided by
         sqrt(2 layers), norms 1, gates ``gate_init``."""
+        as_built = arm_of(self.config.mixer.kind).as_built
         for name, parameter in self.named_parameters():
-            if parameter.ndim < 2 or name.rpartition(".")[2] in STARTS_AS_BUILT:
+            if parameter.ndim < 2 or name.endswith(as_built):
                 continue
             std = parameter.shape[1] ** -0.5
             if name.endswith(("o_proj.weight", "down_proj.weight")):

@@ -23,6 +23,8 @@ from model.checkpoint import gates_of, save
 from model.decoder import Decoder
 
 ROOT = Path(__file__).parent
+NAMED = r'"(\.mixers\.\w+):\w+"'
+"""Mixers as ``model.arms`` names them; its formulas are not needed to run a model."""
 PACKAGE = ROOT.name
 ENTRY = ROOT / "huggingface" / "modeling_infini_study.py"
 AUTO_MAP = {
@@ -104,7 +106,12 @@ def _rewrite(file: Path) -> tuple[str, list[Path]]:
         old = lines[node.lineno - 1]
         lines[node.lineno - 1] = re.sub(rf"from {re.escape(node.module)} import", f"from .{_flat(target)} import", old)
         imported.append(target)
-    return "".join(lines), imported
+    text = "".join(lines)
+    for place in dict.fromkeys(re.findall(NAMED, text)):  # imported when they are needed
+        target = _file(PACKAGE + place)
+        text = text.replace(f'"{place}:', f'".{_flat(target)}:')
+        imported.append(target)
+    return text, imported
 
 
 def _file(module: str) -> Path:

@@ -1,4 +1,4 @@
-"""What each kind of mixer adds to the trunk, by formula: one small function a kind, in ``FORMULAS``.
+"""What each kind of mixer adds to the trunk, by formula: one small function a kind, named in ``arms.KINDS``.
 
 Conventions, shared with ``cost.py``, which adds the trunk: matrix products only, a multiply-add is 2 FLOPs; attention
 counts the pairs a query may see (causal: half the square), not what a masked kernel happens to execute; a memory is
@@ -7,10 +7,11 @@ counted by its paper's equations, however it is computed. Importable without tor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from model.config import Kind, ModelConfig, StateDtype, feature_dim
+from model.arms import arm_of, named
+from model.config import ModelConfig, StateDtype, feature_dim
 
 MEMORY_BYTES: Mapping[StateDtype, int] = {"float32": 4, "float64": 8, "bfloat16": 2}
 
@@ -38,6 +39,12 @@ class Parts:
     state_memory: int = 0
     memory_bytes: int = 4  # float32 whatever the model's dtype
     live_kv: int = 0
+
+
+def parts(config: ModelConfig, length: int) -> Parts:
+    """What the mixer of ``config`` adds on ``length`` tokens."""
+    of: Parts = named(arm_of(config.mixer.kind).formula)(config, length)
+    return of
 
 
 def triangle(n: int) -> int:
@@ -220,18 +227,3 @@ def landmark(config: ModelConfig, length: int) -> Parts:
 def memory_elements(features: int, values: int) -> int:
     """One head's M and z."""
     return features * (values + 1)
-
-
-FORMULAS: Mapping[Kind, Callable[[ModelConfig, int], Parts]] = {
-    "infini": infini,
-    "local": local,
-    "window": window,
-    "xl": xl,
-    "compressive": compressive,
-    "memorizing": memorizing,
-    "full": full,
-    "linear": linear,
-    "deltanet": deltanet,
-    "rmt": rmt,
-    "landmark": landmark,
-}

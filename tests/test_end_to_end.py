@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from model.config import ARMS
+from model.arms import variants
 from pipeline.engine.store import Store
 from pipeline.study.yamlfile import parse
 from stages.verdict.claims.table import CLAIMS
@@ -65,7 +65,7 @@ def test_every_arm_runs_through_the_study(tmp_path):
     options = {"rmt": {"memory_tokens": 4}, "memorizing": {"top_k": 4}, "landmark": {"block_tokens": 15}}
     path = write_study(tmp_path)
     changed = parse(path.read_text(), path.name)
-    arms = {name: {**ARMS[name], **options.get(name, {})} for name in ARMS if name not in changed["arms"]}
+    arms = {name: {**variants()[name], **options.get(name, {})} for name in variants() if name not in changed["arms"]}
     changed = {name: section for name, section in changed.items() if name != "ablate"} | {"arms": arms}
     changed["pretrain"] |= {"steps": 2, "curriculum_share": 0.5}
     path.write_text(json.dumps(changed))

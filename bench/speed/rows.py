@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.arms import KINDS
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.cost import cost
 from model.decoder import Decoder
-from model.mixers import KINDS
 
 LOOP, LLAMA = " (segment loop)", "transformers Llama (SDPA)"
 RULES = ("linear", "delta")

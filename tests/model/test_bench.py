@@ -11,8 +11,8 @@ import torch
 from bench.speed.__main__ import main
 from bench.speed.rows import LLAMA, LOOP, arms, build, names
 from bench.speed.scans import associative, loop
+from model.arms import KINDS
 from model.config import TrunkConfig
-from model.mixers import KINDS
 from tests.model.tiny import tokens
 
 TRUNK = TrunkConfig(dim=16, layers=2, heads=2)

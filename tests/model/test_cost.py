@@ -10,13 +10,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.config import ARMS as CONFIGURED
+from model.arms import KINDS, variants
 from model.config import MixerConfig, ModelConfig, TrunkConfig, feature_dim
 from model.cost import attended_pairs, cost, paper_table
 from model.decoder import Decoder
-from model.formulas import FORMULAS
+from model.formulas import parts as parts_of
 from model.memory import empty, read, write
-from model.mixers import KINDS, memorizing
+from model.mixers import memorizing
 from tests.model.tiny import ARMS, N, config, tokens
 
 SHAPES = [{}, {"kv_heads": 4, "tie_embeddings": False}, {"head_dim": 6, "ffn_dim": 20, "layers": 1}]
@@ -65,7 +65,7 @@ def test_pairs_and_landmarks_are_those_of_the_blocks_in_sight(length: int, train
         pairs += sum(j % 5 != 4 for j in range(5 * block, i + 1))
         pairs += 4 * (block if training else min(block, 1 + 2))
         landmarks += block
-    parts, trunk = FORMULAS["landmark"](model_config, length), model_config.trunk
+    parts, trunk = parts_of(model_config, length), model_config.trunk
     found = parts.training_pairs if training else parts.pairs
     assert found == pairs * trunk.layers and parts.vectors == vectors
     assert parts.flops == 2 * trunk.layers * trunk.heads * trunk.d_head * landmarks
@@ -79,7 +79,7 @@ def test_pairs_of_framed_segments_are_causal_within_the_frame(length: int) -> No
         text = min(N, rest)
         rest -= text
         frames.append(3 + text + (3 if rest else 0))
-    parts = FORMULAS["rmt"](config("rmt"), length)
+    parts = parts_of(config("rmt"), length)
     assert parts.pairs == 2 * sum(i + 1 for frame in frames for i in range(frame))
     assert parts.vectors == sum(frames)
 
@@ -88,8 +88,8 @@ def test_pairs_of_framed_segments_are_causal_within_the_frame(length: int) -> No
 def test_compressed_slots_are_seen_besides_segment_and_cache(length: int) -> None:
     """Of the query at i: the newest 5 slots of 2 tokens each that end where its cache begins."""
     slots = sum(min(max(0, i // N - 1) * N // 2, 5) for i in range(length))
-    pairs = FORMULAS["compressive"](config("compressive"), length).pairs
-    assert pairs == FORMULAS["xl"](config("xl"), length).pairs + config("compressive").trunk.layers * slots
+    pairs = parts_of(config("compressive"), length).pairs
+    assert pairs == parts_of(config("xl"), length).pairs + config("compressive").trunk.layers * slots
 
 
 @pytest.mark.parametrize("length", [1, N, 2 * N + 1, 3 * N, 5 * N + 3])
@@ -99,9 +99,9 @@ def test_retrieval_scores_what_has_left_the_local_context(length: int) -> None:
     for i in range(length):
         visible = min(12, max(0, i // N - 1) * N)
         scored, chosen = scored + visible, chosen + min(visible, 3)
-    parts, trunk = FORMULAS["memorizing"](config("memorizing"), length), config("memorizing").trunk
+    parts, trunk = parts_of(config("memorizing"), length), config("memorizing").trunk
     assert parts.flops == 2 * trunk.heads * trunk.d_head * (scored + chosen)
-    assert parts.pairs == FORMULAS["xl"](config("xl"), length).pairs
+    assert parts.pairs == parts_of(config("xl"), length).pairs
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -113,7 +113,7 @@ def test_projection_flops_equal_the_counted_ones(arm: str, shape: dict[str, int]
     trunk = model.config.trunk
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         model(tokens(1, length))
-    parts = FORMULAS[model.config.mixer.kind](model.config, length)
+    parts = parts_of(model.config, length)
     strengths = 2 * trunk.layers * length * trunk.dim * trunk.n_kv_heads
     weighed = {"deltanet": strengths, "compressive": parts.flops}.get(arm, 0)  # the mixer's own weights
     mixing = 4 * trunk.heads * trunk.d_head * parts.pairs + parts.flops - weighed
@@ -158,20 +158,20 @@ def test_flops_of_token_recurrences_equal_those_of_the_equations(
             else:
                 S = torch.cat([S + phi_k.mT @ v, torch.rand(trunk.n_kv_heads, features, 1)], dim=-1)
             phi_q @ S
-    parts = FORMULAS[model_config.mixer.kind](model_config, length)
+    parts = parts_of(model_config, length)
     assert parts.flops == counter.get_total_flops() * trunk.layers and parts.pairs == 0
 
 
 @pytest.mark.parametrize("arm", ["infini-linear", "infini-delta"])
 def test_infinis_options_cost_what_they_add(arm: str) -> None:
-    plain, length = FORMULAS["infini"](config(arm), 3 * N), 3 * N
+    plain, length = parts_of(config(arm), 3 * N), 3 * N
     trunk = config(arm).trunk
     memory = 2 * (4 * 4 + 4)  # key/value heads; M and z of heads of 4
     for gate, more in (("channel", 4 * 4 - 4), ("token", 4 * trunk.dim)):
-        parts = FORMULAS["infini"](config(arm, gate=gate), length)
+        parts = parts_of(config(arm, gate=gate), length)
         assert parts.parameters - plain.parameters == trunk.layers * more
         assert parts.flops - plain.flops == (2 * trunk.layers * length * 4 * trunk.dim if gate == "token" else 0)
-    learned = FORMULAS["infini"](config(arm, initial_memory="learned"), length)
+    learned = parts_of(config(arm, initial_memory="learned"), length)
     assert learned.parameters - plain.parameters == trunk.layers * memory
     readers = 4 if arm == "infini-linear" else 4 + 2  # queries of the first segment, and its keys
     assert learned.flops - plain.flops == 2 * trunk.layers * N * readers * 4 * 5
@@ -203,7 +203,7 @@ def test_flops_behind_a_cache_equal_the_counted_ones(
                 loss.backward()
         expected = cost(model.config, length)
         per_token = expected.flops_per_token_training if trained else expected.flops_per_token_forward
-        unseen = 2 * score * (trunk.layers * computed - FORMULAS[arm](model.config, length).pairs)
+        unseen = 2 * score * (trunk.layers * computed - parts_of(model.config, length).pairs)
         head = 2 * trunk.dim * model.config.vocab_size  # of the last token, which predicts nothing
         difference = (3 if trained else 1) * (unseen - score * chosen - head)
         assert round(per_token * length) + difference == counter.get_total_flops()
@@ -268,7 +268,7 @@ def test_command_prints_all_arms_and_the_papers_table_without_torch() -> None:
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     printed = {line.split()[0]: [number.replace(",", "") for number in line.split()[1:]] for line in lines[4:16]}
     trunk = TrunkConfig(dim=64, layers=2, heads=4, kv_heads=2)
-    for arm, fields in CONFIGURED.items():
+    for arm, fields in variants().items():
         model_config = ModelConfig(trunk=trunk, mixer=MixerConfig(segment_length=8, **fields), vocab_size=100)  # type: ignore[arg-type]
         expected = cost(model_config, 60)
         assert int(printed[arm][0]) == expected.parameters
@@ -279,5 +279,5 @@ def test_command_prints_all_arms_and_the_papers_table_without_torch() -> None:
 
 
 def test_every_kind_of_mixer_is_an_arm_with_a_formula() -> None:
-    assert len(CONFIGURED) == 12
-    assert {fields["kind"] for fields in CONFIGURED.values()} == set(KINDS) == set(FORMULAS)
+    assert len(variants()) == 12
+    assert {fields["kind"] for fields in variants().values()} == set(KINDS)

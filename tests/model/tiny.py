@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import MixerConfig, ModelConfig, TrunkConfig, has_effect
+from model.arms import has_effect
+from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.decoder import Decoder
 
 N, VOCAB = 8, 31

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from model.config import ARMS, FeatureMap, MixerConfig, TrunkConfig
+from model.arms import variants
+from model.config import FeatureMap, MixerConfig, TrunkConfig
 from stages.stage import Config
 
 
@@ -63,7 +64,7 @@ class MqarConfig(Config):
 
     arms: tuple[str, ...] = Field(
         default=("full", "infini-linear", "infini-delta", "deltanet", "local"), min_length=1,
-        description="names of model.config.ARMS"
+        description="names of model.arms.variants()"
     )  # fmt: skip
     dims: tuple[int, ...] = Field(default=(64,), min_length=1, description="model sizes")
     pairs: tuple[int, ...] = Field(default=(4,), min_length=1)
@@ -88,8 +89,8 @@ class MqarConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> MqarConfig:
         for name in self.arms:
-            if name not in ARMS:
-                raise ValueError(f"arms has {name!r}: allowed are {', '.join(ARMS)}")
+            if name not in variants():
+                raise ValueError(f"arms has {name!r}: allowed are {', '.join(variants())}")
         if self.graft and self.arms != ("full",) and "full" not in self.arms:
             raise ValueError(
                 f"arms = {list(self.arms)}: graft needs the full attention model they start from. Fix: add "
@@ -109,7 +110,7 @@ class MqarConfig(Config):
             TrunkConfig(dim=dim, layers=self.layers, heads=self.heads, ffn_dim=self.ffn_dim)
         for arm in self.arms:
             for count in self.pairs:
-                MixerConfig(**ARMS[arm], segment_length=2 * count)  # type: ignore[arg-type]
+                MixerConfig(**variants()[arm], segment_length=2 * count)  # type: ignore[arg-type]
         return self
 
     @property

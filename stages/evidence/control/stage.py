@@ -16,12 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from model.config import ARMS, MixerConfig
+from model.arms import variants
+from model.config import MixerConfig
 from stages.evidence.control.config import ControlBaseConfig, ControlConfig, ControlSettings
 from stages.stage import Artifact, Context, Stage, Summary
 
 CONTROL_ARMS = {
-    name: ARMS[name]["kind"] for name in ("full", "local", "window", "deltanet", "infini-linear", "infini-delta")
+    name: variants()[name]["kind"] for name in ("full", "local", "window", "deltanet", "infini-linear", "infini-delta")
 }
 """Arms of every control and their kinds: the ceiling, two floors, a memory with learned writes, the paper's two."""
 
@@ -29,7 +30,7 @@ CONTROL_ARMS = {
 def control_arms(settings: ControlSettings, study: Mapping[str, MixerConfig]) -> dict[str, MixerConfig]:
     """The arms of the control by name: ``CONTROL_ARMS``, and the study's own infini arms with the options they have
     there (one of the same name takes its place). Segments are the control's."""
-    arms = {name: MixerConfig(segment_length=settings.segment_length, **ARMS[name]) for name in CONTROL_ARMS}  # type: ignore[arg-type]
+    arms = {name: MixerConfig(segment_length=settings.segment_length, **variants()[name]) for name in CONTROL_ARMS}  # type: ignore[arg-type]
     own = {name: mixer for name, mixer in study.items() if mixer.kind == "infini"}
     return arms | {name: replace(mixer, segment_length=settings.segment_length) for name, mixer in own.items()}
 

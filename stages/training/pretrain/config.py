@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from model.arms import arm_of
 from model.config import MixerConfig, TrunkConfig
 from stages.data.tasks.config import MOST_RIVALS, Format
 from stages.stage import Config
@@ -210,10 +211,7 @@ class PretrainConfig(PretrainSettings):
     @model_validator(mode="after")
     def _whole_segments(self) -> PretrainConfig:
         segment = self.mixer.segment_length
-        if (
-            self.mixer.kind not in ("full", "window", "linear", "deltanet", "landmark")
-            and self.sequence_length % segment
-        ):
+        if arm_of(self.mixer.kind).whole_segments and self.sequence_length % segment:
             raise ValueError(
                 f"sequence_length = {self.sequence_length}: must be a multiple of mixer.segment_length = {segment}"
             )

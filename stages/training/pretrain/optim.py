@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from model.arms import KINDS
+
 BETAS = (0.9, 0.95)
 
 
@@ -30,7 +32,7 @@ def is_gate(name: str) -> bool:
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Is weight decay for it? For matrices, but not for what a document starts from (memories, memory tokens, the
     landmark) and what moves a gate by its token."""
-    own = ("gate_weight", "memory_start", "normaliser_start", "stream.memory", "stream.landmark")
+    own = tuple(end for arm in KINDS.values() for end in arm.undecayed)
     return parameter.ndim >= 2 and not name.endswith(own)
 
 

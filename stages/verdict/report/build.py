@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from model.arms import arm_of
 from model.config import MixerConfig
 from stages.stage import Artifact, Context, Place, Summary
 from stages.verdict.claims.evidence import Evidence
@@ -124,22 +125,7 @@ def setup(evidence: Evidence) -> dict[str, str]:
 
 def describe(mixer: MixerConfig) -> str:
     """One arm in words: what it attends to, and what it keeps of the rest."""
-    n = mixer.segment_length
-    compressed = mixer.compressed_tokens or n
-    own = {
-        "infini": f"{mixer.rule} rule, {mixer.feature_map}, segments of {n} tokens",
-        "local": f"segments of {n} tokens, no memory",
-        "window": f"the last {n} tokens",
-        "xl": f"segments of {n} tokens and the one before",
-        "full": "over everything",
-        "memorizing": f"segments of {n} tokens and the one before; one layer retrieves {mixer.top_k} earlier tokens",
-        "compressive": f"segments of {n} tokens, the one before, {compressed} states compressed {mixer.compression}:1",
-        "rmt": f"segments of {n} tokens that hand on {mixer.memory_tokens} memory tokens",
-        "linear": f"linear attention, {mixer.feature_map}, no segments",
-        "deltanet": f"fast weights, {mixer.feature_map}, no segments",
-        "landmark": f"about {n} tokens, and {mixer.top_blocks} retrieved blocks of {mixer.block_tokens}",
-    }
-    return f"{mixer.kind}: {own[mixer.kind]}"
+    return f"{mixer.kind}: {arm_of(mixer.kind).sentence(mixer)}"
 
 
 def _metrics(

@@ -1,0 +1,185 @@
+"""The kinds of arms: one record each. Importable without torch.
+
+What a kind needs beside its mixer's own file stands here: which options mean something to it, which of its parameters
+are treated apart in training, its cost formula and its sentence in a report. A kind from elsewhere is made known with
+``register`` before its study is read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A kind of ``MixerConfig``.
+
+    mixer, stream, formula: ``module:name``, imported when they are needed (a leading dot: of this package). mixer: a
+    ``mixers.base.Mixer``. stream: a ``mixers.stream.Stream`` where more than the text passes through the layers.
+    formula: (ModelConfig, tokens) -> ``formulas.Parts``. options: fields of MixerConfig that not every kind has; set
+    for another kind they are an error. whole_segments: sequences are a whole number of segments long. as_built:
+    parameters, by the end of their name, that start as the mixer made them, not at random. undecayed: matrices without
+    weight decay. variants: names under which a study usually has the kind, with their fields (default: its own name).
+    """
+
+    kind: str
+    mixer: str
+    formula: str
+    sentence: Callable[[Any], str]
+    """MixerConfig -> what the arm attends to, and what it keeps of the rest."""
+    stream: str = ".mixers.stream:Stream"
+    options: tuple[str, ...] = ()
+    whole_segments: bool = True
+    as_built: tuple[str, ...] = ()
+    undecayed: tuple[str, ...] = ()
+    variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+KINDS: dict[str, Arm] = {}
+
+
+def register(arm: Arm) -> None:
+    """Make a kind known. Raises ValueError if another one has its name."""
+    if KINDS.setdefault(arm.kind, arm) is not arm:
+        raise ValueError(f"kind = {arm.kind!r}: there is such an arm already. Fix: another name")
+
+
+def arm_of(kind: str) -> Arm:
+    """The record. Raises ValueError naming what is allowed."""
+    if kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, 1)
+        raise ValueError(
+            f"kind = {kind!r}: allowed are {', '.join(KINDS)}" + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+    return KINDS[kind]
+
+
+def named(place: str) -> Any:
+    """What stands at ``module:name``."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module, __package__), name)
+
+
+def has_effect(option: str, kind: str) -> bool:
+    """Does the field ``option`` of MixerConfig mean something to ``kind``?"""
+    kinds = kinds_with(option)
+    return kind in kinds or not kinds
+
+
+def kinds_with(option: str) -> tuple[str, ...]:
+    """The kinds that ``option`` is special to; none: it means something to all."""
+    return tuple(arm.kind for arm in KINDS.values() if option in arm.options)
+
+
+def variants() -> dict[str, dict[str, str]]:
+    """Usual name of an arm -> what of ``MixerConfig`` makes it, the segment length and options aside."""
+    return {
+        name: {"kind": arm.kind, **fields}
+        for arm in KINDS.values()
+        for name, fields in (arm.variants or {arm.kind: {}}).items()
+    }
+
+
+for _arm in (
+    Arm(
+        kind="infini",
+        mixer=".mixers.infini:InfiniMixer",
+        formula=".formulas:infini",
+        sentence=lambda m: f"{m.rule} rule, {m.feature_map}, segments of {m.segment_length} tokens",
+        options=(
+            "rule", "feature_map", "gate", "gate_init", "empty_memory", "initial_memory", "state_dtype", "eps",
+            "bptt_segments",
+        ),
+        as_built=("beta", "gate_weight", "memory_start", "normaliser_start"),
+        undecayed=("gate_weight", "memory_start", "normaliser_start"),
+        variants={"infini-linear": {"rule": "linear"}, "infini-delta": {"rule": "delta"}},
+    ),
+    Arm(
+        kind="local",
+        mixer=".mixers.local:LocalMixer",
+        formula=".formulas:local",
+        sentence=lambda m: f"segments of {m.segment_length} tokens, no memory",
+    ),
+    Arm(
+        kind="window",
+        mixer=".mixers.window:WindowMixer",
+        formula=".formulas:window",
+        sentence=lambda m: f"the last {m.segment_length} tokens",
+        whole_segments=False,
+    ),
+    Arm(
+        kind="xl",
+        mixer=".mixers.xl:XLMixer",
+        formula=".formulas:xl",
+        sentence=lambda m: f"segments of {m.segment_length} tokens and the one before",
+    ),
+    Arm(
+        kind="compressive",
+        mixer=".mixers.compressive:CompressiveMixer",
+        formula=".formulas:compressive",
+        sentence=lambda m: (
+            f"segments of {m.segment_length} tokens, the one before, {m.compressed_tokens or m.segment_length} states "
+            f"compressed {m.compression}:1"
+        ),
+        options=("compression", "compressed_tokens", "reconstruction_weight"),
+    ),
+    Arm(
+        kind="memorizing",
+        mixer=".mixers.memorizing:MemorizingMixer",
+        formula=".formulas:memorizing",
+        sentence=lambda m: (
+            f"segments of {m.segment_length} tokens and the one before; one layer retrieves {m.top_k} earlier tokens"
+        ),
+        options=("gate_init", "memory_layer", "cache_tokens", "top_k"),
+        as_built=("beta",),
+    ),
+    Arm(
+        kind="rmt",
+        mixer=".mixers.rmt:RMTMixer",
+        stream=".mixers.rmt:RMTStream",
+        formula=".formulas:rmt",
+        sentence=lambda m: f"segments of {m.segment_length} tokens that hand on {m.memory_tokens} memory tokens",
+        options=("bptt_segments", "memory_tokens"),
+        undecayed=("stream.memory",),
+    ),
+    Arm(
+        kind="landmark",
+        mixer=".mixers.landmark:LandmarkMixer",
+        stream=".mixers.landmark:LandmarkStream",
+        formula=".formulas:landmark",
+        sentence=lambda m: (
+            f"about {m.segment_length} tokens, and {m.top_blocks} retrieved blocks of {m.block_tokens}"
+        ),
+        options=("block_tokens", "top_blocks"),
+        whole_segments=False,
+        undecayed=("stream.landmark",),
+    ),
+    Arm(
+        kind="linear",
+        mixer=".mixers.linear:LinearMixer",
+        formula=".formulas:linear",
+        sentence=lambda m: f"linear attention, {m.feature_map}, no segments",
+        options=("feature_map", "eps"),
+        whole_segments=False,
+    ),
+    Arm(
+        kind="deltanet",
+        mixer=".mixers.deltanet:DeltaNetMixer",
+        formula=".formulas:deltanet",
+        sentence=lambda m: f"fast weights, {m.feature_map}, no segments",
+        options=("feature_map",),
+        whole_segments=False,
+    ),
+    Arm(
+        kind="full",
+        mixer=".mixers.full:FullMixer",
+        formula=".formulas:full",
+        sentence=lambda m: "over everything",
+        whole_segments=False,
+    ),
+):  # fmt: skip
+    register(_arm)
