@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = (
-    "pipeline.cli", "pipeline.tracking", "pipeline.study", "pipeline.engine", "pipeline.errors",
+    "pipeline.cli", "pipeline.tracking", "pipeline.study", "pipeline.engine", "pipeline.plugins", "pipeline.errors",
     "stages.verdict", "stages.evidence", "stages.training", "stages.data", "stages.statistics", "stages.framed",
     "stages.stage", "model", "cluster",
 )  # fmt: skip
@@ -65,7 +65,13 @@ def test_rooms_beside_each_other_do_not_know_each_other(one: str, other: str) ->
 
 def test_the_engine_knows_no_study_and_no_stage_but_the_contract() -> None:
     known = {b for a, bs in ARROWS.items() if room(a) == "pipeline.engine" for b in bs}
-    assert {room(b) for b in known} <= {"pipeline.engine", "pipeline.errors", "stages.stage", "cluster"}
+    assert {room(b) for b in known} <= {
+        "pipeline.engine",
+        "pipeline.plugins",
+        "pipeline.errors",
+        "stages.stage",
+        "cluster",
+    }
 
 
 def test_there_are_no_circles() -> None:

@@ -25,6 +25,7 @@ from cluster import storage
 from pipeline.engine.artifact import StoredArtifact
 from pipeline.engine.store import Attempt, Sealed, Store
 from pipeline.errors import UserError
+from pipeline.plugins import load_plugins
 from stages.stage import Config, Execution, Stage, StageError, Summary
 
 SEND_EVERY = 0.25  # seconds between two batches of messages to the driver
@@ -183,6 +184,7 @@ def run_step(job: Job, sink: Sink, *, redirect: bool) -> Done | Failed:
     with _log_file(job, attempt) as (file, log), _output_to(file, redirect):
         print(f"{job.step} {job.key[:12]} attempt {attempt.id} on {platform.node()}, process {os.getpid()}", flush=True)
         try:
+            load_plugins()
             summary = job.stage.run(job.config, job.inputs, attempt.directory, context)
             summary = _checked(summary, attempt, context)
             sealed = job.store.seal(attempt)

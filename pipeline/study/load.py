@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.errors import StudyError, suggestion
+from pipeline.plugins import load_plugins
 from pipeline.study.checks import disagreements
 from pipeline.study.faults import describe
 from pipeline.study.study import Study
@@ -35,6 +36,7 @@ class LoadedStudy:
 
 def load(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> LoadedStudy:
     """Read and check a study file. Raises StudyError naming field, value, what is allowed and the fix."""
+    load_plugins()  # whose arms the file may name
     path = Path(path)
     raw = parse(_text(path), str(path))
     if not isinstance(raw, dict):

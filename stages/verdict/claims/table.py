@@ -67,7 +67,7 @@ def _capacity_rule(rules: ClaimsConfig, what: str) -> str:
     )
 
 
-CLAIMS: tuple[Claim, ...] = (
+CLAIMS: list[Claim] = [
     Claim(
         "C1",
         "memory-is-used",
@@ -258,7 +258,14 @@ CLAIMS: tuple[Claim, ...] = (
         ),
         perplexity.seeds,
     ),
-)
+]
+
+
+def register(claim: Claim) -> None:
+    """Add a row to the table, at its end. Raises ValueError if another has its id."""
+    if any(known.id == claim.id for known in CLAIMS):
+        raise ValueError(f"claim {claim.id!r}: there is one already. Fix: another id")
+    CLAIMS.append(claim)
 
 
 def decide(claim: Claim, evidence: Evidence) -> Verdict:

@@ -1,0 +1,53 @@
+"""The examples of docs/adding.md, run: what they add goes from the study file to the report."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import StudyError
+from pipeline.plugins import VARIABLE, load_plugins
+from tests.tiny import write_study
+
+REPOSITORY = Path(__file__).parents[1]
+PAGE = REPOSITORY / "docs" / "adding.md"
+
+
+def example(name: str) -> str:
+    """The page's Python block of that name."""
+    found = re.search(rf"^```python {name}\n(.*?)^```", PAGE.read_text(), flags=re.M | re.S)
+    assert found is not None, f"{PAGE} has no example {name!r}"
+    return found.group(1)
+
+
+def test_an_arm_and_a_claim_from_outside_reach_the_report(tmp_path: Path) -> None:
+    (tmp_path / "mine_arm.py").write_text(example("arm"))
+    (tmp_path / "mine_claim.py").write_text(example("claim"))
+    study = write_study(tmp_path)
+    text = study.read_text()
+    arms = text[text.index("arms:\n") : text.index("pretrain:")]
+    text = text.replace(arms, "arms:\n  local: {kind: local}\n  mean: {kind: mean}\n")
+    study.write_text(re.sub(r"(?ms)^ablate:.*?(?=^summarize)", "", text))
+    command = [sys.executable, "-m", "pipeline.cli", "run", "tiny.yaml", "--address", "inline"]
+    path = os.pathsep.join([str(REPOSITORY), str(tmp_path)])
+    environment = {**os.environ, "PYTHONPATH": path, VARIABLE: "mine_arm,mine_claim", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert re.search(r"^X1 +mean-is-worse +\S+", done.stdout, flags=re.M)
+    report = (tmp_path / "runs/store/reports/tiny/report.md").read_text()
+    assert "mean: the mean of all values so far" in report and "Is a mean of all values worse" in report
+
+
+def test_a_plugin_that_cannot_be_imported_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "no_such_module")
+    load_plugins.cache_clear()
+    with pytest.raises(StudyError, match=r"INFINI_STUDY_PLUGINS = 'no_such_module': cannot be imported.*Fix:"):
+        load_plugins()
+    load_plugins.cache_clear()
