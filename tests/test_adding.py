@@ -41,7 +41,7 @@ def test_an_arm_and_a_claim_from_outside_reach_the_report(tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert re.search(r"^X1 +mean-is-worse +\S+", done.stdout, flags=re.M)
-    report = (tmp_path / "runs/store/reports/tiny/report.md").read_text()
+    report = (tmp_path / "runs/store/reports/tiny/report.html").read_text()
     assert "mean: the mean of all values so far" in report and "Is a mean of all values worse" in report
 
 
