@@ -386,7 +386,7 @@ TASKS = "task_audit: {sources: [{name: t, path: FILE, OPTION}]}\n"
         ),
         ("pairs.jsonl", "id: null", r"task_audit\.sources\.0 = 't': nothing to look for"),
         ("tiny.yaml", "id: id", r"cannot be read: .*allowed: JSON Lines or CSV"),
-        ("pairs.jsonl", "pin: 'sha256:" + "0" * 64 + "'", r"sources\.0\.pin = .*the file now has the digest"),
+        ("pairs.jsonl", "pin: 'sha256:" + "0" * 64 + "'", r"sources\.0\.pin = .*the file is not the pinned one"),
     ],
 )
 def test_a_mistake_in_the_tasks_is_told_before_any_work(

@@ -194,7 +194,7 @@ def test_publicly_quoted_texts_are_no_evidence(corpus: Corpus, tmp_path: Path) -
 
     assert pin_exclusions(config, Path("/elsewhere")).key_fields() == config.key_fields()
     (tmp_path / "psalms.txt").write_text("another psalm of more than five words")
-    with pytest.raises(StageError, match="not the pinned ones"):
+    with pytest.raises(StageError, match="not the pinned one"):
         pin_exclusions(config, tmp_path)
     with pytest.raises(StageError, match=r"decontaminate\.exclude\.0"):
         pin_exclusions(DecontaminateConfig.model_validate({"exclude": ["missing.txt"]}), tmp_path)

@@ -30,6 +30,7 @@ from stages.data.corpus.config import (
     Text,
 )
 from stages.data.corpus.files import DigestCache, ExternalFile, book_id, is_remote, stable_share
+from stages.data.pinned import agreed
 from stages.stage import StageError
 
 # Not documentation: test suites, bundled copies of other projects, example scripts, other people's packages.
@@ -69,14 +70,8 @@ def pin(config: IngestConfig, base_dir: Path, cache: Path | None = None) -> Inge
                 allowed="at least one file with text",
                 fix="fill the files or remove the source",
             )
-        found = listing_digest(files)
-        if source.pin is not None and source.pin != found:
-            raise StageError(
-                f"the input of source {source.name!r} is not the pinned one; it now has the digest {found}",
-                field=f"corpus.sources.{index}.pin",
-                value=source.pin,
-                fix="restore the files, or accept them by writing the new digest (or no pin) into the study file",
-            )
+        what, field = f"the input of source {source.name!r}", f"corpus.sources.{index}.pin"
+        found = agreed(listing_digest(files), source.pin, field=field, what=what)
         sources.append(resolved.model_copy(update={"pin": found}))
     digests.save()
     check_files(listed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.data.decontaminate.config import DecontaminateConfig
-from stages.stage import StageError
+from stages.data.pinned import agreed
 
 
 def pin_exclusions(config: DecontaminateConfig, base_dir: Path, cache: Path | None = None) -> DecontaminateConfig:
@@ -23,14 +23,8 @@ def pin_exclusions(config: DecontaminateConfig, base_dir: Path, cache: Path | No
     for number, excluded in enumerate(config.exclude):
         field = f"decontaminate.exclude.{number}"
         source = resolve(excluded.source(), base_dir)
-        found = listing_digest(list_files(source, digests, field))
-        if excluded.pin not in (None, found):
-            raise StageError(
-                f"the texts to exclude are not the pinned ones; they now have the digest {found}",
-                field=f"{field}.pin",
-                value=excluded.pin,
-                fix="restore the files, or accept them by writing the new digest (or no pin) into the study file",
-            )
+        digest = listing_digest(list_files(source, digests, field))
+        found = agreed(digest, excluded.pin, field=f"{field}.pin", what="the text to exclude")
         pinned.append(excluded.model_copy(update={"url": source.url, "pin": found}))
     digests.save()
     return config.model_copy(update={"exclude": tuple(pinned)})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
+from stages.data.pinned import pin_file
 from stages.data.taskaudit.config import TaskSource
 from stages.stage import StageError
 
@@ -18,17 +18,7 @@ def pin_sources(sources: tuple[TaskSource, ...], base_dir: Path) -> tuple[TaskSo
     pinned = []
     for number, source in enumerate(sources):
         field = f"task_audit.sources.{number}"
-        path = base_dir / source.path
-        if not path.is_file():
-            raise StageError(
-                "no such file", field=f"{field}.path", value=source.path, fix=f"put a JSONL or CSV file at {path}"
-            )
-        digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
-        if source.pin not in (None, digest):
-            raise StageError(
-                f"the file now has the digest {digest}", field=f"{field}.pin", value=source.pin,
-                fix="write the new digest, or restore the file",
-            )  # fmt: skip
+        path, digest = pin_file(source.path, base_dir, source.pin, field=field, kind="JSONL or CSV")
         if source.name in [other.name for other in pinned]:
             raise StageError(
                 "two sources have this name", field=f"{field}.name", value=source.name, fix="name each source once"
@@ -40,15 +30,15 @@ def pin_sources(sources: tuple[TaskSource, ...], base_dir: Path) -> tuple[TaskSo
             )  # fmt: skip
         from stages.data.taskaudit.file import first_columns
 
-        present = first_columns(path, field)
+        present = first_columns(Path(path), field)
         for role, column in source.columns().items():
             if column not in present:
                 raise StageError(
-                    f"{path.name} has no such column", field=f"{field}.{role}", value=column,
+                    f"{Path(path).name} has no such column", field=f"{field}.{role}", value=column,
                     allowed=", ".join(present) or "the file is empty",
                     fix=f"name the column that holds it, or {role}: null",
                 )  # fmt: skip
-        pinned.append(source.model_copy(update={"path": str(path), "pin": digest}))
+        pinned.append(source.model_copy(update={"path": path, "pin": digest}))
     return tuple(pinned)
 
 

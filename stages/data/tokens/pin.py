@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
+from stages.data.pinned import agreed, digest_of
 from stages.data.tokens.config import TokenizerConfig
 from stages.stage import StageError
 
@@ -27,14 +27,7 @@ def pin_tokenizer(config: TokenizerConfig, base_dir: Path) -> TokenizerConfig:
     config = config.model_copy(update={"path": place})
     content = read_tokenizer(config, said=said)
     assert content is not None
-    digest = "sha256:" + hashlib.sha256(content).hexdigest()
-    if config.pin not in (None, digest):
-        raise StageError(
-            f"the file now has the digest {digest}",
-            field="tokenizer.pin",
-            value=config.pin,
-            fix="write the new digest, or restore the file",
-        )
+    digest = agreed(digest_of(content), config.pin, field="tokenizer.pin")
     return config.model_copy(update={"pin": digest})
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.stage import Config, StageError
+from stages.data.pinned import pin_file
+from stages.stage import Config
 
 
 class Pairs(Config):
@@ -44,17 +44,5 @@ def pin_pairs(config: SummarizeConfig, base_dir: Path) -> SummarizeConfig:
     """The config with the digest of its pairs file. Raises StageError where that is missing or not the pinned one."""
     if config.pairs is None:
         return config
-    path = base_dir / config.pairs.path
-    if not path.is_file():
-        raise StageError(
-            "no such file", field="summarize.pairs.path", value=config.pairs.path, fix=f"put a JSONL file at {path}"
-        )
-    digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
-    if config.pairs.pin not in (None, digest):
-        raise StageError(
-            f"the file now has the digest {digest}",
-            field="summarize.pairs.pin",
-            value=config.pairs.pin,
-            fix="write the new digest, or restore the file",
-        )
-    return config.model_copy(update={"pairs": Pairs(path=str(path), pin=digest)})
+    path, digest = pin_file(config.pairs.path, base_dir, config.pairs.pin, field="summarize.pairs", kind="JSONL")
+    return config.model_copy(update={"pairs": Pairs(path=path, pin=digest)})

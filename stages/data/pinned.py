@@ -1,0 +1,41 @@
+"""Inputs from outside a study: a file, a folder, a listing, each known by a digest (``pin``) instead of by where it
+lies. The plan computes the digest; a study file may state it, and then anything else is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from stages.stage import StageError
+
+Pin = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+def digest_of(content: bytes) -> str:
+    """``sha256:`` and 64 hex digits."""
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def agreed(found: str, pin: str | None, *, field: str, what: str = "the file") -> str:
+    """``found``, the digest of what is there. Raises StageError, naming ``field``, unless it is the pinned one or
+    none is pinned."""
+    if pin not in (None, found):
+        raise StageError(
+            f"{what} is not the pinned one; it now has the digest {found}",
+            field=field,
+            value=pin,
+            fix="restore it, or accept it by writing the new digest (or none) into the study file",
+        )
+    return found
+
+
+def pin_file(said: str, base_dir: Path, pin: str | None, *, field: str, kind: str) -> tuple[str, str]:
+    """Absolute path and digest of the local file that ``said`` names, from ``base_dir``. ``kind`` of file: for the fix.
+    Raises StageError at ``field``.path where there is none, at ``field``.pin where it is another one."""
+    path = base_dir / said
+    if not path.is_file():
+        raise StageError("no such file", field=f"{field}.path", value=said, fix=f"put a {kind} file at {path}")
+    return str(path), agreed(digest_of(path.read_bytes()), pin, field=f"{field}.pin")
