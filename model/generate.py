@@ -77,7 +77,7 @@ def generate(
     results: list[list[int]] = [[] for _ in prompts]
     for group in by_length.values() if max_new_tokens else ():
         tokens = torch.tensor([list(prompts[i]) for i in group], device=device)
-        hidden, state = _prefill(decoder, tokens, knockout, prefill_chunk)
+        hidden, state = prefill(decoder, tokens, knockout, prefill_chunk)
         open_rows = set(range(len(group)))
         for step in range(max_new_tokens):
             chosen = choose(decoder.project(hidden[:, -1]), temperature, top_p, generator, top_k)
@@ -153,10 +153,11 @@ def choose(
     return order.gather(-1, torch.multinomial(p, 1, generator=generator)).squeeze(-1)
 
 
-def _prefill(
-    decoder: Decoder, tokens: Tensor, knockout: Knockout | str | None, chunk: int | None
+def prefill(
+    decoder: Decoder, tokens: Tensor, knockout: Knockout | str | None = None, chunk: int | None = None
 ) -> tuple[Tensor, DecoderState]:
-    """The last pass's outputs and the state after all tokens [B, T]."""
+    """The last pass's outputs [B, n, C] and the state after prompts [B, T] of equal length, read ``chunk`` tokens at a
+    time (None: whole segments, about ``PREFILL_TOKENS`` over the batch)."""
     if chunk is None:
         segment = decoder.config.mixer.segment_length
         chunk = max(1, PREFILL_TOKENS // tokens.shape[0] // segment) * segment

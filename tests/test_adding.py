@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.errors import StudyError
 from pipeline.plugins import VARIABLE, load_plugins
+from pipeline.study.load import load
 from tests.tiny import write_study
 
 REPOSITORY = Path(__file__).parents[1]
@@ -25,22 +26,25 @@ def example(name: str) -> str:
     return found.group(1)
 
 
-def test_an_arm_and_a_claim_from_outside_reach_the_report(tmp_path: Path) -> None:
+def test_an_arm_a_claim_and_a_stage_from_outside_reach_the_report(tmp_path: Path) -> None:
     (tmp_path / "mine_arm.py").write_text(example("arm"))
     (tmp_path / "mine_claim.py").write_text(example("claim"))
+    (tmp_path / "mine_stage.py").write_text(example("stage"))
     study = write_study(tmp_path)
     text = study.read_text()
     arms = text[text.index("arms:\n") : text.index("pretrain:")]
     text = text.replace(arms, "arms:\n  local: {kind: local}\n  mean: {kind: mean}\n")
+    text += "extra: {weights: {most: 7}}\n"
     study.write_text(re.sub(r"(?ms)^ablate:.*?(?=^summarize)", "", text))
     command = [sys.executable, "-m", "pipeline.cli", "run", "tiny.yaml", "--address", "inline"]
     path = os.pathsep.join([str(REPOSITORY), str(tmp_path)])
-    environment = {**os.environ, "PYTHONPATH": path, VARIABLE: "mine_arm,mine_claim", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": path, VARIABLE: "mine_arm,mine_claim,mine_stage", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert re.search(r"^X1 +mean-is-worse +\S+", done.stdout, flags=re.M)
+    assert len(list((tmp_path / "runs/store/weights").glob("*/attempts/*/norms.parquet"))) == 2  # one for each model
     report = (tmp_path / "runs/store/reports/tiny/report.html").read_text()
     assert "mean: the mean of all values so far" in report and "Is a mean of all values worse" in report
 
@@ -51,3 +55,8 @@ def test_a_plugin_that_cannot_be_imported_is_said_before_any_work(monkeypatch: p
     with pytest.raises(StudyError, match=r"INFINI_STUDY_PLUGINS = 'no_such_module': cannot be imported.*Fix:"):
         load_plugins()
     load_plugins.cache_clear()
+
+
+def test_a_stage_that_no_plugin_has_is_said_with_the_study_file(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"extra.*weihgts: no plug-in has a stage of this name"):
+        load(write_study(tmp_path), ["extra={weihgts: {}}"])

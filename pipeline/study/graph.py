@@ -32,6 +32,7 @@ from stages.evidence.evaluate.stage import STAGE as EVALUATE
 from stages.evidence.evaluate.stage import EvaluateConfig
 from stages.evidence.summarize.stage import STAGE as SUMMARIZE
 from stages.evidence.summarize.stage import pin_pairs
+from stages.extra import EXTRAS, configs
 from stages.stage import Config, StageError
 from stages.training.pretrain.config import BaseConfig, BaseSettings, MixtureConfig, PretrainConfig
 from stages.training.pretrain.stage import BASE, PRETRAIN
@@ -96,6 +97,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
         for (arm, seed), model in trained.items():
             if config is not None and (stage is not ABLATE or study.arms[arm].kind == "infini"):
                 made.append(graph.add(stage, config, {"model": model, **read}, arm=arm, seed=seed))
+    made += _extra(graph, study, trained, read)
     graph.add(
         REPORT,
         ReportConfig(
@@ -134,6 +136,22 @@ def _models(
             config = PretrainConfig(**_fields(study.pretrain) | {"mixture": mixture}, mixer=mixer, seed=seed)
             trained[arm, seed] = graph.add(PRETRAIN, config, {**data, "base": bases[of]}, arm=arm, seed=seed)
     return bases, trained
+
+
+def _extra(
+    graph: PlanBuilder, study: Study, trained: Mapping[tuple[str, int], str], read: Mapping[str, str]
+) -> list[str]:
+    """The stages of plug-ins: once, or once for every trained model."""
+    made = []
+    for name, config in configs(study.extra).items():
+        extra = EXTRAS[name]
+        wanted = extra.stage.inputs or ()
+        models = trained.items() if extra.per == "model" else [((None, None), "")]
+        for (arm, seed), model in models:
+            available = {**read, "model": model}
+            inputs = {each: available[each] for each in wanted}
+            made.append(graph.add(extra.stage, config, inputs, arm=arm, seed=seed))
+    return made
 
 
 def _mixture(study: Study, section: str) -> MixtureConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,6 +20,7 @@ from stages.evidence.capacity.config import CapacityConfig
 from stages.evidence.control.stage import ControlSettings
 from stages.evidence.evaluate.stage import EvaluateSettings
 from stages.evidence.summarize.stage import SummarizeConfig
+from stages.extra import configs
 from stages.stage import Config, Execution
 from stages.training.pretrain.stage import BaseSettings, PretrainSettings
 from stages.verdict.claims.config import ClaimsConfig
@@ -52,8 +53,15 @@ class Study(Config):
     capacity: CapacityConfig | None = None
     control: ControlSettings | None = None
     summarize: SummarizeConfig | None = None
+    extra: dict[str, Any] = Field(default={}, description="sections of stages that plug-ins add, by the stage's name")
     claims: ClaimsConfig = ClaimsConfig()
     execution: Execution = Execution()
+
+    @field_validator("extra")
+    @classmethod
+    def _extra_stages(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        configs(extra)
+        return extra
 
     @field_validator("arms")
     @classmethod

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from model import generate
 from model.config import MixerConfig
 from model.decoder import Decoder, DecoderState
 from stages.stage import Artifact, Execution, StageError
@@ -106,11 +107,7 @@ def prefill(
     decoder: Decoder, tokens: Tensor, knockout: str | None = None, budget: int | None = None
 ) -> tuple[Tensor, DecoderState]:
     """Last-layer output of the last token [B, 1, C] and the state after prompts [B, T] of equal length."""
-    state: DecoderState | None = None
-    step = _chunk(decoder, tokens, budget)
-    for start in range(0, tokens.shape[1], step):
-        hidden, state = decoder.hidden(tokens[:, start : start + step], state, knockout)
-    assert state is not None
+    hidden, state = generate.prefill(decoder, tokens, knockout, _chunk(decoder, tokens, budget))
     return hidden[:, -1:], state
 
 
