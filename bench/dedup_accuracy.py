@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from stages.data.corpus.documents import DocumentsWriter
 from stages.data.dedup.config import DedupConfig
@@ -123,7 +123,8 @@ def measure(texts: Iterable[str], seed: int = 0, config: DedupConfig | None = No
 class _Folder:
     """A plain folder in the place of an artifact."""
 
-    key, summary = "", {}
+    key = ""
+    summary: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

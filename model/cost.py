@@ -159,7 +159,7 @@ def main() -> None:
     print(f"{'':15}{'':>14}{'FLOPs a token':>25}{'state at T':>34}{'live keys and values':>34}")
     print(f"{'arm':15}{'parameters':>14}{'forward':>12}{'training':>13}" + 2 * f"{'elements':>17}{'bytes':>17}")
     for name, fields in ARMS.items():
-        mixer = MixerConfig(segment_length=args.segment, **fields)  # type: ignore[arg-type]
+        mixer = MixerConfig(segment_length=args.segment, **fields)  # type: ignore[arg-type]  # the table holds only options of MixerConfig
         config = ModelConfig(trunk=trunk, mixer=mixer, vocab_size=args.vocab)
         arm = cost(config, args.length, kv_bytes=args.kv_bytes)
         print(

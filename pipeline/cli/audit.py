@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -21,6 +21,7 @@ from stages.data.audit.wording import percent, verdict
 if TYPE_CHECKING:
     from pipeline.cli.options import Loaded
     from stages.data.audit.standalone import Report
+    from stages.data.decontaminate.files import Kind
 
 CONTAMINATED = 1  # exit code of a scan that found something to act on
 SHOWN = 400  # characters of each side of a span on the terminal
@@ -349,10 +350,9 @@ def scan(
     from stages.data.audit.standalone import Options, scan_corpus
     from stages.stage import StageError
 
-    options = Options(
-        tuple(corpus), tuple(against), rule, out, text_column, id_column, format_,  # type: ignore[arg-type]
-        jobs or len(os.sched_getaffinity(0)),
-    )  # fmt: skip
+    kind = cast("Kind | None", format_)
+    cores = jobs or len(os.sched_getaffinity(0))
+    options = Options(tuple(corpus), tuple(against), rule, out, text_column, id_column, kind, cores)
     shown = _Shown(quiet)
     try:
         report = scan_corpus(options, shown)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,13 +28,13 @@ def status(study: StudyFile, set_: Set = None, root: Root = None, json: Json = F
     decisions = decide(opened.plan, opened.store)
     made: Counter[str] = Counter()
     total: Counter[str] = Counter()
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for step in opened.plan.steps:
         total[step.stage.name] += 1
         commit = decisions[step.id].commit
         if commit is not None:
             made[step.stage.name] += 1
-            spent[step.stage.name] += float(commit.meta.get("seconds", 0.0))  # type: ignore[assignment]
+            spent[step.stage.name] += float(commit.meta.get("seconds", 0.0))
     if json:
         stages = {name: {"made": made[name], "total": total[name], "seconds": spent[name]} for name in total}
         print_json("status", {"study": opened.plan.study, "stages": stages})

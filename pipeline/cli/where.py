@@ -128,7 +128,7 @@ class _Filter:
             raise self._error(f"{self._part(node)!r} is no value", "a number, a text in quotes, True or False")
         if isinstance(value, int) and abs(value) >= 2**63:
             raise self._error(f"{self._part(node)!r} is larger than any number in a table", "a smaller one")
-        return value if sign == 1 else -value  # type: ignore[operator]
+        return value if sign == 1 or isinstance(value, str) else -value
 
     def _list(self, left: ast.expr, right: ast.expr, kind: str) -> pa.Array:
         if not isinstance(right, ast.List | ast.Tuple | ast.Set):

@@ -78,7 +78,7 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 def system_info() -> dict[str, str]:
     """What the run ran on, as params of the study's run."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     info = {
         "system.platform": platform.platform(),

@@ -135,7 +135,9 @@ def _sources(
 ) -> list[dict[str, Any]]:
     """The training documents that hold most of an evaluation document, and what each adds to those above it."""
     order = sorted(found, key=lambda item: (-covered(item[1]), item[0]))[:TOP_SOURCES]
-    rows, together, before = [], [], 0
+    rows: list[dict[str, Any]] = []
+    together: list[tuple[int, int]] = []
+    before = 0
     for rank, (document, ranges) in enumerate(order, 1):
         together = merged([*together, *ranges])
         now, own = covered(together), covered(ranges)

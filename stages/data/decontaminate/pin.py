@@ -16,14 +16,14 @@ def pin_exclusions(config: DecontaminateConfig, base_dir: Path, cache: Path | No
     if not config.exclude:
         return config
     from stages.data.corpus.files import DigestCache
-    from stages.data.corpus.pin import list_files, listing_digest, resolve
+    from stages.data.corpus.pin import list_files, listing_digest, located
 
     digests = DigestCache(cache)
     pinned = []
     for number, excluded in enumerate(config.exclude):
         field = f"decontaminate.exclude.{number}"
-        source = resolve(excluded.source(), base_dir)
-        found = listing_digest(list_files(source, digests, field))
+        here = excluded.model_copy(update={"url": located(excluded.url, base_dir)})
+        found = listing_digest(list_files(here.source(), digests, field))
         if excluded.pin not in (None, found):
             raise StageError(
                 f"the texts to exclude are not the pinned ones; they now have the digest {found}",
@@ -31,6 +31,6 @@ def pin_exclusions(config: DecontaminateConfig, base_dir: Path, cache: Path | No
                 value=excluded.pin,
                 fix="restore the files, or accept them by writing the new digest (or no pin) into the study file",
             )
-        pinned.append(excluded.model_copy(update={"url": source.url, "pin": found}))
+        pinned.append(here.model_copy(update={"pin": found}))
     digests.save()
     return config.model_copy(update={"exclude": tuple(pinned)})

@@ -226,6 +226,7 @@ def _check_something_left(audit: Audit) -> None:
 
 
 def _metrics(audit: Audit) -> dict[str, float]:
+    assert audit.after is not None
     counts = audit.counts()
     planted = sum(recall.planted for recall in audit.recalls)
     metrics = {f"documents_{name}": float(counts[name]) for name in ("keep", "note", "excise", "drop")}

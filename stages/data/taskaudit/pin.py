@@ -15,7 +15,7 @@ def pin_sources(sources: tuple[TaskSource, ...], base_dir: Path) -> tuple[TaskSo
 
     Raises StageError for a missing file, another digest than the pinned one, a missing column, two sources of one name.
     """
-    pinned = []
+    pinned: list[TaskSource] = []
     for number, source in enumerate(sources):
         field = f"task_audit.sources.{number}"
         path = base_dir / source.path

@@ -47,7 +47,11 @@ def collect(
         state: DecoderState | None = None
         for start in range(0, min(len(document.tokens), left), step):
             chunk = document.tokens[start : min(start + step, left)].astype("int64")
-            new = [place for place, token in enumerate(chunk.tolist()) if not (token in seen or seen.add(token))]  # type: ignore[func-returns-value]
+            new = []
+            for place, token in enumerate(chunk.tolist()):
+                if token not in seen:
+                    seen.add(token)
+                    new.append(place)
 
             def visit(number: int, mixer: Mixer, x: Tensor, held: LayerState, new: list[int] = new) -> None:
                 found[number].append(mixer.project(x)[1][0, new].float().cpu())

@@ -109,7 +109,7 @@ class MqarConfig(Config):
             TrunkConfig(dim=dim, layers=self.layers, heads=self.heads, ffn_dim=self.ffn_dim)
         for arm in self.arms:
             for count in self.pairs:
-                MixerConfig(**ARMS[arm], segment_length=2 * count)  # type: ignore[arg-type]
+                MixerConfig(**ARMS[arm], segment_length=2 * count)  # type: ignore[arg-type]  # the table holds only options of MixerConfig
         return self
 
     @property

@@ -46,6 +46,7 @@ def run(config: CalibrateConfig, output: Path, context: Context) -> Summary:
     tables: dict[str, str] = {}
     metrics: dict[str, float] = {}
     said: list[str] = []
+    rows: list[dict[str, Any]]
     if config.schlag:
         rows = []
         for feature_map, count, seed in config.schlag.cells():

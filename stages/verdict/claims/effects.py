@@ -134,7 +134,8 @@ def needed_to_clear(rows: pd.DataFrame, rules: ClaimsConfig, threshold: float) -
         return decided
 
     table = _crossed(rows)
-    return _needed(decides, pilot(table), rules, float(table.mean()), *table.shape, "prompts")
+    seeds, items = table.shape
+    return _needed(decides, pilot(table), rules, float(table.mean()), seeds, items, "prompts")
 
 
 def _needed(rule: Rule, seen: Pilot, rules: ClaimsConfig, estimate: float, seeds: int, items: int, unit: str) -> str:

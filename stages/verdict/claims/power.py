@@ -11,7 +11,7 @@ prompts makes them decide.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -184,9 +184,9 @@ def _passkey(size: Size, earlier: Evidence | None) -> Sensitivity:
     seen, origin = Pilot(plan.accuracy, plan.accuracy_seed_sd, plan.accuracy_item_sd, plan.accuracy_residual_sd,
                          binary=True), "claims.pilot"  # fmt: skip
     tables = []
-    for arm in size.memory_arms if earlier is not None else ():
-        rows = passkey(earlier, arm)[0]
-        rows = rows[rows["length"] == length] if len(rows) else rows
+    asked = [] if earlier is None else [passkey(earlier, arm)[0] for arm in size.memory_arms]
+    for beyond in asked:
+        rows = beyond[beyond["length"] == length] if len(beyond) else beyond
         if len(rows):
             tables.append(rows.pivot_table(index="seed", columns="item", values="correct").dropna(axis=1))
     usable = [pilot(table.to_numpy(float)) for table in tables if min(table.shape) >= 2 and 0 < table.mean().mean() < 1]
@@ -337,7 +337,7 @@ def _losses(size: Size, earlier: Evidence | None) -> tuple[Pilot, str, int]:
     return seen, origin, seen.items if seen.items else plan.documents
 
 
-def _widest(pairs: list[Paired | None]) -> tuple[Pilot, str] | None:
+def _widest(pairs: Sequence[Paired | None]) -> tuple[Pilot, str] | None:
     """The pilot with the largest standard error among comparisons with two seeds and items, not all equal."""
     from stages.statistics.power import pilot
 

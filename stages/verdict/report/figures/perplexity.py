@@ -74,7 +74,8 @@ def by_position(evidence: Evidence, numbers: Numbers) -> Drawing | None:
 
 def _ends(evidence: Evidence) -> dict[int, int]:
     """Start of every bucket -> its end (the longest: the last bucket of a short document ends early)."""
-    table, found = evidence.perplexity, {}
+    table = evidence.perplexity
+    found: dict[int, int] = {}
     for start, end in zip(table["bucket_start"], table["bucket_end"], strict=True) if len(table) else ():
         found[int(start)] = max(int(end), found.get(int(start), 0))
     return found
