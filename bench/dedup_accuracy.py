@@ -70,13 +70,14 @@ KINDS = (
     Kind("scanned, 0.5% wrong letters", _scanned(0.005)),
     Kind("with a preface of a fifth", lambda words, other, chance: lines([*other[: len(words) // 5], *words])),
     Kind("volume: the second half", lambda words, other, chance: lines(words[len(words) // 2 :])),
-    Kind("abridged: every other 50 words", lambda words, other, chance: lines(
-        w for k, w in enumerate(words) if k // 50 % 2
-    )),
+    Kind(
+        "abridged: every other 50 words",
+        lambda words, other, chance: lines(w for k, w in enumerate(words) if k // 50 % 2),
+    ),
     Kind("in an anthology of twice the length", lambda words, other, chance: lines([*other, *words])),
     Kind("edition, 5 words in 100 differ", _edited(0.05), repeat=False),
     Kind("a tenth quoted in another text", lambda words, other, chance: lines([*words[:300], *other]), repeat=False),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -148,9 +148,13 @@ def main() -> None:
     """Print what the twelve arms cost at a given size, then the paper's table."""
     args = _arguments()
     trunk = TrunkConfig(
-        dim=args.dim, layers=args.layers, heads=args.heads, kv_heads=args.kv_heads, head_dim=args.head_dim,
+        dim=args.dim,
+        layers=args.layers,
+        heads=args.heads,
+        kv_heads=args.kv_heads,
+        head_dim=args.head_dim,
         ffn_dim=args.ffn_dim,
-    )  # fmt: skip
+    )
     print(
         f"{trunk.layers} layers, dim {trunk.dim}, {trunk.heads} heads of {trunk.d_head} ({trunk.n_kv_heads} of keys "
         f"and values), feed-forward {trunk.d_ffn}, vocabulary {args.vocab:,}; N = {args.segment:,}, "

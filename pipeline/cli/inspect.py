@@ -71,9 +71,15 @@ def explain(
     if json:
         print_json(
             "explain",
-            {"step": step, "key": chosen.key, "action": decision.action, "reason": decision.reason,
-             "against": before.key if before else None, "differences": changes},
-        )  # fmt: skip
+            {
+                "step": step,
+                "key": chosen.key,
+                "action": decision.action,
+                "reason": decision.reason,
+                "against": before.key if before else None,
+                "differences": changes,
+            },
+        )
         return
     line(f"{step}: {decision.action} ({decision.reason})")
     line(f"key {chosen.key}")
@@ -122,9 +128,15 @@ def ls(
 
 def _summary(commit: Commit) -> dict[str, object]:
     return {
-        "key": commit.key, "stage": commit.stage, "step": commit.step, "bytes": commit.bytes, "files": commit.files,
-        "created": commit.created, "headline": commit.headline, "metrics": dict(commit.metrics),
-    }  # fmt: skip
+        "key": commit.key,
+        "stage": commit.stage,
+        "step": commit.step,
+        "bytes": commit.bytes,
+        "files": commit.files,
+        "created": commit.created,
+        "headline": commit.headline,
+        "metrics": dict(commit.metrics),
+    }
 
 
 def find(store: Store, name: str) -> Commit:

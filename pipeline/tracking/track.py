@@ -409,9 +409,13 @@ class MlflowTracker(Tracker):
 
     def _note(self, step: Step, run: str, model_id: str = "") -> None:
         self.store.note_mlflow(
-            step.stage.name, step.key, tracking_uri=self.tracking_uri, experiment_id=self._experiment, run_id=run,
+            step.stage.name,
+            step.key,
+            tracking_uri=self.tracking_uri,
+            experiment_id=self._experiment,
+            run_id=run,
             model_id=model_id,
-        )  # fmt: skip
+        )
 
     def _fail_step(self, step: str, message: str, status: str) -> None:
         if status == "FAILED":

@@ -139,9 +139,7 @@ def _clean(source: list[DocumentsShard], audit: Audit, target: Path, context: Co
     for audit.rounds in range(1, ROUNDS + 1):
         first = audit.rounds == 1
         jobs = [Job(files[i], scans[i], tuple(audit.shards[i].copies) if first else ()) for i in dirty]
-        done = clean_shards(
-            jobs, audit.index, audit.rule, verdict, context.work_url, basis, worth_it, progress.scanned
-        )  # fmt: skip
+        done = clean_shards(jobs, audit.index, audit.rule, verdict, context.work_url, basis, worth_it, progress.scanned)
         for i, (cleaned, scan) in zip(dirty, done, strict=True):
             _resized(audit.shards[i].sizes, cleaned)
             files[i], scans[i] = cleaned, scan
@@ -255,10 +253,15 @@ def _write_totals(audit: Audit, metrics: dict[str, float], path: Path) -> None:
         name: int(count) for name, count in zip(index.book_ids, index.excluded, strict=True) if count
     }
     totals["evaluation_documents_shared"] = [
-        {"a": index.book_ids[a], "b": index.book_ids[b], "split_a": audit.books[a]["split"],
-         "split_b": audit.books[b]["split"], "share_of_smaller": round(share, 6)}
+        {
+            "a": index.book_ids[a],
+            "b": index.book_ids[b],
+            "split_a": audit.books[a]["split"],
+            "split_b": audit.books[b]["split"],
+            "share_of_smaller": round(share, 6),
+        }
         for a, b, share in index.shared
-    ]  # fmt: skip
+    ]
     path.write_text(json.dumps(totals, indent=1, sort_keys=True) + "\n")
 
 

@@ -82,9 +82,21 @@ def _chained(
     while True:
         out = np.empty((size, CHAIN_FIELDS), np.int64)
         count, total = _chains(
-            data, *tables(), *block, index.ngram, index.table, index.postings, index.first_word, index.bitmap, max_gap,
-            max_drift, least, np.empty((OPEN_CHAINS, OPEN_FIELDS), np.int64), marks, out,
-        )  # fmt: skip
+            data,
+            *tables(),
+            *block,
+            index.ngram,
+            index.table,
+            index.postings,
+            index.first_word,
+            index.bitmap,
+            max_gap,
+            max_drift,
+            least,
+            np.empty((OPEN_CHAINS, OPEN_FIELDS), np.int64),
+            marks,
+            out,
+        )
         if count <= size:
             return out[:count], total
         size = count
@@ -99,10 +111,26 @@ def _spans(found: NDArray[np.int64], offset: int, index: Index) -> Iterator[Span
 
 @njit(cache=True, nogil=True)
 def _chains(
-    data: Any, ascii: Any, classes: Any, offsets: Any, flat: Any, hashes: Any, starts: Any, ends: Any, n: int,
-    table: Any, postings: Any, first_word: Any, bitmap: Any, max_gap: int, max_drift: int, least: int, live: Any,
-    marks: Any, out: Any,
-) -> tuple[int, int]:  # fmt: skip
+    data: Any,
+    ascii: Any,
+    classes: Any,
+    offsets: Any,
+    flat: Any,
+    hashes: Any,
+    starts: Any,
+    ends: Any,
+    n: int,
+    table: Any,
+    postings: Any,
+    first_word: Any,
+    bitmap: Any,
+    max_gap: int,
+    max_drift: int,
+    least: int,
+    live: Any,
+    marks: Any,
+    out: Any,
+) -> tuple[int, int]:
     """Words, n-grams, look-up and chains in one pass over the bytes, a block of words at a time so that they stay in
     the cache. Returns (chains found, words); chains beyond the length of ``out`` are counted, not kept."""
     block = np.zeros(len(hashes) + n, np.uint64)  # hashes of the last n words of the block before, then this one's
@@ -197,9 +225,18 @@ def _looked_up(grams: Any, candidates: Any, some: int, table: Any, slots: Any, t
 
 @njit(cache=True, nogil=True, inline="always")
 def _chain(
-    i: int, place: Integer, n: int, first_word: Any, max_gap: int, max_drift: int, least: int, live: Any, alive: int,
-    out: Any, count: int,
-) -> tuple[int, int, int]:  # fmt: skip
+    i: int,
+    place: Integer,
+    n: int,
+    first_word: Any,
+    max_gap: int,
+    max_drift: int,
+    least: int,
+    live: Any,
+    alive: int,
+    out: Any,
+    count: int,
+) -> tuple[int, int, int]:
     """Let the seed at word ``i``, which stands at ``place`` of the index, prolong a chain or begin one. Returns (open
     chains, finished ones, the chain it prolonged without drift or ``NONE``)."""
     best, best_drift = alive, max_drift + 1

@@ -26,28 +26,35 @@ def pin_sources(sources: tuple[TaskSource, ...], base_dir: Path) -> tuple[TaskSo
         digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
         if source.pin not in (None, digest):
             raise StageError(
-                f"the file now has the digest {digest}", field=f"{field}.pin", value=source.pin,
+                f"the file now has the digest {digest}",
+                field=f"{field}.pin",
+                value=source.pin,
                 fix="write the new digest, or restore the file",
-            )  # fmt: skip
+            )
         if source.name in [other.name for other in pinned]:
             raise StageError(
                 "two sources have this name", field=f"{field}.name", value=source.name, fix="name each source once"
             )
         if not {"id", "text", "summary"} & set(source.columns()):
             raise StageError(
-                "nothing to look for", field=field, value=source.name, allowed="id, text, summary: at least one",
+                "nothing to look for",
+                field=field,
+                value=source.name,
+                allowed="id, text, summary: at least one",
                 fix="name the column that holds it",
-            )  # fmt: skip
+            )
         from stages.data.taskaudit.file import first_columns
 
         present = first_columns(path, field)
         for role, column in source.columns().items():
             if column not in present:
                 raise StageError(
-                    f"{path.name} has no such column", field=f"{field}.{role}", value=column,
+                    f"{path.name} has no such column",
+                    field=f"{field}.{role}",
+                    value=column,
                     allowed=", ".join(present) or "the file is empty",
                     fix=f"name the column that holds it, or {role}: null",
-                )  # fmt: skip
+                )
         pinned.append(source.model_copy(update={"path": str(path), "pin": digest}))
     return tuple(pinned)
 

@@ -145,9 +145,18 @@ def _class(data: Any, i: int, classes: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _scan(
-    data: Any, bounds: Any, classes: Any, slots: Any, keys: Any, key_at: Any,
-    count: int, chunks: Any, strange: Any, taken: Any, of_text: Any,
-) -> Any:  # fmt: skip
+    data: Any,
+    bounds: Any,
+    classes: Any,
+    slots: Any,
+    keys: Any,
+    key_at: Any,
+    count: int,
+    chunks: Any,
+    strange: Any,
+    taken: Any,
+    of_text: Any,
+) -> Any:
     """Cuts the texts, looks their chunks up and adds new ones. Returns (chunks known, chunks not kept)."""
     others = at = 0
     count_before = count

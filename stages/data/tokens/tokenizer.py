@@ -129,15 +129,21 @@ def read_library(path: str, content: bytes) -> Library:
     try:
         tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises bare Exception for every fault of the file
-        raise StageError(f"not a tokenizer.json: {error}", field="tokenizer.path", value=path,
-                         fix="give the file that tokenizers or transformers saved") from error  # fmt: skip
+        raise StageError(
+            f"not a tokenizer.json: {error}",
+            field="tokenizer.path",
+            value=path,
+            fix="give the file that tokenizers or transformers saved",
+        ) from error
     probe = "The pass key is 4071.\n  x_1 = {y}\n"
     decoded = tokenizer.decode(tokenizer.encode(probe, add_special_tokens=False).ids)
     if decoded.split() != probe.split():
         raise StageError(
             f"the tokenizer does not give text back: {probe!r} becomes {decoded!r}",
-            field="tokenizer.path", value=path, fix="use one that keeps case and digits",
-        )  # fmt: skip
+            field="tokenizer.path",
+            value=path,
+            fix="use one that keeps case and digits",
+        )
     return tokenizer
 
 

@@ -84,7 +84,16 @@ def score(decoder: Decoder, keys: Sequence[Tensor], config: TrainedKeysConfig, s
                 (_, readout), *_ = written
                 for head, row in enumerate(numbers(readout, config.tolerance)):
                     rows.append(
-                        {"keys": kind, "feature_map": mixer.feature_map, "feature_dim": phi.shape[-1], "d_key": d,
-                         "rule": mixer.rule, "associations": count, "layer": layer, "head": head} | row
-                    )  # fmt: skip
+                        {
+                            "keys": kind,
+                            "feature_map": mixer.feature_map,
+                            "feature_dim": phi.shape[-1],
+                            "d_key": d,
+                            "rule": mixer.rule,
+                            "associations": count,
+                            "layer": layer,
+                            "head": head,
+                        }
+                        | row
+                    )
     return rows
