@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from stages.data.corpus.documents import DocumentsWriter
 from stages.data.dedup.config import DedupConfig
@@ -70,13 +70,14 @@ KINDS = (
     Kind("scanned, 0.5% wrong letters", _scanned(0.005)),
     Kind("with a preface of a fifth", lambda words, other, chance: lines([*other[: len(words) // 5], *words])),
     Kind("volume: the second half", lambda words, other, chance: lines(words[len(words) // 2 :])),
-    Kind("abridged: every other 50 words", lambda words, other, chance: lines(
-        w for k, w in enumerate(words) if k // 50 % 2
-    )),
+    Kind(
+        "abridged: every other 50 words",
+        lambda words, other, chance: lines(w for k, w in enumerate(words) if k // 50 % 2),
+    ),
     Kind("in an anthology of twice the length", lambda words, other, chance: lines([*other, *words])),
     Kind("edition, 5 words in 100 differ", _edited(0.05), repeat=False),
     Kind("a tenth quoted in another text", lambda words, other, chance: lines([*words[:300], *other]), repeat=False),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def measure(texts: Iterable[str], seed: int = 0, config: DedupConfig | None = No
 class _Folder:
     """A plain folder in the place of an artifact."""
 
-    key, summary = "", {}
+    key = ""
+    summary: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,8 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     if given.row:
         way = json.loads(given.row)
-        print(json.dumps({"library": _library, "stage": _stage}[way.pop("way")](Path(given.folder), **way)))
+        measure = _library if way.pop("way") == "library" else _stage
+        print(json.dumps(measure(Path(given.folder), **way)))
         return
     cores = sorted({1, min(2, os.cpu_count() or 1)})
     with tempfile.TemporaryDirectory() as name:
@@ -148,7 +151,7 @@ def _library(folder: Path, shape: str, batches: list[int]) -> dict[str, float]:
             library.encode_batch(texts[start : start + size], add_special_tokens=False)
 
     encode(batches[0]) if len(batches) > 1 else library.encode_batch(texts[:1])  # threads, the library's own cache
-    seconds = {batch: _seconds(lambda size=batch: encode(size)) for batch in batches}
+    seconds = {batch: _seconds(partial(encode, batch)) for batch in batches}
     best = min(batches, key=seconds.__getitem__)
     return {"megabytes": sum(len(text.encode()) for text in texts) / 1e6, "batch": best, "seconds": seconds[best]}
 
@@ -163,7 +166,7 @@ def _stage(folder: Path, shape: str, cores: int, ray: bool) -> dict[str, float]:
     if ray:
         import ray as cluster
 
-        cluster.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="error")
+        cluster.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         wait = cluster.remote(num_cpus=1)(lambda: time.sleep(0.5))
         cluster.get([wait.remote() for _ in range(cores)])  # workers start once for a study
     with tempfile.TemporaryDirectory(dir=folder) as output, tempfile.TemporaryDirectory(dir=folder) as work:

@@ -36,7 +36,7 @@ class Arm:
     whole_segments: bool = True
     as_built: tuple[str, ...] = ()
     undecayed: tuple[str, ...] = ()
-    variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 KINDS: dict[str, Arm] = {}
@@ -75,7 +75,7 @@ def kinds_with(option: str) -> tuple[str, ...]:
     return tuple(arm.kind for arm in KINDS.values() if option in arm.options)
 
 
-def variants() -> dict[str, dict[str, str]]:
+def variants() -> dict[str, dict[str, Any]]:
     """Usual name of an arm -> what of ``MixerConfig`` makes it, the segment length and options aside."""
     return {
         name: {"kind": arm.kind, **fields}

@@ -150,11 +150,9 @@ class RopeScaling:
                 raise ValueError(f"rope_scaling.{name} = {value!r}: allowed are numbers > 0")
         if self.factor < 1:
             raise ValueError(f"rope_scaling.factor = {self.factor}: allowed are numbers >= 1")
-        if self.type == "llama3" and not self.low_freq_factor < self.high_freq_factor:  # type: ignore[operator]
-            raise ValueError(
-                f"rope_scaling.low_freq_factor = {self.low_freq_factor}: must be below "
-                f"high_freq_factor = {self.high_freq_factor}"
-            )
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low is not None and high is not None and not low < high:
+            raise ValueError(f"rope_scaling.low_freq_factor = {low}: must be below high_freq_factor = {high}")
         if (self.beta_fast or 32) < (self.beta_slow or 1):
             raise ValueError(
                 f"rope_scaling.beta_fast = {self.beta_fast or 32}: must not be below beta_slow = {self.beta_slow or 1}"

@@ -149,9 +149,13 @@ def main() -> None:
     """Print what the twelve arms cost at a given size, then the paper's table."""
     args = _arguments()
     trunk = TrunkConfig(
-        dim=args.dim, layers=args.layers, heads=args.heads, kv_heads=args.kv_heads, head_dim=args.head_dim,
+        dim=args.dim,
+        layers=args.layers,
+        heads=args.heads,
+        kv_heads=args.kv_heads,
+        head_dim=args.head_dim,
         ffn_dim=args.ffn_dim,
-    )  # fmt: skip
+    )
     print(
         f"{trunk.layers} layers, dim {trunk.dim}, {trunk.heads} heads of {trunk.d_head} ({trunk.n_kv_heads} of keys "
         f"and values), feed-forward {trunk.d_ffn}, vocabulary {args.vocab:,}; N = {args.segment:,}, "
@@ -160,7 +164,7 @@ def main() -> None:
     print(f"{'':15}{'':>14}{'FLOPs a token':>25}{'state at T':>34}{'live keys and values':>34}")
     print(f"{'arm':15}{'parameters':>14}{'forward':>12}{'training':>13}" + 2 * f"{'elements':>17}{'bytes':>17}")
     for name, fields in variants().items():
-        mixer = MixerConfig(segment_length=args.segment, **fields)  # type: ignore[arg-type]
+        mixer = MixerConfig(segment_length=args.segment, **fields)
         config = ModelConfig(trunk=trunk, mixer=mixer, vocab_size=args.vocab)
         arm = cost(config, args.length, kv_bytes=args.kv_bytes)
         print(

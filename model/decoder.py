@@ -271,9 +271,13 @@ class Decoder(nn.Module):
 
         before = state or DecoderState((), 0)
         x, layers, carried = self.stream(
-            self.embed_tokens(tokens), before.layers or None, before.carried, before.position, trunk,
+            self.embed_tokens(tokens),
+            before.layers or None,
+            before.carried,
+            before.position,
+            trunk,
             keep_state=keep_state,
-        )  # fmt: skip
+        )
         return x, DecoderState(layers, before.position + tokens.shape[1], carried)
 
     def mixers(self) -> list[Mixer]:

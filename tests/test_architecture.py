@@ -40,8 +40,9 @@ def imports(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
 
 
-ARROWS = {name: {found for found in imports(path) if found in MODULES and found != name}
-          for name, path in MODULES.items()}  # fmt: skip
+ARROWS = {
+    name: {found for found in imports(path) if found in MODULES and found != name} for name, path in MODULES.items()
+}
 
 
 def room(module: str) -> str | None:

@@ -43,7 +43,7 @@ def measure(row: Row, tokens: Tensor, *, memory: bool, clock: str) -> Sample:
     def training() -> None:
         with autocast:
             loss = row.loss(tokens)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     forward_seconds, forward_bytes = _run(forward, row.module, tokens, memory, clock)
     training_seconds, training_bytes = _run(training, row.module, tokens, memory, clock)

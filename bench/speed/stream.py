@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bench.speed.measure import peak_resident
-from model.config import MixerConfig, ModelConfig, TrunkConfig
+from model.config import MixerConfig, ModelConfig, Rule, TrunkConfig
 from model.decoder import Decoder, DecoderState
 
 
@@ -39,11 +39,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def one(rule: str, length: int, chunk: int) -> dict[str, Any]:
+def one(rule: Rule, length: int, chunk: int) -> dict[str, Any]:
     """Stream ``length`` random tokens through a small infini model: state_bytes, tokens_per_s, and peak_bytes of this
     process since it began."""
     trunk = TrunkConfig(dim=64, layers=2, heads=2)
-    mixer = MixerConfig(kind="infini", rule=rule, segment_length=256)  # type: ignore[arg-type]
+    mixer = MixerConfig(kind="infini", rule=rule, segment_length=256)
     decoder = Decoder(ModelConfig(trunk=trunk, mixer=mixer, vocab_size=256), seed=0)
     generator, state = torch.Generator().manual_seed(0), None
     start, nll, targets = time.perf_counter(), 0.0, 0

@@ -161,9 +161,13 @@ class InfiniMixer(LocalMixer):
         new (the ``reset`` knock-out)."""
         batch, count = phi_k.shape[:2]
         alone = scan(
-            self.start(batch * count, phi_k.dtype), phi_k.flatten(0, 1).unsqueeze(1), v.flatten(0, 1).unsqueeze(1),
-            self.config.rule, self.config.eps, store=self.rounds_to,
-        )  # fmt: skip
+            self.start(batch * count, phi_k.dtype),
+            phi_k.flatten(0, 1).unsqueeze(1),
+            v.flatten(0, 1).unsqueeze(1),
+            self.config.rule,
+            self.config.eps,
+            store=self.rounds_to,
+        )
         M, z = (split_axis(t[:, -1], 0, batch, count) for t in (alone.M, alone.z))
         if before is not None:
             M, z = torch.cat([before.M.unsqueeze(1), M], dim=1), torch.cat([before.z.unsqueeze(1), z], dim=1)

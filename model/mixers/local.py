@@ -41,9 +41,16 @@ class LocalMixer(Mixer):
                 q_local, k_local, phi = self.rotated(q, k, cos, sin, memory, write_last=more)
                 local = attend(q_local, k_local, v, causal=True)
                 y, memory = self.combine(
-                    local, split_axis(span.of(x), 1, -1, n), q, KeyValue(k, v), memory, knockout, phi=phi,
-                    number=(position + span.start) // n, write_last=more,
-                )  # fmt: skip
+                    local,
+                    split_axis(span.of(x), 1, -1, n),
+                    q,
+                    KeyValue(k, v),
+                    memory,
+                    knockout,
+                    phi=phi,
+                    number=(position + span.start) // n,
+                    write_last=more,
+                )
                 outputs.append(y.flatten(1, 2))
                 continue
             live = join(live, k, v)
@@ -54,9 +61,15 @@ class LocalMixer(Mixer):
             complete = len(live) == n
             segment = KeyValue(live.k.unsqueeze(1), live.v.unsqueeze(1)) if complete else None
             y, memory = self.combine(
-                local.unsqueeze(1), span.of(x).unsqueeze(1), q.unsqueeze(1), segment, memory, knockout,
-                number=(position + span.start) // n, write_last=True,
-            )  # fmt: skip
+                local.unsqueeze(1),
+                span.of(x).unsqueeze(1),
+                q.unsqueeze(1),
+                segment,
+                memory,
+                knockout,
+                number=(position + span.start) // n,
+                write_last=True,
+            )
             outputs.append(y.squeeze(1))
             # a copy: a view would keep the whole chunk's keys and values alive for as long as the state is held
             live = None if complete or not keep_state else KeyValue(live.k.clone(), live.v.clone())

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -21,6 +21,7 @@ from stages.data.audit.wording import percent, verdict
 if TYPE_CHECKING:
     from pipeline.cli.options import Loaded
     from stages.data.audit.standalone import Report
+    from stages.data.decontaminate.files import Kind
 
 CONTAMINATED = 1  # exit code of a scan that found something to act on
 SHOWN = 400  # characters of each side of a span on the terminal
@@ -163,15 +164,20 @@ def _print_tasks(tasks: _Tasks, limit: int) -> None:
             ["task", "item", "id", "found by", "text in", "", "summary in", "", "title"],
             [
                 [
-                    row["task"], str(row["item"]), row["id"] or "", row["found"],
-                    row["text_document"] or "", "" if row["text_coverage"] is None else percent(row["text_coverage"]),
+                    row["task"],
+                    str(row["item"]),
+                    row["id"] or "",
+                    row["found"],
+                    row["text_document"] or "",
+                    "" if row["text_coverage"] is None else percent(row["text_coverage"]),
                     row["summary_document"] or "",
-                    "" if row["summary_coverage"] is None else percent(row["summary_coverage"]), row["title"] or "",
+                    "" if row["summary_coverage"] is None else percent(row["summary_coverage"]),
+                    row["title"] or "",
                 ]
                 for row in found[:limit]
             ],
             last_below=True,
-        )  # fmt: skip
+        )
         _left(len(found), limit, "items")
 
 
@@ -211,14 +217,18 @@ def _print_books(found: dict[str, Any], limit: int) -> None:
         ["evaluation document", "words", "covered", "after", "not found", "in", "most in"],
         [
             [
-                row["book_id"], f"{row['words']:,}", percent(row['coverage']),
-                "" if row["coverage_after"] is None else percent(row['coverage_after']),
-                f"{row['uncovered_words']:,}", str(row["documents"]), ", ".join(most.get(row["book_id"], [])),
+                row["book_id"],
+                f"{row['words']:,}",
+                percent(row["coverage"]),
+                "" if row["coverage_after"] is None else percent(row["coverage_after"]),
+                f"{row['uncovered_words']:,}",
+                str(row["documents"]),
+                ", ".join(most.get(row["book_id"], [])),
             ]
             for row in books[:limit]
         ],
         last_below=True,
-    )  # fmt: skip
+    )
     _left(len(books), limit, "evaluation documents")
 
 
@@ -230,14 +240,20 @@ def _print_pairs(pairs: Sequence[dict[str, Any]], limit: int) -> None:
         ["document", "evaluation document", "class", "done", "words", "longest", "of document", "of book", "why"],
         [
             [
-                row["doc_id"], row["book_id"], row["class"], row["action"], f"{row['matched_words']:,}",
-                f"{row['longest_words']:,}", percent(row['document_share']), percent(row['book_share']),
+                row["doc_id"],
+                row["book_id"],
+                row["class"],
+                row["action"],
+                f"{row['matched_words']:,}",
+                f"{row['longest_words']:,}",
+                percent(row["document_share"]),
+                percent(row["book_share"]),
                 row["reason"] + (f" (near miss: {row['near_miss']})" if row["near_miss"] else ""),
             ]
             for row in pairs[:limit]
         ],
         last_below=True,
-    )  # fmt: skip
+    )
     _left(len(pairs), limit, "pairs")
 
 
@@ -336,23 +352,28 @@ def scan(
     2 usage or nothing to read, 130 interrupted (with --out the next call goes on from there).
     """
     given = {
-        "ngram": ngram, "max_gap": max_gap, "max_drift": max_drift, "min_span_words": min_span_words,
-        "act_words": act_words, "drop_words": drop_words, "drop_document_share": drop_document_share,
-        "drop_book_share": drop_book_share, "coverage_limit": coverage_limit,
+        "ngram": ngram,
+        "max_gap": max_gap,
+        "max_drift": max_drift,
+        "min_span_words": min_span_words,
+        "act_words": act_words,
+        "drop_words": drop_words,
+        "drop_document_share": drop_document_share,
+        "drop_book_share": drop_book_share,
+        "coverage_limit": coverage_limit,
         "max_books_per_ngram": max_books_per_ngram,
         "boilerplate": boilerplate,
         "exclude": [os.path.abspath(place) if "://" not in place else place for place in exclude] if exclude else None,
-    }  # fmt: skip
+    }
     rule = _rule({name: value for name, value in given.items() if value is not None}, canaries)
     if format_ not in (None, "parquet", "jsonl", "text"):
         raise StudyError(f"--format = {format_!r}: unknown (allowed: parquet, jsonl, text). Fix: choose one of them")
     from stages.data.audit.standalone import Options, scan_corpus
     from stages.stage import StageError
 
-    options = Options(
-        tuple(corpus), tuple(against), rule, out, text_column, id_column, format_,  # type: ignore[arg-type]
-        jobs or len(os.sched_getaffinity(0)),
-    )  # fmt: skip
+    kind = cast("Kind | None", format_)
+    cores = jobs or len(os.sched_getaffinity(0))
+    options = Options(tuple(corpus), tuple(against), rule, out, text_column, id_column, kind, cores)
     shown = _Shown(quiet)
     try:
         report = scan_corpus(options, shown)
@@ -448,8 +469,13 @@ def _print_scan(report: Report, out: Path | None, limit: int) -> None:
 
 def _print_scan_json(report: Report, out: Path | None) -> None:
     body = {
-        "contaminated": report.contaminated, "out": None if out is None else str(out), "totals": report.totals,
-        "books": report.books, "pairs": report.pairs, "spans": report.spans, "problems": report.problems,
+        "contaminated": report.contaminated,
+        "out": None if out is None else str(out),
+        "totals": report.totals,
+        "books": report.books,
+        "pairs": report.pairs,
+        "spans": report.spans,
+        "problems": report.problems,
         "warnings": report.notes,
-    }  # fmt: skip
+    }
     print_json("audit scan", body)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,13 +28,13 @@ def status(study: StudyFile, set_: Set = None, root: Root = None, json: Json = F
     decisions = decide(opened.plan, opened.store)
     made: Counter[str] = Counter()
     total: Counter[str] = Counter()
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for step in opened.plan.steps:
         total[step.stage.name] += 1
         commit = decisions[step.id].commit
         if commit is not None:
             made[step.stage.name] += 1
-            spent[step.stage.name] += float(commit.meta.get("seconds", 0.0))  # type: ignore[assignment]
+            spent[step.stage.name] += float(commit.meta.get("seconds", 0.0))
     if json:
         stages = {name: {"made": made[name], "total": total[name], "seconds": spent[name]} for name in total}
         print_json("status", {"study": opened.plan.study, "stages": stages})
@@ -71,9 +71,15 @@ def explain(
     if json:
         print_json(
             "explain",
-            {"step": step, "key": chosen.key, "action": decision.action, "reason": decision.reason,
-             "against": before.key if before else None, "differences": changes},
-        )  # fmt: skip
+            {
+                "step": step,
+                "key": chosen.key,
+                "action": decision.action,
+                "reason": decision.reason,
+                "against": before.key if before else None,
+                "differences": changes,
+            },
+        )
         return
     line(f"{step}: {decision.action} ({decision.reason})")
     line(f"key {chosen.key}")
@@ -122,9 +128,15 @@ def ls(
 
 def _summary(commit: Commit) -> dict[str, object]:
     return {
-        "key": commit.key, "stage": commit.stage, "step": commit.step, "bytes": commit.bytes, "files": commit.files,
-        "created": commit.created, "headline": commit.headline, "metrics": dict(commit.metrics),
-    }  # fmt: skip
+        "key": commit.key,
+        "stage": commit.stage,
+        "step": commit.step,
+        "bytes": commit.bytes,
+        "files": commit.files,
+        "created": commit.created,
+        "headline": commit.headline,
+        "metrics": dict(commit.metrics),
+    }
 
 
 def find(store: Store, name: str) -> Commit:

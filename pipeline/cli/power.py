@@ -66,21 +66,36 @@ def power(
     if json:
         claims: list[dict[str, Any]] = [
             {
-                "claim": row.claim, "name": row.name, "seeds": row.seeds, "items": row.items, "unit": row.unit,
-                "hours": hours[row.claim], "smallest": row.smallest if math.isfinite(row.smallest) else None,
-                "smallest_text": row.shown, "refuted": row.refutes if math.isfinite(row.refutes) else None,
-                "refuted_text": row.refutes_shown, "pilot": row.pilot,
+                "claim": row.claim,
+                "name": row.name,
+                "seeds": row.seeds,
+                "items": row.items,
+                "unit": row.unit,
+                "hours": hours[row.claim],
+                "smallest": row.smallest if math.isfinite(row.smallest) else None,
+                "smallest_text": row.shown,
+                "refuted": row.refutes if math.isfinite(row.refutes) else None,
+                "refuted_text": row.refutes_shown,
+                "pilot": row.pilot,
             }
             for row in rows
-        ]  # fmt: skip
+        ]
         body = {"study": chosen.name, "power": chosen.claims.power, "tflops": tflops, "hours": every, "claims": claims}
         print_json("power", body)
         return
     cells = [
-        [row.claim, row.name, str(row.seeds), f"{row.items:,} {row.unit}", seconds(3600 * hours[row.claim]), row.shown,
-         row.refutes_shown, row.pilot]
+        [
+            row.claim,
+            row.name,
+            str(row.seeds),
+            f"{row.items:,} {row.unit}",
+            seconds(3600 * hours[row.claim]),
+            row.shown,
+            row.refutes_shown,
+            row.pilot,
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     table(COLUMNS, cells, last_below=True)
     line(
         f"at {chosen.claims.power:.0%} power, by simulating the rules; training on one device that sustains {tflops:g} "

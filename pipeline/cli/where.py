@@ -20,10 +20,15 @@ from pipeline.errors import StudyError, suggestion
 _LONGEST = 2000  # characters of a filter, and
 _DEEPEST = 200  # parts within one another: far beyond what the report prints, far below what Python's stack holds
 _COMPARE: dict[type[ast.cmpop], tuple[str, Callable[..., Any]]] = {
-    ast.Eq: ("==", pc.equal), ast.NotEq: ("!=", pc.not_equal), ast.Lt: ("<", pc.less), ast.LtE: ("<=", pc.less_equal),
-    ast.Gt: (">", pc.greater), ast.GtE: (">=", pc.greater_equal), ast.In: ("in", pc.is_in),
+    ast.Eq: ("==", pc.equal),
+    ast.NotEq: ("!=", pc.not_equal),
+    ast.Lt: ("<", pc.less),
+    ast.LtE: ("<=", pc.less_equal),
+    ast.Gt: (">", pc.greater),
+    ast.GtE: (">=", pc.greater_equal),
+    ast.In: ("in", pc.is_in),
     ast.NotIn: ("not in", pc.is_in),
-}  # fmt: skip
+}
 _ALLOWED = "column == value, !=, <, <=, >, >=, in [..], and, or, not, column.notna(), .isna(), .max(), .min()"
 
 
@@ -96,8 +101,9 @@ class _Filter:
         if not (_is_column(a) or _is_column(b)):
             raise self._error(f"{self._part(left)} {sign} {self._part(right)} names no column", "name one")
         if "truth" in (kind, other) and kind != other:
-            a, b = (pc.cast(_columns(x, self.table), pa.int8()) if k == "truth" else x
-                    for k, x in ((kind, a), (other, b)))  # fmt: skip
+            a, b = (
+                pc.cast(_columns(x, self.table), pa.int8()) if k == "truth" else x for k, x in ((kind, a), (other, b))
+            )
         try:
             return pc.fill_null(_columns(function(a, b), self.table), isinstance(operator, ast.NotEq))
         except (pa.ArrowException, OverflowError) as error:
@@ -128,7 +134,7 @@ class _Filter:
             raise self._error(f"{self._part(node)!r} is no value", "a number, a text in quotes, True or False")
         if isinstance(value, int) and abs(value) >= 2**63:
             raise self._error(f"{self._part(node)!r} is larger than any number in a table", "a smaller one")
-        return value if sign == 1 else -value  # type: ignore[operator]
+        return value if sign == 1 or isinstance(value, str) else -value
 
     def _list(self, left: ast.expr, right: ast.expr, kind: str) -> pa.Array:
         if not isinstance(right, ast.List | ast.Tuple | ast.Set):

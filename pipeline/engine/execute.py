@@ -104,9 +104,17 @@ def execute(
     started = time.monotonic()
     display = display or Display(quiet=True)
     run = _Run(
-        plan, decisions, store, execution=execution, force=set(force), tracker=tracker or Tracker(),
-        display=display, keep_going=keep_going, ttl=ttl, poll=poll,
-    )  # fmt: skip
+        plan,
+        decisions,
+        store,
+        execution=execution,
+        force=set(force),
+        tracker=tracker or Tracker(),
+        display=display,
+        keep_going=keep_going,
+        ttl=ttl,
+        poll=poll,
+    )
     display.begin(len(plan.steps), len(run.outcome.ids("reused")), len(run.pending))
     try:
         if run.pending:
@@ -134,9 +142,19 @@ class _Run:
     """The state of one call of ``execute``."""
 
     def __init__(
-        self, plan: Plan, decisions: Mapping[str, Decision], store: Store, *, execution: Execution, force: set[str],
-        tracker: Tracker, display: Display, keep_going: bool, ttl: float, poll: float,
-    ) -> None:  # fmt: skip
+        self,
+        plan: Plan,
+        decisions: Mapping[str, Decision],
+        store: Store,
+        *,
+        execution: Execution,
+        force: set[str],
+        tracker: Tracker,
+        display: Display,
+        keep_going: bool,
+        ttl: float,
+        poll: float,
+    ) -> None:
         self.plan, self.store, self.execution, self.tracker = plan, store, execution, tracker
         self.display, self.keep_going, self.ttl, self.poll = display, keep_going, ttl, poll
         reused = {step_id: d.commit for step_id, d in decisions.items() if d.action == "reuse" and d.commit}
@@ -296,9 +314,13 @@ class _Run:
             self.store.discard(name, step.key, done.sealed.id)
             return False
         meta = {
-            **step.record(), **self.meta, "deterministic": step.stage.deterministic,
-            "seconds": round(done.seconds, 3), "host": done.host, "hardware": done.hardware,
-        }  # fmt: skip
+            **step.record(),
+            **self.meta,
+            "deterministic": step.stage.deterministic,
+            "seconds": round(done.seconds, 3),
+            "host": done.host,
+            "hardware": done.hardware,
+        }
         before = self.store.lookup(name, step.key) if active.replace else None
         commit = self.store.commit(name, step.key, done.sealed, done.summary, meta, replace=active.replace)
         with contextlib.suppress(OSError):  # rubbish is left to gc; the artifact is there

@@ -77,7 +77,7 @@ def machine_id() -> str:
 
 
 def _process_start(pid: int) -> float | None:
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     try:
         process = psutil.Process(pid)

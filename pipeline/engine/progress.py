@@ -87,9 +87,14 @@ class Display:
     """Progress of one run. All calls come from the driver's loop; ``tick`` at least once a second."""
 
     def __init__(
-        self, *, quiet: bool = False, live: bool | None = None, verbose: bool = False, stream: TextIO | None = None,
+        self,
+        *,
+        quiet: bool = False,
+        live: bool | None = None,
+        verbose: bool = False,
+        stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``quiet``: only failures and warnings. ``live``: the moving table; default: on a terminal (``--no-progress``
         passes False). ``verbose``: the steps' log lines too. ``NO_COLOR`` is honoured."""
         self.stream = stream or sys.stderr

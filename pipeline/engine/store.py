@@ -266,9 +266,19 @@ class Store:
         attempt is discarded. ``replace`` (a forced step) puts it in the place of the one there is."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         mine = Commit(
-            stage, key, sealed.id, sealed.digest, sealed.files, sealed.bytes, summary.headline, dict(summary.metrics),
-            dict(summary.tables), tuple(summary.figures), now, dict(meta),
-        )  # fmt: skip
+            stage,
+            key,
+            sealed.id,
+            sealed.digest,
+            sealed.files,
+            sealed.bytes,
+            summary.headline,
+            dict(summary.metrics),
+            dict(summary.tables),
+            tuple(summary.figures),
+            now,
+            dict(meta),
+        )
         data = storage.to_json({"schema": SCHEMA, **asdict(mine)})
         path = f"{self.folder(stage, key)}/COMMIT.json"
         for retry in storage.retrying():

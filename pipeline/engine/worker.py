@@ -208,7 +208,7 @@ def run_step(job: Job, sink: Sink, *, redirect: bool) -> Done | Failed:
 
 def hardware() -> str:
     """The machine in a line: "2 x AMD EPYC 7763, 23 GiB" and, where torch was used and sees them, its GPUs."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):

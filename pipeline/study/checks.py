@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.errors import suggestion
 from pipeline.study.study import Study
@@ -20,6 +20,10 @@ from stages.data.tokens.preview import preview
 from stages.evidence.control.stage import CONTROL_ARMS
 from stages.stage import StageError
 from stages.training.pretrain.config import BaseConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def disagreements(study: Study) -> list[str]:
@@ -137,12 +141,13 @@ def _prompts(study: Study, tokenizer: TokenizerConfig) -> None:
     codec = preview(tokenizer)
     if codec is None:
         return
-    haystack = range(2**62)  # of which only the length is asked; that of the real one is known after tokenize
+    # Only its length is asked, and that of the real one is known after tokenize.
+    haystack = cast("NDArray[np.int32]", range(2**62))
     sections = [("evaluate", study.evaluate.retrieval)]
     if study.ablate is not None:
         sections.append(("ablate", study.ablate.retrieval))
     for section, asked in sections:
-        maker = PromptMaker(codec, haystack, asked.format, 0, "evaluation")  # type: ignore[arg-type]
+        maker = PromptMaker(codec, haystack, asked.format, 0, "evaluation")
         for length in asked.lengths:
             maker.check(length, 1, field=f"{section}.retrieval.lengths", bindings=False)
         if asked.binding_trials or asked.control_trials:
@@ -150,7 +155,7 @@ def _prompts(study: Study, tokenizer: TokenizerConfig) -> None:
             for length in asked.lengths_of_bindings:
                 maker.check(length, max(asked.rivals), field=field, bindings=True)
     for section, mixture in (("base", study.base.mixture), ("pretrain", study.pretrain.mixture)):
-        maker = PromptMaker(codec, haystack, mixture.retrieval_format, 0, "training")  # type: ignore[arg-type]
+        maker = PromptMaker(codec, haystack, mixture.retrieval_format, 0, "training")
         for index, phase in enumerate(mixture.prompts):
             if not phase.share:
                 continue

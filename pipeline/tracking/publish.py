@@ -49,10 +49,17 @@ def _facts(plan: Plan, commits: Mapping[str, Commit]) -> list[tuple[str, str]]:
 
     spent = sum(float(meta.get("seconds", 0.0)) for meta in metas)
     made = sorted(commit.created for commit in commits.values())
-    facts = [
-        ("study key", plan.study_key), ("commit of the code", named("git_commit")), ("hardware", named("hardware")),
-        ("time of all steps, one after the other", f"{spent:,.0f} s"), ("made (UTC)", f"{made[0]} to {made[-1]}"),
-    ] if commits else [("study key", plan.study_key)]  # fmt: skip
+    facts = (
+        [
+            ("study key", plan.study_key),
+            ("commit of the code", named("git_commit")),
+            ("hardware", named("hardware")),
+            ("time of all steps, one after the other", f"{spent:,.0f} s"),
+            ("made (UTC)", f"{made[0]} to {made[-1]}"),
+        ]
+        if commits
+        else [("study key", plan.study_key)]
+    )
     return [(name, value) for name, value in facts if value]
 
 

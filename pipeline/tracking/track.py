@@ -78,7 +78,7 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 def system_info() -> dict[str, str]:
     """What the run ran on, as params of the study's run."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     info = {
         "system.platform": platform.platform(),
@@ -409,9 +409,13 @@ class MlflowTracker(Tracker):
 
     def _note(self, step: Step, run: str, model_id: str = "") -> None:
         self.store.note_mlflow(
-            step.stage.name, step.key, tracking_uri=self.tracking_uri, experiment_id=self._experiment, run_id=run,
+            step.stage.name,
+            step.key,
+            tracking_uri=self.tracking_uri,
+            experiment_id=self._experiment,
+            run_id=run,
             model_id=model_id,
-        )  # fmt: skip
+        )
 
     def _fail_step(self, step: str, message: str, status: str) -> None:
         if status == "FAILED":

@@ -154,9 +154,12 @@ def curve_and_crossing(draws: int) -> Iterator[Row]:
                     chance = special.expit(special.logit(0.9) + sd * rng.standard_normal((seeds, 1)))
                     y = (rng.random((seeds, items)) < chance).astype(float).ravel()
                     reached = curves.effective_length(
-                        np.full(len(y), 512), y, threshold=_mean_accuracy(0.9, sd),
-                        seeds=labels[:: len(LENGTHS)], items=np.tile(np.arange(items), seeds),
-                    )  # fmt: skip
+                        np.full(len(y), 512),
+                        y,
+                        threshold=_mean_accuracy(0.9, sd),
+                        seeds=labels[:: len(LENGTHS)],
+                        items=np.tile(np.arange(items), seeds),
+                    )
                     wrong += reached.length is not None
                 setting = f"seed sd {sd:g}, {seeds} seeds, {items} prompts a length"
                 for length, share in zip(LENGTHS, band / draws, strict=True):
@@ -210,9 +213,13 @@ def others(draws: int) -> Iterator[Row]:
 def rows(draws: int) -> Iterator[Row]:
     """Every row; ``draws`` per setting, a third of it for curves, whose draws cost ten times as much."""
     parts: tuple[tuple[Callable[[int], Iterator[Row]], int], ...] = (
-        (accuracies, draws), (prompts_in_common, draws), (contrasts, draws), (knock_outs, draws),
-        (curve_and_crossing, max(draws // 5, 20)), (others, draws),
-    )  # fmt: skip
+        (accuracies, draws),
+        (prompts_in_common, draws),
+        (contrasts, draws),
+        (knock_outs, draws),
+        (curve_and_crossing, max(draws // 5, 20)),
+        (others, draws),
+    )
     for part, number in parts:
         yield from part(number)
 

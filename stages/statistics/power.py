@@ -110,9 +110,15 @@ def pilot(differences: ArrayLike, weights: ArrayLike | None = None) -> Pilot:
     of_seed = max(float(by_seed.var(ddof=1)) - residual / items, 0.0)
     of_item = max(float((by_item**2).sum() / (items - 1)) - residual / seeds, 0.0)
     return Pilot(
-        mean, of_seed**0.5, of_item**0.5, residual**0.5, tuple(weight.tolist()),
-        bool(weights is None and np.isin(table, (0.0, 1.0)).all()), seeds, items,
-    )  # fmt: skip
+        mean,
+        of_seed**0.5,
+        of_item**0.5,
+        residual**0.5,
+        tuple(weight.tolist()),
+        bool(weights is None and np.isin(table, (0.0, 1.0)).all()),
+        seeds,
+        items,
+    )
 
 
 def one_by_one(rule: Callable[[Floats, Floats], bool]) -> Rule:

@@ -49,9 +49,16 @@ def main() -> None:
     tracker = MlflowTracker(default_tracking_uri(root), store) if "track" in rest else None
     ttl = float(next((r for r in rest if r[0].isdigit()), "30"))
     outcome = executor.execute(
-        plan, decisions, store, execution=Execution(max_failures=1), tracker=tracker, display=Display(),
-        address=address, ttl=ttl, poll=0.05,
-    )  # fmt: skip
+        plan,
+        decisions,
+        store,
+        execution=Execution(max_failures=1),
+        tracker=tracker,
+        display=Display(),
+        address=address,
+        ttl=ttl,
+        poll=0.05,
+    )
     digests = {s.id: s.commit.digest for s in outcome.steps.values() if s.commit}
     states = {s.id: s.state for s in outcome.steps.values()}
     heavy = sorted({"ray", "torch", "mlflow", "numpy", "pandas", "pyarrow"} & set(sys.modules))

@@ -273,8 +273,11 @@ def test_command_prints_all_arms_and_the_papers_table_without_torch() -> None:
         expected = cost(model_config, 60)
         assert int(printed[arm][0]) == expected.parameters
         assert [int(n) for n in printed[arm][3:]] == [
-            expected.state_elements, expected.state_bytes, expected.live_kv_elements, expected.live_kv_bytes
-        ]  # fmt: skip
+            expected.state_elements,
+            expected.state_bytes,
+            expected.live_kv_elements,
+            expected.live_kv_bytes,
+        ]
     assert any("115.7x" in line and line.endswith("1.6M, 114x") for line in lines)
 
 

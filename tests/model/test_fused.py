@@ -110,9 +110,18 @@ def test_transition(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     block=st.sampled_from([1, 2**16]),
 )
 def test_recall(
-    batch: int, segments: int, unread: int, tokens: int, kv_heads: int, group: int, size: int,
-    name: str, gate: str, literal: bool, block: int,
-) -> None:  # fmt: skip
+    batch: int,
+    segments: int,
+    unread: int,
+    tokens: int,
+    kv_heads: int,
+    group: int,
+    size: int,
+    name: str,
+    gate: str,
+    literal: bool,
+    block: int,
+) -> None:
     heads, shape = kv_heads * group, (batch, segments + unread, tokens, kv_heads * group)
     local, q = draw(*shape, size, seed=1), draw(*shape, size, seed=2)
     phi = feature_map(name, q)[:, unread:].transpose(2, 3)

@@ -117,9 +117,13 @@ def test_stop_strings_end_a_row_even_across_tokens_and_the_text_is_cut() -> None
     assert 3 <= len(found[0]) <= 5
 
     texts = complete(
-        model, [decode(ids) for ids in letters], 10, stop_strings=[middle], decode=decode,
+        model,
+        [decode(ids) for ids in letters],
+        10,
+        stop_strings=[middle],
+        decode=decode,
         encode=lambda text: [ord(c) - ord("A") for c in text[::2]],
-    )  # fmt: skip
+    )
     assert texts == [decode(row).split(middle)[0] for row in free]
     assert len(texts[0]) <= 5
 

@@ -115,7 +115,7 @@ STUDY_FILES: dict[str, tuple[str | bytes, str]] = {
     "source of the mixture": (replaced("pretrain: {", "pretrain: {mixture: {sources: {boks: 1}}, "), r"mean 'books'"),
     "length of a claim": (replaced("minimum_seeds: 3", "minimum_seeds: 3, retrieval: {length: 9}"), r"length = 9: not"),
     "prompts too short": (replaced("lengths: [256], depths: [0.0]", "lengths: [32], depths: [0]"), r"never read.*Fix"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", STUDY_FILES)
@@ -154,7 +154,7 @@ INPUTS: dict[str, tuple[str, str, str]] = {
     "no checkpoint": (BASE, f"base: {{init: hf, path: ./no, revision: {'0' * 40}}}", r"path = .*no such folder.*Fix"),
     "no such model": (BASE, f"base: {{init: hf, path: books, revision: {'0' * 40}}}", r"config\.json: no such file"),
     "uneven workers": ("seeds: [0]", "seeds: [0]\nexecution: {train_workers: 3}", r"train_workers = 3: .*Fix"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", INPUTS)
@@ -296,11 +296,14 @@ def test_damaged_documents_are_named_and_skipped(cli: Command, books: Path):
     assert cli(*run, study=text).code == 0
     rows = json.loads(cli("show", "ingest", "--table", "problems", "--root", "store", "--json").out)["rows"]
     assert {(row["name"], row["problem"], row["action"]) for row in rows} == {
-        ("books/1", "duplicate_id", "skipped"), ("books/metadata.csv", "undecodable", "skipped"),
-        ("books/nul", "nul_byte", "skipped"), ("books/train/\\udcff.txt", "undecodable", "skipped"),
-        ("books/utf16", "undecodable", "skipped"), ("books/void", "empty", "skipped"),
+        ("books/1", "duplicate_id", "skipped"),
+        ("books/metadata.csv", "undecodable", "skipped"),
+        ("books/nul", "nul_byte", "skipped"),
+        ("books/train/\\udcff.txt", "undecodable", "skipped"),
+        ("books/utf16", "undecodable", "skipped"),
+        ("books/void", "empty", "skipped"),
         ("rows/rows.jsonl.gz", "undecodable", "skipped"),
-    }  # fmt: skip
+    }
     said = cli(*run, study=text.replace("corpus: {", "corpus: {on_bad_document: fail, "))
     assert said.code == 1 and "on_bad_document = 'fail'" in said.err and "7 bad document(s)" in said.err
 

@@ -172,8 +172,19 @@ def test_globs_several_places_and_repeated_ids(cli: Command, tmp_path: Path) -> 
     for name in ("a", "b"):
         rows = [{"id": "1", "text": text_of(NOVEL[:300])}, {"id": "1", "text": text_of(prose(5, 300))}]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    said = cli("audit", "scan", "*.jsonl", "train/note.txt", "--against", "eval/novel.txt", "--against", "eval/l*.txt",
-               "--id-column", "id", "--json")  # fmt: skip
+    said = cli(
+        "audit",
+        "scan",
+        "*.jsonl",
+        "train/note.txt",
+        "--against",
+        "eval/novel.txt",
+        "--against",
+        "eval/l*.txt",
+        "--id-column",
+        "id",
+        "--json",
+    )
     assert {pair["doc_id"] for pair in said.json["pairs"]} == {"a.jsonl:1", "b.jsonl:1", "train/note.txt"}
     assert said.json["totals"]["metrics"]["documents_in"] == 5
     assert {book["book_id"] for book in said.json["books"]} == {"novel.txt", "letter.txt"}
@@ -207,7 +218,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "an output folder with other files": ((*BOTH, "--out", "eval"), r"--out = 'eval': the folder holds"),
     "an output that is a file": ((*BOTH, "--out", "empty.txt"), r"--out = 'empty.txt': it is a file"),
     "an exclusion that is not there": ((*BOTH, "--exclude", "nowhere.txt"), r"--exclude = .*nowhere"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -363,8 +374,11 @@ def test_sources_of_tasks_are_found_by_id_and_by_text(here: Command) -> None:
     tasks = here("audit", "tiny.yaml", "--json").json["tasks"]
     found = {row["id"]: row for row in tasks["items"]}
     assert {name: row["found"] for name, row in found.items()} == {
-        "103": "id", "elsewhere": "no", "nowhere": "no", "x": "text and summary",
-    }  # fmt: skip
+        "103": "id",
+        "elsewhere": "no",
+        "nowhere": "no",
+        "x": "text and summary",
+    }
     assert found["103"]["id_document"] == "books/103"
     assert (found["x"]["text_document"], found["x"]["summary_document"]) == ("books/104", "books/105")
     assert found["x"]["text_coverage"] > 0.99 and found["nowhere"]["text_coverage"] == 0

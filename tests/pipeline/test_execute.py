@@ -190,9 +190,14 @@ def test_a_zombie_that_wakes_up_adopts_what_its_successor_made(store: Store, fau
 
 
 KILLS = [
-    ("driver", "leased"), ("make", "half"), ("make", "end"), ("driver", "before commit"), ("driver", "after commit"),
-    ("count", "step 2"), ("total", "end"),
-]  # fmt: skip
+    ("driver", "leased"),
+    ("make", "half"),
+    ("make", "end"),
+    ("driver", "before commit"),
+    ("driver", "after commit"),
+    ("count", "step 2"),
+    ("total", "end"),
+]
 
 
 @pytest.mark.parametrize("where", KILLS, ids=" ".join)

@@ -68,8 +68,11 @@ def test_a_step_or_a_key_is_written_with_its_tokenizer_and_code(export: Any, tmp
     code, out, _ = export(BASE[:12], "base", "--dtype", "bfloat16", "--json")
     assert code == 0 and json.loads(out)["step"] == "base"
     assert sorted(json.loads(out)["files"]) == [
-        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-    ]  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     assert json.loads((tmp_path / "base" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 

@@ -74,9 +74,10 @@ def test_quiet_still_shows_warnings_and_failures_and_nothing_else(clock: Clock):
     display.warn("ingest", "2 documents skipped")
     display.failed("ingest", "no document left", "/logs/x.log")
     assert lines(stream) == [
-        "[    0s] ingest  warning: 2 documents skipped", "[    0s] ingest  failed: no document left",
+        "[    0s] ingest  warning: 2 documents skipped",
+        "[    0s] ingest  failed: no document left",
         "  log: /logs/x.log",
-    ]  # fmt: skip
+    ]
 
 
 def test_log_lines_are_shown_only_when_verbose(clock: Clock):

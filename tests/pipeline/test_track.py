@@ -70,9 +70,12 @@ def test_there_is_one_run_of_the_study_with_a_child_for_each_try(tracked: Tracke
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
     tries = sorted((run.info.run_name, run.info.status) for run in children)
     assert tries == [
-        ("count/a/0", "FAILED"), ("count/a/0", "FINISHED"), ("count/a/1", "FINISHED"), ("make", "FINISHED"),
+        ("count/a/0", "FAILED"),
+        ("count/a/0", "FINISHED"),
+        ("count/a/1", "FINISHED"),
+        ("make", "FINISHED"),
         ("total", "FINISHED"),
-    ]  # fmt: skip
+    ]
     assert parents[0].data.params["version.ray"] and int(parents[0].data.params["system.cpus"]) >= 1
 
 

@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 from pipeline.cli.where import select
 from pipeline.errors import StudyError
 
-TABLE = pa.table({
-    "task": pa.array(["passkey", "bindings", None, "passkey", "it's"]),
-    "kind": pa.array(["a", "b", "a", None, "b"]).dictionary_encode(),
-    "length": [512, 256, 512, 1024, 64], "step": [1, 2, 3, 3, 2],
-    "beyond_local": [True, False, True, True, None], "share": [1.5, float("nan"), None, 2.0, -1.0],
-    "values": [["1"], ["2"], None, ["3"], []],
-})  # fmt: skip
+TABLE = pa.table(
+    {
+        "task": pa.array(["passkey", "bindings", None, "passkey", "it's"]),
+        "kind": pa.array(["a", "b", "a", None, "b"]).dictionary_encode(),
+        "length": [512, 256, 512, 1024, 64],
+        "step": [1, 2, 3, 3, 2],
+        "beyond_local": [True, False, True, True, None],
+        "share": [1.5, float("nan"), None, 2.0, -1.0],
+        "values": [["1"], ["2"], None, ["3"], []],
+    }
+)
 
 
 @pytest.mark.parametrize(

@@ -150,12 +150,17 @@ class Synthetic:
             tokens = np.full(self.documents, SEGMENT) if start == 0 else size - SEGMENT
             nats = level + noise + run + (0.6 if start == 0 else 0.0) + (effect if start or arm == "base" else 0.0)
             parts.append(
-                pd.DataFrame({
-                    "doc_id": names, "split": np.where(np.arange(self.documents) % 2, "test", "validation"),
-                    "bucket_start": start, "bucket_end": SEGMENT if start == 0 else 1024,
-                    "nll_sum": nats * tokens, "tokens": tokens,
-                })
-            )  # fmt: skip
+                pd.DataFrame(
+                    {
+                        "doc_id": names,
+                        "split": np.where(np.arange(self.documents) % 2, "test", "validation"),
+                        "bucket_start": start,
+                        "bucket_end": SEGMENT if start == 0 else 1024,
+                        "nll_sum": nats * tokens,
+                        "tokens": tokens,
+                    }
+                )
+            )
         table = pd.concat(parts, ignore_index=True)
         table["words"], table["bytes"] = (table["tokens"] * 0.7).astype(int), table["tokens"] * 4
         return table
@@ -211,10 +216,22 @@ class Synthetic:
             )
         delta = ARMS[arm].rule == "delta"
         rows = [
-            (f"doc-{doc:03}", segment, (segment + 1) * SEGMENT, layer, head, 20 + math.log1p(segment), 3.0,
-             self.lambda_reading if delta else math.nan, 12.0)
-            for doc in range(2) for segment in range(20) for layer in range(3) for head in range(3)
-        ]  # fmt: skip
+            (
+                f"doc-{doc:03}",
+                segment,
+                (segment + 1) * SEGMENT,
+                layer,
+                head,
+                20 + math.log1p(segment),
+                3.0,
+                self.lambda_reading if delta else math.nan,
+                12.0,
+            )
+            for doc in range(2)
+            for segment in range(20)
+            for layer in range(3)
+            for head in range(3)
+        ]
         columns = ["doc_id", "segment", "tokens", "layer", "head", "memory_norm", "z_min", "erase_lambda_max",
                    "effective_rank"]  # fmt: skip
         return pd.DataFrame(rows, columns=columns)
@@ -222,8 +239,10 @@ class Synthetic:
     def _trained_capacity(self, arm: str, seed: int) -> pd.DataFrame:
         rows = [
             ("trained", "elu1", 32, ARMS[arm].rule, n, layer, head, *_held(n, 20.0 + seed, 4.0), 0.1)
-            for n in (4, 8, 16, 32, 64) for layer in range(3) for head in range(3)
-        ]  # fmt: skip
+            for n in (4, 8, 16, 32, 64)
+            for layer in range(3)
+            for head in range(3)
+        ]
         columns = ["keys", "feature_map", "feature_dim", "rule", "associations", "layer", "head", "accuracy", "exact",
                    "error"]  # fmt: skip
         return pd.DataFrame(rows, columns=columns)
@@ -243,11 +262,15 @@ class Synthetic:
                 peak = self.lambda_max if ARMS[arm].rule == "delta" else math.nan
                 log["erase_lambda_max"] = np.where(read, peak, np.nan)
             cost = {
-                "parameters": 612_345, "flops_per_token": 2.4e6, "tokens_per_s": 9000.0, "wall_s": 14.0,
+                "parameters": 612_345,
+                "flops_per_token": 2.4e6,
+                "tokens_per_s": 9000.0,
+                "wall_s": 14.0,
                 "state_elements": 3 * 3 * 33 * 32 if arm in MEMORY else 0,
                 "state_bytes": 3 * 3 * 33 * 32 * 4 if arm in MEMORY else 0,
-                "live_kv_elements": 2 * 3 * 96 * SEGMENT, "live_kv_bytes": 2 * 3 * 96 * SEGMENT * 4,
-            }  # fmt: skip
+                "live_kv_elements": 2 * 3 * 96 * SEGMENT,
+                "live_kv_bytes": 2 * 3 * 96 * SEGMENT * 4,
+            }
             self.add(f"pretrain/{arm}/{seed}", {"train_log.parquet": log}, {"cost.json": cost})
         return self
 
@@ -289,12 +312,16 @@ class Synthetic:
                    "exact"]  # fmt: skip
         overwrite = [
             ("elu1", rule, n, seed, 0.9 if rule == "delta" else 0.5, 0.1 if rule == "delta" else 0.5)
-            for rule in ("linear", "delta") for n in (8, 16, 32) for seed in range(3)
-        ]  # fmt: skip
+            for rule in ("linear", "delta")
+            for n in (8, 16, 32)
+            for seed in range(3)
+        ]
         forgetting = [
             ("learned", "elu1", rule, later, seed, 1 / (1 + later / 64))
-            for rule in ("linear", "delta") for later in (0, 16, 64) for seed in range(3)
-        ]  # fmt: skip
+            for rule in ("linear", "delta")
+            for later in (0, 16, 64)
+            for seed in range(3)
+        ]
         self.add(
             "capacity",
             {
@@ -311,16 +338,18 @@ class Synthetic:
         return self
 
     def decontaminate(self) -> Synthetic:
-        books = pd.DataFrame({
-            "book_id": [f"doc-{i:03}" for i in range(self.documents)],
-            "title": [self.title if i == 1 else f"Volume {i}" for i in range(self.documents)],
-            "split": ["test" if i % 2 else "validation" for i in range(self.documents)],
-            "words": 12000,
-            "coverage": [1.0 if i == 1 else 0.34 if i == 2 else 0.002 * (i % 3) for i in range(self.documents)],
-            "coverage_after": [self.coverage_after if i == 1 else 0.0 for i in range(self.documents)],
-            "documents": 1,
-            "top_document": "train-7",
-        })  # fmt: skip
+        books = pd.DataFrame(
+            {
+                "book_id": [f"doc-{i:03}" for i in range(self.documents)],
+                "title": [self.title if i == 1 else f"Volume {i}" for i in range(self.documents)],
+                "split": ["test" if i % 2 else "validation" for i in range(self.documents)],
+                "words": 12000,
+                "coverage": [1.0 if i == 1 else 0.34 if i == 2 else 0.002 * (i % 3) for i in range(self.documents)],
+                "coverage_after": [self.coverage_after if i == 1 else 0.0 for i in range(self.documents)],
+                "documents": 1,
+                "top_document": "train-7",
+            }
+        )
         decisions = pd.DataFrame({
             "doc_id": [f"train-{i}" for i in range(90)],
             "book_id": ["doc-001" if i < 9 else None for i in range(90)],
@@ -329,9 +358,13 @@ class Synthetic:
             "bytes_in": 60000, "bytes_out": [0] * 3 + [55000] * 4 + [60000] * 83,
         })  # fmt: skip
         canaries = pd.DataFrame(
-            {"kind": ["whole", "excerpt"], "planted": [20, 20], "found": [20, 20],
-             "acted": [20, self.canaries_acted - 20]}
-        )  # fmt: skip
+            {
+                "kind": ["whole", "excerpt"],
+                "planted": [20, 20],
+                "found": [20, 20],
+                "acted": [20, self.canaries_acted - 20],
+            }
+        )
         self.add(
             "decontaminate",
             {"books.parquet": books, "decisions.parquet": decisions, "canaries.parquet": canaries},

@@ -16,13 +16,30 @@ from tests.support import LocalArtifact
 
 HOLDS = {"elu1": (64, 40, 60), "dpfp1": (128, 100, 120), "dpfp2": (256, 240, 260)}
 RECIPE: dict[str, Any] = {
-    "base": {"init": "scratch", "per_seed": True, "steps": 450, "batch_tokens": 2048, "sequence_length": 64, "lr": 4e-3,
-             "schedule": "cosine", "mixture": {"prompts": [{"until": 0.5, "share": 1.0, "length": 64}]}},
-    "pretrain": {"steps": 300, "batch_sequences": 16, "sequence_length": 128, "lr": 2e-3, "gate_lr": 1e-2,
-                 "schedule": "cosine", "weight_decay": 0.1,
-                 "mixture": {"prompts": [{"until": 0.33, "share": 1.0, "length": 64},
-                                         {"until": 1.0, "share": 0.5, "length": 128}], "sources": {"books": 3.0}}},
-}  # fmt: skip
+    "base": {
+        "init": "scratch",
+        "per_seed": True,
+        "steps": 450,
+        "batch_tokens": 2048,
+        "sequence_length": 64,
+        "lr": 4e-3,
+        "schedule": "cosine",
+        "mixture": {"prompts": [{"until": 0.5, "share": 1.0, "length": 64}]},
+    },
+    "pretrain": {
+        "steps": 300,
+        "batch_sequences": 16,
+        "sequence_length": 128,
+        "lr": 2e-3,
+        "gate_lr": 1e-2,
+        "schedule": "cosine",
+        "weight_decay": 0.1,
+        "mixture": {
+            "prompts": [{"until": 0.33, "share": 1.0, "length": 64}, {"until": 1.0, "share": 0.5, "length": 128}],
+            "sources": {"books": 3.0},
+        },
+    },
+}
 
 
 def calibrate(study: Synthetic) -> Synthetic:

@@ -151,9 +151,13 @@ def test_every_kind_of_sharing_has_its_class(audited: Run) -> None:
     pairs = audited().table("pairs")
     found = {(row.doc_id, row.book_id): row._asdict() for row in pairs.rename(columns={"class": "kind"}).itertuples()}
     assert {document: row["kind"] for (document, _), row in found.items()} == {
-        "train/anthology": "anthology", "train/edition": "edition", "train/note": "quotation",
-        "train/passage": "excerpt", "train/shuffled": "whole", "train/whole": "whole",
-    }  # fmt: skip
+        "train/anthology": "anthology",
+        "train/edition": "edition",
+        "train/note": "quotation",
+        "train/passage": "excerpt",
+        "train/shuffled": "whole",
+        "train/whole": "whole",
+    }
     assert totals(audited())["classes"] == pairs["class"].value_counts().sort_index().to_dict()
     note = found["train/note", "validation/novel"]
     assert note["margin_act_words"] == note["longest_words"] - 50 == -10 and note["near_miss"] == "act_words"
@@ -168,8 +172,11 @@ def test_passages_that_stand_in_many_places_are_a_shared_source(audited: Run) ->
     texts["train/own"] = text_of(prose(70, 3000) + ESSAY[100:200] + prose(71, 500))
     pairs = audited(texts).table("pairs").sort_values("doc_id").set_index("doc_id")
     assert dict(pairs["class"]) == {
-        "train/a": "shared source", "train/b": "shared source", "train/c": "shared source", "train/own": "excerpt",
-    }  # fmt: skip
+        "train/a": "shared source",
+        "train/b": "shared source",
+        "train/c": "shared source",
+        "train/own": "excerpt",
+    }
 
 
 def test_sources_and_remainder_make_up_an_evaluation_document(audited: Run) -> None:
@@ -218,11 +225,13 @@ def test_a_clean_corpus_says_so(audited: Run) -> None:
 def test_pages_escape_what_they_show_and_load_nothing(audited: Run) -> None:
     evil = [f"<script>alert({i})</script>" for i in range(80)]
     name = "<img src=x onerror=alert(1)>"
-    done = audited({
-        f"test/{name}": " ".join(evil),
-        f"train/{name}&": " ".join(evil) + " more",
-        "train/clean": text_of(prose(32, 1000)),
-    })  # fmt: skip
+    done = audited(
+        {
+            f"test/{name}": " ".join(evil),
+            f"train/{name}&": " ".join(evil) + " more",
+            "train/clean": text_of(prose(32, 1000)),
+        }
+    )
     for file in ("audit.html", "evidence/001.html"):
         text = (done.output / file).read_text()
         assert html.escape(f"train/{name}&") in text and "script&gt;" in text and "<mark>" in text

@@ -176,8 +176,12 @@ def test_the_table_says_what_was_asked(trained: dict[str, Any]) -> None:
     ends = table[table["step"] == table["step"].max()]
     far = ends[(ends["segments"] > 3) | (ends["between"] == "pairs")]
     assert sorted(zip(far["segments"], far["between"], strict=True)) == [
-        (3, "pairs"), (4, "filler"), (4, "pairs"), (5, "filler"), (5, "pairs"),
-    ]  # fmt: skip
+        (3, "pairs"),
+        (4, "filler"),
+        (4, "pairs"),
+        (5, "filler"),
+        (5, "pairs"),
+    ]
     assert set(far["trials"]) == {60}
     assert set(cells(table)["trials"]) == {200} and set(cells(table, "swap")["trials"]) == {150}
     assert metrics["steps"] == table["step"].max() == context.measured[-1][0]
@@ -246,9 +250,10 @@ def test_a_look_after_the_end_is_refused() -> None:
 
 def test_an_arm_with_segments_of_another_length_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"mixer.segment_length = 16: must be segment_length = 8"):
-        ControlConfig(**small().of_arm(MixerConfig(kind="local", segment_length=8), 0).model_dump() | {
-            "mixer": MixerConfig(kind="local", segment_length=16)
-        })  # fmt: skip
+        ControlConfig(
+            **small().of_arm(MixerConfig(kind="local", segment_length=8), 0).model_dump()
+            | {"mixer": MixerConfig(kind="local", segment_length=16)}
+        )
 
 
 def test_a_study_adds_its_own_memory_arms_with_their_options() -> None:

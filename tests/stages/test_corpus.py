@@ -56,9 +56,13 @@ def test_pg19_layout_keeps_the_official_splits_and_reads_metadata(ingest: Any, b
     (books / "metadata.csv").write_text('id,title,author,year\n11,"Alice, again",Carroll,1865\n30,Waves,,1931-01-02\n')
     documents, problems, _, _ = ingest(BOOKS)
     assert {name: row["split"] for name, row in documents.items()} == {
-        "books/11": "train", "books/12": "train", "books/13": "train",
-        "books/20": "validation", "books/30": "test", "books/31": "test",
-    }  # fmt: skip
+        "books/11": "train",
+        "books/12": "train",
+        "books/13": "train",
+        "books/20": "validation",
+        "books/30": "test",
+        "books/31": "test",
+    }
     alice, waves = documents["books/11"], documents["books/30"]
     assert (alice["title"], alice["author"], alice["year"]) == ("Alice, again", "Carroll", 1865)
     assert (waves["title"], waves["author"], waves["year"]) == ("Waves", None, 1931)
@@ -126,9 +130,11 @@ def test_byte_order_marks_and_crlf_are_normalised(ingest: Any, books: Path) -> N
 
 def test_parquet_with_named_columns_and_a_split_column(ingest: Any, tmp_path: Path) -> None:
     rows = [
-        {"body": "One.", "key": "x/1", "part": "train"}, {"body": "Two.", "key": "x/2", "part": "test"},
-        {"body": None, "key": "x/3", "part": "train"}, {"body": "Four.", "key": "x/4", "part": "dev"},
-    ]  # fmt: skip
+        {"body": "One.", "key": "x/1", "part": "train"},
+        {"body": "Two.", "key": "x/2", "part": "test"},
+        {"body": None, "key": "x/3", "part": "train"},
+        {"body": "Four.", "key": "x/4", "part": "dev"},
+    ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     columns = {"text": "body", "id": "key", "id_pattern": r"/(\d+)$", "split": "part"}
     documents, problems, *_ = ingest({"kind": "parquet", "name": "p", "url": "*.parquet", "columns": columns})
@@ -143,8 +149,13 @@ def test_compressed_json_lines_split_by_a_stable_hash(ingest: Any, tmp_path: Pat
     lines = [json.dumps({"text": f"Text {i}.", "id": i}) for i in range(200)] + ["{broken", '{"other": 1}']
     with gzip.open(tmp_path / "part.jsonl.gz", "wt") as file:
         file.write("\n".join(lines))
-    source = {"kind": "jsonl", "name": "j", "url": "part.jsonl.gz", "columns": {"id": "id"},
-              "split": {"validation": 0.1, "test": 0.2}}  # fmt: skip
+    source = {
+        "kind": "jsonl",
+        "name": "j",
+        "url": "part.jsonl.gz",
+        "columns": {"id": "id"},
+        "split": {"validation": 0.1, "test": 0.2},
+    }
     documents, problems, *_ = ingest(source)
     splits = [row["split"] for row in documents.values()]
     assert 8 <= splits.count("validation") <= 35 and 25 <= splits.count("test") <= 60
@@ -164,8 +175,10 @@ def test_text_files_from_object_storage(ingest: Any) -> None:
         {"kind": "text", "name": "held", "url": "memory://held/three.txt", "split": "test"},
     )
     assert {name: row["text"] for name, row in documents.items()} == {
-        "held/three": "Three.", "web/a/one": "One.", "web/b/two": "Two.",
-    }  # fmt: skip
+        "held/three": "Three.",
+        "web/a/one": "One.",
+        "web/b/two": "Two.",
+    }
 
 
 def test_a_hub_data_set_in_a_local_folder(ingest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,19 +186,28 @@ def test_a_hub_data_set_in_a_local_folder(ingest: Any, tmp_path: Path, monkeypat
     (tmp_path / "hub" / "data").mkdir(parents=True)
     for split, ids in {"train": (1, 2), "validation": (3,), "test": (4,)}.items():
         rows = [
-            {"short_book_title": f"Title {i}", "publication_date": 1800 + i,
-             "url": f"http://www.gutenberg.org/ebooks/{i}", "text": f"Book {i}."}
+            {
+                "short_book_title": f"Title {i}",
+                "publication_date": 1800 + i,
+                "url": f"http://www.gutenberg.org/ebooks/{i}",
+                "text": f"Book {i}.",
+            }
             for i in ids
-        ]  # fmt: skip
+        ]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "hub" / "data" / f"{split}-00000.parquet")
     source = {
-        "kind": "hub", "name": "pg19", "path": "hub",
+        "kind": "hub",
+        "name": "pg19",
+        "path": "hub",
         "columns": {"id": "url", "id_pattern": r"(\d+)/?$", "title": "short_book_title", "year": "publication_date"},
-    }  # fmt: skip
+    }
     documents, *_ = ingest(source)
     assert {name: row["split"] for name, row in documents.items()} == {
-        "pg19/1": "train", "pg19/2": "train", "pg19/3": "validation", "pg19/4": "test",
-    }  # fmt: skip
+        "pg19/1": "train",
+        "pg19/2": "train",
+        "pg19/3": "validation",
+        "pg19/4": "test",
+    }
     assert (documents["pg19/4"]["title"], documents["pg19/4"]["year"]) == ("Title 4", 1804)
     with pytest.raises(StageError, match="remove revision"):
         ingest({**source, "revision": "0" * 40}, out="out2")
@@ -213,9 +235,13 @@ class Knot(Base):
     ((name, text),) = manual_pages("ropes/knots/__init__.py", source)
     assert name == "ropes.knots"
     for line in (
-        "Tools for knots.", "def tie(rope, *, twice: bool=False) -> int", "    Twice if asked.", "class Knot(Base)",
-        "    def undo(self)", "        Open it.",
-    ):  # fmt: skip
+        "Tools for knots.",
+        "def tie(rope, *, twice: bool=False) -> int",
+        "    Twice if asked.",
+        "class Knot(Base)",
+        "    def undo(self)",
+        "        Open it.",
+    ):
         assert line in text.splitlines()
     assert "bare" not in text
     assert list(manual_pages("x.py", "x = 1")) == []

@@ -183,14 +183,15 @@ def test_a_corpus_that_is_all_contamination_is_refused(audit: Callable[..., Audi
 
 
 def test_evaluation_documents_that_repeat_one_another_are_named(audit: Callable[..., Audited]) -> None:
-    texts = {
-        "test/a": text_of(ESSAY), "validation/b": text_of(retyped(ESSAY)), "train/c": text_of(prose(31, 3000)),
-    }  # fmt: skip
+    texts = {"test/a": text_of(ESSAY), "validation/b": text_of(retyped(ESSAY)), "train/c": text_of(prose(31, 3000))}
     done = audit(texts)
     (shared,) = json.loads((done.output / "audit.json").read_text())["evaluation_documents_shared"]
     assert (shared["a"], shared["b"], shared["split_a"], shared["split_b"]) == (
-        "test/a", "validation/b", "test", "validation",
-    )  # fmt: skip
+        "test/a",
+        "validation/b",
+        "test",
+        "validation",
+    )
     assert any("copies of one another: test/a and validation/b" in line for line in done.context.warned)
 
 

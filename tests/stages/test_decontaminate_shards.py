@@ -125,6 +125,16 @@ def test_the_cut_of_the_shards_does_not_matter(corpus: Corpus, tmp_path: Path) -
         pd.testing.assert_frame_equal(fine, coarse)
 
 
+def test_every_document_of_a_long_shard_is_decided_once(corpus: Corpus, tmp_path: Path) -> None:
+    """Also beyond the first thousand, which are read at a time."""
+    texts = {f"train/{n:04}": f"a short text, number {n}" for n in range(1100)}
+    texts["train/1050"] = " ".join([*prose(10, 4000), *BOOK[500:700]])
+    run(corpus({"test/book": " ".join(BOOK), **texts}, part_bytes=2**30), tmp_path / "work", tmp_path / "out")
+    decisions = pd.read_parquet(tmp_path / "out" / "decisions.parquet").set_index("doc_id")
+    assert sorted(decisions.index) == sorted(texts)
+    assert list(decisions.index[decisions["action"] != "keep"]) == ["train/1050"]
+
+
 def test_a_passage_is_found_wherever_it_stands_in_a_long_document() -> None:
     """Across the blocks that are read at a time, and with words read again far from the beginning."""
     index = build([("book", " ".join(BOOK).encode())], 5, 2)

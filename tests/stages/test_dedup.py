@@ -146,16 +146,24 @@ def test_repeats_are_dropped_and_the_rest_is_left_alone(dedup: Dedup) -> None:
     before = corpus()
     done = dedup(before)
     assert done.rules() == {
-        "s/essay": "exact copy", "s/essay-retyped": "same words", "s/novel": "edition", "s/novel-volume": "contained",
-        "s/short-copy": "same words", "s/tale": "contained",
-    }  # fmt: skip
+        "s/essay": "exact copy",
+        "s/essay-retyped": "same words",
+        "s/novel": "edition",
+        "s/novel-volume": "contained",
+        "s/short-copy": "same words",
+        "s/tale": "contained",
+    }
     after = done.texts()
     assert after == {name: book.text for name, book in before.items() if name not in done.rules()}
     kept_for = {name: done.row(name)["kept_id"] for name in done.rules()}
     assert kept_for == {
-        "s/essay": "s/essay-copy", "s/essay-retyped": "s/essay-copy", "s/novel": "s/novel-edition",
-        "s/novel-volume": "s/novel-edition", "s/short-copy": "s/short", "s/tale": "s/anthology",
-    }  # fmt: skip
+        "s/essay": "s/essay-copy",
+        "s/essay-retyped": "s/essay-copy",
+        "s/novel": "s/novel-edition",
+        "s/novel-volume": "s/novel-edition",
+        "s/short-copy": "s/short",
+        "s/tale": "s/anthology",
+    }
     assert done.summary.metrics["documents_kept"] == 8
     assert "3 as equal texts, 1 as editions, 2 as parts of others dropped" in done.summary.headline
     assert all((done.output / file).is_file() for file in done.summary.tables.values())
@@ -272,9 +280,13 @@ def test_filters_drop_by_length_and_language_and_nothing_stands_for_a_filtered_d
     german = "Der alte Mann ging am Abend durch den Wald, und die Kinder warteten schon lange auf das Essen. " * 8
     english = "The old man walked through the forest in the evening, and the children had long been waiting. " * 8
     books = {
-        "s/de": Book(german), "s/en": Book(english), "s/long": Book(lines(NOVEL)),
-        "s/numbers": Book("12 345 678 " * 60), "s/part": Book(lines(NOVEL[:3000])), "s/tiny": Book("Hello there."),
-    }  # fmt: skip
+        "s/de": Book(german),
+        "s/en": Book(english),
+        "s/long": Book(lines(NOVEL)),
+        "s/numbers": Book("12 345 678 " * 60),
+        "s/part": Book(lines(NOVEL[:3000])),
+        "s/tiny": Book("Hello there."),
+    }
     done = dedup(books, language={"keep": ["en"]}, length={"min_bytes": 50, "max_words": 5000})
     rules = done.rules()
     assert rules == {"s/de": "language", "s/long": "length", "s/tiny": "length"}, "the part outlives the filtered whole"
@@ -396,9 +408,14 @@ def test_natural_editions_and_volumes_of_real_books_are_found(shared_data: Path,
     dropped = done.table().query("fate == 'dropped'")
     found = {tuple(x.removeprefix("pg19/") for x in row) for row in dropped[["doc_id", "rule", "other_id"]].to_numpy()}
     assert found == {
-        ("33", "edition", "25344"), ("43", "edition", "42"), ("1286", "edition", "573"), ("3755", "edition", "147"),
-        ("8800", "edition", "1008"), ("8789", "contained", "1008"), ("3339", "contained", "3350"),
-    }  # fmt: skip
+        ("33", "edition", "25344"),
+        ("43", "edition", "42"),
+        ("1286", "edition", "573"),
+        ("3755", "edition", "147"),
+        ("8800", "edition", "1008"),
+        ("8789", "contained", "1008"),
+        ("3339", "contained", "3350"),
+    }
     assert len(done.texts()) == len(ids) - 7
     near = done.table("pairs").query("rule.isna()")
     assert list(near["doc_id"]) == ["pg19/20"], "another printing of Paradise Lost, in other spelling"

@@ -188,9 +188,15 @@ class TestImportedBase:
         transformers = pytest.importorskip("transformers")
         folder = tmp_path_factory.mktemp("llama")
         config = transformers.LlamaConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            vocab_size=VOCABULARY, rms_norm_eps=1e-5, tie_word_embeddings=False,
-        )  # fmt: skip
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=VOCABULARY,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=False,
+        )
         transformers.LlamaForCausalLM(config).save_pretrained(folder)
         return folder
 

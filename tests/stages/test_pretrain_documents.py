@@ -27,12 +27,14 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Windows:
     folder = tmp_path_factory.mktemp("rows")
     rows = [(source, 64 * place) for source, counts in COUNTS.items() for n in counts for place in range(n)]
     for shard, part in enumerate(np.array_split(np.arange(len(rows)), 2)):
-        table = pa.table({
-            "tokens": pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(part, LENGTH).astype(np.int32)), LENGTH),
-            "loss_mask": pa.FixedSizeListArray.from_arrays(pa.array(np.ones(len(part) * LENGTH, np.uint8)), LENGTH),
-            "offset": [rows[i][1] for i in part],
-            "source": [rows[i][0] for i in part],
-        })  # fmt: skip
+        table = pa.table(
+            {
+                "tokens": pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(part, LENGTH).astype(np.int32)), LENGTH),
+                "loss_mask": pa.FixedSizeListArray.from_arrays(pa.array(np.ones(len(part) * LENGTH, np.uint8)), LENGTH),
+                "offset": [rows[i][1] for i in part],
+                "source": [rows[i][0] for i in part],
+            }
+        )
         with pa.ipc.new_stream(str(folder / f"data-{shard}.arrow"), table.schema) as stream:
             stream.write_table(table, max_chunksize=7)
     return Windows(TokenRows(folder), LENGTH)

@@ -35,8 +35,14 @@ HOSTILE = '<script>alert("x")</script> $\\frac{1}{0}$ | [a](http://evil.example)
 
 
 def config(**fields: object) -> ReportConfig:
-    values = {"study": "synthetic", "arms": ARMS, "trunk": TRUNK, "seeds": (0, 1, 2),
-              "claims": ClaimsConfig(), "control_arms": CONTROL_ARMS} | fields  # fmt: skip
+    values = {
+        "study": "synthetic",
+        "arms": ARMS,
+        "trunk": TRUNK,
+        "seeds": (0, 1, 2),
+        "claims": ClaimsConfig(),
+        "control_arms": CONTROL_ARMS,
+    } | fields
     return ReportConfig(**values)
 
 

@@ -53,9 +53,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output.mkdir()
     study = calibrate(Synthetic(folder / "artifacts", title="A title " + "without any end " * 10).everything())
     config = ReportConfig(
-        study="a_name_as_long_as_names_of_studies_are_and_longer", arms=ARMS, trunk=TRUNK, seeds=(0, 1, 2),
-        claims=ClaimsConfig(), control_arms=CONTROL_ARMS, recipe=RECIPE,
-    )  # fmt: skip
+        study="a_name_as_long_as_names_of_studies_are_and_longer",
+        arms=ARMS,
+        trunk=TRUNK,
+        seeds=(0, 1, 2),
+        claims=ClaimsConfig(),
+        control_arms=CONTROL_ARMS,
+        recipe=RECIPE,
+    )
     STAGE.run(config, with_pages(study.inputs), output, LocalContext(str(folder)))
     return output
 

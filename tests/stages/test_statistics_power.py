@@ -103,9 +103,10 @@ def test_the_deciding_sample_has_the_power_that_was_asked_for(grow, seen):
 
 def test_no_number_of_items_outvotes_seeds_that_differ():
     seen = power.Pilot(0.05, 0.1, 0.1, 0.3)
-    assert power.deciding_sample(
-        lambda s, i: above(), seen, effect=0.05, seeds=3, items=50, grow="items", limit=10**6
-    ) is None  # fmt: skip
+    assert (
+        power.deciding_sample(lambda s, i: above(), seen, effect=0.05, seeds=3, items=50, grow="items", limit=10**6)
+        is None
+    )
     known = TTestPower().solve_power(0.5, power=0.8, alpha=0.05, alternative="larger")
     needed = power.deciding_sample(
         lambda s, i: above(), power.Pilot(0.05, 0.1, 0.0, 0.0), effect=0.05, seeds=3, items=50, grow="seeds", limit=200

@@ -61,8 +61,12 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("given")
     documents = corpus(folder / "corpus", {"a": ("train", 3000), "b": ("test", 100)})
     (folder / "made").mkdir()
-    TOKENIZER.run(TokenizerConfig(kind="bpe", vocab_size=300), {"documents": documents}, folder / "made",
-                  LocalContext(str(folder)))  # fmt: skip
+    TOKENIZER.run(
+        TokenizerConfig(kind="bpe", vocab_size=300),
+        {"documents": documents},
+        folder / "made",
+        LocalContext(str(folder)),
+    )
     return folder / "made"
 
 
@@ -101,8 +105,12 @@ def ask(tmp_path: Path, name: str, fields: list[dict[str, str]], **environment: 
     done = subprocess.run(
         [sys.executable, "-c", CODE, json.dumps(fields), str(tmp_path / name)],
         env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1", **environment},
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True, timeout=100,
-    )  # fmt: skip
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
     return [tuple(line) for line in json.loads(done.stdout.splitlines()[-1])]
 
 

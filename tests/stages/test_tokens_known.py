@@ -30,10 +30,12 @@ GREEDY = r"(?i:'s|'t|'ll)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+
 
 def greedy() -> Tokenizer:
     made = byte_pairs()
-    made.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(GREEDY), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(GREEDY), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     return made
 
 
@@ -231,10 +233,15 @@ def test_the_folders_describe_themselves_as_datasets_does(tmp_path: Path, corpus
 
     run(tmp_path, corpus, "out", LocalContext(str(tmp_path / "work")))
     value = datasets.Value
-    features = datasets.Features({
-        "tokens": datasets.List(value("int32"), length=32), "loss_mask": datasets.List(value("uint8"), length=32),
-        "doc_id": value("string"), "offset": value("int64"), "source": value("string"),
-    })  # fmt: skip
+    features = datasets.Features(
+        {
+            "tokens": datasets.List(value("int32"), length=32),
+            "loss_mask": datasets.List(value("uint8"), length=32),
+            "doc_id": value("string"),
+            "offset": value("int64"),
+            "source": value("string"),
+        }
+    )
     (tmp_path / "theirs").mkdir()
     datasets.DatasetInfo(features=features).write_to_directory(str(tmp_path / "theirs"))
     ours, theirs = (json.loads((tmp_path / f / "dataset_info.json").read_text()) for f in ("out/train", "theirs"))

@@ -55,8 +55,12 @@ def byte_pairs() -> Tokenizer:
     from stages.data.tokens.tokenizer import EOS, PAD, byte_level
 
     made = byte_level()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=[PAD, EOS], show_progress=False,
-                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=[PAD, EOS],
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
     made.train_from_iterator([" ".join(WORDS) * 20, "\n\n  the cat's\n\n" * 50], trainer)
     return made
 

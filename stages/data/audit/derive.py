@@ -26,12 +26,14 @@ TOP_REMAINDERS = 200  # uncovered stretches listed per evaluation document
 
 SOURCES = pa.schema(
     [
-        ("book_id", pa.string()), ("rank", pa.int64()), ("doc_id", pa.string()),
+        ("book_id", pa.string()),
+        ("rank", pa.int64()),
+        ("doc_id", pa.string()),
         *((name, pa.string()) for name in ("action", "class")),
         ("words", pa.int64()),
         *((name, pa.float64()) for name in ("share", "new_share", "cumulative_share")),
     ]
-)  # fmt: skip
+)
 REMAINDERS = pa.schema(
     [
         ("book_id", pa.string()),
@@ -95,9 +97,12 @@ def _spans(path: Path) -> dict[Pair, list[SpanRanges]]:
 
 
 def _classified(
-    rows: list[dict[str, Any]], spans: Mapping[Pair, Sequence[SpanRanges]], words: Mapping[str, int], index: Index,
+    rows: list[dict[str, Any]],
+    spans: Mapping[Pair, Sequence[SpanRanges]],
+    words: Mapping[str, int],
+    index: Index,
     rule: DecontaminateConfig,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     book_words = {name: index.words_in(b) for b, name in enumerate(index.book_ids)}
     shared = shared_sources(spans, _works(index))
     for row in rows:
@@ -106,11 +111,13 @@ def _classified(
         numbers = Measured(row["longest_words"], row["matched_words"], row["document_share"], row["book_share"])
         row |= {
             "class": class_of(found, pair in shared, rule),
-            "spans": found.spans, "identity": found.identity,
-            "document_covered": found.of_document, "book_covered": found.of_book,
+            "spans": found.spans,
+            "identity": found.identity,
+            "document_covered": found.of_document,
+            "book_covered": found.of_book,
             **margins(numbers, rule),
             "near_miss": near_miss(row["action"], numbers, rule),
-        }  # fmt: skip
+        }
     return rows
 
 
@@ -135,16 +142,26 @@ def _sources(
 ) -> list[dict[str, Any]]:
     """The training documents that hold most of an evaluation document, and what each adds to those above it."""
     order = sorted(found, key=lambda item: (-covered(item[1]), item[0]))[:TOP_SOURCES]
-    rows, together, before = [], [], 0
+    rows: list[dict[str, Any]] = []
+    together: list[tuple[int, int]] = []
+    before = 0
     for rank, (document, ranges) in enumerate(order, 1):
         together = merged([*together, *ranges])
         now, own = covered(together), covered(ranges)
         pair = pairs[document, book["book_id"]]
-        rows.append({
-            "book_id": book["book_id"], "rank": rank, "doc_id": document, "action": pair["action"],
-            "class": pair["class"], "words": own, "share": own / max(1, book["words"]),
-            "new_share": (now - before) / max(1, book["words"]), "cumulative_share": now / max(1, book["words"]),
-        })  # fmt: skip
+        rows.append(
+            {
+                "book_id": book["book_id"],
+                "rank": rank,
+                "doc_id": document,
+                "action": pair["action"],
+                "class": pair["class"],
+                "words": own,
+                "share": own / max(1, book["words"]),
+                "new_share": (now - before) / max(1, book["words"]),
+                "cumulative_share": now / max(1, book["words"]),
+            }
+        )
         before = now
     return rows
 
@@ -157,10 +174,15 @@ def _remainders(index: Index, book: int, together: list[tuple[int, int]]) -> lis
     rows = []
     for first, last in sorted(gaps, key=lambda gap: (gap[0] - gap[1], gap))[:TOP_REMAINDERS]:
         start, end = int(index.starts[base + first]), int(index.ends[base + last - 1])
-        rows.append({
-            "book_id": index.book_ids[book], "book_start": start, "book_end": end, "words": last - first,
-            "text": shortened(index.evidence(book, start, end)),
-        })  # fmt: skip
+        rows.append(
+            {
+                "book_id": index.book_ids[book],
+                "book_start": start,
+                "book_end": end,
+                "words": last - first,
+                "text": shortened(index.evidence(book, start, end)),
+            }
+        )
     return rows
 
 

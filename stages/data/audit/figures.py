@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 INK, MUTED, LINE = "#1b1f24", "#5d6773", "#d8dde3"
 COLOURS = {"--c0": "#0072b2", "--c1": "#d55e00", "--c2": "#009e73", "--c4": "#b07a00"}  # Okabe and Ito's
-LOOK = {
-    "drop": ("dropped", "#d55e00", "o"), "excise": ("cut", "#b07a00", "s"), "note": ("noted", "#0072b2", "^"),
-}  # fmt: skip
+LOOK = {"drop": ("dropped", "#d55e00", "o"), "excise": ("cut", "#b07a00", "s"), "note": ("noted", "#0072b2", "^")}
 TOP_BOOKS, TOP_POINTS = 30, 2000
 STYLE = {
     "svg.hashsalt": "audit", "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 8.5,
@@ -39,7 +37,7 @@ def draw(folder: Path, rule: DecontaminateConfig) -> dict[str, str]:
     books = pq.read_table(folder / "books.parquet").to_pylist()
     pairs = pq.read_table(folder / "pairs.parquet").to_pylist()
     drawings = {}
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are a Literal of 300 names
         for name, figure in (("coverage", _coverage(books, rule)), ("margins", _margins(pairs, rule))):
             if figure is not None:
                 drawings[name] = _saved(figure, name, folder)

@@ -70,9 +70,13 @@ def write_pages(folder: Path, drawings: Mapping[str, str]) -> list[str]:
             for pair in book["pairs"]:
                 pair["shown"] = [spans[row] for row in pair["rows"]]
         text = render(
-            "evidence.html", title=f"Evidence {number}", number=number, pages=len(pages), books=page.books,
+            "evidence.html",
+            title=f"Evidence {number}",
+            number=number,
+            pages=len(pages),
+            books=page.books,
             name=page_name,
-        )  # fmt: skip
+        )
         (folder / names[-1]).write_text(text, encoding="utf-8")
     for pair in pairs[:TOP_PAIRS]:
         pair["shown"] = [spans[row] for row in front[pair["number"]]]
@@ -110,9 +114,12 @@ def _environment() -> Callable[..., str]:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"percent": percent, "share": lambda value: f"{100 * value:.3g}%", "signed": signed}
     environment.globals["names"] = ACTIONS
     return lambda template, **values: environment.get_template(template).render(**values)
@@ -212,9 +219,11 @@ def _summary(totals: Row, tables: Mapping[str, list[Row]], first_page: Mapping[s
         "canaries": canaries,
         "shared": totals.get("evaluation_documents_shared", [])[:30],
         "parameters": parameters,
-        "method": [*((f"digest of {name}", value) for name, value in sorted(totals.get("digests", {}).items())),
-                   ("parameters", json.dumps(parameters, sort_keys=True))],
-    }  # fmt: skip
+        "method": [
+            *((f"digest of {name}", value) for name, value in sorted(totals.get("digests", {}).items())),
+            ("parameters", json.dumps(parameters, sort_keys=True)),
+        ],
+    }
 
 
 def metrics_planted(canaries: Sequence[Row]) -> int:

@@ -120,9 +120,12 @@ def _check_out(out: Path) -> None:
         wrong = "no permission to write there"
     if wrong is not None:
         raise StageError(
-            wrong, field="--out", value=str(out), allowed="a new or empty folder, or that of an earlier scan",
+            wrong,
+            field="--out",
+            value=str(out),
+            allowed="a new or empty folder, or that of an earlier scan",
             fix="choose another",
-        )  # fmt: skip
+        )
 
 
 def _notes(corpus: Sequence[Found], evaluation: Sequence[Found], ignored: Sequence[str]) -> list[str]:
@@ -182,16 +185,20 @@ def _named(error: StageError, shard: FileShard, option: str) -> StageError:
     return StageError(
         f"{shard.file.location}: {error.message}",
         field=("--text-column" if error.value == shard.reading.columns.text else "--id-column") if column else option,
-        value=error.value, allowed=error.allowed, fix="name the column that holds it" if column else error.fix,
-    )  # fmt: skip
+        value=error.value,
+        allowed=error.allowed,
+        fix="name the column that holds it" if column else error.fix,
+    )
 
 
 def _unreadable(option: str, places: Sequence[str], problems: Sequence[dict[str, str]]) -> StageError:
     first = f", the first: {problems[0]['name']}: {problems[0]['detail']}" if problems else ""
     return StageError(
-        f"no document could be read ({len(problems)} skipped{first})", field=option, value=" ".join(places),
+        f"no document could be read ({len(problems)} skipped{first})",
+        field=option,
+        value=" ".join(places),
         fix="check the files, --format and --text-column",
-    )  # fmt: skip
+    )
 
 
 def _scanned(

@@ -128,14 +128,18 @@ def _decision(audit: Audit, document: Document) -> dict[str, Any]:
 def _pairs(audit: Audit) -> list[dict[str, Any]]:
     rows = [
         {
-            "doc_id": document.doc_id, "book_id": audit.index.book_ids[pair.book],
-            "action": pair.action, "reason": pair.reason,
-            "matched_words": pair.matched, "longest_words": pair.longest,
-            "document_share": pair.document_share, "book_share": pair.book_share,
+            "doc_id": document.doc_id,
+            "book_id": audit.index.book_ids[pair.book],
+            "action": pair.action,
+            "reason": pair.reason,
+            "matched_words": pair.matched,
+            "longest_words": pair.longest,
+            "document_share": pair.document_share,
+            "book_share": pair.book_share,
         }
         for document in audit.found()
         for pair in document.decision.pairs
-    ]  # fmt: skip
+    ]
     return sorted(rows, key=lambda row: (-row["matched_words"], row["doc_id"], row["book_id"]))
 
 
@@ -169,14 +173,21 @@ def span_row(doc_id: str, evidence: Evidence, index: Index) -> dict[str, Any]:
     """One row of ``spans``."""
     span = evidence.span
     return {
-        "doc_id": doc_id, "book_id": index.book_ids[span.book],
-        "doc_start": span.doc_start, "doc_end": span.doc_end,
-        "book_start": span.book_start, "book_end": span.book_end,
-        "doc_first": span.doc_first, "doc_last": span.doc_last,
-        "book_first": span.book_first, "book_last": span.book_last,
-        "words": span.matched, "identity": span.identity,
-        "doc_text": evidence.doc_text, "book_text": evidence.book_text,
-    }  # fmt: skip
+        "doc_id": doc_id,
+        "book_id": index.book_ids[span.book],
+        "doc_start": span.doc_start,
+        "doc_end": span.doc_end,
+        "book_start": span.book_start,
+        "book_end": span.book_end,
+        "doc_first": span.doc_first,
+        "doc_last": span.doc_last,
+        "book_first": span.book_first,
+        "book_last": span.book_last,
+        "words": span.matched,
+        "identity": span.identity,
+        "doc_text": evidence.doc_text,
+        "book_text": evidence.book_text,
+    }
 
 
 def shortened(text: str) -> str:
@@ -194,14 +205,17 @@ def _books(audit: Audit) -> list[dict[str, Any]]:
                 top[pair.book] = (pair.matched, document.doc_id)
     rows = [
         {
-            "book_id": row["doc_id"], "title": row["title"], "split": row["split"],
+            "book_id": row["doc_id"],
+            "title": row["title"],
+            "split": row["split"],
             "words": audit.index.words_in(book),
             "bytes": int(audit.index.first_byte[book + 1] - audit.index.first_byte[book]),
             "coverage": audit.before.get(book, 0.0),
             "coverage_after": None if audit.after is None else audit.after.get(book, 0.0),
             "documents": documents[book],
-            "top_document": top[book][1] or None, "removed": book in audit.removed_books,
+            "top_document": top[book][1] or None,
+            "removed": book in audit.removed_books,
         }
         for book, row in enumerate(audit.books)
-    ]  # fmt: skip
+    ]
     return sorted(rows, key=lambda row: (-row["coverage"], row["book_id"]))

@@ -110,9 +110,12 @@ def certify(config: CertifyConfig, documents: Artifact, output: Path, context: C
     contained = np.bincount(index.owner[np.repeat(found, np.diff(index.first))], minlength=len(rows))
     for i, row in enumerate(rows):
         row |= {
-            "ngrams": int(owned[i]), "contained": int(contained[i]), "longest": int(longest[i]),
-            "share": contained[i] / owned[i] if owned[i] else None, "top_document": top[i] or None,
-        }  # fmt: skip
+            "ngrams": int(owned[i]),
+            "contained": int(contained[i]),
+            "longest": int(longest[i]),
+            "share": contained[i] / owned[i] if owned[i] else None,
+            "top_document": top[i] or None,
+        }
         if not owned[i]:
             context.warn(f"{row['book_id']}: {lengths[i]} words are too few for an n-gram of {config.ngram}")
     rows.sort(key=lambda row: (-(row["share"] or 0.0), row["book_id"]))
@@ -129,10 +132,13 @@ def _summary(config: CertifyConfig, rows: list[dict[str, Any]], trained: int, re
         f"{max(row['longest'] for row in rows):,} words in a row"
     )
     metrics = {
-        "evaluation_documents": float(len(rows)), "training_documents": float(trained), "training_words": float(read),
-        "documents_with_shared_ngrams": float(shared), "largest_share": float(worst["share"] or 0.0),
+        "evaluation_documents": float(len(rows)),
+        "training_documents": float(trained),
+        "training_words": float(read),
+        "documents_with_shared_ngrams": float(shared),
+        "largest_share": float(worst["share"] or 0.0),
         "longest_words": float(max(row["longest"] for row in rows)),
-    }  # fmt: skip
+    }
     return Summary(headline, metrics, {"Containment": "containment.parquet"})
 
 

@@ -58,9 +58,9 @@ def _both_sides(listed: Listed) -> None:
         held_out.append((source.name, evaluation))
     for index, (name, evaluation) in enumerate(held_out):
         if evaluation and all(digest in train for digest in evaluation):
-            digest, file = next(iter(evaluation.items()))
+            digest, held = next(iter(evaluation.items()))
             raise StageError(
-                f"the evaluation set of source {name!r} is also training text: {file} is the training file "
+                f"the evaluation set of source {name!r} is also training text: {held} is the training file "
                 f"{train[digest]}" + (f", and so for all {len(evaluation)}" if len(evaluation) > 1 else ""),
                 field=f"corpus.sources.{index}",
                 value=name,

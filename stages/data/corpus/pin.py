@@ -122,10 +122,14 @@ def resolve(source: Source, base_dir: Path) -> Source:
     if isinstance(source, Hub):
         folder = Path(os.path.normpath(base_dir / Path(source.path).expanduser()))
         return source.model_copy(update={"path": str(folder)}) if folder.is_dir() else source
-    if is_remote(source.url):
-        return source
-    path = Path(source.url.removeprefix("file://")).expanduser()
-    return source.model_copy(update={"url": os.path.normpath(base_dir.absolute() / path)})
+    return source.model_copy(update={"url": located(source.url, base_dir)})
+
+
+def located(url: str, base_dir: Path) -> str:
+    """The absolute form of a location; a remote one is that already."""
+    if is_remote(url):
+        return url
+    return os.path.normpath(base_dir.absolute() / Path(url.removeprefix("file://")).expanduser())
 
 
 def list_files(source: Source, digests: DigestCache, field: str) -> list[ExternalFile]:
@@ -225,7 +229,7 @@ def _pg19_files(source: Pg19, field: str) -> list[Found]:
     root = source.url.rstrip("/")
     found: list[Found] = []
     for split in SPLITS:
-        books = [(f"{split}/{name}", *where) for name, *where in _glob(f"{root}/{split}/*.txt")]
+        books = [(f"{split}/{name}", url, info) for name, url, info in _glob(f"{root}/{split}/*.txt")]
         if source.ids is not None:
             books = [book for book in books if book_id(book[0]) in source.ids]
         if source.limit is not None:

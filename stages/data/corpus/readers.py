@@ -244,10 +244,13 @@ def _parquet(source: Parquet, file: ExternalFile) -> Iterator[Raw]:
         for batch in table.iter_batches(rows, columns=wanted):
             columns = {
                 # as bytes: a text that is not UTF-8 is that document's problem, not the file's
-                name: column.cast(pa.large_binary()) if pa.types.is_large_string(column.type) else
-                column.cast(pa.binary()) if pa.types.is_string(column.type) else column
+                name: column.cast(pa.large_binary())
+                if pa.types.is_large_string(column.type)
+                else column.cast(pa.binary())
+                if pa.types.is_string(column.type)
+                else column
                 for name, column in zip(batch.schema.names, batch.columns, strict=True)
-            }  # fmt: skip
+            }
             for place in range(batch.num_rows):
                 row = {name: column[place].as_py() for name, column in columns.items()}
                 yield _row(row, source.columns, f"{file.name}:{index:07d}", source.split)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from stages.data.matching.config import MatchingConfig
 from stages.stage import Config
+
+if TYPE_CHECKING:
+    from stages.data.corpus.config import Parquet, Text
 
 
 class Canaries(Config):
@@ -32,11 +35,11 @@ class Excluded(Config):
         """The files' digest; the place they lie in does not count."""
         return self.model_dump(mode="json", exclude={"url"})
 
-    def source(self) -> Any:
+    def source(self) -> Parquet | Text:
         """As a source of the corpus, which knows how to find, pin and read it."""
         from stages.data.corpus.config import Parquet, Text
 
-        kind = Parquet if self.url.endswith((".parquet", ".pq")) else Text
+        kind: type[Parquet] | type[Text] = Parquet if self.url.endswith((".parquet", ".pq")) else Text
         return kind(name="exclude", url=self.url, split="train", pin=self.pin)
 
 

@@ -70,10 +70,12 @@ def find(places: Sequence[str], kind: Kind | None, option: str) -> tuple[list[Fo
         if not taken:
             others = f"; it holds {len(listed)} file(s) of other kinds, such as {listed[0][0]}" if listed else ""
             raise StageError(
-                f"nothing to read there{others}", field=option, value=place,
+                f"nothing to read there{others}",
+                field=option,
+                value=place,
                 allowed=f"files, folders, globs or URLs of {', '.join(SUFFIXES)}, packed or not",
                 fix="correct the path, or say what the files are with --format",
-            )  # fmt: skip
+            )
     base = _common([location for location, *_ in found.values()])
     files = [Found(location[len(base) :], location, its, size, stamp) for location, its, size, stamp in found.values()]
     return sorted(files, key=lambda file: file.name), sorted(ignored)
@@ -93,9 +95,11 @@ def _listed(place: str, option: str) -> tuple[bool, list[tuple[str, int, str]]]:
             return _remote(place)
         except Exception as error:  # each kind of storage raises its own; all mean: cannot be read from here
             raise StageError(
-                f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())}", field=option, value=place,
+                f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())}",
+                field=option,
+                value=place,
                 fix="check URL, credentials and network; some protocols need a package of their own (s3fs, gcsfs)",
-            ) from error  # fmt: skip
+            ) from error
     path = os.path.abspath(os.path.expanduser(place.removeprefix("file://")))
     if os.path.isdir(path):
         several, names = True, list(_below(path))

@@ -16,15 +16,15 @@ def pin_exclusions(config: DecontaminateConfig, base_dir: Path, cache: Path | No
     if not config.exclude:
         return config
     from stages.data.corpus.files import DigestCache
-    from stages.data.corpus.pin import list_files, listing_digest, resolve
+    from stages.data.corpus.pin import list_files, listing_digest, located
 
     digests = DigestCache(cache)
     pinned = []
     for number, excluded in enumerate(config.exclude):
         field = f"decontaminate.exclude.{number}"
-        source = resolve(excluded.source(), base_dir)
-        digest = listing_digest(list_files(source, digests, field))
+        here = excluded.model_copy(update={"url": located(excluded.url, base_dir)})
+        digest = listing_digest(list_files(here.source(), digests, field))
         found = agreed(digest, excluded.pin, field=f"{field}.pin", what="the text to exclude")
-        pinned.append(excluded.model_copy(update={"url": source.url, "pin": found}))
+        pinned.append(here.model_copy(update={"pin": found}))
     digests.save()
     return config.model_copy(update={"exclude": tuple(pinned)})

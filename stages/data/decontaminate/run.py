@@ -139,9 +139,7 @@ def _clean(source: list[DocumentsShard], audit: Audit, target: Path, context: Co
     for audit.rounds in range(1, ROUNDS + 1):
         first = audit.rounds == 1
         jobs = [Job(files[i], scans[i], tuple(audit.shards[i].copies) if first else ()) for i in dirty]
-        done = clean_shards(
-            jobs, audit.index, audit.rule, verdict, context.work_url, basis, worth_it, progress.scanned
-        )  # fmt: skip
+        done = clean_shards(jobs, audit.index, audit.rule, verdict, context.work_url, basis, worth_it, progress.scanned)
         for i, (cleaned, scan) in zip(dirty, done, strict=True):
             _resized(audit.shards[i].sizes, cleaned)
             files[i], scans[i] = cleaned, scan
@@ -226,6 +224,7 @@ def _check_something_left(audit: Audit) -> None:
 
 
 def _metrics(audit: Audit) -> dict[str, float]:
+    assert audit.after is not None
     counts = audit.counts()
     planted = sum(recall.planted for recall in audit.recalls)
     metrics = {f"documents_{name}": float(counts[name]) for name in ("keep", "note", "excise", "drop")}
@@ -254,10 +253,15 @@ def _write_totals(audit: Audit, metrics: dict[str, float], path: Path) -> None:
         name: int(count) for name, count in zip(index.book_ids, index.excluded, strict=True) if count
     }
     totals["evaluation_documents_shared"] = [
-        {"a": index.book_ids[a], "b": index.book_ids[b], "split_a": audit.books[a]["split"],
-         "split_b": audit.books[b]["split"], "share_of_smaller": round(share, 6)}
+        {
+            "a": index.book_ids[a],
+            "b": index.book_ids[b],
+            "split_a": audit.books[a]["split"],
+            "split_b": audit.books[b]["split"],
+            "share_of_smaller": round(share, 6),
+        }
         for a, b, share in index.shared
-    ]  # fmt: skip
+    ]
     path.write_text(json.dumps(totals, indent=1, sort_keys=True) + "\n")
 
 

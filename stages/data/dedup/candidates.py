@@ -5,7 +5,7 @@ Documents are numbered by preference here: 0 is the one kept before all others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ def buckets(bands: NDArray[np.uint64], members: NDArray[np.int64]) -> list[NDArr
     return list(found.values())
 
 
-def proposals(bucket: NDArray[np.int64], compared: set[Pair]) -> Iterator[Pair]:
+def proposals(bucket: NDArray[np.int64], compared: Container[Pair]) -> Iterator[Pair]:
     """Pairs of a bucket to compare next: all of a small one; of a large one those of the first document that has
     not been compared with every other. Repeated with what is still kept until nothing comes, that settles a bucket as
     comparing all its pairs would, without comparing the dropped ones with one another."""

@@ -132,7 +132,12 @@ def joined(parts: list[Signatures]) -> Signatures:
     starts = np.cumsum([0, *(len(part.words) for part in parts)])
     prints = np.cumsum([0, *(len(part.fingerprints) for part in parts)])
     return Signatures(
-        *(np.concatenate([part[k] for part in parts]) for k in range(6)),  # type: ignore[arg-type]
+        sizes=np.concatenate([part.sizes for part in parts]),
+        words=np.concatenate([part.words for part in parts]),
+        distinct=np.concatenate([part.distinct for part in parts]),
+        same=np.concatenate([part.same for part in parts]),
+        bands=np.concatenate([part.bands for part in parts]),
+        fingerprints=np.concatenate([part.fingerprints for part in parts]),
         first=np.concatenate([[0], *(part.first[1:] + at for part, at in zip(parts, prints, strict=False))]),
         languages=[language for part in parts for language in part.languages],
         filtered={int(at) + i: f for part, at in zip(parts, starts, strict=False) for i, f in part.filtered.items()},

@@ -152,13 +152,19 @@ def pairs(ids: Sequence[str], decided: Decided) -> list[dict[str, Any]]:
     for found in decided.compared:
         verdict = decided.verdicts.get(found.document)
         acted = verdict is not None and verdict.other == found.other
-        rows.append({
-            "doc_id": ids[found.document], "other_id": ids[found.other],
-            "rule": verdict.rule if acted and verdict else None,
-            "jaccard": found.jaccard, "containment": found.containment,
-            "containment_of_other": found.containment_of_other, "shared_ngrams": found.shared,
-            "text": found.text, "other_text": found.other_text,
-        })  # fmt: skip
+        rows.append(
+            {
+                "doc_id": ids[found.document],
+                "other_id": ids[found.other],
+                "rule": verdict.rule if acted and verdict else None,
+                "jaccard": found.jaccard,
+                "containment": found.containment,
+                "containment_of_other": found.containment_of_other,
+                "shared_ngrams": found.shared,
+                "text": found.text,
+                "other_text": found.other_text,
+            }
+        )
     return sorted(rows, key=lambda row: (-max(row["jaccard"], row["containment"]), row["doc_id"], row["other_id"]))
 
 

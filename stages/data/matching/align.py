@@ -22,9 +22,14 @@ COMPARED = 32  # spans that a chain is compared with: those of the longest chain
 
 
 def verified(
-    data: NDArray[np.uint8], marks: NDArray[np.int64], total: int, chains: NDArray[np.int64], index: Index, reach: int,
+    data: NDArray[np.uint8],
+    marks: NDArray[np.int64],
+    total: int,
+    chains: NDArray[np.int64],
+    index: Index,
+    reach: int,
     least: int,
-) -> NDArray[np.int64]:  # fmt: skip
+) -> NDArray[np.int64]:
     """Chains of at least ``least`` agreeing words: int64 [v, 8] of book, first and last+1 word in the document and in
     the book, agreeing words, first byte, last byte + 1. Some that lie inside a better one are missing.
 
@@ -34,17 +39,26 @@ def verified(
     found = np.empty((len(chains), VERIFIED_FIELDS), np.int64)
     if not len(chains):
         return found
-    count = _verified(
-        data, *tables(), marks, total, chains, index.hashes, index.first_word, reach, least, found
-    )  # fmt: skip
+    count = _verified(data, *tables(), marks, total, chains, index.hashes, index.first_word, reach, least, found)
     return found[:count]
 
 
 @njit(cache=True, nogil=True)
 def _verified(
-    data: Any, ascii: Any, classes: Any, offsets: Any, flat: Any, marks: Any, total: int, chains: Any, own: Any,
-    first_word: Any, reach: int, least: int, out: Any,
-) -> int:  # fmt: skip
+    data: Any,
+    ascii: Any,
+    classes: Any,
+    offsets: Any,
+    flat: Any,
+    marks: Any,
+    total: int,
+    chains: Any,
+    own: Any,
+    first_word: Any,
+    reach: int,
+    least: int,
+    out: Any,
+) -> int:
     """``verified``; returns how many it entered into ``out``."""
     hashes, starts, ends = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)
     lower = np.empty(0, np.uint32)  # of the hashes, as in the index

@@ -25,6 +25,8 @@ I0, I1, G0, G1, LOW, HIGH = range(6)
 """An open chain: its first and last+1 word in the document and in the index, and where the evaluation document's words
 begin and end in the index; ``LOW`` is ``UNKNOWN`` until that matters: most chains are one seed."""
 UNKNOWN, NONE = -1, 1 << 62
+Integer = int | np.int64
+"""What the kernels count in: compiled, both are 64 bits."""
 BLOCK = 4096  # words read before they are looked up: 100 KB, about half of a core's own cache
 
 
@@ -80,9 +82,21 @@ def _chained(
     while True:
         out = np.empty((size, CHAIN_FIELDS), np.int64)
         count, total = _chains(
-            data, *tables(), *block, index.ngram, index.table, index.postings, index.first_word, index.bitmap, max_gap,
-            max_drift, least, np.empty((OPEN_CHAINS, OPEN_FIELDS), np.int64), marks, out,
-        )  # fmt: skip
+            data,
+            *tables(),
+            *block,
+            index.ngram,
+            index.table,
+            index.postings,
+            index.first_word,
+            index.bitmap,
+            max_gap,
+            max_drift,
+            least,
+            np.empty((OPEN_CHAINS, OPEN_FIELDS), np.int64),
+            marks,
+            out,
+        )
         if count <= size:
             return out[:count], total
         size = count
@@ -97,10 +111,26 @@ def _spans(found: NDArray[np.int64], offset: int, index: Index) -> Iterator[Span
 
 @njit(cache=True, nogil=True)
 def _chains(
-    data: Any, ascii: Any, classes: Any, offsets: Any, flat: Any, hashes: Any, starts: Any, ends: Any, n: int,
-    table: Any, postings: Any, first_word: Any, bitmap: Any, max_gap: int, max_drift: int, least: int, live: Any,
-    marks: Any, out: Any,
-) -> tuple[int, int]:  # fmt: skip
+    data: Any,
+    ascii: Any,
+    classes: Any,
+    offsets: Any,
+    flat: Any,
+    hashes: Any,
+    starts: Any,
+    ends: Any,
+    n: int,
+    table: Any,
+    postings: Any,
+    first_word: Any,
+    bitmap: Any,
+    max_gap: int,
+    max_drift: int,
+    least: int,
+    live: Any,
+    marks: Any,
+    out: Any,
+) -> tuple[int, int]:
     """Words, n-grams, look-up and chains in one pass over the bytes, a block of words at a time so that they stay in
     the cache. Returns (chains found, words); chains beyond the length of ``out`` are counted, not kept."""
     block = np.zeros(len(hashes) + n, np.uint64)  # hashes of the last n words of the block before, then this one's
@@ -112,7 +142,8 @@ def _chains(
     total, at = 0, 0
     alive, count = 0, 0
     stalest = NONE  # no open chain ends before this word
-    run, next_word, next_place = NONE, 0, 0  # the chain that the seed before prolonged along its diagonal, and how on
+    run, next_word = NONE, 0  # the chain that the seed before prolonged along its diagonal, and how on
+    next_place: Integer = 0
     while True:
         size, at = read_words(data, at, ascii, classes, offsets, flat, block[n:], starts, ends)
         if size == 0:
@@ -167,7 +198,7 @@ def _prefiltered(grams: Any, first: int, size: int, bitmap: Any, candidates: Any
     for k in range(first, size):
         word, bits = bits_of(grams[k], bitmap)
         candidates[some] = k
-        some += np.int64(bitmap[word] & bits == bits)
+        some += int(bitmap[word] & bits == bits)
     return some
 
 
@@ -194,9 +225,18 @@ def _looked_up(grams: Any, candidates: Any, some: int, table: Any, slots: Any, t
 
 @njit(cache=True, nogil=True, inline="always")
 def _chain(
-    i: int, place: int, n: int, first_word: Any, max_gap: int, max_drift: int, least: int, live: Any, alive: int,
-    out: Any, count: int,
-) -> tuple[int, int, int]:  # fmt: skip
+    i: int,
+    place: Integer,
+    n: int,
+    first_word: Any,
+    max_gap: int,
+    max_drift: int,
+    least: int,
+    live: Any,
+    alive: int,
+    out: Any,
+    count: int,
+) -> tuple[int, int, int]:
     """Let the seed at word ``i``, which stands at ``place`` of the index, prolong a chain or begin one. Returns (open
     chains, finished ones, the chain it prolonged without drift or ``NONE``)."""
     best, best_drift = alive, max_drift + 1

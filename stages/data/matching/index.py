@@ -69,7 +69,7 @@ class Index(NamedTuple):
         """16 hex digits over ids, texts and n-grams: indexes with the same digest find the same."""
         found = xxhash.xxh3_64(repr((self.book_ids, self.ngram)).encode())
         for array in (self.text, self.first_byte, self.first_word, self.table, self.postings):
-            found.update(np.ascontiguousarray(array).view(np.uint8))
+            found.update(np.ascontiguousarray(array).view(np.uint8).data)
         return found.hexdigest()
 
     def evidence(self, book: int, start: int, end: int) -> str:

@@ -78,9 +78,9 @@ def tables() -> Tables:
 def words(text: bytes | NDArray[np.uint8]) -> Words:
     """The words of UTF-8 ``text``."""
     data = as_bytes(text)
-    found = empty_words(len(data) // 2 + 2)
-    count, _ = read_words(data, 0, *tables(), *found)
-    return Words(*(array[:count].copy() for array in found))
+    hashes, starts, ends = empty_words(len(data) // 2 + 2)
+    count, _ = read_words(data, 0, *tables(), hashes, starts, ends)
+    return Words(hashes[:count].copy(), starts[:count].copy(), ends[:count].copy())
 
 
 def empty_words(size: int) -> Words:

@@ -180,20 +180,19 @@ class ShardScan:
         if self.spans:
             table = self.table()
             for row, evidence in _by_document(self.spans_table()):
-                yield ScannedDocument(row, *(column[row].as_py() for column in table.columns), evidence=evidence)
+                doc_id, sha256, size, words = (column[row].as_py() for column in table.columns)
+                yield ScannedDocument(row, doc_id, sha256, size, words, evidence)
 
     def documents(self) -> Iterator[ScannedDocument]:
         """All documents, in order."""
         spans = _by_document(self.spans_table())
         row, evidence = next(spans, (-1, ()))
-        for batch in self.table().to_batches(1024):
-            columns = [column.to_pylist() for column in batch.columns]
-            for at, values in enumerate(zip(*columns, strict=True)):
-                if at != row:
-                    yield ScannedDocument(at, *values)
-                    continue
-                yield ScannedDocument(at, *values, evidence=evidence)
-                row, evidence = next(spans, (-1, ()))
+        for at, (doc_id, sha256, size, words) in enumerate(_rows(self.table())):
+            if at != row:
+                yield ScannedDocument(at, doc_id, sha256, size, words)
+                continue
+            yield ScannedDocument(at, doc_id, sha256, size, words, evidence)
+            row, evidence = next(spans, (-1, ()))
 
 
 def scan_shards(
@@ -291,16 +290,22 @@ def evidence_of(row: dict[str, Any]) -> Evidence:
 
 def _by_document(table: pa.Table) -> Iterator[tuple[int, tuple[Evidence, ...]]]:
     """(row of the document, its spans), a batch in memory at a time."""
-    row, found = -1, []
-    for batch in table.to_batches(1024):
-        for at, *values, doc_text, book_text in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            if at != row and found:
-                yield row, tuple(found)
-                found = []
-            row = at
-            found.append(Evidence(Span(*values), doc_text, book_text))
+    row = -1
+    found: list[Evidence] = []
+    for at, *values, doc_text, book_text in _rows(table):
+        if at != row and found:
+            yield row, tuple(found)
+            found = []
+        row = at
+        found.append(Evidence(Span(*values), doc_text, book_text))
     if found:
         yield row, tuple(found)
+
+
+def _rows(table: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """All rows in order, a batch of them in memory at a time."""
+    for batch in table.to_batches(1024):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def _file(url: str) -> bytes:

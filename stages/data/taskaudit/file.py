@@ -38,9 +38,11 @@ def items(source: TaskSource) -> list[Item]:
     data = path.read_bytes() if path.is_file() else b""
     if "sha256:" + hashlib.sha256(data).hexdigest() != source.pin:
         raise StageError(
-            "the file is not the one planned with", field=f"task_audit: {source.name}", value=source.path,
+            "the file is not the one planned with",
+            field=f"task_audit: {source.name}",
+            value=source.path,
             fix="put it back, or plan again",
-        )  # fmt: skip
+        )
     columns = source.columns()
     found = []
     for number, row in _rows(path, f"task_audit: {source.name}"):
@@ -71,6 +73,9 @@ def _rows(path: Path, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield number, row
     except (ValueError, csv.Error) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise StageError(
-            f"cannot be read: {error}", field=f"{field}.path", value=str(path), allowed="JSON Lines or CSV, UTF-8",
+            f"cannot be read: {error}",
+            field=f"{field}.path",
+            value=str(path),
+            allowed="JSON Lines or CSV, UTF-8",
             fix="mend the file",
-        ) from error  # fmt: skip
+        ) from error

@@ -144,9 +144,14 @@ def _training_ids(documents: Artifact) -> Iterator[str]:
 def _row(item: Item, by_id: dict[str, str], by_text: dict[str, tuple[float, str | None]]) -> dict[str, Any]:
     text, summary = by_text.get(item.text), by_text.get(item.summary)
     row = {
-        "task": item.task, "item": item.number, "id": item.id or None, "title": item.title or None,
+        "task": item.task,
+        "item": item.number,
+        "id": item.id or None,
+        "title": item.title or None,
         "id_document": by_id.get(item.id),
-        "text_document": text and text[1], "text_coverage": text and text[0],
-        "summary_document": summary and summary[1], "summary_coverage": summary and summary[0],
-    }  # fmt: skip
+        "text_document": text and text[1],
+        "text_coverage": text and text[0],
+        "summary_document": summary and summary[1],
+        "summary_coverage": summary and summary[0],
+    }
     return {**row, "found": " and ".join(_ways(row)) or "no"}

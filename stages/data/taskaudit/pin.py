@@ -15,7 +15,7 @@ def pin_sources(sources: tuple[TaskSource, ...], base_dir: Path) -> tuple[TaskSo
 
     Raises StageError for a missing file, another digest than the pinned one, a missing column, two sources of one name.
     """
-    pinned = []
+    pinned: list[TaskSource] = []
     for number, source in enumerate(sources):
         field = f"task_audit.sources.{number}"
         path, digest = pin_file(source.path, base_dir, source.pin, field=field, kind="JSONL or CSV")
@@ -25,9 +25,12 @@ def pin_sources(sources: tuple[TaskSource, ...], base_dir: Path) -> tuple[TaskSo
             )
         if not {"id", "text", "summary"} & set(source.columns()):
             raise StageError(
-                "nothing to look for", field=field, value=source.name, allowed="id, text, summary: at least one",
+                "nothing to look for",
+                field=field,
+                value=source.name,
+                allowed="id, text, summary: at least one",
                 fix="name the column that holds it",
-            )  # fmt: skip
+            )
         from stages.data.taskaudit.file import first_columns
 
         present = first_columns(Path(path), field)

@@ -145,9 +145,18 @@ def _class(data: Any, i: int, classes: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _scan(
-    data: Any, bounds: Any, classes: Any, slots: Any, keys: Any, key_at: Any,
-    count: int, chunks: Any, strange: Any, taken: Any, of_text: Any,
-) -> Any:  # fmt: skip
+    data: Any,
+    bounds: Any,
+    classes: Any,
+    slots: Any,
+    keys: Any,
+    key_at: Any,
+    count: int,
+    chunks: Any,
+    strange: Any,
+    taken: Any,
+    of_text: Any,
+) -> Any:
     """Cuts the texts, looks their chunks up and adds new ones. Returns (chunks known, chunks not kept)."""
     others = at = 0
     count_before = count
@@ -158,7 +167,7 @@ def _scan(
         first, words, before = at, 0, np.uint8(_SPACE)
         kind = before if start == end else _class(data, start, classes)
         while i < end:
-            words += np.int64(before & _SPACE > kind & _SPACE)
+            words += int(before & _SPACE > kind & _SPACE)
             h = (h ^ np.uint64(data[i])) * np.uint64(0x100000001B3)
             i += 1
             while i < end and data[i] & 0xC0 == 0x80:  # the other bytes of the character
@@ -173,7 +182,8 @@ def _scan(
                 if kind & _BREAK and (i + 1 == end or not _class(data, i + 1, classes) & _LETTER):
                     continue
             # A seam, or the text's end: the chunk start .. i is looked up, and added where it is new.
-            length, place = i - start, -1
+            length: int = i - start
+            place: int | np.int64 = -1
             if length <= LONGEST:
                 mask, low = np.uint64(len(slots) - 1), np.uint64(0xFFFFFFFF)
                 slot = (h ^ h >> np.uint64(32)) & mask

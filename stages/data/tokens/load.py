@@ -60,7 +60,8 @@ def document_tokens(artifact: Artifact, split: str) -> Iterator[tuple[str, np.nd
 
     if not any(path.name == split for path in artifact.path().iterdir()):
         return
-    current, parts = "", []
+    current = ""
+    parts: list[np.ndarray] = []
     for shard in sorted(artifact.path(split).glob("data-*.arrow")):
         with pa.memory_map(str(shard)) as file:
             for batch in pa.ipc.open_stream(file):

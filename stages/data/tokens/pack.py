@@ -158,7 +158,7 @@ def _describe(folder: Path, length: int, shards: list[str], sequences: int) -> N
     about = {"description": "", "citation": "", "homepage": "", "license": "", "features": _features(length)}
     (folder / "dataset_info.json").write_text(json.dumps(about))
     known = f"{folder.name} {length} {sequences} {shards}"
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": shard} for shard in shards],
         "_fingerprint": hashlib.sha256(known.encode()).hexdigest()[:16],
         "_format_columns": None,

@@ -82,7 +82,10 @@ def vocabulary_size(config: TokenizerConfig) -> int | None:
         if token is not None and token not in tokens:
             special = ", ".join(t["content"] for t in body.get("added_tokens") or ()) or "any token of its vocabulary"
             raise StageError(
-                f"{config.path} has no such token", field=f"tokenizer.{field}", value=token, allowed=special[:300],
+                f"{config.path} has no such token",
+                field=f"tokenizer.{field}",
+                value=token,
+                allowed=special[:300],
                 fix="name one it has",
-            )  # fmt: skip
+            )
     return len(tokens)

@@ -7,7 +7,7 @@ from typing import Any
 from stages.data.tokens.config import TokenizerConfig
 from stages.data.tokens.load import StudyTokenizer
 from stages.data.tokens.pin import read_tokenizer
-from stages.data.tokens.tokenizer import byte_level, read_library
+from stages.data.tokens.tokenizer import byte_level, read_library, token_id
 
 
 class _Bytes:
@@ -40,5 +40,6 @@ def preview(config: TokenizerConfig) -> StudyTokenizer | None:
     backend = read_library(str(config.path), content)
     backend.no_padding()
     backend.no_truncation()
-    eos = backend.token_to_id(config.eos_token)
+    assert config.eos_token is not None
+    eos = token_id(backend, "eos_token", config.eos_token)
     return StudyTokenizer(backend, backend.get_vocab_size(), eos, eos)

@@ -101,8 +101,8 @@ def _encoded(files: list[Path], total: int, tokenizer_json: str, context: Contex
     before = list(takewhile(Saved.exists, saved))
     if before:
         context.log(f"{len(before)} of {len(files)} files were encoded by an earlier run")
-    for result in before:
-        yield from result.read()
+    for done in before:
+        yield from done.read()
     between_words = splits_between_words(library(tokenizer_json))
     if not between_words:
         context.log("the tokenizer is given whole documents: its tokens reach across the spaces between words")

@@ -30,13 +30,13 @@ def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, c
         content = read_tokenizer(config)
         assert content is not None
         tokenizer = read_library(config.path, content)
-        eos = _token_id(tokenizer, "eos_token", config.eos_token)
-        pad = eos if config.pad_token is None else _token_id(tokenizer, "pad_token", config.pad_token)
+        eos = token_id(tokenizer, "eos_token", config.eos_token)
+        pad = eos if config.pad_token is None else token_id(tokenizer, "pad_token", config.pad_token)
     else:
         tokenizer = byte_level()
         if config.kind == "bpe":
             tokenizer = _with_numbers(_train(tokenizer, config, documents, context), config.number_digits)
-        eos, pad = tokenizer.token_to_id(EOS), tokenizer.token_to_id(PAD)
+        eos, pad = token_id(tokenizer, "eos_token", EOS), token_id(tokenizer, "pad_token", PAD)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.save(str(output / "tokenizer.json"))
@@ -129,19 +129,26 @@ def read_library(path: str, content: bytes) -> Library:
     try:
         tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises bare Exception for every fault of the file
-        raise StageError(f"not a tokenizer.json: {error}", field="tokenizer.path", value=path,
-                         fix="give the file that tokenizers or transformers saved") from error  # fmt: skip
+        raise StageError(
+            f"not a tokenizer.json: {error}",
+            field="tokenizer.path",
+            value=path,
+            fix="give the file that tokenizers or transformers saved",
+        ) from error
     probe = "The pass key is 4071.\n  x_1 = {y}\n"
     decoded = tokenizer.decode(tokenizer.encode(probe, add_special_tokens=False).ids)
     if decoded.split() != probe.split():
         raise StageError(
             f"the tokenizer does not give text back: {probe!r} becomes {decoded!r}",
-            field="tokenizer.path", value=path, fix="use one that keeps case and digits",
-        )  # fmt: skip
+            field="tokenizer.path",
+            value=path,
+            fix="use one that keeps case and digits",
+        )
     return tokenizer
 
 
-def _token_id(tokenizer: Library, field: str, token: str) -> int:
+def token_id(tokenizer: Library, field: str, token: str) -> int:
+    """The id of the token that ``tokenizer.<field>`` names. Raises StageError where there is none."""
     found = tokenizer.token_to_id(token)
     if found is None:
         special = [t.content for t in tokenizer.get_added_tokens_decoder().values()][:20]

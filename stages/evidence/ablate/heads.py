@@ -67,10 +67,17 @@ def score(
                         for item, tokens, nats in zip(asked, said, nll, strict=True):
                             before = intact[item.item]
                             rows.append(
-                                {"layer": layer, "head": head, "knockout": name, "task": item.task, "item": item.item,
-                                 "correct": int(first_integer(tokenizer.decode(tokens)) == item.expected),
-                                 "intact": before["correct"], "answer_nll": nats,
-                                 "intact_nll": before["answer_nll"]}
-                            )  # fmt: skip
+                                {
+                                    "layer": layer,
+                                    "head": head,
+                                    "knockout": name,
+                                    "task": item.task,
+                                    "item": item.item,
+                                    "correct": int(first_integer(tokenizer.decode(tokens)) == item.expected),
+                                    "intact": before["correct"],
+                                    "answer_nll": nats,
+                                    "intact_nll": before["answer_nll"],
+                                }
+                            )
                         progress(length * len(asked))
     return rows

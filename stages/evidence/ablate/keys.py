@@ -47,7 +47,11 @@ def collect(
         state: DecoderState | None = None
         for start in range(0, min(len(document.tokens), left), step):
             chunk = document.tokens[start : min(start + step, left)].astype("int64")
-            new = [place for place, token in enumerate(chunk.tolist()) if not (token in seen or seen.add(token))]  # type: ignore[func-returns-value]
+            new = []
+            for place, token in enumerate(chunk.tolist()):
+                if token not in seen:
+                    seen.add(token)
+                    new.append(place)
 
             def visit(number: int, mixer: Mixer, x: Tensor, held: LayerState, new: list[int] = new) -> None:
                 found[number].append(mixer.project(x)[1][0, new].float().cpu())
@@ -80,7 +84,16 @@ def score(decoder: Decoder, keys: Sequence[Tensor], config: TrainedKeysConfig, s
                 (_, readout), *_ = written
                 for head, row in enumerate(numbers(readout, config.tolerance)):
                     rows.append(
-                        {"keys": kind, "feature_map": mixer.feature_map, "feature_dim": phi.shape[-1], "d_key": d,
-                         "rule": mixer.rule, "associations": count, "layer": layer, "head": head} | row
-                    )  # fmt: skip
+                        {
+                            "keys": kind,
+                            "feature_map": mixer.feature_map,
+                            "feature_dim": phi.shape[-1],
+                            "d_key": d,
+                            "rule": mixer.rule,
+                            "associations": count,
+                            "layer": layer,
+                            "head": head,
+                        }
+                        | row
+                    )
     return rows

@@ -134,9 +134,9 @@ class Ablate(Stage[AblateConfig]):
             metrics |= saturation.numbers(along)
             made["saturation"] = "saturation.parquet"
         if config.trained_keys:
-            found = keys.collect(decoder, whole, config.trained_keys.tokens, progress)
-            context.log(f"keys of {len(found[0])} distinct held-out tokens")
-            held = keys.score(decoder, found, config.trained_keys, config.seed)
+            learned = keys.collect(decoder, whole, config.trained_keys.tokens, progress)
+            context.log(f"keys of {len(learned[0])} distinct held-out tokens")
+            held = keys.score(decoder, learned, config.trained_keys, config.seed)
             tables.write(output / "capacity.parquet", held, keys.CAPACITY)
             made["capacity of trained keys"] = "capacity.parquet"
         return Summary(headline=_headline(config, metrics), metrics=metrics, tables=made)

@@ -110,7 +110,7 @@ class MqarConfig(Config):
             TrunkConfig(dim=dim, layers=self.layers, heads=self.heads, ffn_dim=self.ffn_dim)
         for arm in self.arms:
             for count in self.pairs:
-                MixerConfig(**variants()[arm], segment_length=2 * count)  # type: ignore[arg-type]
+                MixerConfig(**variants()[arm], segment_length=2 * count)
         return self
 
     @property

@@ -68,7 +68,7 @@ def train(
     """Train and score one cell, from the weights of ``start`` where there is one (what the arm's own mixer adds starts
     as built). ``progress`` is called with each step and its loss. Raises StageError if it diverges."""
     trunk = TrunkConfig(dim=dim, layers=config.layers, heads=config.heads, ffn_dim=config.ffn_dim)
-    mixer = MixerConfig(**variants()[arm], segment_length=2 * pairs)  # type: ignore[arg-type]
+    mixer = MixerConfig(**variants()[arm], segment_length=2 * pairs)
     decoder = Decoder(ModelConfig(trunk=trunk, mixer=mixer, vocab_size=config.vocabulary), seed=seed)
     if start is not None:
         decoder.load_state_dict(start.state_dict(), strict=False)

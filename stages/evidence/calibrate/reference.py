@@ -15,14 +15,33 @@ def rows() -> list[dict[str, Any]]:
     """One row per point. Capacity: ``feature_map``, ``feature_dim``, ``d_key``, ``holds``, ``fails`` (associations).
     MQAR: ``arm``, ``dim``, ``pairs``, ``accuracy`` (at least). What a row has not is null."""
     capacity = [
-        {"source": row["source"], "feature_map": row["feature_map"], "feature_dim": row["feature_dim"],
-         "d_key": row["d_key"], "holds": row["holds"], "fails": row["fails"],
-         "arm": None, "dim": None, "pairs": None, "accuracy": None}
+        {
+            "source": row["source"],
+            "feature_map": row["feature_map"],
+            "feature_dim": row["feature_dim"],
+            "d_key": row["d_key"],
+            "holds": row["holds"],
+            "fails": row["fails"],
+            "arm": None,
+            "dim": None,
+            "pairs": None,
+            "accuracy": None,
+        }
         for row in reference.rows()
-    ]  # fmt: skip
+    ]
     arm, accuracy = SOLVES
     return capacity + [
-        {"source": ZOOLOGY, "feature_map": None, "feature_dim": None, "d_key": None, "holds": None, "fails": None,
-         "arm": arm, "dim": 64, "pairs": pairs, "accuracy": accuracy}
+        {
+            "source": ZOOLOGY,
+            "feature_map": None,
+            "feature_dim": None,
+            "d_key": None,
+            "holds": None,
+            "fails": None,
+            "arm": arm,
+            "dim": 64,
+            "pairs": pairs,
+            "accuracy": accuracy,
+        }
         for pairs in (4, 8, 16)
-    ]  # fmt: skip
+    ]

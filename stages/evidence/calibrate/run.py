@@ -46,15 +46,24 @@ def run(config: CalibrateConfig, output: Path, context: Context) -> Summary:
     tables: dict[str, str] = {}
     metrics: dict[str, float] = {}
     said: list[str] = []
+    rows: list[dict[str, Any]]
     if config.schlag:
         rows = []
         for feature_map, count, seed in config.schlag.cells():
             found = schlag.train(config.schlag, feature_map, count, seed, progress(config.schlag.steps))
             rows.append(
-                {"feature_map": feature_map, "feature_dim": found.feature_dim, "d_key": config.schlag.d_key,
-                 "associations": count, "seed": seed, "loss": found.loss, "accuracy": found.accuracy,
-                 "steps": found.steps, "solved": found.solved}
-            )  # fmt: skip
+                {
+                    "feature_map": feature_map,
+                    "feature_dim": found.feature_dim,
+                    "d_key": config.schlag.d_key,
+                    "associations": count,
+                    "seed": seed,
+                    "loss": found.loss,
+                    "accuracy": found.accuracy,
+                    "steps": found.steps,
+                    "solved": found.solved,
+                }
+            )
             done += 1
             context.log(f"{feature_map}, {count} associations, seed {seed}: {found}")
         tables["schlag"] = _write(output, "schlag", rows, SCHLAG)
@@ -69,10 +78,19 @@ def run(config: CalibrateConfig, output: Path, context: Context) -> Summary:
             cell, decoder = mqar.train(config.mqar, arm, dim, pairs, seed, start, progress(steps))
             full = decoder if arm == "full" else full
             rows.append(
-                {"arm": arm, "dim": dim, "pairs": pairs, "seed": seed, "accuracy": cell.accuracy,
-                 "trials": cell.trials, "chance": 1 / pairs, "guess": 1 / config.mqar.values,
-                 "start": "scratch" if start is None else "full", "steps": cell.steps}
-            )  # fmt: skip
+                {
+                    "arm": arm,
+                    "dim": dim,
+                    "pairs": pairs,
+                    "seed": seed,
+                    "accuracy": cell.accuracy,
+                    "trials": cell.trials,
+                    "chance": 1 / pairs,
+                    "guess": 1 / config.mqar.values,
+                    "start": "scratch" if start is None else "full",
+                    "steps": cell.steps,
+                }
+            )
             done += 1
             context.log(f"MQAR, {arm}, dim {dim}, {pairs} pairs, seed {seed}: {cell}")
         tables["mqar"] = _write(output, "mqar", rows, MQAR)

@@ -114,6 +114,6 @@ def _written(phi: Tensor, wanted: Tensor, rule: CapacityRule, config: CapacityCo
         empty = memory.empty(len(phi), 1, phi.shape[-1], wanted.shape[-1])
         return memory.write(empty, phi, wanted, "linear", config.eps)
     size = 1 if rule == "delta-token" else min(config.segment_length, count)
-    by_segment = [x.unflatten(2, (count // size, size)).transpose(1, 2) for x in (phi, wanted)]
-    states = scan(None, *by_segment, "delta", config.eps)
+    keys, values = (x.unflatten(2, (count // size, size)).transpose(1, 2) for x in (phi, wanted))
+    states = scan(None, keys, values, "delta", config.eps)
     return memory.MemoryState(states.M[:, -1], states.z[:, -1])

@@ -77,7 +77,8 @@ def read_back(
 ) -> Iterator[tuple[int, Readout]]:
     """What the memory returns of everything written so far, at each number of ``stops``: phi and values as in
     ``write_all``, into an empty memory."""
-    state = memory.empty(*phi.shape[:2], phi.shape[-1], values.shape[-1], device=phi.device)
+    samples, repeats = phi.shape[:2]
+    state = memory.empty(samples, repeats, phi.shape[-1], values.shape[-1], device=phi.device)
     for count, now in write_all(state, phi, values, rule, segment, eps, stops):
         wanted = values[:, :, :count]
         read = memory.read(now, phi[:, :, :count], eps)

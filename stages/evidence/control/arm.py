@@ -37,9 +37,17 @@ def run(config: ControlConfig, base: Artifact, output: Path, context: Context) -
         rows.extend(tables.row(config, score, step=step, k=k, segments=config.segments) for k, score in scores.items())
 
     steps = train(
-        decoder, config, config.graft, segments=config.segments, pairs=config.pairs,
-        asked=config.pairs, stream=(config.seed, TRAINING), field="control.graft", context=context, looked=looked,
-    )  # fmt: skip
+        decoder,
+        config,
+        config.graft,
+        segments=config.segments,
+        pairs=config.pairs,
+        asked=config.pairs,
+        stream=(config.seed, TRAINING),
+        field="control.graft",
+        context=context,
+        looked=looked,
+    )
     rows = [cells for cells in rows if cells["step"] < steps]  # the last step's are measured afresh
     ends: dict[str, dict[int, float]] = {}
     knockouts = tuple(Knockout) if config.mixer.kind == "infini" else (Knockout.none,)

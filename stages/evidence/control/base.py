@@ -33,9 +33,17 @@ def run(config: ControlBaseConfig, output: Path, context: Context) -> Summary:
         rows.extend(tables.row(config, score, step=step, k=k, segments=recipe.segments) for k, score in scores.items())
 
     steps = train(
-        decoder, config, recipe, segments=recipe.segments, pairs=recipe.pairs,
-        asked=recipe.asked, stream=(config.seed, BASE_TRAINING), field="control.base", context=context, looked=looked,
-    )  # fmt: skip
+        decoder,
+        config,
+        recipe,
+        segments=recipe.segments,
+        pairs=recipe.pairs,
+        asked=recipe.asked,
+        stream=(config.seed, BASE_TRAINING),
+        field="control.base",
+        context=context,
+        looked=looked,
+    )
     rows = [cells for cells in rows if cells["step"] < steps]  # the last step's are measured afresh
     ends: dict[int, float] = {}
     for k in recipe.asked:

@@ -91,7 +91,7 @@ def train(
         logits = answer_logits(decoder, torch.from_numpy(whole(task, drawn, segments)), task.segment_length)
         loss = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(drawn.answers).flatten())
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
         if not math.isfinite(loss.item()):

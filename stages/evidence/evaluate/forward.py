@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model import generate
 from model.config import MixerConfig
-from model.decoder import Decoder, DecoderState
+from model.decoder import AnyKnockout, Decoder, DecoderState
 from stages.stage import Artifact, Execution, StageError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def batches(lengths: Sequence[int], budget: int, *, pairs: bool = False) -> list
 
 
 @torch.inference_mode()
-def document_nll(decoder: Decoder, tokens: Tensor, knockout: str | None = None, budget: int | None = None) -> Tensor:
+def document_nll(decoder: Decoder, tokens: Tensor, knockout: AnyKnockout = None, budget: int | None = None) -> Tensor:
     """Nats of tokens[:, 1:] given all before, [B, T - 1] float32, in one pass over the documents.
 
     Documents longer than the budget are read in chunks of whole segments; the decoder's state carries over, so
@@ -104,7 +104,7 @@ def document_nll(decoder: Decoder, tokens: Tensor, knockout: str | None = None, 
 
 @torch.inference_mode()
 def prefill(
-    decoder: Decoder, tokens: Tensor, knockout: str | None = None, budget: int | None = None
+    decoder: Decoder, tokens: Tensor, knockout: AnyKnockout = None, budget: int | None = None
 ) -> tuple[Tensor, DecoderState]:
     """Last-layer output of the last token [B, 1, C] and the state after prompts [B, T] of equal length."""
     hidden, state = generate.prefill(decoder, tokens, knockout, _chunk(decoder, tokens, budget))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.decoder import Decoder, DecoderState
+from model.decoder import AnyKnockout, Decoder, DecoderState
 from stages.data.tasks.prompts import Item, first_integer
 from stages.evidence.evaluate.forward import PASS_TOKENS, batches, prefill
 
@@ -55,7 +55,7 @@ def score(
 
 @torch.inference_mode()
 def answer_nll(
-    decoder: Decoder, hidden: Tensor, state: DecoderState, items: Sequence[Item], knockout: str | None = None
+    decoder: Decoder, hidden: Tensor, state: DecoderState, items: Sequence[Item], knockout: AnyKnockout = None
 ) -> list[float]:
     """Mean nats of each answer's digit tokens; ``hidden`` [B, 1, C] and ``state`` are where its prompt ends."""
     longest = max(len(item.answer_ids) for item in items)
@@ -71,7 +71,7 @@ def answer_nll(
 
 @torch.inference_mode()
 def greedy(
-    decoder: Decoder, hidden: Tensor, state: DecoderState, steps: int, knockout: str | None = None
+    decoder: Decoder, hidden: Tensor, state: DecoderState, steps: int, knockout: AnyKnockout = None
 ) -> list[list[int]]:
     """The ``steps`` most likely tokens after each prompt, decoded from its prefilled state (``model.generate`` would
     read the prompts a second time)."""

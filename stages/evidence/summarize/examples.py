@@ -100,9 +100,11 @@ def from_pairs(pairs: Pairs, tokenizer: StudyTokenizer, config: SummarizeConfig)
         row = json.loads(line)
         if not isinstance(row, dict) or not row.get("text") or not row.get("summary"):
             raise StageError(
-                f"line {number} lacks text or summary", field="summarize.pairs.path", value=pairs.path,
+                f"line {number} lacks text or summary",
+                field="summarize.pairs.path",
+                value=pairs.path,
                 allowed='{"text": ..., "summary": ..., "id": optional} a line',
-            )  # fmt: skip
+            )
         ids = tokenizer.encode(row["text"][: _characters(config)])[:room]
         examples.append(Example(str(row.get("id", f"line-{number}")), "condense", (*ids, *cue), row["summary"]))
     return examples[: config.documents]

@@ -56,7 +56,7 @@ class Checkpoints:
 
     def save(self, state: RunState, decoder: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Write a resume point after ``state.step`` steps; it counts once ``state.json`` is there."""
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint import state_dict_saver
 
         folder = f"{self.root}/step-{state.step:08d}"
         if self.rank == 0:
@@ -66,7 +66,7 @@ class Checkpoints:
         if self.world_size > 1:
             dist.barrier()
         with quiet():
-            dcp.save(
+            state_dict_saver.save(
                 self._tensors(decoder, optimizer), storage_writer=self._writer(folder), no_dist=self.world_size == 1
             )
         if self.rank == 0:
@@ -96,12 +96,12 @@ class Checkpoints:
                 allowed=str(state.world_size),
                 fix="set it back, or set execution.allow_world_size_change",
             )
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint import state_dict_loader
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
         tensors = self._tensors(decoder, optimizer, resized=state.world_size != self.world_size)
         with quiet():
-            dcp.load(
+            state_dict_loader.load(
                 tensors, storage_reader=self._reader(f"{self.root}/step-{state.step:08d}"), no_dist=self.world_size == 1
             )
         set_state_dict(decoder, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
@@ -157,7 +157,7 @@ class Checkpoints:
 
     def _writer(self, folder: str) -> Any:
         if self.local:
-            from torch.distributed.checkpoint import FileSystemWriter
+            from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
             return FileSystemWriter(folder)
         from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
@@ -166,7 +166,7 @@ class Checkpoints:
 
     def _reader(self, folder: str) -> Any:
         if self.local:
-            from torch.distributed.checkpoint import FileSystemReader
+            from torch.distributed.checkpoint.filesystem import FileSystemReader
 
             return FileSystemReader(folder)
         from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader

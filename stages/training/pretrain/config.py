@@ -114,7 +114,7 @@ class BaseSettings(OptimSettings):
     init: Literal["scratch", "hf"] = "scratch"
     per_seed: bool = Field(default=True, description="a base for each of the study's seeds (init hf: false)")
     seed: int = Field(default=0, ge=0, description="of the one base without per_seed")
-    lr: float | None = Field(default=None, gt=0, description="peak learning rate")  # type: ignore[assignment]
+    lr: float | None = Field(default=None, gt=0, description="peak learning rate")  # type: ignore[assignment]  # init: hf has none
     steps: int | None = Field(default=None, ge=1)
     batch_tokens: int | None = Field(default=None, ge=1, description="global batch in tokens")
     sequence_length: int | None = Field(default=None, ge=2, description="the base's short context, tokens")

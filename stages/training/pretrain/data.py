@@ -124,7 +124,8 @@ class Windows:
 
     def begins(self, ids: Ids) -> NDArray[np.bool_]:
         """Which of the windows ``ids`` are the first of their documents."""
-        return (ids % self.parts == 0) & self.rows.first[ids // self.parts]
+        first: NDArray[np.bool_] = (ids % self.parts == 0) & self.rows.first[ids // self.parts]
+        return first
 
     def batch(self, ids: Sequence[int] | Ids) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Tokens int64 [B, length] and the mask of target tokens [B, length] of the windows ``ids``."""

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -204,4 +204,5 @@ def full_state_dict(decoder: Decoder, world_size: int) -> dict[str, torch.Tensor
         return {name: tensor.detach().cpu() for name, tensor in decoder.state_dict().items()}
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    return get_model_state_dict(decoder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))  # type: ignore[return-value]
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast("dict[str, torch.Tensor]", get_model_state_dict(decoder, options=options))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from model.config import MixerConfig
 from stages.training.pretrain.config import BaseConfig, MixtureConfig, OptimSettings, PretrainConfig, PromptPhase
@@ -69,7 +69,7 @@ class Recipe:
         return round(phase.until * self.steps)
 
 
-def _optim(optim: OptimSettings) -> dict[str, object]:
+def _optim(optim: OptimSettings) -> dict[str, Any]:
     return {name: getattr(optim, name) for name in OptimSettings.model_fields}
 
 
@@ -89,7 +89,7 @@ def of_base(config: BaseConfig) -> Recipe:
         gate_lr=config.lr,
         monitor_every=config.steps + 1,
         mixture=config.mixture,
-        **_optim(config),  # type: ignore[arg-type]
+        **_optim(config),
     )
 
 
@@ -105,7 +105,7 @@ def of_pretrain(config: PretrainConfig) -> Recipe:
         mixture=config.mixture,
         lengths=curriculum(config.sequence_length, config.mixer.segment_length),
         curriculum_steps=round(config.steps * config.curriculum_share),
-        **_optim(config),  # type: ignore[arg-type]
+        **_optim(config),
     )
 
 

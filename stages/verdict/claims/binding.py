@@ -118,9 +118,11 @@ def _of_models(evidence: Evidence, rows: pd.DataFrame, arm: str, length: int) ->
             said = [read(list(values), reader) for values in many["values"]]
             against[reader] = many.assign(correct=(np.array(said) == many["expected"].to_numpy()).astype(float))
         absent = table[
-            (table["arm"] == arm) & (table["task"] == "bindings_absent") & (table["rivals"] == k)
+            (table["arm"] == arm)
+            & (table["task"] == "bindings_absent")
+            & (table["rivals"] == k)
             & (table["length"] == length)
-        ]  # fmt: skip
+        ]
         if len(absent):  # how often the arm says a rival's number although its word was not asked
             share = absent.groupby("seed")["correct"].mean()
             against["absent word"] = many.assign(correct=many["seed"].map(share).astype(float)).dropna()
@@ -181,8 +183,13 @@ def _judge(
         short = f"more than {rule.margin:.0%} above every reader that does not bind, at every k to {bound[-1]}"
         return decided(row, "supported", f"{text}, Holm p = {p:.2g}", short=short)
     if known.single is None or (known.single.low or 0.0) < rule.learned:
-        return decided(row, "inconclusive", f"{text}: not even one needle is found", "task not learned",
-                       "not even one needle is found")  # fmt: skip
+        return decided(
+            row,
+            "inconclusive",
+            f"{text}: not even one needle is found",
+            "task not learned",
+            "not even one needle is found",
+        )
     if all(rivals.best.below(rule.margin) for rivals in known.rivals):
         short = "the set of values is known, their binding to keys is not (TOST)"
         return behind(decided(row, "refuted", f"{text}: {short}", short=short), *brackets)

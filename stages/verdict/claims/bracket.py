@@ -63,9 +63,12 @@ def task_bracket(evidence: Evidence, task: str, length: int, ks: Sequence[int], 
         for arm in evidence.arms_of_kind(kind)[:1]:
             for k in ks:
                 rows = table[
-                    (table["arm"] == arm) & (table["task"] == task) & (table["length"] == length)
-                    & (table["rivals"] == k) & table["beyond_local"].astype(bool)
-                ]  # fmt: skip
+                    (table["arm"] == arm)
+                    & (table["task"] == task)
+                    & (table["length"] == length)
+                    & (table["rivals"] == k)
+                    & table["beyond_local"].astype(bool)
+                ]
                 if len(rows):
                     seen.setdefault(kind, []).append(accuracy("", "", rows, sources=(), rules=evidence.rules))
     for kind, name in ((CEILING, "ceiling"), (FLOOR, "floor")):

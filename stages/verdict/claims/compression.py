@@ -29,7 +29,7 @@ def measured_state(trunk: TrunkConfig, mixer: MixerConfig) -> int:
     decoder = Decoder(ModelConfig(trunk=narrow, mixer=mixer, vocab_size=16)).eval()
     with torch.no_grad():
         _, state = decoder(torch.zeros(1, 2 * mixer.segment_length, dtype=torch.long))
-    layers = sum(layer.elements() for layer in state.layers)
+    layers: int = sum(layer.elements() for layer in state.layers)
     return layers + (0 if state.carried is None else state.carried.shape[1] * trunk.dim)
 
 

@@ -134,7 +134,8 @@ def needed_to_clear(rows: pd.DataFrame, rules: ClaimsConfig, threshold: float) -
         return decided
 
     table = _crossed(rows)
-    return _needed(decides, pilot(table), rules, float(table.mean()), *table.shape, "prompts")
+    seeds, items = table.shape
+    return _needed(decides, pilot(table), rules, float(table.mean()), seeds, items, "prompts")
 
 
 def _needed(rule: Rule, seen: Pilot, rules: ClaimsConfig, estimate: float, seeds: int, items: int, unit: str) -> str:
@@ -142,9 +143,17 @@ def _needed(rule: Rule, seen: Pilot, rules: ClaimsConfig, estimate: float, seeds
 
     def sample(grow: Literal["items", "seeds"], limit: int) -> Needed | None:
         return deciding_sample(
-            lambda seeds, items: rule, seen, effect=estimate, seeds=seeds, items=items, grow=grow, limit=limit,
-            power=rules.power, draws=600, seed=rules.seed,
-        )  # fmt: skip
+            lambda seeds, items: rule,
+            seen,
+            effect=estimate,
+            seeds=seeds,
+            items=items,
+            grow=grow,
+            limit=limit,
+            power=rules.power,
+            draws=600,
+            seed=rules.seed,
+        )
 
     ways = []
     if items > 1 and (more := sample("items", min(MOST_ITEMS, 64 * items))) is not None:

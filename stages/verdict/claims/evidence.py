@@ -94,9 +94,11 @@ class Evidence:
     def runs(self, stage: str) -> list[tuple[str, int]]:
         """(arm, seed) of every input of ``stage``, in the order of the study file (the base is no arm)."""
         found = {
-            (arm, int(seed)) for arm, seed in (step.split("/")[1:] for step in self.inputs if step.count("/") == 2
-                                               and step.startswith(f"{stage}/"))
-        }  # fmt: skip
+            (arm, int(seed))
+            for arm, seed in (
+                step.split("/")[1:] for step in self.inputs if step.count("/") == 2 and step.startswith(f"{stage}/")
+            )
+        }
         arms = self.control_arms if stage == "control" else self.arms
         return [(arm, seed) for arm in arms for seed in self.seeds if (arm, seed) in found]
 

@@ -23,9 +23,15 @@ UNIT = "associations"
 
 
 def point(
-    evidence: Evidence, rows: pd.DataFrame, column: str, level: float, *, name: str, label: str,
+    evidence: Evidence,
+    rows: pd.DataFrame,
+    column: str,
+    level: float,
+    *,
+    name: str,
+    label: str,
     sources: tuple[Source, ...],
-) -> Number | None:  # fmt: skip
+) -> Number | None:
     """Number of associations at which the mean of ``column`` falls below ``level``; interval over seeds."""
     from stages.statistics.curves import interpolated_crossing
 
@@ -113,10 +119,24 @@ def trained_models(evidence: Evidence) -> Finding:
             continue
         means = mine.groupby(["seed", "associations"], as_index=False)[["accuracy", "exact"]].mean()
         sources = evidence.sources("ablate", TABLE, f"keys == 'trained' and rule == '{evidence.arms[arm].rule}'", arm)
-        found = point(evidence, means, "accuracy", rule.accuracy, name=f"capacity.trained.{arm}",
-                      label=f"{arm}, its own keys: {rule.accuracy:.0%} recalled", sources=sources)  # fmt: skip
-        half = point(evidence, means, "accuracy", 0.5, name=f"capacity.trained.{arm}.50",
-                     label=f"{arm}, its own keys: 50% recalled", sources=sources)  # fmt: skip
+        found = point(
+            evidence,
+            means,
+            "accuracy",
+            rule.accuracy,
+            name=f"capacity.trained.{arm}",
+            label=f"{arm}, its own keys: {rule.accuracy:.0%} recalled",
+            sources=sources,
+        )
+        half = point(
+            evidence,
+            means,
+            "accuracy",
+            0.5,
+            name=f"capacity.trained.{arm}.50",
+            label=f"{arm}, its own keys: 50% recalled",
+            sources=sources,
+        )
         others += [half] if half is not None else []
         if found is not None:
             rows.append(_against(found, mine, rules.minimum_seeds))

@@ -126,8 +126,9 @@ def _judge(evidence: Evidence, arm: str, costs: list[tuple[Number, Effect]], p: 
     if harmless and all(one.below(rule.margin) for _, one in costs):
         also = ", ".join(signed(one[0].estimate) for one in added if one is not None)
         short = f"costs less than {rule.margin:.0%} accuracy and {rule.perplexity_margin:.0%} perplexity (TOST)"
-        return behind(decided(row, "refuted", f"{text} and {also} perplexity: {short}", short=short),
-                      control_bracket(evidence))  # fmt: skip
+        return behind(
+            decided(row, "refuted", f"{text} and {also} perplexity: {short}", short=short), control_bracket(evidence)
+        )
     differ = [knockout for knockout, (_, one) in zip(rule.knockouts, costs, strict=True) if not one.exceeds]
     if len(differ) < len(costs):
         short = f"{', '.join(differ)} is not shown to cost, another knock-out does: no proof of what was stored"

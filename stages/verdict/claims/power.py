@@ -11,7 +11,7 @@ prompts makes them decide.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -101,22 +101,28 @@ def _check(size: Size) -> None:
         raise StageError(
             f"{count} seed{'s' * (count != 1)}, and the rules decide nothing below claims.minimum_seeds = "
             f"{rules.minimum_seeds}",
-            field="seeds", value=list(size.seeds), fix=f"name at least {rules.minimum_seeds} seeds",
-        )  # fmt: skip
+            field="seeds",
+            value=list(size.seeds),
+            fix=f"name at least {rules.minimum_seeds} seeds",
+        )
     kinds = sorted({mixer.kind for mixer in size.arms.values()})
     for kind, what in ((KINDS_WITH_MEMORY[0], "compressive memory"), (FLOOR, "local attention, the floor")):
         if kind not in kinds:
             raise StageError(
                 f"no arm has {what}, and every claim compares with it",
-                field="arms", value=list(size.arms), fix=f"add an arm of kind {kind!r}",
-            )  # fmt: skip
+                field="arms",
+                value=list(size.arms),
+                fix=f"add an arm of kind {kind!r}",
+            )
     asked = size.evaluate.retrieval
     if _passkeys(size, asked, _length(size)) < 2:
         raise StageError(
             f"fewer than two passkey prompts at {_length(size):,} tokens have their needle beyond a segment of "
             f"{size.segment:,}",
-            field="evaluate.retrieval.trials", value=asked.trials, fix="ask more prompts, or longer ones",
-        )  # fmt: skip
+            field="evaluate.retrieval.trials",
+            value=asked.trials,
+            fix="ask more prompts, or longer ones",
+        )
 
 
 # --- the claims ---------------------------------------------------------------------------------------------------
@@ -134,9 +140,20 @@ def _used(size: Size, earlier: Evidence | None) -> Sensitivity | None:
         pairs = [one[1].pair for one in costs if one is not None]
     seen, origin = _widest(pairs) or (_answers(size.rules.pilot), "claims.pilot")
     return _difference(
-        size, "C1", "memory-is-used", ("ablate", "control"), seen, origin, items, "prompts",
-        null=rule.margin, limit=rule.margin, comparisons=len(rule.knockouts), largest=1.0, show=_points("lost"),
-    )  # fmt: skip
+        size,
+        "C1",
+        "memory-is-used",
+        ("ablate", "control"),
+        seen,
+        origin,
+        items,
+        "prompts",
+        null=rule.margin,
+        limit=rule.margin,
+        comparisons=len(rule.knockouts),
+        largest=1.0,
+        show=_points("lost"),
+    )
 
 
 def _perplexity(size: Size, earlier: Evidence | None) -> Sensitivity:
@@ -144,9 +161,18 @@ def _perplexity(size: Size, earlier: Evidence | None) -> Sensitivity:
     seen, origin, items = _losses(size, earlier)
     limit = -math.log1p(-size.rules.perplexity_from_memory.margin)
     return _difference(
-        size, "C2", "perplexity-from-memory", ("evaluate", "control"), seen, origin, items, "documents",
-        null=0.0, limit=limit, show=_relative,
-    )  # fmt: skip
+        size,
+        "C2",
+        "perplexity-from-memory",
+        ("evaluate", "control"),
+        seen,
+        origin,
+        items,
+        "documents",
+        null=0.0,
+        limit=limit,
+        show=_relative,
+    )
 
 
 def _seeds(size: Size, earlier: Evidence | None) -> Sensitivity:
@@ -168,9 +194,20 @@ def _seeds(size: Size, earlier: Evidence | None) -> Sensitivity:
         return decided
 
     return _difference(
-        size, "C13", "seeds", ("evaluate", "control"), seen, origin, items, "documents",
-        null=margin, limit=margin, show=_relative, supported=supported, refuted=refuted,
-    )  # fmt: skip
+        size,
+        "C13",
+        "seeds",
+        ("evaluate", "control"),
+        seen,
+        origin,
+        items,
+        "documents",
+        null=margin,
+        limit=margin,
+        show=_relative,
+        supported=supported,
+        refuted=refuted,
+    )
 
 
 def _passkey(size: Size, earlier: Evidence | None) -> Sensitivity:
@@ -181,12 +218,14 @@ def _passkey(size: Size, earlier: Evidence | None) -> Sensitivity:
     rules, rule, plan = size.rules, size.rules.retrieval, size.rules.pilot
     length, seeds = _length(size), len(size.seeds)
     items = _passkeys(size, size.evaluate.retrieval, length)
-    seen, origin = Pilot(plan.accuracy, plan.accuracy_seed_sd, plan.accuracy_item_sd, plan.accuracy_residual_sd,
-                         binary=True), "claims.pilot"  # fmt: skip
+    seen, origin = (
+        Pilot(plan.accuracy, plan.accuracy_seed_sd, plan.accuracy_item_sd, plan.accuracy_residual_sd, binary=True),
+        "claims.pilot",
+    )
     tables = []
-    for arm in size.memory_arms if earlier is not None else ():
-        rows = passkey(earlier, arm)[0]
-        rows = rows[rows["length"] == length] if len(rows) else rows
+    asked = [] if earlier is None else [passkey(earlier, arm)[0] for arm in size.memory_arms]
+    for beyond in asked:
+        rows = beyond[beyond["length"] == length] if len(beyond) else beyond
         if len(rows):
             tables.append(rows.pivot_table(index="seed", columns="item", values="correct").dropna(axis=1))
     usable = [pilot(table.to_numpy(float)) for table in tables if min(table.shape) >= 2 and 0 < table.mean().mean() < 1]
@@ -205,16 +244,33 @@ def _passkey(size: Size, earlier: Evidence | None) -> Sensitivity:
         return decided
 
     up, down = (
-        smallest_effect(one, seen, seeds=seeds, items=items, null=rule.threshold, largest=largest, power=rules.power,
-                        draws=DRAWS, seed=rules.seed)
+        smallest_effect(
+            one,
+            seen,
+            seeds=seeds,
+            items=items,
+            null=rule.threshold,
+            largest=largest,
+            power=rules.power,
+            draws=DRAWS,
+            seed=rules.seed,
+        )
         for one, largest in ((clears, 1.0), (fails, 0.0))
-    )  # fmt: skip
+    )
     why = "none" if enough else f"none: {items} prompts of claims.retrieval.minimum_trials = {rule.minimum_trials}"
     return Sensitivity(
-        "C3", "retrieval", ("evaluate", "control"), seeds, items, f"prompts of {length:,} tokens", up,
-        f"accuracy {up:.1%} is shown to reach {rule.threshold:.0%}" if math.isfinite(up) else why, down,
-        f"{down:.1%} is shown to stay below" if math.isfinite(down) else "none", origin,
-    )  # fmt: skip
+        "C3",
+        "retrieval",
+        ("evaluate", "control"),
+        seeds,
+        items,
+        f"prompts of {length:,} tokens",
+        up,
+        f"accuracy {up:.1%} is shown to reach {rule.threshold:.0%}" if math.isfinite(up) else why,
+        down,
+        f"{down:.1%} is shown to stay below" if math.isfinite(down) else "none",
+        origin,
+    )
 
 
 def _control(size: Size, earlier: Evidence | None) -> Sensitivity | None:
@@ -238,9 +294,21 @@ def _control(size: Size, earlier: Evidence | None) -> Sensitivity | None:
             seen, origin = Pilot(0.0, float(found.max()), 0.0, 0.0), f"earlier run: {least} seeds, widest arm and k"
     margin = size.rules.binding.margin
     row = _difference(
-        size, "C5a", "binding-in-control", ("control",), seen, origin, 1, "sequences per k",
-        null=margin, limit=margin, comparisons=len(ks), largest=1.0, show=_points("above 1/k"), arms=len(arms),
-    )  # fmt: skip
+        size,
+        "C5a",
+        "binding-in-control",
+        ("control",),
+        seen,
+        origin,
+        1,
+        "sequences per k",
+        null=margin,
+        limit=margin,
+        comparisons=len(ks),
+        largest=1.0,
+        show=_points("above 1/k"),
+        arms=len(arms),
+    )
     return replace(row, items=control.trials)
 
 
@@ -261,10 +329,20 @@ def _binding(size: Size, earlier: Evidence | None) -> Sensitivity | None:
     seen, origin = _widest(pairs) or (_answers(size.rules.pilot), "claims.pilot")
     # the readers of one k are compared on the very same answers, so they count as one comparison
     return _difference(
-        size, "C5b", "binding-in-text", ("evaluate", "control"), seen, origin, items,
-        f"prompts per k of {length:,} tokens", null=margin, limit=margin, comparisons=len(ks), largest=1.0,
+        size,
+        "C5b",
+        "binding-in-text",
+        ("evaluate", "control"),
+        seen,
+        origin,
+        items,
+        f"prompts per k of {length:,} tokens",
+        null=margin,
+        limit=margin,
+        comparisons=len(ks),
+        largest=1.0,
         show=_points("above 1/k"),
-    )  # fmt: skip
+    )
 
 
 # --- what they share ----------------------------------------------------------------------------------------------
@@ -294,9 +372,16 @@ def _difference(
     above = supported or comparison(rules, null=null, limit=-math.inf, arms=family)
     below = refuted or comparison(rules, null=math.inf, limit=limit, arms=family)
     smallest = smallest_effect(
-        jointly(above, comparisons), seen, seeds=seeds, items=items, null=null, largest=largest, power=rules.power,
-        draws=DRAWS, seed=rules.seed,
-    )  # fmt: skip
+        jointly(above, comparisons),
+        seen,
+        seeds=seeds,
+        items=items,
+        null=null,
+        largest=largest,
+        power=rules.power,
+        draws=DRAWS,
+        seed=rules.seed,
+    )
     refutes = power_of(
         jointly(below, family * comparisons), seen, effect=0.0, seeds=seeds, items=items, draws=DRAWS, seed=rules.seed
     )
@@ -330,14 +415,15 @@ def _losses(size: Size, earlier: Evidence | None) -> tuple[Pilot, str, int]:
     local = next(name for name, mixer in size.arms.items() if mixer.kind == FLOOR)
     pairs = [] if earlier is None else [pair_of_arms(earlier, arm, local) for arm in size.memory_arms]
     seen, origin = _widest(pairs) or (
-        Pilot(0.0, plan.loss_seed_sd, plan.loss_item_sd, plan.loss_residual_sd), "claims.pilot"
-    )  # fmt: skip
+        Pilot(0.0, plan.loss_seed_sd, plan.loss_item_sd, plan.loss_residual_sd),
+        "claims.pilot",
+    )
     if scored.max_documents is not None:
         return seen, origin, scored.max_documents * len(scored.splits)
     return seen, origin, seen.items if seen.items else plan.documents
 
 
-def _widest(pairs: list[Paired | None]) -> tuple[Pilot, str] | None:
+def _widest(pairs: Sequence[Paired | None]) -> tuple[Pilot, str] | None:
     """The pilot with the largest standard error among comparisons with two seeds and items, not all equal."""
     from stages.statistics.power import pilot
 

@@ -43,9 +43,13 @@ def reach(evidence: Evidence, arm: str, rows: pd.DataFrame) -> Number:
 
     rules, rule = evidence.rules, evidence.rules.retrieval
     found = effective_length(
-        rows["length"], rows["correct"], seeds=rows["seed"], items=rows["item"], threshold=rule.threshold,
+        rows["length"],
+        rows["correct"],
+        seeds=rows["seed"],
+        items=rows["item"],
+        threshold=rule.threshold,
         level=1 - rules.alpha,
-    )  # fmt: skip
+    )
     sources = evidence.sources("evaluate", TABLE, f"task == 'passkey' and {BEYOND}", arm)
     return Number(
         f"passkey_effective.{arm}",

@@ -55,9 +55,16 @@ def build(config: ReportConfig, inputs: Mapping[str, Artifact], output: Path, co
             figures.append((section, figure))
         context.progress(done, total, "parts")
     report = document(
-        config, verdicts, numbers, figures, costs(evidence), setup(evidence), recipe=recipe(evidence, config.recipe),
-        calibration=sentences(evidence, collected.named), pages=copy_pages(inputs, output),
-    )  # fmt: skip
+        config,
+        verdicts,
+        numbers,
+        figures,
+        costs(evidence),
+        setup(evidence),
+        recipe=recipe(evidence, config.recipe),
+        calibration=sentences(evidence, collected.named),
+        pages=copy_pages(inputs, output),
+    )
     write(report, output, Place())
     _write_verdicts(verdicts, output / "verdicts.parquet")
     _write_numbers(numbers, output / "numbers.parquet")
@@ -149,14 +156,23 @@ def _write_verdicts(verdicts: Sequence[Verdict], path: Path) -> None:
 
     rows = [
         {
-            "claim": verdict.claim, "name": verdict.name, "verdict": verdict.label, "summary": verdict.summary,
+            "claim": verdict.claim,
+            "name": verdict.name,
+            "verdict": verdict.label,
+            "summary": verdict.summary,
             "estimate": verdict.estimate,
-            "low": verdict.low, "high": verdict.high, "n": verdict.n, "unit": verdict.unit, "reason": verdict.reason,
-            "rule": verdict.rule, "question": verdict.question, "hypothesis": verdict.hypothesis,
+            "low": verdict.low,
+            "high": verdict.high,
+            "n": verdict.n,
+            "unit": verdict.unit,
+            "reason": verdict.reason,
+            "rule": verdict.rule,
+            "question": verdict.question,
+            "hypothesis": verdict.hypothesis,
             "sources": _sources(verdict.sources),
         }
         for verdict in verdicts
-    ]  # fmt: skip
+    ]
     strings = ("claim", "name", "verdict", "summary", "unit", "reason", "rule", "question", "hypothesis", "sources")
     schema = pa.schema(
         [(name, pa.string() if name in strings else pa.int64() if name == "n" else pa.float64()) for name in rows[0]]
@@ -175,13 +191,22 @@ def _write_numbers(numbers: Mapping[str, Sequence[Number]], path: Path) -> None:
     ])  # fmt: skip
     rows: list[dict[str, Any]] = [
         {
-            "section": section, "name": number.name, "label": number.label, "estimate": float(number.estimate),
-            "low": number.low, "high": number.high, "n": number.n, "unit": number.unit, "method": number.method,
-            "verdict": number.decision, "note": number.note, "sources": _sources(number.sources),
+            "section": section,
+            "name": number.name,
+            "label": number.label,
+            "estimate": float(number.estimate),
+            "low": number.low,
+            "high": number.high,
+            "n": number.n,
+            "unit": number.unit,
+            "method": number.method,
+            "verdict": number.decision,
+            "note": number.note,
+            "sources": _sources(number.sources),
         }
         for section, section_numbers in numbers.items()
         for number in section_numbers
-    ]  # fmt: skip
+    ]
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
 
 

@@ -105,9 +105,11 @@ def distances(evidence: Evidence) -> list[Number]:
             nested_accuracy(
                 f"control_distance.{arm}.{between}.{segments}",
                 f"{arm}, {segments} segments, {'other pairs' if between == 'pairs' else 'filler'} between",
-                rows, sources=control.sources(evidence, "distance", str(arm), extra=extra), rules=evidence.rules,
+                rows,
+                sources=control.sources(evidence, "distance", str(arm), extra=extra),
+                rules=evidence.rules,
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -139,8 +141,11 @@ def sentences(evidence: Evidence, named: dict[str, Number]) -> list[str]:
             f"at {k} pairs, and local attention, which cannot, {floor[0]}"
             + (f" (a blind guess: {guess:.0%})." if guess is not None else ".")
         )
-        memory = [(arm, seen) for arm, mixer in evidence.control_arms.items() if mixer.kind == "infini"
-                  and (seen := _range(evidence, named, arm))]  # fmt: skip
+        memory = [
+            (arm, seen)
+            for arm, mixer in evidence.control_arms.items()
+            if mixer.kind == "infini" and (seen := _range(evidence, named, arm))
+        ]
         if memory:
             each = ", ".join(f"{arm} {seen[0]}" for arm, seen in memory)
             found.append(f"On the same task the memory arms recall: {each}.")
@@ -157,8 +162,11 @@ def _range(evidence: Evidence, named: dict[str, Number], arm: str) -> tuple[str,
     """('99.8% [99.1%, 100%]', estimate, k) of an arm of the control at the largest k asked; None where not run."""
     from stages.verdict.report.shown import interval, shown
 
-    ks = sorted(int(rest) for name in named if name.startswith(f"control.{arm}.k") and
-                (rest := name.rpartition(".k")[2]).isdigit())  # fmt: skip
+    ks = sorted(
+        int(rest)
+        for name in named
+        if name.startswith(f"control.{arm}.k") and (rest := name.rpartition(".k")[2]).isdigit()
+    )
     if not ks:
         return None
     number = named[f"control.{arm}.k{ks[-1]}"]

@@ -25,8 +25,12 @@ FILTERS = {
 
 def runs(evidence: Evidence) -> list[tuple[str, int]]:
     """(arm, seed) of every run of the control, arms in the order ceiling, floor, then by name."""
-    found = [(arm, int(seed)) for arm, seed in (step.split("/")[1:] for step in evidence.inputs
-                                                if step.startswith(f"{STEP}/") and step.count("/") == 2)]  # fmt: skip
+    found = [
+        (arm, int(seed))
+        for arm, seed in (
+            step.split("/")[1:] for step in evidence.inputs if step.startswith(f"{STEP}/") and step.count("/") == 2
+        )
+    ]
     first = {CEILING: 0, FLOOR: 1}
     return sorted(set(found), key=lambda run: (first.get(run[0], 2), run[0], run[1]))
 

@@ -24,6 +24,12 @@ def fitted(evidence: Evidence, rows: pd.DataFrame, axis: str) -> Curve | None:
     low, high = float(rows[axis].min()), float(rows[axis].max())
     at = np.geomspace(low, high, POINTS) if log else np.linspace(low, high, POINTS)
     return accuracy_curve(
-        rows[axis].to_numpy(float), rows["correct"].to_numpy(float), seeds=rows["seed"].tolist(),
-        items=rows["item"].tolist(), at=at, shape="linear" if log else "spline", log=log, level=1 - rules.alpha,
-    )  # fmt: skip
+        rows[axis].to_numpy(float),
+        rows["correct"].to_numpy(float),
+        seeds=rows["seed"].tolist(),
+        items=rows["item"].tolist(),
+        at=at,
+        shape="linear" if log else "spline",
+        log=log,
+        level=1 - rules.alpha,
+    )

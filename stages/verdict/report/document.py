@@ -15,8 +15,11 @@ from stages.verdict.report.numbers import CostRow
 SCHEMA_VERSION = 2
 
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("calibration", "Calibration: what this instrument measures where the answer is known",
-     ("control", "control by distance", "control knocked out", "calibration")),
+    (
+        "calibration",
+        "Calibration: what this instrument measures where the answer is known",
+        ("control", "control by distance", "control knocked out", "calibration"),
+    ),
     ("retrieval", "Retrieval and binding", ("passkey", "bindings")),
     ("memory", "Is the memory used?", ("gates",)),
     ("perplexity", "Perplexity", ("perplexity", "perplexity differences", "perplexity by position")),
@@ -25,7 +28,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("summaries", "Summaries", ("summarization",)),
     ("cost", "Cost", ("cost",)),
     ("training", "Training", ()),
-)  # fmt: skip
+)
 """(id, title, sections of numbers) in the order of the page; the first stands before the verdicts."""
 
 IN_WORDS = {

@@ -22,29 +22,42 @@ def page(report: Mapping[str, Any], folder: Path) -> str:
 
     place = report["place"]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"shown": shown, "unit": shown_unit, "bytes": size, "anchor": anchor}
     environment.globals |= {
-        "interval": interval, "grouped": grouped, "slug": lambda text: text.replace(" ", "-"),
+        "interval": interval,
+        "grouped": grouped,
+        "slug": lambda text: text.replace(" ", "-"),
         "file": lambda name: place["file"].replace("{}", name),
-    }  # fmt: skip
+    }
     sections = []
     for name, title, groups in SECTIONS:
         drawn = [
-            {**figure, **{kind: Markup((folder / figure[kind]).read_text("utf-8")) for kind in ("svg", "narrow")},
-             "files": {"SVG": figure["svg"], "data (CSV)": figure["data"], "PNG": figure["png"]}}
+            {
+                **figure,
+                **{kind: Markup((folder / figure[kind]).read_text("utf-8")) for kind in ("svg", "narrow")},
+                "files": {"SVG": figure["svg"], "data (CSV)": figure["data"], "PNG": figure["png"]},
+            }
             for figure in report["figures"]
             if figure["section"] == name
-        ]  # fmt: skip
+        ]
         tables = [{"name": group, "rows": report["numbers"][group]} for group in groups if report["numbers"].get(group)]
         sections.append({"id": name, "title": title, "figures": drawn, "tables": tables})
     present = [s for s in sections[1:] if s["figures"] or s["tables"] or (s["id"] == "cost" and report["costs"])]
     return environment.get_template(TEMPLATE.name).render(
-        report=report, calibration=sections[0], sections=present, artifacts=artifacts(report), light=PALETTE, dark=DARK,
+        report=report,
+        calibration=sections[0],
+        sections=present,
+        artifacts=artifacts(report),
+        light=PALETTE,
+        dark=DARK,
         place=place,
-    )  # fmt: skip
+    )
 
 
 def anchor(key: str) -> str:
@@ -80,9 +93,11 @@ def artifacts(report: Mapping[str, Any]) -> list[dict[str, str]]:
     place = report["place"]
     for one in [*found.values(), *report["pages"]]:
         found[one["key"]] = {
-            "step": one["step"], "key": one["key"], "command": show(one["key"], options=place["options"]),
+            "step": one["step"],
+            "key": one["key"],
+            "command": show(one["key"], options=place["options"]),
             "run": place["runs"].get(one["key"], ""),
-        }  # fmt: skip
+        }
     return sorted(found.values(), key=lambda one: one["step"])
 
 

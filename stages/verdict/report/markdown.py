@@ -71,9 +71,12 @@ def _section(
         commands = [source["command"] for source in number["sources"] if source["command"]]
         more = f" (and {len(commands) - 1} more)" if commands[1:] else ""
         fields = (
-            number["label"], shown(number["estimate"], number["unit"]),
-            interval(number["low"], number["high"], number["unit"]), shown_unit(number["unit"]), str(number["n"] or ""),
-        )  # fmt: skip
+            number["label"],
+            shown(number["estimate"], number["unit"]),
+            interval(number["low"], number["high"], number["unit"]),
+            shown_unit(number["unit"]),
+            str(number["n"] or ""),
+        )
         rows = _code(commands[0]) + more if commands else "computed from shapes"
         lines.append("| " + " | ".join([*(_cell(cell) for cell in fields), rows]) + " |")
     return lines

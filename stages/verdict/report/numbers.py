@@ -175,9 +175,13 @@ def by_position(evidence: Evidence) -> list[Number]:
             if pair is None or arm == local:
                 continue
             gap = perplexity.relative(
-                effect(pair, evidence.rules), f"position_gap.{arm}.{start}",
-                f"{arm} against {local}, tokens {start:,} to {end:,}", evidence, arm, str(local),
-            )  # fmt: skip
+                effect(pair, evidence.rules),
+                f"position_gap.{arm}.{start}",
+                f"{arm} against {local}, tokens {start:,} to {end:,}",
+                evidence,
+                arm,
+                str(local),
+            )
             sources = evidence.sources("evaluate", perplexity.TABLE, where, arm, str(local))
             found.append(replace(gap, sources=sources))
     return found
@@ -240,8 +244,9 @@ def bindings(evidence: Evidence) -> list[Number]:
         for (arm, k), cell in asked.groupby(["arm", "rivals"], sort=False):
             where = f"task == '{task}' and length == {length} and rivals == {k} and {BEYOND}"
             sources = evidence.sources("evaluate", retrieval.TABLE, where, str(arm))
-            number = accuracy(f"{name}.{arm}.k{k}", f"{arm}, {label}, k = {k}", cell, sources=sources,
-                              rules=evidence.rules)  # fmt: skip
+            number = accuracy(
+                f"{name}.{arm}.k{k}", f"{arm}, {label}, k = {k}", cell, sources=sources, rules=evidence.rules
+            )
             found.append(replace(number, unit="accuracy" if column == "correct" else "share of answers"))
     order = list(evidence.arms)
     return sorted(found, key=lambda number: order.index(number.name.split(".")[1]))
@@ -330,9 +335,14 @@ def costs(evidence: Evidence) -> list[CostRow]:
 def cost_numbers(evidence: Evidence) -> list[Number]:
     """The cost table as numbers."""
     units = {
-        "parameters": "parameters", "flops_per_token": "FLOPs/token", "tokens_per_s": "tokens/s",
-        "state_elements": "elements", "state_bytes": "bytes", "live_kv_elements": "elements", "live_kv_bytes": "bytes",
-    }  # fmt: skip
+        "parameters": "parameters",
+        "flops_per_token": "FLOPs/token",
+        "tokens_per_s": "tokens/s",
+        "state_elements": "elements",
+        "state_bytes": "bytes",
+        "live_kv_elements": "elements",
+        "live_kv_bytes": "bytes",
+    }
     return [
         Number(
             f"cost.{name}.{row.arm}",

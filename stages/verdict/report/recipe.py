@@ -8,12 +8,17 @@ from typing import Any
 from stages.verdict.claims.evidence import Evidence
 
 ROWS = (
-    ("steps", "optimiser steps"), ("lr", "peak learning rate"), ("gate_lr", "peak learning rate of the gates"),
-    ("schedule", "schedule"), ("warmup_steps", "warm-up steps"), ("min_lr_share", "last learning rate (share of peak)"),
-    ("weight_decay", "weight decay (AdamW, betas 0.9 and 0.95)"), ("clip", "gradient norm limit"),
+    ("steps", "optimiser steps"),
+    ("lr", "peak learning rate"),
+    ("gate_lr", "peak learning rate of the gates"),
+    ("schedule", "schedule"),
+    ("warmup_steps", "warm-up steps"),
+    ("min_lr_share", "last learning rate (share of peak)"),
+    ("weight_decay", "weight decay (AdamW, betas 0.9 and 0.95)"),
+    ("clip", "gradient norm limit"),
     ("dtype", "precision"),
     ("curriculum_share", "share of steps in which text grows to full length"),
-)  # fmt: skip
+)
 """Settings by their names in the study file, in the order of the table."""
 
 

@@ -38,21 +38,29 @@ def schlag(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         for name, end, marker, y in _points(published, looks):
             axis.plot(end, y, marker=marker, color=looks[name].colour, ms=7, ls="none", clip_on=False)
         power_axis(axis, table["associations"])
-        axis.set(title="Capacity, trained keys", xlabel="associations stored", ylabel="share recalled",
-                 ylim=(-0.03, 1.09))  # fmt: skip
+        axis.set(
+            title="Capacity, trained keys", xlabel="associations stored", ylabel="share recalled", ylim=(-0.03, 1.09)
+        )
 
     data += table.assign(published="").to_dict("records")
-    data += [{"feature_map": name, "associations": end, "published": "holds" if marker == "^" else "fails"}
-             for name, end, marker, _ in _points(published, looks)]  # fmt: skip
+    data += [
+        {"feature_map": name, "associations": end, "published": "holds" if marker == "^" else "fails"}
+        for name, end, marker, _ in _points(published, looks)
+    ]
     sources = [evidence.source(STEP, "schlag.parquet")]
     sources += [evidence.source(STEP, "reference.parquet")] if len(published) else []
     return Drawing(
-        "calibration-capacity", "Calibration: published capacities",
+        "calibration-capacity",
+        "Calibration: published capacities",
         "Associations written with keys that were trained, by Schlag et al.'s (2021) recipe; in brackets the feature "
         "dimension, which bounds what can be told apart. Lines: means, open: seeds. Triangles: what the paper reports, "
         "up (above) where a map still holds so many, down (below) where it fails.",
-        [panel], data, sources, columns=1, height=3.1,
-    )  # fmt: skip
+        [panel],
+        data,
+        sources,
+        columns=1,
+        height=3.1,
+    )
 
 
 def _points(published: pd.DataFrame, looks: dict[str, Style]) -> list[tuple[str, float, str, float]]:
@@ -95,11 +103,15 @@ def mqar(evidence: Evidence, numbers: Numbers) -> Drawing | None:
 
     every = sorted(table["pairs"].unique())
     return Drawing(
-        "calibration-recall", "Calibration: multi-query associative recall",
+        "calibration-recall",
+        "Calibration: multi-query associative recall",
         "The smallest cells of Zoology's MQAR (Arora et al., 2023): full attention is the ceiling, the others "
         "depend on "
         "width and number of pairs. Lines: means, open: seeds; dashes: what the paper reports at least; "
         "dotted: 1/k.",
-        [of(int(pairs)) for pairs in every], table.to_dict("records"), [evidence.source(STEP, "mqar.parquet")],
-        columns=min(3, len(every)), height=2.7,
-    )  # fmt: skip
+        [of(int(pairs)) for pairs in every],
+        table.to_dict("records"),
+        [evidence.source(STEP, "mqar.parquet")],
+        columns=min(3, len(every)),
+        height=2.7,
+    )

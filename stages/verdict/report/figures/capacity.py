@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KEYS = {
-    "random": "Random keys", "orthogonal": "Orthogonal keys", "learned": "Keys learned for recall",
+    "random": "Random keys",
+    "orthogonal": "Orthogonal keys",
+    "learned": "Keys learned for recall",
     "learned-exact": "Keys learned for exact readout",
     "trained": "Keys of the models",
-}  # fmt: skip
+}
 RULE_DASHES: dict[str, Any] = {"linear": "-", "delta": (0, (4, 1.5)), "delta-token": (0, (1, 1.2))}
 TABLE = "capacity.parquet"
 
@@ -64,32 +66,44 @@ def by_keys(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         return panel
 
     present = [
-        (kind, *measure) for kind in kinds for measure in measures
+        (kind, *measure)
+        for kind in kinds
+        for measure in measures
         if (table.loc[table["keys"] == kind, measure[0]].notna().any() if measure[0] in table else False)
-    ]  # fmt: skip
+    ]
     group = ["keys", "feature_map", "feature_dim", "rule", "associations"]
     data = table.groupby(group)[[m for m, _ in measures]].agg(["mean", "min", "max"])
     data.columns = [f"{measure}_{how}" for measure, how in data.columns]
     sources = [evidence.source("capacity", TABLE)] if evidence.has("capacity") else []
     sources += evidence.sources("ablate", TABLE) if "trained" in kinds else ()
     return Drawing(
-        "capacity", "Capacity of the memory, by kind of keys",
+        "capacity",
+        "Capacity of the memory, by kind of keys",
         "Associations written into the real memory module. Left: share whose nearest value is the right one, which "
         "well-spread keys keep up beyond the rank. Right: share read back within the tolerance, which rank "
         "bounds: ticks "
         "on top mark each map's feature dimension. Colour and marker: feature map; line: rule; bands: range over "
         "seeds.",
-        [of(*one) for one in present], data.reset_index().to_dict("records"), sources,
-        columns=len(measures), height=2.6,
-    )  # fmt: skip
+        [of(*one) for one in present],
+        data.reset_index().to_dict("records"),
+        sources,
+        columns=len(measures),
+        height=2.6,
+    )
 
 
 def _line(axis: Axes, cell: pd.DataFrame, measure: str, look: Style, rule: str, label: str) -> None:
     by = cell.groupby("associations")[measure].agg(["mean", "min", "max"])
     axis.plot(
-        by.index, by["mean"], color=look.colour, marker=look.marker, ms=3.6, ls=RULE_DASHES.get(rule, "-"), label=label,
+        by.index,
+        by["mean"],
+        color=look.colour,
+        marker=look.marker,
+        ms=3.6,
+        ls=RULE_DASHES.get(rule, "-"),
+        label=label,
         lw=1.3,
-    )  # fmt: skip
+    )
     axis.fill_between(by.index, by["min"], by["max"], color=look.colour, alpha=0.1, lw=0)
 
 
@@ -109,8 +123,15 @@ def rewriting(evidence: Evidence, numbers: Numbers) -> Drawing | None:
             axis.plot(
                 mean.index, mean["new_value_accuracy"], color=look.colour, marker=look.marker, label=f"{rule}: new"
             )
-            axis.plot(mean.index, mean["old_value_accuracy"], color=look.colour, marker=look.marker, mfc="none",
-                      ls=(0, (1, 1.5)), label=f"{rule}: old")  # fmt: skip
+            axis.plot(
+                mean.index,
+                mean["old_value_accuracy"],
+                color=look.colour,
+                marker=look.marker,
+                mfc="none",
+                ls=(0, (1, 1.5)),
+                label=f"{rule}: old",
+            )
         power_axis(axis, overwrite["associations"])
         axis.set(title="Same key, new value", xlabel="associations", ylabel="share read back", ylim=(-0.03, 1.06))
 
@@ -145,8 +166,12 @@ def rewriting(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     if not panels:
         return None
     return Drawing(
-        "rewriting", "Overwriting and forgetting",
+        "rewriting",
+        "Overwriting and forgetting",
         "Filled: the new value is read for a key written twice; open, dotted: the old one still is. Then: recall of an "
         "association after so many later writes, lines means, open markers seeds.",
-        panels, data, sources, height=2.6,
-    )  # fmt: skip
+        panels,
+        data,
+        sources,
+        height=2.6,
+    )

@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KNOCKOUTS = {
-    "none": "intact", "gate_closed": "gate\nclosed", "reset": "reset", "swap": "other's\nmemory",
+    "none": "intact",
+    "gate_closed": "gate\nclosed",
+    "reset": "reset",
+    "swap": "other's\nmemory",
     "zero_read": "read\nzero",
-}  # fmt: skip
+}
 
 
 def looks(evidence: Evidence) -> dict[str, Style]:
@@ -60,13 +63,18 @@ def by_pairs(evidence: Evidence, numbers: Numbers) -> Drawing | None:
 
     data += _per_seed(table, "k")
     return Drawing(
-        "control", "Positive control: recall across segments",
+        "control",
+        "Positive control: recall across segments",
         "The memory is the only path to the answer. Full attention shows that the task can be learned (ceiling), local "
         "attention what guessing gives (floor). Filled: all seeds with interval; open: every seed. Dashed: 1/k, "
         "which a "
         "model reaches that knows the set of values but not their keys.",
-        [panel], data, sources(evidence, "pairs"), columns=1, height=3.2,
-    )  # fmt: skip
+        [panel],
+        data,
+        sources(evidence, "pairs"),
+        columns=1,
+        height=3.2,
+    )
 
 
 def by_distance(evidence: Evidence, numbers: Numbers) -> Drawing | None:
@@ -95,11 +103,14 @@ def by_distance(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         return panel
 
     return Drawing(
-        "control-distance", "Positive control: how long the memory lasts",
+        "control-distance",
+        "Positive control: how long the memory lasts",
         f"k = {k} pairs asked after more segments than were trained (the leftmost point). The same pairs and questions "
         "at every distance, so the points of a line are not independent. Lines: means, open: seeds.",
-        [of(kind) for kind in kinds], _per_seed(table, "segments", "between"), sources(evidence, "distance"),
-    )  # fmt: skip
+        [of(kind) for kind in kinds],
+        _per_seed(table, "segments", "between"),
+        sources(evidence, "distance"),
+    )
 
 
 def by_knockout(evidence: Evidence, numbers: Numbers) -> Drawing | None:
@@ -118,9 +129,15 @@ def by_knockout(evidence: Evidence, numbers: Numbers) -> Drawing | None:
             x = rows["knockout"].map({name: i for i, name in enumerate(order)}) + aside(place, len(shown), 0.12)
             mean = rows.groupby("knockout")["accuracy"].mean()
             axis.plot(
-                [order.index(str(name)) + aside(place, len(shown), 0.12) for name in mean.index], mean, ls="none",
-                marker=look.marker, color=look.colour, label=arm, ms=5.5, zorder=3,
-            )  # fmt: skip
+                [order.index(str(name)) + aside(place, len(shown), 0.12) for name in mean.index],
+                mean,
+                ls="none",
+                marker=look.marker,
+                color=look.colour,
+                label=arm,
+                ms=5.5,
+                zorder=3,
+            )
             seeds(axis, x + 0.05, rows["accuracy"], look)
         axis.axhline(1 / k, color=INK, lw=1.0, ls=(0, (5, 2)), label="1/k")
         axis.set_xticks(range(len(order)), [KNOCKOUTS[name] for name in order])
@@ -128,11 +145,15 @@ def by_knockout(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         axis.grid(axis="x", visible=False)
 
     return Drawing(
-        "control-knockouts", "Positive control: the memory knocked out",
+        "control-knockouts",
+        "Positive control: the memory knocked out",
         f"k = {k} pairs; the same sequences with the memory intact, its gate closed, reset at every segment, exchanged "
         "for another sequence's, or read as zero. Filled: means, open: seeds.",
-        [panel], _per_seed(table, "knockout"), sources(evidence, "knockout"), columns=1,
-    )  # fmt: skip
+        [panel],
+        _per_seed(table, "knockout"),
+        sources(evidence, "knockout"),
+        columns=1,
+    )
 
 
 def _per_seed(table: pd.DataFrame, *columns: str) -> list[dict[str, Any]]:

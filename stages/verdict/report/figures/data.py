@@ -34,8 +34,16 @@ def contamination(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         axis.scatter(100 * top["coverage"], y, color=PALETTE[1], s=24, label="before the audit", zorder=3)
         axis.scatter(100 * top["coverage_after"], y, color=PALETTE[0], marker="s", s=20, label="after", zorder=3)
         if "contained" in top:
-            axis.scatter(100 * top["contained"], y, facecolor="none", edgecolor=INK, marker="D", s=42, zorder=4,
-                         label="after, second count")  # fmt: skip
+            axis.scatter(
+                100 * top["contained"],
+                y,
+                facecolor="none",
+                edgecolor=INK,
+                marker="D",
+                s=42,
+                zorder=4,
+                label="after, second count",
+            )
         axis.axvline(100 * limit, color=INK, lw=0.8, ls=":")
         names = [_short(title or book) for title, book in zip(top["title"], top["book_id"], strict=True)]
         axis.set_yticks(list(y), names)
@@ -60,11 +68,15 @@ def contamination(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     sources = [evidence.source("decontaminate", "books.parquet"), evidence.source("decontaminate", "decisions.parquet")]
     sources += [evidence.source("certify", "containment.parquet")] if len(certified) else []
     return Drawing(
-        "contamination", "Contamination of the evaluation documents",
+        "contamination",
+        "Contamination of the evaluation documents",
         f"Evaluation documents, most covered first ({len(top)} of {len(books)}); dotted: the limit of {limit:.0%}. "
         "Diamonds: plain n-gram containment in what is trained on, counted again by code of its own.",
-        [covered, acted], top[columns].to_dict("records"), sources, height=1.5 + 0.19 * len(top),
-    )  # fmt: skip
+        [covered, acted],
+        top[columns].to_dict("records"),
+        sources,
+        height=1.5 + 0.19 * len(top),
+    )
 
 
 def _short(title: str, length: int = 22) -> str:
@@ -76,8 +88,9 @@ def _short(title: str, length: int = 22) -> str:
 def cost(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     """Perplexity against the local arm over the bytes of state an arm carries, live segment included."""
     baseline = next(iter(evidence.arms_of_kind("local")), None)
-    rows = [found for found in costs(evidence)
-            if found.arm == baseline or f"perplexity.{found.arm}.{baseline}" in numbers]  # fmt: skip
+    rows = [
+        found for found in costs(evidence) if found.arm == baseline or f"perplexity.{found.arm}.{baseline}" in numbers
+    ]
     if baseline is None or len(rows) < 2:
         return None
     shown = arm_styles(evidence)
@@ -92,8 +105,16 @@ def cost(evidence: Evidence, numbers: Numbers) -> Drawing | None:
             if gap and gap.low is not None and gap.high is not None:
                 error = [[y - 100 * gap.low], [100 * gap.high - y]]
             look = shown[found.arm]
-            axis.errorbar(size * (1 + 0.02 * beside), y, yerr=error, color=look.colour, marker=look.marker, ms=7,
-                          ls="none", label=found.arm)  # fmt: skip
+            axis.errorbar(
+                size * (1 + 0.02 * beside),
+                y,
+                yerr=error,
+                color=look.colour,
+                marker=look.marker,
+                ms=7,
+                ls="none",
+                label=found.arm,
+            )
         if max(sizes) > 8 * max(min(sizes), 1e-9):
             axis.set_xscale("log", base=2)
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
@@ -104,14 +125,23 @@ def cost(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         axis.set(xlabel="state per sequence, live segment included (KiB)", ylabel=f"perplexity against {baseline} (%)")
 
     data = [
-        {"arm": found.arm, "kib": size, "estimate": gap.estimate if gap else 0.0, "low": gap and gap.low,
-         "high": gap and gap.high}
+        {
+            "arm": found.arm,
+            "kib": size,
+            "estimate": gap.estimate if gap else 0.0,
+            "low": gap and gap.low,
+            "high": gap and gap.high,
+        }
         for found, gap, size in zip(rows, gaps, sizes, strict=True)
-    ]  # fmt: skip
+    ]
     return Drawing(
-        "cost", "Perplexity against state size",
+        "cost",
+        "Perplexity against state size",
         "Paired perplexity difference to the arm without memory, with its interval, over what an arm keeps while "
         "it reads "
         "on: down and left is better. Arms of equal size stand side by side.",
-        [panel], data, [s for found in rows for s in found.sources], columns=1,
-    )  # fmt: skip
+        [panel],
+        data,
+        [s for found in rows for s in found.sources],
+        columns=1,
+    )

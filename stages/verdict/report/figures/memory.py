@@ -50,12 +50,16 @@ def gates(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         return panel
 
     return Drawing(
-        "gates", "Gates by layer and head",
+        "gates",
+        "Gates by layer and head",
         "g = sigmoid(β) of every head at the end of training: 0 reads local attention only, 1 the memory only. "
         "Filled: mean over seeds, open: every seed. Layers are told apart by the vertical lines, heads by their order.",
-        [of(arm) for arm in arms], table.to_dict("records"), evidence.sources("ablate", "gates.parquet"), legend=False,
+        [of(arm) for arm in arms],
+        table.to_dict("records"),
+        evidence.sources("ablate", "gates.parquet"),
+        legend=False,
         height=2.6,
-    )  # fmt: skip
+    )
 
 
 def _by_head(axis: Axes, rows: pd.DataFrame, mean: pd.Series, value: str, look: Style) -> None:
@@ -64,9 +68,14 @@ def _by_head(axis: Axes, rows: pd.DataFrame, mean: pd.Series, value: str, look: 
     place = {key: i for i, key in enumerate(heads)}
     x = [place[int(layer), int(head)] for layer, head in zip(rows["layer"], rows["head"], strict=True)]
     axis.plot(
-        [place[int(layer), int(head)] for layer, head in mean.index], mean, ls="none", marker=look.marker,
-        color=look.colour, ms=5, zorder=3,
-    )  # fmt: skip
+        [place[int(layer), int(head)] for layer, head in mean.index],
+        mean,
+        ls="none",
+        marker=look.marker,
+        color=look.colour,
+        ms=5,
+        zorder=3,
+    )
     seeds(axis, [i + 0.18 for i in x], rows[value], look)
     first = [i for i, (layer, _) in enumerate(heads) if i == 0 or heads[i - 1][0] != layer]
     for i in first[1:]:
@@ -103,19 +112,24 @@ def heads(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         return panel
 
     return Drawing(
-        "heads", "What each head's memory is worth",
+        "heads",
+        "What each head's memory is worth",
         "Retrieval accuracy lost on the same prompts when one head's memory alone is knocked out, all others intact. "
         "Filled: mean over seeds, open: every seed.",
         [of(arm, kind) for kind in kinds for arm in arms if ((each["arm"] == arm) & (each["knockout"] == kind)).any()],
-        each.to_dict("records"), evidence.sources("ablate", "heads.parquet"), legend=False, height=2.6,
-    )  # fmt: skip
+        each.to_dict("records"),
+        evidence.sources("ablate", "heads.parquet"),
+        legend=False,
+        height=2.6,
+    )
 
 
 SATURATION = {
-    "memory_norm": ("Norm of the memory", "|M|"), "z_min": ("Least normaliser", "min σ(Q) z"),
+    "memory_norm": ("Norm of the memory", "|M|"),
+    "z_min": ("Least normaliser", "min σ(Q) z"),
     "erase_lambda_max": ("Largest erase eigenvalue", "λ max"),
     "effective_rank": ("Effective rank of the memory", "rank"),
-}  # fmt: skip
+}
 
 
 def saturation(evidence: Evidence, numbers: Numbers) -> Drawing | None:
@@ -137,9 +151,18 @@ def saturation(evidence: Evidence, numbers: Numbers) -> Drawing | None:
                 look = shown[arm]
                 for place, (_, all_of_it) in enumerate(middle[middle["arm"] == arm].groupby("seed")):
                     run = all_of_it[all_of_it[name].notna()]
-                    axis.plot(run["tokens"], run[name], color=look.colour, ls=look.dash, lw=1.1, marker=look.marker,
-                              ms=3.6, mfc="none", markevery=max(1, len(run) // 6),
-                              label=arm if place == 0 and len(run) else None)  # fmt: skip
+                    axis.plot(
+                        run["tokens"],
+                        run[name],
+                        color=look.colour,
+                        ls=look.dash,
+                        lw=1.1,
+                        marker=look.marker,
+                        ms=3.6,
+                        mfc="none",
+                        markevery=max(1, len(run) // 6),
+                        label=arm if place == 0 and len(run) else None,
+                    )
                 band = spread.loc[arm][name].dropna()
                 axis.fill_between(band.index, band[0.05], band[0.95], color=look.colour, alpha=0.1, lw=0)
             if trained:
@@ -152,14 +175,17 @@ def saturation(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         return panel
 
     return Drawing(
-        "saturation", "The memory along a document",
+        "saturation",
+        "The memory along a document",
         "Held-out documents read far beyond the length trained on (dotted). Lines: one per arm and seed, the "
         "median over "
         "documents, layers and heads; bands: the middle 90% of them. Dashed: the eigenvalue above which erasing "
         "overshoots.",
-        [of(name) for name in present], middle.to_dict("records"), evidence.sources("ablate", "saturation.parquet"),
+        [of(name) for name in present],
+        middle.to_dict("records"),
+        evidence.sources("ablate", "saturation.parquet"),
         height=2.6,
-    )  # fmt: skip
+    )
 
 
 def knockouts(evidence: Evidence, numbers: Numbers) -> Drawing | None:
@@ -188,8 +214,15 @@ def knockouts(evidence: Evidence, numbers: Numbers) -> Drawing | None:
                     y, look = place + aside(i, len(arms), 0.2), shown[arm]
                     ends = [100 * (number.estimate if end is None else end) for end in (number.low, number.high)]
                     axis.plot(ends, [y, y], color=look.colour, lw=1.6, solid_capstyle="butt")
-                    axis.plot(100 * number.estimate, y, color=look.colour, marker=look.marker, ms=5.5, ls="none",
-                              label=arm if place == 0 else None)  # fmt: skip
+                    axis.plot(
+                        100 * number.estimate,
+                        y,
+                        color=look.colour,
+                        marker=look.marker,
+                        ms=5.5,
+                        ls="none",
+                        label=arm if place == 0 else None,
+                    )
             axis.set_yticks(range(len(KNOCKOUTS)), [LABELS.get(name, name) for name in KNOCKOUTS])
             axis.set(title=title, xlabel=unit)
             axis.grid(axis="y", visible=False)
@@ -202,8 +235,12 @@ def knockouts(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         _, kind, arm, knockout = name.split(".", 3)
         data.append(row(number, panel=kind, arm=arm, knockout=knockout))
     return Drawing(
-        "knockouts", "Memory knocked out",
+        "knockouts",
+        "Memory knocked out",
         "Same prompts and documents with and without the memory; bars: intervals over seeds and items; grey: "
         "margins of C1.",
-        [of(*panel) for panel in panels], data, [s for n in found.values() for s in n.sources], height=2.7,
-    )  # fmt: skip
+        [of(*panel) for panel in panels],
+        data,
+        [s for n in found.values() for s in n.sources],
+        height=2.7,
+    )

@@ -48,10 +48,18 @@ def by_position(evidence: Evidence, numbers: Numbers) -> Drawing | None:
                 if not found:
                     continue
                 x = [end for end, _ in found]
-                axis.plot(x, [scale * n.estimate for _, n in found], color=look.colour, marker=look.marker,
-                          ls=look.dash, label=arm)  # fmt: skip
-                low, high = ([scale * (n.estimate if (v := getattr(n, end)) is None else v) for _, n in found]
-                             for end in ("low", "high"))  # fmt: skip
+                axis.plot(
+                    x,
+                    [scale * n.estimate for _, n in found],
+                    color=look.colour,
+                    marker=look.marker,
+                    ls=look.dash,
+                    label=arm,
+                )
+                low, high = (
+                    [scale * (n.estimate if (v := getattr(n, end)) is None else v) for _, n in found]
+                    for end in ("low", "high")
+                )
                 axis.fill_between(x, low, high, color=look.colour, alpha=0.1, lw=0)
             axis.axvline(evidence.segment_length(), color=MUTED, lw=0.8, ls=":")
             if kind == "position_gap":
@@ -63,18 +71,22 @@ def by_position(evidence: Evidence, numbers: Numbers) -> Drawing | None:
 
     data = [row(n, panel=kind, arm=arm, until=end) for (kind, arm), found in points.items() for end, n in found]
     return Drawing(
-        "perplexity-by-position", "Perplexity by token position",
+        "perplexity-by-position",
+        "Perplexity by token position",
         "Each point is one position bucket, drawn at its end; bands: intervals over seeds and documents. Dotted: "
         "the end "
         f"of the first segment ({evidence.segment_length()} tokens), where the memory is empty. Right: paired on the "
         "same documents; below zero is better than the arm without memory.",
-        [of(*panel) for panel in panels], data, [s for found in points.values() for _, n in found for s in n.sources],
-    )  # fmt: skip
+        [of(*panel) for panel in panels],
+        data,
+        [s for found in points.values() for _, n in found for s in n.sources],
+    )
 
 
 def _ends(evidence: Evidence) -> dict[int, int]:
     """Start of every bucket -> its end (the longest: the last bucket of a short document ends early)."""
-    table, found = evidence.perplexity, {}
+    table = evidence.perplexity
+    found: dict[int, int] = {}
     for start, end in zip(table["bucket_start"], table["bucket_end"], strict=True) if len(table) else ():
         found[int(start)] = max(int(end), found.get(int(start), 0))
     return found
@@ -100,8 +112,15 @@ def differences(evidence: Evidence, numbers: Numbers) -> Drawing | None:
             look = shown[arm]
             ends = [100 * (number.estimate if end is None else end) for end in (number.low, number.high)]
             axis.plot(ends, [y, y], color=look.colour, lw=1.6, solid_capstyle="butt")
-            axis.plot(100 * number.estimate, y, marker=look.marker, ms=5.5, mec=look.colour,
-                      mfc=look.colour if filled else "none", ls="none")  # fmt: skip
+            axis.plot(
+                100 * number.estimate,
+                y,
+                marker=look.marker,
+                ms=5.5,
+                mec=look.colour,
+                mfc=look.colour if filled else "none",
+                ls="none",
+            )
         axis.axvline(0, color=INK, lw=0.9)
         labels = [" −\n".join(n.name.split(".")[1:]) for n in pairs]
         axis.set_yticks(range(len(pairs), 0, -1), labels)
@@ -113,13 +132,18 @@ def differences(evidence: Evidence, numbers: Numbers) -> Drawing | None:
 
     data = [row(n, arm=arm, where="all" if filled else "beyond the first segment") for _, n, arm, filled in rows]
     return Drawing(
-        "perplexity-differences", "Paired perplexity differences between arms",
+        "perplexity-differences",
+        "Paired perplexity differences between arms",
         "Paired over the same documents and seeds; below zero the first arm is better. Filled: all positions, open: "
         "beyond the first segment. Bars: intervals over seeds and documents. Grey: the equivalence margin of "
         f"±{margin:g}%.",
-        [panel], data, [s for _, n, _, _ in rows for s in n.sources], columns=1, height=0.7 + 0.42 * len(pairs),
+        [panel],
+        data,
+        [s for _, n, _, _ in rows for s in n.sources],
+        columns=1,
+        height=0.7 + 0.42 * len(pairs),
         legend=False,
-    )  # fmt: skip
+    )
 
 
 def training(evidence: Evidence, numbers: Numbers) -> Drawing | None:
@@ -148,17 +172,28 @@ def training(evidence: Evidence, numbers: Numbers) -> Drawing | None:
             window = max(1, len(rows) // SMOOTHED)
             values = rows[column].rolling(window, min_periods=1, center=True).mean() if smoothed else rows[column]
             lines[column].append((str(arm), rows["step"], values, rows))
-            data += [{"panel": column, "arm": arm, "seed": seed, "step": step, "value": value}
-                     for step, value in zip(rows["step"], values, strict=True)]  # fmt: skip
+            data += [
+                {"panel": column, "arm": arm, "seed": seed, "step": step, "value": value}
+                for step, value in zip(rows["step"], values, strict=True)
+            ]
 
     def of(column: str, title: str, unit: str) -> Callable[[Axes], None]:
         def panel(axis: Axes) -> None:
             named: set[str] = set()
             for arm, steps, values, rows in lines[column]:
                 look = shown[arm]
-                axis.plot(steps, values, color=look.colour, ls=look.dash, lw=0.9, marker=look.marker, ms=4, mfc="none",
-                          markevery=(len(named) % 3, max(1, len(steps) // 4)),
-                          label=None if arm in named else arm)  # fmt: skip
+                axis.plot(
+                    steps,
+                    values,
+                    color=look.colour,
+                    ls=look.dash,
+                    lw=0.9,
+                    marker=look.marker,
+                    ms=4,
+                    mfc="none",
+                    markevery=(len(named) % 3, max(1, len(steps) // 4)),
+                    label=None if arm in named else arm,
+                )
                 named.add(arm)
                 if column == "gate_mean" and {"gate_min", "gate_max"} <= set(rows):
                     axis.fill_between(steps, rows["gate_min"], rows["gate_max"], color=look.colour, alpha=0.06, lw=0)
@@ -169,7 +204,11 @@ def training(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         return panel
 
     return Drawing(
-        "training", "Training curves",
+        "training",
+        "Training curves",
         f"One thin line per arm and seed; losses are moving averages over 1/{SMOOTHED} of the run.",
-        [of(*panel) for panel in panels], data, evidence.sources("pretrain", "train_log.parquet"), height=2.5,
-    )  # fmt: skip
+        [of(*panel) for panel in panels],
+        data,
+        evidence.sources("pretrain", "train_log.parquet"),
+        height=2.5,
+    )

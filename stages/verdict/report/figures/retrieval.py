@@ -65,26 +65,40 @@ def positions(evidence: Evidence, numbers: Numbers) -> Drawing | None:
                 rows = table[(table["arm"] == arm) & (table["length"] == length)]
                 curve = curves.get((length, arm))
                 if curve is not None:
-                    axis.plot(100 * curve.x, curve.estimate, color=look.colour, ls=look.dash, marker=look.marker,
-                              markevery=max(1, len(curve.x) // 5), label=arm)  # fmt: skip
+                    axis.plot(
+                        100 * curve.x,
+                        curve.estimate,
+                        color=look.colour,
+                        ls=look.dash,
+                        marker=look.marker,
+                        markevery=max(1, len(curve.x) // 5),
+                        label=arm,
+                    )
                     axis.fill_between(100 * curve.x, curve.low, curve.high, color=look.colour, alpha=0.13, lw=0)
                 for _, run in rows.groupby("seed"):
                     seeds(axis, *_binned(run), look)
-            axis.set(title=f"{tokens(length)} tokens", xlabel="needle's position (% of the prompt)",
-                     ylabel="share found", ylim=(-0.03, 1.05), xlim=(-2, 102))  # fmt: skip
+            axis.set(
+                title=f"{tokens(length)} tokens",
+                xlabel="needle's position (% of the prompt)",
+                ylabel="share found",
+                ylim=(-0.03, 1.05),
+                xlim=(-2, 102),
+            )
 
         return panel
 
     method = next(iter(curves.values())).method if curves else "no curve"
     return Drawing(
-        "retrieval-positions", "Passkey retrieval over the needle's position",
+        "retrieval-positions",
+        "Passkey retrieval over the needle's position",
         f"0% is the start of the prompt. Lines: {method}, with bands; open: shares of every seed in bins. Grey: "
         "the last "
         f"{evidence.segment_length()} tokens, which local attention may still see.",
-        [of(length) for length in lengths], data,
+        [of(length) for length in lengths],
+        data,
         evidence.sources("evaluate", "retrieval.parquet", "task == 'passkey'"),
         height=2.6,
-    )  # fmt: skip
+    )
 
 
 def _binned(run: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -130,8 +144,12 @@ def lengths(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         axis.set(title="Loss on the true answer", ylabel="nats per token", xlabel="prompt length (tokens)")
         axis.set_ylim(bottom=0)
 
-    data = [row(n, measure=prefix, arm=arm, length=length) for prefix in ("passkey", "passkey_nll") for arm in found
-            for length, n in points(prefix, arm)]  # fmt: skip
+    data = [
+        row(n, measure=prefix, arm=arm, length=length)
+        for prefix in ("passkey", "passkey_nll")
+        for arm in found
+        for length, n in points(prefix, arm)
+    ]
     data += [
         {"measure": "curve", "arm": arm, "length": x, "estimate": y, "low": low, "high": high, "n": curve.n}
         for arm, curve in curves.items()
@@ -139,11 +157,14 @@ def lengths(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     ]
     method = next(iter(curves.values())).method if curves else "no curve"
     return Drawing(
-        "retrieval-lengths", "Passkey retrieval over prompt length",
+        "retrieval-lengths",
+        "Passkey retrieval over prompt length",
         f"Needle beyond the last segment only. Left: points with intervals; curves: {method}; dotted: the threshold of "
         "C3. Right: teacher-forced, the finer measure where accuracy is still zero; lower is better.",
-        [accuracy, loss], data, evidence.sources("evaluate", "retrieval.parquet", f"task == 'passkey' and {BEYOND}"),
-    )  # fmt: skip
+        [accuracy, loss],
+        data,
+        evidence.sources("evaluate", "retrieval.parquet", f"task == 'passkey' and {BEYOND}"),
+    )
 
 
 def bindings(evidence: Evidence, numbers: Numbers) -> Drawing | None:
@@ -181,11 +202,14 @@ def bindings(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         row(n, task=task, arm=arm, k=k) for (task, arm), found in points.items() for k, n in found
     ]
     return Drawing(
-        "bindings", "Bindings among k rivals against 1/k",
+        "bindings",
+        "Bindings among k rivals against 1/k",
         "Needle beyond the last segment. Filled: prompts answered with the right number (left) or with one "
         "rival's drawn "
         "at random (right); small open squares: with the number of any needle of the prompt. Dashed: 1/k, which "
         "a model "
         "reaches that knows the set of numbers but not which word each belongs to.",
-        [of(task) for task in present], data, [s for found in points.values() for _, n in found for s in n.sources],
-    )  # fmt: skip
+        [of(task) for task in present],
+        data,
+        [s for found in points.values() for _, n in found for s in n.sources],
+    )

@@ -116,8 +116,10 @@ def finish(drawing: Drawing, folder: Path) -> Figure:
     import pandas as pd
 
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    names = {kind: f"figures/{drawing.name}{end}" for kind, end in
-             (("png", ".png"), ("svg", ".svg"), ("narrow", "-narrow.svg"), ("data", ".csv"))}  # fmt: skip
+    names = {
+        kind: f"figures/{drawing.name}{end}"
+        for kind, end in (("png", ".png"), ("svg", ".svg"), ("narrow", "-narrow.svg"), ("data", ".csv"))
+    }
     wide = _layout(drawing, min(drawing.columns, len(drawing.panels)), WIDE)
     _png(wide, folder / names["png"])
     wide.set_layout_engine("none")  # everything has its place: the SVG needs no second look
@@ -187,9 +189,12 @@ def page_svg(svg: str, name: str, title: str) -> str:
     opening = f'<svg {spaces} {box.group()} role="img" aria-label="{escape(title)}">'
     body = opening + body[head.end() :]
     for colour, variable in (
-        (INK, "ink"), (MUTED, "muted"), (LINE, "line"), (BASELINE, "base"),
+        (INK, "ink"),
+        (MUTED, "muted"),
+        (LINE, "line"),
+        (BASELINE, "base"),
         *((colour, f"c{i}") for i, colour in enumerate(PALETTE)),
-    ):  # fmt: skip
+    ):
         body = body.replace(f": {colour}", f": var(--{variable}, {colour})")
     return re.sub(r"\n\s*", "\n", body)
 
@@ -198,9 +203,14 @@ def page_svg(svg: str, name: str, title: str) -> str:
 
 
 def estimates(
-    axis: Axes, points: Sequence[tuple[float, Number]], style: Style, label: str = "", *, line: bool = False,
+    axis: Axes,
+    points: Sequence[tuple[float, Number]],
+    style: Style,
+    label: str = "",
+    *,
+    line: bool = False,
     scale: float = 1.0,
-) -> None:  # fmt: skip
+) -> None:
     """Filled markers with their intervals, joined by the arm's line where asked for."""
     import numpy as np
 
@@ -210,9 +220,17 @@ def estimates(
     low = scale * np.array([n.estimate if n.low is None else n.low for _, n in points])
     high = scale * np.array([n.estimate if n.high is None else n.high for _, n in points])
     axis.errorbar(
-        x, y, yerr=np.maximum(np.stack([y - low, high - y]), 0), color=style.colour, marker=style.marker,
-        ls=style.dash if line else "none", lw=1.2, elinewidth=1.1, label=label or None, zorder=3,
-    )  # fmt: skip
+        x,
+        y,
+        yerr=np.maximum(np.stack([y - low, high - y]), 0),
+        color=style.colour,
+        marker=style.marker,
+        ls=style.dash if line else "none",
+        lw=1.2,
+        elinewidth=1.1,
+        label=label or None,
+        zorder=3,
+    )
 
 
 def seeds(axis: Axes, x: Any, y: Any, style: Style) -> None:
@@ -246,9 +264,14 @@ def tokens(value: float) -> str:
 def row(number: Number, **where: Any) -> dict[str, Any]:
     """A number as a row of a figure's data."""
     return {
-        **where, "estimate": number.estimate, "low": number.low, "high": number.high, "n": number.n,
-        "unit": number.unit, "name": number.name,
-    }  # fmt: skip
+        **where,
+        "estimate": number.estimate,
+        "low": number.low,
+        "high": number.high,
+        "n": number.n,
+        "unit": number.unit,
+        "name": number.name,
+    }
 
 
 def aside(place: int, count: int, width: float = 0.09) -> float:

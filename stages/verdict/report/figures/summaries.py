@@ -45,8 +45,11 @@ def rouge(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         row(n, arm=name.split(".")[1], task=name.split(".")[2], metric=name.split(".")[3]) for name, n in found.items()
     ]
     return Drawing(
-        "rouge", "ROUGE of the summaries",
+        "rouge",
+        "ROUGE of the summaries",
         f"Mean over seeds and {documents} held-out documents; intervals resample whole documents. ROUGE alone decides "
         "nothing here: it counts shared words.",
-        [of(task) for task in tasks], data, [s for n in found.values() for s in n.sources],
-    )  # fmt: skip
+        [of(task) for task in tasks],
+        data,
+        [s for n in found.values() for s in n.sources],
+    )
