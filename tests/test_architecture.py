@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = (
-    "pipeline.cli", "pipeline.tracking", "pipeline.study", "pipeline.engine", "pipeline.errors",
+    "pipeline.api", "pipeline.cli", "pipeline.tracking", "pipeline.study", "pipeline.engine", "pipeline.errors",
     "stages.verdict", "stages.evidence", "stages.training", "stages.data", "stages.statistics", "stages.framed",
     "stages.stage", "model", "cluster",
 )  # fmt: skip
