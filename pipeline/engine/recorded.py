@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StudyError, UnknownName
@@ -54,7 +55,10 @@ class RecordedStudy:
             step: RecordedStep(step, **{field: value[field] for field in fields})
             for step, value in record["steps"].items()
         }
-        return cls(record["study"], record["study_key"], steps)
+        by_key = {step.key: step.id for step in steps.values()}
+        needs = {step.id: [by_key[key] for key in step.inputs.values()] for step in steps.values()}
+        in_order = TopologicalSorter(needs).static_order()  # the file's own order is that of the alphabet
+        return cls(record["study"], record["study_key"], {step: steps[step] for step in in_order})
 
     @classmethod
     def of_plan(cls, plan: Plan) -> RecordedStudy:

@@ -32,6 +32,8 @@ def test_a_recorded_study_is_opened_by_name(root: Path, monkeypatch: pytest.Monk
     assert study.name == "quickstart" and len(study.steps) == 6
     assert [step for step, made in study.steps.items() if not made] == [NEVER_MADE]
     assert "5 of 6 steps made" in repr(study)
+    order = list(study.steps)
+    assert order.index("pretrain/local/0") < order.index("evaluate/local/0") < order.index("report")
 
 
 def test_an_artifact_shows_what_it_is(root: Path) -> None:
