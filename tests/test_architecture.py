@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = (
-    "pipeline.cli", "pipeline.tracking", "pipeline.study", "pipeline.engine", "pipeline.plugins", "pipeline.errors",
+    "pipeline.api", "pipeline.cli", "pipeline.tracking", "pipeline.study", "pipeline.engine", "pipeline.plugins",
+    "pipeline.errors",
     "stages.verdict", "stages.evidence", "stages.training", "stages.data", "stages.statistics", "stages.framed",
     "stages.extra", "stages.stage", "model", "cluster",
 )  # fmt: skip

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
-from pipeline.cli.options import Json, Root, Set, StudyFile, open_study
+from pipeline.cli.options import Json, Root, Set, StudyName, look
 from pipeline.cli.render import line, note, print_json, size, table
 from pipeline.errors import StudyError, UnknownName
 from stages.data.audit.wording import percent, verdict
 
 if TYPE_CHECKING:
-    from pipeline.cli.options import Loaded
+    from pipeline.cli.options import Looked
     from stages.data.audit.standalone import Report
     from stages.data.decontaminate.files import Kind
 
@@ -48,7 +48,7 @@ app = typer.Typer(
 
 @app.command()
 def study(
-    study: StudyFile,
+    study: StudyName,
     book: Annotated[
         str | None, typer.Option("--book", metavar="ID", help="One evaluation document, with its spans.")
     ] = None,
@@ -61,14 +61,12 @@ def study(
     json: Json = False,
 ) -> None:
     """The audit of a study: what was found, what was done about it, and why (also: audit STUDY)."""
-    from pipeline.cli.view import committed
-
-    opened = open_study(study, set_, root)
-    commit = committed(opened.plan, opened.store, "decontaminate")
-    folder = opened.store.artifact(commit).path()
+    looked = look(study, set_, root)
+    commit = looked.study.commit(looked.store, "decontaminate")
+    folder = looked.store.artifact(commit).path()
     found = _tables(folder)
     spans = _chosen(found, folder, book, document)
-    tasks = _tasks(opened) if book is None and document is None else None
+    tasks = _tasks(looked) if book is None and document is None else None
     if json:
         keys = ("books", "pairs", "sources", "uncovered", "canaries", "decisions")
         body = {"key": commit.key, "headline": commit.headline, "metrics": dict(commit.metrics)}
@@ -141,17 +139,14 @@ class _Tasks:
     rows: list[dict[str, Any]]
 
 
-def _tasks(opened: Loaded) -> _Tasks | None:
+def _tasks(looked: Looked) -> _Tasks | None:
     """None where the study has no such tasks, or the step is not made yet."""
     import pyarrow.parquet as pq
 
-    if "taskaudit" not in [step.id for step in opened.plan.steps]:
-        return None
-    step = opened.plan["taskaudit"]
-    commit = opened.store.lookup_many([(step.stage.name, step.key)]).get(step.key)
+    commit = looked.study.commits(looked.store).get("taskaudit")
     if commit is None:
         return None
-    path = opened.store.artifact(commit).path("tasks.parquet")
+    path = looked.store.artifact(commit).path("tasks.parquet")
     return _Tasks(commit.headline, pq.read_table(path).to_pylist())
 
 

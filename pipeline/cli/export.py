@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.inspect import KeyArgument, find
-from pipeline.cli.options import Json, Root, open_store
+from pipeline.cli.options import Json, OfStudy, Root, open_store
 from pipeline.cli.render import line, print_json, size
 from pipeline.errors import StudyError
 
@@ -22,6 +22,7 @@ def export(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help=f"Round the weights to {', '.join(_DTYPES)} (default: as trained).")
     ] = None,
+    study: OfStudy = None,
     root: Root = None,
     json: Json = False,
 ) -> None:
@@ -31,7 +32,7 @@ def export(
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise StudyError(f"DIR = {str(directory)!r}: is there already. Fix: name a new or an empty folder")
     store = open_store(root)
-    commit = find(store, key)
+    commit = find(store, key, study)
     artifact = store.artifact(commit)
     if "model/config.json" not in artifact.manifest:
         raise StudyError(f"KEY = {key!r}: {commit.step} holds no model (allowed: steps of base and pretrain)")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.options import Json, Root, Set, StudyFile, open_store, open_study
+from pipeline.cli.options import Json, OfStudy, Root, Set, StudyName, look, open_store
 from pipeline.cli.render import ACTION_STYLE, line, note, print_json, seconds, size, table
 from pipeline.errors import IntegrityError, StudyError, UnknownName
 
@@ -20,54 +20,55 @@ KeyArgument = Annotated[
 ]
 
 
-def status(study: StudyFile, set_: Set = None, root: Root = None, json: Json = False) -> None:
+def status(study: StudyName, set_: Set = None, root: Root = None, json: Json = False) -> None:
     """How far the study is: steps made and left, by stage."""
-    from pipeline.engine.plan import decide
-
-    opened = open_study(study, set_, root)
-    decisions = decide(opened.plan, opened.store)
+    looked = look(study, set_, root)
+    commits = looked.study.commits(looked.store)
     made: Counter[str] = Counter()
     total: Counter[str] = Counter()
     spent: defaultdict[str, float] = defaultdict(float)
-    for step in opened.plan.steps:
-        total[step.stage.name] += 1
-        commit = decisions[step.id].commit
+    for step in looked.study.steps.values():
+        total[step.stage] += 1
+        commit = commits.get(step.id)
         if commit is not None:
-            made[step.stage.name] += 1
-            spent[step.stage.name] += float(commit.meta.get("seconds", 0.0))
+            made[step.stage] += 1
+            spent[step.stage] += float(commit.meta.get("seconds", 0.0))
     if json:
         stages = {name: {"made": made[name], "total": total[name], "seconds": spent[name]} for name in total}
-        print_json("status", {"study": opened.plan.study, "stages": stages})
+        print_json("status", {"study": looked.study.study, "stages": stages})
         return
     table(
         ["stage", "made", "of", "time spent"],
         [[name, str(made[name]), str(total[name]), seconds(spent[name]) if made[name] else ""] for name in total],
     )
     left = sum(total.values()) - sum(made.values())
-    line(f"{opened.plan.study}: {'complete' if not left else f'{left} of {sum(total.values())} steps left'}")
+    line(f"{looked.study.study}: {'complete' if not left else f'{left} of {sum(total.values())} steps left'}")
 
 
 def explain(
-    study: StudyFile,
+    study: StudyName,
     step: Annotated[str, typer.Argument(metavar="STEP", help="A step id, for example pretrain/infini-delta/0.")],
     set_: Set = None,
     root: Root = None,
     json: Json = False,
 ) -> None:
     """Why a step would run or be reused: the difference to the nearest earlier artifact, field by field."""
-    from pipeline.engine.plan import decide, differences, external_changes, matching
+    from pipeline.engine.plan import Decision, decide, differences, external_changes
 
-    opened = open_study(study, set_, root)
-    ids = matching(opened.plan, [step])
-    if step not in ids:
-        raise UnknownName("step", step, sorted(ids))
-    chosen = opened.plan[step]
-    decision = decide(opened.plan, opened.store)[step]
+    looked = look(study, set_, root)
+    plan, store = looked.plan, looked.store
+    chosen = looked.study.step(step)
+    if plan is not None:
+        decision = decide(plan, store)[step]
+    else:
+        commit = looked.study.commits(store).get(step)
+        decision = Decision("reuse", f"made {commit.created}") if commit else Decision("run", "planned, not made yet")
     record = chosen.record()
-    before = _nearest(opened.store, chosen.stage.name, chosen.key, record)
+    before = _nearest(store, chosen.stage, chosen.key, record)
     changes: list[str] = []
     if before is not None:
-        changes = external_changes(chosen, before, opened.store) + differences(before.meta, record)
+        outside = external_changes(plan[step], before, store) if plan is not None else []
+        changes = outside + differences(before.meta, record)
     if json:
         print_json(
             "explain",
@@ -109,11 +110,16 @@ def _nearest(store: Store, stage: str, key: str, record: dict[str, object]) -> C
 
 def ls(
     stage: Annotated[str | None, typer.Argument(metavar="[STAGE]", help="Only artifacts of this stage.")] = None,
+    study: Annotated[str | None, typer.Option("--study", metavar="NAME", help="Only those of this study.")] = None,
     root: Root = None,
     json: Json = False,
 ) -> None:
     """All artifacts of the store."""
-    commits = sorted(open_store(root).commits(), key=lambda c: c.created)
+    from pipeline.engine.recorded import recorded
+
+    store = open_store(root)
+    found = recorded(store, study).commits(store).values() if study is not None else store.commits()
+    commits = sorted(found, key=lambda c: c.created)
     if stage is not None:
         known = {c.stage for c in commits}
         if stage not in known:
@@ -139,8 +145,15 @@ def _summary(commit: Commit) -> dict[str, object]:
     }
 
 
-def find(store: Store, name: str) -> Commit:
-    """The artifact with this key, key prefix or step id (the newest). Raises UnknownName, also where several fit."""
+def find(store: Store, name: str, study: str | None = None) -> Commit:
+    """The artifact with this key, key prefix or step id (the newest), or of this step of a recorded study.
+
+    Raises UnknownName, also where several fit, and StudyError for a step that is not made.
+    """
+    if study is not None:
+        from pipeline.engine.recorded import recorded
+
+        return recorded(store, study).commit(store, name)
     commits = sorted(store.commits(), key=lambda c: c.created)
     hits = [c for c in commits if c.key.startswith(name)] if len(name) >= 4 else []
     if len(hits) > 1:
@@ -163,12 +176,13 @@ def show(
         ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many rows.")] = 20,
+    study: OfStudy = None,
     root: Root = None,
     json: Json = False,
 ) -> None:
     """An artifact: what made it, its numbers and files, or the rows of one of its tables."""
     store = open_store(root)
-    commit = find(store, key)
+    commit = find(store, key, study)
     artifact = store.artifact(commit)
     files = {entry.path: entry.size for entry in artifact.manifest.values()}
     if file is not None:
@@ -234,11 +248,11 @@ def _cell(value: object) -> str:
     return " ".join(text.split())[:80]
 
 
-def lineage(key: KeyArgument, root: Root = None, json: Json = False) -> None:
+def lineage(key: KeyArgument, study: OfStudy = None, root: Root = None, json: Json = False) -> None:
     """Everything an artifact was made from, back to the corpus."""
     store = open_store(root)
     by_key = {c.key: c for c in store.commits()}
-    first = find(store, key)
+    first = find(store, key, study)
     lines: list[dict[str, object]] = []
 
     def walk(commit: Commit, depth: int, name: str) -> None:
@@ -262,12 +276,15 @@ def lineage(key: KeyArgument, root: Root = None, json: Json = False) -> None:
 
 def verify(
     key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="One artifact; without it all.")] = None,
+    study: OfStudy = None,
     root: Root = None,
     json: Json = False,
 ) -> None:
     """Check every file of the artifacts against its sha256; exit code 4 if anything is damaged."""
     store = open_store(root)
-    commits = [find(store, key)] if key else list(store.commits())
+    if study is not None and key is None:
+        raise StudyError(f"--study = {study!r}: says whose step KEY is. Fix: name a step, or leave --study out")
+    commits = [find(store, key, study)] if key else list(store.commits())
     problems = {c.key: found for c in commits if (found := store.verify(c))}
     if json:
         print_json("verify", {"checked": len(commits), "problems": problems})
@@ -284,13 +301,14 @@ def verify(
     line(f"{len(commits)} artifacts, all files as committed")
 
 
-def logs(key: KeyArgument, root: Root = None) -> None:
+def logs(key: KeyArgument, study: OfStudy = None, root: Root = None) -> None:
     """The log of a step, with the traceback if it failed; a step that never finished is named by its id."""
+    from pipeline.engine.recorded import recorded
+
     store = open_store(root)
-    places = {c.step: (c.stage, c.key) for c in store.commits()}
-    for study in store.studies():
-        steps = store.study_record(study).get("steps", {})
-        places |= {step: (value["stage"], value["key"]) for step, value in steps.items()}
+    places = {} if study else {c.step: (c.stage, c.key) for c in store.commits()}
+    for name in [study] if study else store.studies():
+        places |= {step.id: (step.stage, step.key) for step in recorded(store, name).steps.values()}
     by_key = [place for place in places.values() if len(key) >= 4 and place[1].startswith(key)]
     if key not in places and not by_key:
         raise UnknownName("step or key", key, places)

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.errors import StudyError
+from pipeline.errors import StudyError, suggestion
 from pipeline.tracking.publish import DEFAULT_ROOT
 
 if TYPE_CHECKING:
     from pipeline.engine.plan import Plan
+    from pipeline.engine.recorded import RecordedStudy
     from pipeline.engine.store import Store
     from pipeline.study.load import LoadedStudy
 
 _TRACKING = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="Study file, for example runs/quickstart.yaml.")]
+StudyName = Annotated[
+    Path, typer.Argument(metavar="STUDY", help="Study file, or the name of a study that was run with this store.")
+]
+OfStudy = Annotated[
+    str | None, typer.Option("--study", metavar="NAME", help="KEY is a step id of this recorded study.")
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=V", help="Override a value of the study file; repeatable.")
 ]
@@ -87,14 +95,60 @@ class Loaded:
 
 
 def open_study(study: Path, overrides: list[str] | None, root: str | None) -> Loaded:
-    """Read the study, open the store, pin the inputs and make the plan."""
+    """Read the study, open the store, pin the inputs and make the plan. Raises StudyError, also for the name of a
+    recorded study: its file is needed here."""
     from pipeline.engine.store import Store
     from pipeline.study.graph import expand
     from pipeline.study.load import load
 
-    loaded = load(study, overrides or ())
     store = Store(root_url(root))
+    if _may_be_a_name(study) and str(study) in store.studies():
+        raise StudyError(
+            f"STUDY = {str(study)!r}: a recorded study can be looked at; this needs its study file (allowed: a YAML "
+            "file). Fix: give the file that was run"
+        )
+    loaded = load(study, overrides or ())
     return Loaded(loaded, expand(loaded, pin_cache()), store)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A study to look at, and its store. ``plan``: where a study file was read; a recorded study has none."""
+
+    study: RecordedStudy
+    store: Store
+    plan: Plan | None
+
+
+def look(study: Path, overrides: list[str] | None, root: str | None) -> Looked:
+    """A study by its file, or by its name as its last run recorded it.
+
+    Raises StudyError for a faulty file, for a name that is not recorded, and for overrides of a recorded study.
+    """
+    from pipeline.engine.recorded import RecordedStudy, recorded
+    from pipeline.engine.store import Store
+
+    if not _may_be_a_name(study):
+        opened = open_study(study, overrides, root)
+        return Looked(RecordedStudy.of_plan(opened.plan), opened.store, opened.plan)
+    store, name = Store(root_url(root)), str(study)
+    known = store.studies()
+    if name not in known:
+        raise StudyError(
+            f"STUDY = {name!r}: no such file, and no study of this name is recorded in {store.root}"
+            f"{suggestion(name, known)} Fix: give a study file, or the --root of its run"
+        )
+    if overrides:
+        raise StudyError(
+            f"--set {overrides[0]!r}: changes what a study file says, and {name!r} is a recorded study. "
+            "Fix: leave --set out, or give the study file"
+        )
+    return Looked(recorded(store, name), store, None)
+
+
+def _may_be_a_name(study: Path) -> bool:
+    """No file, and written as a study's name can be: a mistyped file name has a dot or a slash."""
+    return not study.is_file() and re.fullmatch(r"[a-z0-9][a-z0-9-]*", str(study)) is not None
 
 
 def open_store(root: str | None) -> Store:

@@ -290,6 +290,7 @@ def _ui_options(opened: Loaded, tracking: str | None) -> str:
 
 def _publish_report(opened: Loaded) -> Path | None:
     """The study's newest report at a stable place, ``<root>/reports/<study>/``, where the store is local."""
+    from pipeline.engine.recorded import RecordedStudy
     from pipeline.tracking.publish import publish
 
     step = opened.plan["report"]
@@ -302,5 +303,5 @@ def _publish_report(opened: Loaded) -> Path | None:
     mark = target / ".key"
     if not mark.is_file() or mark.read_text().split(" ")[0] != commit.attempt:
         shutil.rmtree(target, ignore_errors=True)  # an older report's figures
-    publish(opened.plan, opened.store, "report", target)
+    publish(RecordedStudy.of_plan(opened.plan), opened.store, step.stage, step.id, target)
     return target.relative_to(Path.cwd()) if target.is_relative_to(Path.cwd()) else target

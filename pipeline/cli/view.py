@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import Json, Root, Set, StudyFile, Tracking, open_store, open_study, tracking_uri
+from pipeline.cli.options import Json, Root, Set, StudyName, Tracking, look, open_store, tracking_uri
 from pipeline.cli.render import VERDICT_STYLE, line, print_json, table
 from pipeline.errors import StudyError
 
-if TYPE_CHECKING:
-    from pipeline.engine.plan import Plan
-    from pipeline.engine.store import Commit, Store
-
 
 def report(
-    study: StudyFile,
+    study: StudyName,
     out: Annotated[Path | None, typer.Option("--out", help="Also copy the report into this folder.")] = None,
     set_: Set = None,
     root: Root = None,
@@ -25,13 +21,14 @@ def report(
 ) -> None:
     """The verdict table and where the report lies."""
     from pipeline.tracking.publish import publish
+    from stages.verdict.report.stage import STAGE
 
-    opened = open_study(study, set_, root)
-    commit = committed(opened.plan, opened.store, "report")
-    folder = opened.store.artifact(commit).path()
+    looked = look(study, set_, root)
+    commit = looked.study.commit(looked.store, "report")
+    folder = looked.store.artifact(commit).path()
     if out is not None:
         try:
-            publish(opened.plan, opened.store, "report", out)
+            publish(looked.study, looked.store, STAGE, "report", out)
         except OSError as error:
             reason = error.strerror or "not everything could be written"
             raise StudyError(
@@ -43,15 +40,6 @@ def report(
         return
     print_verdicts(folder)
     line(f"report: {folder / 'report.html'}")
-
-
-def committed(plan: Plan, store: Store, step_id: str) -> Commit:
-    """The artifact of a step of the plan. Raises StudyError where it is not made yet."""
-    step = plan[step_id]
-    commit = store.lookup_many([(step.stage.name, step.key)]).get(step.key)
-    if commit is None:
-        raise StudyError(f"step {step_id!r} of {plan.study!r} is not made yet. Fix: infini-study run it first")
-    return commit
 
 
 def _report_json(folder: Path) -> dict[str, object]:

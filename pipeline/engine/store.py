@@ -345,12 +345,15 @@ class Store:
             ) from error
 
     def studies(self) -> list[str]:
-        """Names of the recorded studies."""
-        with contextlib.suppress(FileNotFoundError):
+        """Names of the recorded studies. Raises StudyError for a store that cannot be read."""
+        try:
             found = self.fs.ls(f"{self.base}/studies", detail=False)
-            names = [str(path).rsplit("/", 1)[-1] for path in found]
-            return sorted(name[:-5] for name in names if name.endswith(".json") and not name.startswith("."))
-        return []
+        except FileNotFoundError:
+            return []
+        except Exception as error:  # every kind of storage raises its own
+            raise StudyError(self._unreadable(error)) from error
+        names = [str(path).rsplit("/", 1)[-1] for path in found]
+        return sorted(name[:-5] for name in names if name.endswith(".json") and not name.startswith("."))
 
     def kept(self) -> set[str]:
         """Keys that the last plan of any recorded study needs."""

@@ -7,12 +7,13 @@ import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stages.stage import Place
+from stages.stage import Place, Stage
 
 if TYPE_CHECKING:
     from pipeline.engine.plan import Plan
+    from pipeline.engine.recorded import RecordedStudy
     from pipeline.engine.store import Commit, Store
 
 DEFAULT_ROOT = "runs/store"
@@ -31,17 +32,17 @@ def run_url(tracking_uri: str, experiment: str, run: str) -> str:
     return f"{server}/#/experiments/{experiment}/runs/{run}?{VIEW}"
 
 
-def place(plan: Plan, store: Store, commits: Mapping[str, Commit], file: str = "{}") -> Place:
+def place(study: Plan | RecordedStudy, store: Store, commits: Mapping[str, Commit], file: str = "{}") -> Place:
     """For readers of a study's artifacts. ``commits``: by step id; ``file``: as in ``Place``."""
     runs = {}
     for commit in commits.values():
         made = store.mlflow(commit.stage, commit.key)
         if made:
             runs[commit.key] = run_url(made["tracking_uri"], made["experiment_id"], made["run_id"])
-    return Place(root_option(store.root), runs, tuple(_facts(plan, commits)), file)
+    return Place(root_option(store.root), runs, tuple(_facts(study.study_key, commits)), file)
 
 
-def _facts(plan: Plan, commits: Mapping[str, Commit]) -> list[tuple[str, str]]:
+def _facts(study_key: str, commits: Mapping[str, Commit]) -> list[tuple[str, str]]:
     metas = [commit.meta for commit in commits.values()]
 
     def named(field: str) -> str:
@@ -51,27 +52,26 @@ def _facts(plan: Plan, commits: Mapping[str, Commit]) -> list[tuple[str, str]]:
     made = sorted(commit.created for commit in commits.values())
     facts = (
         [
-            ("study key", plan.study_key),
+            ("study key", study_key),
             ("commit of the code", named("git_commit")),
             ("hardware", named("hardware")),
             ("time of all steps, one after the other", f"{spent:,.0f} s"),
             ("made (UTC)", f"{made[0]} to {made[-1]}"),
         ]
         if commits
-        else [("study key", plan.study_key)]
+        else [("study key", study_key)]
     )
     return [(name, value) for name, value in facts if value]
 
 
-def publish(plan: Plan, store: Store, step_id: str, target: Path) -> None:
-    """A copy of a committed step's artifact at ``target``, adapted to its readers; nothing is done where it lies there
-    already. What else is in the folder stays. Raises OSError."""
-    step = plan[step_id]
-    commits = {s.id: c for s in plan.steps if (c := store.lookup(s.stage.name, s.key)) is not None}
-    to, mark = place(plan, store, commits), target / ".key"
+def publish(study: RecordedStudy, store: Store, stage: Stage[Any], step_id: str, target: Path) -> None:
+    """A copy of a committed step's artifact at ``target``, adapted by its ``stage`` to its readers; nothing is done
+    where it lies there already. What else is in the folder stays. Raises OSError."""
+    commits = study.commits(store)
+    to, mark = place(study, store, commits), target / ".key"
     content = f"{commits[step_id].attempt} {hashlib.sha256(repr(to).encode()).hexdigest()}"
     if mark.is_file() and mark.read_text() == content:
         return
     shutil.copytree(store.artifact(commits[step_id]).path(), target, dirs_exist_ok=True)
-    step.stage.publish(target, to)
+    stage.publish(target, to)
     mark.write_text(content)

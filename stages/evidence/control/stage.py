@@ -30,7 +30,8 @@ CONTROL_ARMS = {
 def control_arms(settings: ControlSettings, study: Mapping[str, MixerConfig]) -> dict[str, MixerConfig]:
     """The arms of the control by name: ``CONTROL_ARMS``, and the study's own infini arms with the options they have
     there (one of the same name takes its place). Segments are the control's."""
-    arms = {name: MixerConfig(segment_length=settings.segment_length, **variants()[name]) for name in CONTROL_ARMS}
+    length = settings.segment_length
+    arms = {name: MixerConfig(segment_length=length, **variants()[name]) for name in CONTROL_ARMS}
     own = {name: mixer for name, mixer in study.items() if mixer.kind == "infini"}
     return arms | {name: replace(mixer, segment_length=length) for name, mixer in own.items()}
 

@@ -1,0 +1,77 @@
+"""Looking commands with the name of a recorded study in place of its file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import app
+from tests.pipeline.recorded_study import NEVER_MADE, key, record
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command on a store in which "quickstart" is recorded; (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    record(tmp_path / "store")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["infini-study", *arguments, "--root", "store"])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        said = capsys.readouterr()
+        return int(str(ended.value.code)), said.out, said.err
+
+    return call
+
+
+def test_status_explain_and_report_need_no_file(cli: Command) -> None:
+    code, out, _ = cli("status", "quickstart", "--json")
+    stages = json.loads(out)["stages"]
+    assert code == 0 and (stages["pretrain"]["made"], stages["summarize"]["made"]) == (2, 0)
+    code, out, _ = cli("explain", "quickstart", "pretrain/local/0")
+    assert code == 0 and "pretrain/local/0: reuse (made " in out and key("pretrain/infini-delta/0")[:12] in out
+    code, out, _ = cli("explain", "quickstart", NEVER_MADE, "--json")
+    assert code == 0 and json.loads(out)["reason"] == "planned, not made yet"
+    code, out, _ = cli("report", "quickstart")
+    assert code == 0 and "memory-is-used" in out
+
+
+def test_steps_are_those_of_the_named_study(cli: Command) -> None:
+    of_study = ("--study", "quickstart")
+    code, out, _ = cli("show", "evaluate/local/0", *of_study, "--json")
+    assert code == 0 and json.loads(out)["key"] == key("evaluate/local/0")
+    code, out, _ = cli("lineage", "report", *of_study, "--json")
+    assert code == 0 and {entry["step"] for entry in json.loads(out)["lineage"]} > {"report", "pretrain/local/0"}
+    assert cli("logs", NEVER_MADE, *of_study)[0] == 0 and cli("verify", "report", *of_study)[0] == 0
+    assert len(json.loads(cli("ls", *of_study, "--json")[1])["artifacts"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("status", "quikstart"), "no study of this name is recorded"),
+        (("status", "quikstart"), "did you mean 'quickstart'?"),
+        (("status", "quickstart", "--set", "seeds=[1]"), "--set 'seeds=[1]': changes what a study file says"),
+        (("explain", "quickstart", "pretrian/local/0"), "unknown step 'pretrian/local/0'; did you mean"),
+        (("explain", "quickstart", "pretrain"), "pretrain/local/0"),
+        (("plan", "quickstart"), "a recorded study can be looked at; this needs its study file"),
+        (("run", "quickstart"), "a recorded study can be looked at; this needs its study file"),
+        (("power", "quickstart"), "a recorded study can be looked at; this needs its study file"),
+        (("audit", "quickstart"), "unknown step 'decontaminate'"),
+        (("show", "report", "--study", "quick"), "unknown study 'quick'"),
+        (("verify", "--study", "quickstart"), "Fix: name a step"),
+        (("show", NEVER_MADE, "--study", "quickstart"), "is not made yet"),
+    ],
+)
+def test_a_wrong_name_is_one_line(cli: Command, arguments: tuple[str, ...], message: str) -> None:
+    code, out, err = cli(*arguments)
+    assert code == 2 and out == "" and len(err.splitlines()) == 1 and message in err
