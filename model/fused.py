@@ -38,7 +38,7 @@ def features(name: FeatureMap, x: Tensor, first: int, last: int, dtype: torch.dt
     """sigma of the segments first .. last - 1 of x [B, S, N, H, d]: [B, last - first, H, N, F] in ``dtype``."""
     if name != "elu1" or torch.compiler.is_compiling():
         return plain_features(name, x, first, last, dtype)
-    return cast(Tensor, _Elu1.apply(x, first, last, dtype))
+    return cast(Tensor, _Elu1.apply(x, first, last, dtype))  # type: ignore[no-untyped-call]
 
 
 def rotated_features(
@@ -46,7 +46,7 @@ def rotated_features(
 ) -> tuple[Tensor, Tensor]:
     """``rotate(x, cos, sin)`` of x [B, S, N, H, d] and cos, sin [N, d/2], and ``features`` of x."""
     if name == "elu1" and not torch.compiler.is_compiling():
-        both = _Rotated.apply(x, cos.unsqueeze(-2), sin.unsqueeze(-2), first, last, dtype)
+        both = _Rotated.apply(x, cos.unsqueeze(-2), sin.unsqueeze(-2), first, last, dtype)  # type: ignore[no-untyped-call]
         return cast(tuple[Tensor, Tensor], both)
     return rotate(x, cos, sin), features(name, x, first, last, dtype)
 
@@ -56,14 +56,14 @@ def segment_sums(phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     v [B, S', K, N, E]; segments of v from S on are not written."""
     if torch.compiler.is_compiling():
         return plain_segment_sums(phi_k, v)
-    return cast(tuple[Tensor, Tensor], _SegmentSums.apply(phi_k, v))
+    return cast(tuple[Tensor, Tensor], _SegmentSums.apply(phi_k, v))  # type: ignore[no-untyped-call]
 
 
 def transition(phi_k: Tensor, z: Tensor, eps: float) -> Tensor:
     """I - Phi^T D^-1 Phi [B, S, K, F, F] of phi_k [B, S, K, N, F], D = diag(Phi z + eps), z [B, S, K, F]."""
     if torch.compiler.is_compiling():
         return plain_transition(phi_k, z, eps)
-    return cast(Tensor, _Transition.apply(phi_k, z, eps))
+    return cast(Tensor, _Transition.apply(phi_k, z, eps))  # type: ignore[no-untyped-call]
 
 
 def recall(local: Tensor, phi_q: Tensor, states: MemoryState, g: Tensor, eps: float, *, literal: bool) -> Tensor:
@@ -75,7 +75,7 @@ def recall(local: Tensor, phi_q: Tensor, states: MemoryState, g: Tensor, eps: fl
     """
     if torch.compiler.is_compiling():
         return plain_recall(local, phi_q, states, g, eps, literal=literal)
-    return cast(Tensor, _Recall.apply(local, phi_q, states.M, states.z, g, eps, literal))
+    return cast(Tensor, _Recall.apply(local, phi_q, states.M, states.z, g, eps, literal))  # type: ignore[no-untyped-call]
 
 
 def recall_in_place(

@@ -88,7 +88,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [..., T, H, d] by position; cos, sin [T, d/2]. Same dtype as x."""
     if torch.compiler.is_compiling():
         return plain_rotate(x, cos, sin)
-    y: Tensor = _Rotate.apply(x, cos.unsqueeze(-2), sin.unsqueeze(-2))
+    y: Tensor = _Rotate.apply(x, cos.unsqueeze(-2), sin.unsqueeze(-2))  # type: ignore[no-untyped-call]
     return y
 
 

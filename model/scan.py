@@ -93,7 +93,7 @@ def _evolve(
         return torch.cat([m0.unsqueeze(1), b], dim=1).cumsum(1)
     if torch.compiler.is_compiling():
         return _plain_evolve(factors, b, m0, cuts, store)
-    states = _Recurrence.apply(
+    states = _Recurrence.apply(  # type: ignore[no-untyped-call]
         _segments_first(b), m0.flatten(0, 1), tuple(cuts), store, *(_segments_first(t) for t in factors)
     )
     return cast(Tensor, states.unflatten(1, m0.shape[:2]).transpose(0, 1))

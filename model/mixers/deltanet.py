@@ -103,7 +103,7 @@ class DeltaNetMixer(Mixer):
 
 def unit(x: Tensor) -> Tensor:
     """x [..., F] divided by its Euclidean norm; 0 stays 0."""
-    return cast(Tensor, _Unit.apply(x))
+    return cast(Tensor, _Unit.apply(x))  # type: ignore[no-untyped-call]
 
 
 class _Unit(torch.autograd.Function):
@@ -126,7 +126,7 @@ class _Unit(torch.autograd.Function):
 
 def _substitute(within: Tensor, *right: Tensor) -> tuple[Tensor, ...]:
     """(I + within)^-1 R for each of ``right`` [..., C, D]; within [..., C, C] is strictly lower triangular."""
-    return cast(tuple[Tensor, ...], _Substitution.apply(within, *right))
+    return cast(tuple[Tensor, ...], _Substitution.apply(within, *right))  # type: ignore[no-untyped-call]
 
 
 class _Substitution(torch.autograd.Function):

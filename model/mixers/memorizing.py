@@ -118,7 +118,7 @@ class MemorizingMixer(XLMixer):
         with torch.autocast(q.device.type, enabled=False):
             q = F.normalize(_at_least_float32(q), dim=-1).to(store.k.dtype)
             q = split_axis(q, 2, self.kv_heads, -1).transpose(1, 2)  # [B, K, T, G, d]
-            cosines, rows = _Nearest.apply(q, store.k, visible, self.config.top_k)
+            cosines, rows = _Nearest.apply(q, store.k, visible, self.config.top_k)  # type: ignore[no-untyped-call]
             cosines = _at_least_float32(cosines)
             seen = cosines > -math.inf  # fewer than top_k where the document is young
             scale = self.log_scale.exp().view(self.kv_heads, 1, -1, 1)

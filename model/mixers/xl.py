@@ -61,7 +61,7 @@ class XLMixer(Mixer):
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x, weight = (t.to(torch.get_autocast_dtype(device)) for t in (x, weight))
-        y, shown = _LinearTwice.apply(x, weight)
+        y, shown = _LinearTwice.apply(x, weight)  # type: ignore[no-untyped-call]
         return y, shown
 
     def recur(
