@@ -55,7 +55,7 @@ def explain(
     json: Json = False,
 ) -> None:
     """Why a step would run or be reused: the difference to the nearest earlier artifact, field by field."""
-    from pipeline.engine.plan import decide, differences, external_changes, matching
+    from pipeline.engine.plan import History, decide, matching
 
     opened = open_study(study, set_, root)
     ids = matching(opened.plan, [step])
@@ -63,11 +63,9 @@ def explain(
         raise UnknownName("step", step, sorted(ids))
     chosen = opened.plan[step]
     decision = decide(opened.plan, opened.store)[step]
-    record = chosen.record()
-    before = _nearest(opened.store, chosen.stage.name, chosen.key, record)
-    changes: list[str] = []
-    if before is not None:
-        changes = external_changes(chosen, before, opened.store) + differences(before.meta, record)
+    history = History(opened.store)
+    before = history.nearest(chosen, anyone=True)
+    changes = history.changes(chosen, before) if before is not None else []
     if json:
         print_json(
             "explain",
@@ -78,27 +76,12 @@ def explain(
     line(f"{step}: {decision.action} ({decision.reason})")
     line(f"key {chosen.key}")
     if before is not None:
-        line(f"nearest earlier artifact {before.key[:12]}, made {before.created}; differences:")
+        whose = "" if before.step == step else f" of {before.step}"
+        line(f"nearest earlier artifact{whose} {before.key[:12]}, made {before.created}; differences:")
         for change in changes or ["none in config or inputs"]:
             line(f"  {change}")
     elif decision.action != "reuse":
         line("no earlier artifact of this stage to compare with")
-
-
-def _nearest(store: Store, stage: str, key: str, record: dict[str, object]) -> Commit | None:
-    """The artifact of the stage (same arm and seed first) with the fewest differences, the newest of these."""
-    from pipeline.engine.plan import differences
-
-    others = [c for c in store.commits() if c.stage == stage and c.key != key and "config" in c.meta]
-    if not others:
-        return None
-
-    def distance(commit: Commit) -> tuple[int, int]:
-        same = (commit.meta.get("arm"), commit.meta.get("seed")) == (record["arm"], record["seed"])
-        return (0 if same else 1, len(differences(commit.meta, record)))
-
-    newest_first = sorted(others, key=lambda c: c.created, reverse=True)
-    return min(newest_first, key=distance)
 
 
 def ls(
