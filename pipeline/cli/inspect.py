@@ -53,7 +53,7 @@ def explain(
     json: Json = False,
 ) -> None:
     """Why a step would run or be reused: the difference to the nearest earlier artifact, field by field."""
-    from pipeline.engine.plan import Decision, decide, differences, external_changes
+    from pipeline.engine.plan import Decision, History, decide, differences
 
     looked = look(study, set_, root)
     plan, store = looked.plan, looked.store
@@ -63,12 +63,11 @@ def explain(
     else:
         commit = looked.study.commits(store).get(step)
         decision = Decision("reuse", f"made {commit.created}") if commit else Decision("run", "planned, not made yet")
-    record = chosen.record()
-    before = _nearest(store, chosen.stage, chosen.key, record)
+    history, record = History(store), chosen.record()
+    before = history.nearest(chosen.stage, chosen.key, record, anyone=True)
     changes: list[str] = []
     if before is not None:
-        outside = external_changes(plan[step], before, store) if plan is not None else []
-        changes = outside + differences(before.meta, record)
+        changes = history.changes(plan[step], before) if plan is not None else differences(before.meta, record)
     if json:
         print_json(
             "explain",
@@ -85,27 +84,12 @@ def explain(
     line(f"{step}: {decision.action} ({decision.reason})")
     line(f"key {chosen.key}")
     if before is not None:
-        line(f"nearest earlier artifact {before.key[:12]}, made {before.created}; differences:")
+        whose = "" if before.step == step else f" of {before.step}"
+        line(f"nearest earlier artifact{whose} {before.key[:12]}, made {before.created}; differences:")
         for change in changes or ["none in config or inputs"]:
             line(f"  {change}")
     elif decision.action != "reuse":
         line("no earlier artifact of this stage to compare with")
-
-
-def _nearest(store: Store, stage: str, key: str, record: dict[str, object]) -> Commit | None:
-    """The artifact of the stage (same arm and seed first) with the fewest differences, the newest of these."""
-    from pipeline.engine.plan import differences
-
-    others = [c for c in store.commits() if c.stage == stage and c.key != key and "config" in c.meta]
-    if not others:
-        return None
-
-    def distance(commit: Commit) -> tuple[int, int]:
-        same = (commit.meta.get("arm"), commit.meta.get("seed")) == (record["arm"], record["seed"])
-        return (0 if same else 1, len(differences(commit.meta, record)))
-
-    newest_first = sorted(others, key=lambda c: c.created, reverse=True)
-    return min(newest_first, key=distance)
 
 
 def ls(

@@ -13,16 +13,15 @@ from __future__ import annotations
 import contextlib
 import queue
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster import storage
 from pipeline.engine.lease import TTL, Claim, Holder, Lease, Owner, this_process
+from pipeline.engine.origin import git_commit, version
 from pipeline.engine.plan import Decision, Plan, Step
 from pipeline.engine.progress import Display
 from pipeline.engine.store import Commit, Store
@@ -190,7 +189,7 @@ class _Run:
             self.runner.check((s.id, s.stage.needs(s.config, self.execution)) for s in self.pending)
             self.store.record_study(self.plan.record())
             self.owner = this_process()
-            self.meta = {"study": self.plan.study, "git_commit": git_commit()}
+            self.meta = {"study": self.plan.study, "version": version(), "git_commit": git_commit()}
             self.tracker.begin(self.plan, self.commits)
             try:
                 with _terminable():  # only now: Ray installs a handler of its own when it starts
@@ -407,17 +406,6 @@ class _Run:
     def _warn(self, step_id: str, text: str) -> None:
         self.outcome.warnings.append((step_id, text))
         self.display.warn(step_id, text)
-
-
-def git_commit() -> str | None:
-    """The commit of the source tree this runs from, with ``-dirty`` if files differ; None outside a repository."""
-    here = Path(__file__).parents[1]
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
 
 
 @contextlib.contextmanager

@@ -184,7 +184,8 @@ def matching(plan: Plan, names: Iterable[str]) -> set[str]:
 
 
 def decide(plan: Plan, store: Store, selection: Selection | None = None) -> dict[str, Decision]:
-    """Run, reuse, skip or blocked for every step, with the reason; reads one small file per step.
+    """Run, reuse, skip or blocked for every step, with the reason; reads one small file per step, and
+    those of a stage's other artifacts where one of its steps is to run.
 
     A step is ``blocked`` when it is selected but needs one that is neither selected nor made.
     """
@@ -192,7 +193,7 @@ def decide(plan: Plan, store: Store, selection: Selection | None = None) -> dict
     targets = selection.targets(plan)
     forced = matching(plan, selection.force) if selection.force else set()
     commits = store.lookup_many([(step.stage.name, step.key) for step in plan.steps])
-    earlier = store.study_record(plan.study)
+    history = History(store)
     decisions: dict[str, Decision] = {}
     for step in plan.steps:
         commit = commits.get(step.key)
@@ -211,18 +212,41 @@ def decide(plan: Plan, store: Store, selection: Selection | None = None) -> dict
                 forced.add(step.id)
                 decisions[step.id] = Decision("run", f"{rerun[0]} is made again")
             else:
-                decisions[step.id] = Decision("run", _reason(step, earlier, store))
+                decisions[step.id] = Decision("run", _reason(step, history))
     return decisions
 
 
-def _reason(step: Step, earlier: Mapping[str, Any], store: Store) -> str:
-    before = earlier.get("steps", {}).get(step.id)
+class History:
+    """What a store has of steps like one that is to run. Reads the artifacts of a stage once, when first asked."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._made: dict[str, list[Commit]] = {}
+
+    def nearest(self, name: str, key: str, record: Mapping[str, Any], anyone: bool = False) -> Commit | None:
+        """The artifact of stage ``name``, of the same arm and seed, with the fewest differences to the step of this
+        key and ``Step.record()``, the newest of these; with ``anyone`` that of another arm or seed where there is none
+        of its own."""
+        if name not in self._made:
+            found = self.store.commits(name)
+            self._made[name] = sorted((c for c in found if "config" in c.meta), key=lambda c: c.created, reverse=True)
+        others = [commit for commit in self._made[name] if commit.key != key]
+        own = [c for c in others if (c.meta.get("arm"), c.meta.get("seed")) == (record["arm"], record["seed"])]
+        candidates = own or (others if anyone else [])
+        return min(candidates, key=lambda commit: len(differences(commit.meta, record)), default=None)
+
+    def changes(self, step: Step, before: Commit) -> list[str]:
+        """Lines a person reads: what the stage says has changed outside its config, then field by field."""
+        return external_changes(step, before, self.store) + differences(before.meta, step.record())
+
+
+def _reason(step: Step, history: History) -> str:
+    if history.store.begun(step.stage.name, step.key):
+        return "started earlier, not finished"
+    before = history.nearest(step.stage.name, step.key, step.record())
     if before is None:
         return "never made"
-    if before["key"] == step.key:
-        return "started earlier, not finished"
-    made = store.lookup(step.stage.name, before["key"])
-    changes = (external_changes(step, made, store) if made else []) + differences(before, step.record())
+    changes = history.changes(step, before)
     return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
 
 
@@ -254,12 +278,20 @@ def _short(key: str | None) -> str:
 def _compare(old: Any, new: Any, where: str, lines: list[str]) -> None:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(set(old) | set(new)):
-            _compare(old.get(name), new.get(name), f"{where}.{name}" if where else name, lines)
+            _compare(old.get(name, _NOT_THERE), new.get(name, _NOT_THERE), f"{where}.{name}" if where else name, lines)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (left, right) in enumerate(zip(old, new, strict=True)):
             _compare(left, right, f"{where}.{index}", lines)
     elif old != new:
-        lines.append(f"{where}: {old!r} -> {new!r}")
+        lines.append(f"{where}: {_said(old)} -> {_said(new)}")
+
+
+_NOT_THERE = object()
+"""Stands for a field that one of two records does not have, which is another thing than one that is None."""
+
+
+def _said(value: Any) -> str:
+    return "not there" if value is _NOT_THERE else repr(value)
 
 
 def _source_warning(step: Step, commit: Commit) -> str | None:

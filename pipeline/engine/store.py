@@ -44,7 +44,7 @@ class Commit:
     """What COMMIT.json says. ``digest`` is the sha256 of the manifest: equal digests mean equal files.
 
     ``meta`` is ``Step.record()`` (step, code_version, config, inputs, arm, seed, source_digest) and what the run
-    added: ``seconds``, ``git_commit``, ``host``, ``deterministic``, ``warnings``, ``study``.
+    added: ``seconds``, ``version``, ``git_commit``, ``host``, ``deterministic``, ``warnings``, ``study``.
     """
 
     stage: str
@@ -213,12 +213,17 @@ class Store:
         except IntegrityError as error:
             return [str(error)]
 
-    def commits(self) -> Iterator[Commit]:
-        """Every committed artifact, by stage and key."""
-        for stage, key in self._keys():
-            commit = self.lookup(stage, key)
+    def commits(self, stage: str | None = None) -> Iterator[Commit]:
+        """Every committed artifact, or those of one stage, by stage and key."""
+        for name, key in self._keys(stage):
+            commit = self.lookup(name, key)
             if commit is not None:
                 yield commit
+
+    def begun(self, stage: str, key: str) -> bool:
+        """Has anybody started on this key? The plan of a run names steps it never came to, so it is no sign of that;
+        a lease is taken first, and stays beside the key."""
+        return bool(self._names(self.lease_folder(stage, key)))
 
     def logs(self, stage: str, key: str) -> list[tuple[str, str]]:
         """(attempt, text) of the step's logs, the newest last."""
@@ -399,17 +404,13 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def _keys(self) -> Iterator[tuple[str, str]]:
-        for stage in self._names(self.base):
-            if (
-                stage in ("studies", "mlartifacts")
-                or stage.startswith(".")
-                or not self.fs.isdir(f"{self.base}/{stage}")
-            ):
+    def _keys(self, stage: str | None = None) -> Iterator[tuple[str, str]]:
+        for name in self._names(self.base) if stage is None else [stage]:
+            if name in ("studies", "mlartifacts") or name.startswith(".") or not self.fs.isdir(f"{self.base}/{name}"):
                 continue
-            for key in self._names(f"{self.base}/{stage}"):
+            for key in self._names(f"{self.base}/{name}"):
                 if _KEY.fullmatch(key):
-                    yield stage, key
+                    yield name, key
 
     def _attempts(self, stage: str, key: str) -> list[str]:
         names = self._names(f"{self.folder(stage, key)}/attempts")

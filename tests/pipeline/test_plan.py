@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine import sources
+from pipeline.engine.lease import Claim, this_process
 from pipeline.engine.plan import Plan, PlanBuilder, Selection, decide, differences
 from pipeline.engine.store import Store
 from pipeline.errors import UnknownName
@@ -107,6 +108,29 @@ def test_what_is_made_is_reused_and_what_changed_says_why(tmp_path: Path):
     assert decisions["pretrain/local/0"].reason == "amount: 1 -> 2"
     assert "input pretrain/delta/0" in decisions["report"].reason and "and 1 more" in decisions["report"].reason
     assert decide(plan(version=2), store)["pretrain/local/0"].reason == "code_version: 1 -> 2"
+
+
+def test_a_step_that_a_run_never_came_to_was_never_made(tmp_path: Path):
+    store = Store(tmp_path)
+    make(store, plan(), "ingest")  # the record of the run names every step, its leases only what it began
+    store.record_study(plan(lr=2).record())
+    step = plan()["pretrain/local/0"]
+    assert decide(plan(), store)[step.id].reason == "never made"
+    Claim(store.fs, store.lease_folder("pretrain", step.key), this_process()).take()
+    assert decide(plan(), store)[step.id].reason == "started earlier, not finished"
+
+
+def test_differences_are_to_the_last_artifact_not_to_the_last_plan(tmp_path: Path):
+    store = Store(tmp_path)
+    make(store, plan())
+    store.record_study(plan(lr=2).record())  # a run that was stopped before it made anything
+    assert decide(plan(lr=3), store)["pretrain/local/0"].reason == "amount: 1 -> 3"
+    assert decide(plan(lr=2), store)["pretrain/local/0"].reason == "amount: 1 -> 2"
+
+
+def test_a_field_that_is_new_is_a_difference_even_if_it_is_none():
+    before = {"code_version": 1, "config": {}, "inputs": {}}
+    assert differences(before, {**before, "config": {"a": None}}) == ["a: not there -> None"]
 
 
 def test_force_makes_a_step_and_what_needs_it_again(tmp_path: Path):
