@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-from model.decoder import Decoder, DecoderState, Knockout
+from model.decoder import AnyKnockout, Decoder, DecoderState, Knockout
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -154,7 +154,7 @@ def choose(
 
 
 def prefill(
-    decoder: Decoder, tokens: Tensor, knockout: Knockout | str | None = None, chunk: int | None = None
+    decoder: Decoder, tokens: Tensor, knockout: AnyKnockout = None, chunk: int | None = None
 ) -> tuple[Tensor, DecoderState]:
     """The last pass's outputs [B, n, C] and the state after prompts [B, T] of equal length, read ``chunk`` tokens at a
     time (None: whole segments, about ``PREFILL_TOKENS`` over the batch)."""
