@@ -21,9 +21,7 @@ class Ours:
     """A finder, first on ``sys.meta_path``, of the four packages beside this file."""
 
     @staticmethod
-    def find_spec(
-        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         return PathFinder.find_spec(name, [str(HOME)]) if name in NAMES else None
 
 

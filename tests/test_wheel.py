@@ -22,7 +22,9 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("cluster", "model", "pipeline", "stages")
 FILES = (".gitignore", "LICENSE", "README.md", "infini_study.py", "pyproject.toml", "setup.py")
 ENVIRONMENT = {
-    k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "INFINI_STUDY", "MLFLOW_TRACKING", "PYTHON"))
+    k: v
+    for k, v in os.environ.items()
+    if not k.startswith(("RAY_ADDRESS", "INFINI_STUDY", "MLFLOW_TRACKING", "PYTHON"))
 }
 
 
@@ -136,7 +138,7 @@ def test_a_module_of_our_name_that_is_imported_already_is_refused(installed: Ins
 
 @pytest.mark.slow
 def test_a_study_runs_on_ray_in_a_folder_whose_files_have_our_names(installed: Installed, tmp_path: Path) -> None:
-    """Steps as Ray tasks, two workers of Ray Train, Ray Data: none imports the folder's. What is made names its code."""
+    """As Ray tasks and two workers of Ray Train: none imports the folder's. What is made names its code."""
     folder = hostile(tmp_path)
     study = write_study(folder)
     text = study.read_text()
