@@ -8,6 +8,7 @@ from setuptools import find_namespace_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
+TOPS = ["pipeline*", "stages*", "model*", "cluster*"]
 sys.path.insert(0, str(HERE))  # an isolated build does not see the packages
 
 from pipeline.engine.origin import COMMIT, git_commit  # noqa: E402
@@ -25,6 +26,6 @@ class BuildWithCommit(build_py):
 
 
 setup(
-    packages=[*find_namespace_packages(include=["pipeline*", "stages*", "model*", "cluster*"]), "pipeline.runs"],
+    packages=[*find_namespace_packages(include=TOPS, exclude=["runs*"]), "pipeline.runs"],
     cmdclass={"build_py": BuildWithCommit},
 )
