@@ -122,12 +122,13 @@ def connect(
 
 def _hook() -> Callable[[], None]:
     """What each worker calls when it starts: Ray puts this process's folder first on the workers' search path, and a
-    ``model.py`` in it must not stand for ours. A function of a function, because such a one travels by its code and
+    ``model.py`` in it must not stand for ours. A function in a function, because such a one travels by its code and
     not by the name of a module that would have to be imported first."""
+    home = Path(__file__).absolute().parents[1]
 
     def claim_our_packages() -> None:
         with contextlib.suppress(ModuleNotFoundError):  # a source tree that is on no search path but the driver's own
-            importlib.import_module("infini_study").claim()
+            importlib.import_module("infini_study").claim(home)
 
     return claim_our_packages
 
