@@ -216,7 +216,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown --force": (("plan", "tiny.yaml", "--force", "x"), r"unknown step 'x' \(there are: "),
     "unknown arm": (("run", "tiny.yaml", "--arm", "lokal"), r"unknown arm 'lokal'; did you mean 'local'"),
     "unknown seed": (("run", "tiny.yaml", "--seed", "7"), r"unknown seed '7' \(there are: 0\)"),
-    "no number": (("run", "tiny.yaml", "--seed", "x"), r"Invalid value for '--seed'.*integer"),
+    "no number": (("run", "tiny.yaml", "--seed", "x"), r"Invalid value for '--seed'.*int"),
     "nothing selected": (("run", "tiny.yaml", "--from", "pretrain", "--until", "ingest"), r"select no step.*Fix"),
     "needs what is not made": (("run", "tiny.yaml", "--only", "report"), r"neither made nor selected.*Fix"),
     "no store": (("ls", "--root", "nowhere"), r"root = .*nowhere.*there is no store.*Fix"),
