@@ -9,7 +9,8 @@ import pyarrow as pa
 import torch
 
 from model.decoder import Decoder, HeadKnockout, Knockout
-from stages.data.tasks.prompts import Item, first_integer
+from stages.data.tasks.prompts import Item
+from stages.data.tasks.registry import task_of
 from stages.evidence.ablate.config import HeadsConfig
 from stages.evidence.evaluate.forward import PASS_TOKENS, batches, prefill
 from stages.evidence.evaluate.retrieval import answer_nll, greedy
@@ -66,6 +67,7 @@ def score(
                         said = greedy(decoder, hidden, state, asked[0].length - length, knockout)
                         for item, tokens, nats in zip(asked, said, nll, strict=True):
                             before = intact[item.item]
+                            answer = task_of(item.task).read(tokenizer.decode(tokens))
                             rows.append(
                                 {
                                     "layer": layer,
@@ -73,7 +75,7 @@ def score(
                                     "knockout": name,
                                     "task": item.task,
                                     "item": item.item,
-                                    "correct": int(first_integer(tokenizer.decode(tokens)) == item.expected),
+                                    "correct": int(answer == item.expected),
                                     "intact": before["correct"],
                                     "answer_nll": nats,
                                     "intact_nll": before["answer_nll"],

@@ -74,7 +74,7 @@ class Ablate(Stage[AblateConfig]):
         items = [
             item
             for item in evaluation_items(config.retrieval, tokenizer, haystack, config.seed, "ablate")
-            if item.task in ("passkey", "bindings") and item.beyond_local(segment)
+            if item.asked_rank >= 0 and item.beyond_local(segment)
         ]
         _check_neighbours(config, len(documents), [item.length for item in items], segment)
 
