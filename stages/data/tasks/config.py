@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stages.data.tasks.haystack import Format
 from stages.data.tasks.needles import BINDINGS, MOST_RIVALS, PASSKEY
-from stages.data.tasks.registry import OWN, task_of
+from stages.data.tasks.registry import task_of
 from stages.data.tasks.task import Task
 from stages.stage import Config
 
@@ -76,8 +76,8 @@ class RetrievalConfig(Config):
     def _known(cls, tasks: dict[str, TaskSettings]) -> dict[str, TaskSettings]:
         for name, settings in tasks.items():
             task = task_of(name)
-            if task in OWN:
-                raise ValueError(f"{name}: is always asked (fix: remove it; its settings stand beside this section)")
+            if task in (PASSKEY, BINDINGS):
+                raise ValueError(f"{name}: is asked anyway, its settings stand beside this section (fix: remove it)")
             check_distinct(f"{name}.lengths", settings.lengths or (), "numbers of tokens >= 1", 1)
             check_distinct(f"{name}.k", settings.k or (), f"numbers from 1 to {task.most}", 1, task.most)
             if settings.control_trials and task.control_k is None:

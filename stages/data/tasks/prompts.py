@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from stages.data.tasks.config import Grid, RetrievalConfig, spread
 from stages.data.tasks.haystack import Codec, Format, Haystack, Trial
+from stages.data.tasks.registry import task_of
 from stages.data.tasks.task import CONTROL, Task
 from stages.stage import StageError
 
@@ -55,6 +56,11 @@ class Item:
     def expected(self) -> str:
         """The answer of a task that has one."""
         return self.answers[0]
+
+    @property
+    def record(self) -> Task:
+        """The task that it is a prompt, or a control, of."""
+        return task_of(self.task.removesuffix(CONTROL))
 
     @property
     def distance(self) -> int:
@@ -138,8 +144,8 @@ class PromptMaker:
     def item(
         self, task: Task, length: int, k: int, trial: int, depth: float | None = None, *, absent: bool = False
     ) -> Item:
-        """One prompt of a task, or one of its controls. ``depth``: what the item says of its place, and where its needle
-        lies if the task does not draw that (default: spread evenly over the trials)."""
+        """One prompt of a task, or one of its controls. ``depth``: what the item says of its place, and where the
+        needle lies of a task that does not draw that (default: spread evenly over the trials)."""
         if task.control_k is not None and absent:
             k = task.control_k(k)
         place = (spread(trial) if depth is None else depth) if task.by_depth else None

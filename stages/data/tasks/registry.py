@@ -23,8 +23,7 @@ def register(task: Task) -> None:
 
 
 def task_of(name: str) -> Task:
-    """The record of a task, or of that whose control has this name. Raises ValueError naming what is allowed."""
-    name = name.removesuffix(CONTROL)
+    """The record. Raises ValueError naming what is allowed."""
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, 1)
         raise ValueError(

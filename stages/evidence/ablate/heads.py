@@ -10,7 +10,6 @@ import torch
 
 from model.decoder import Decoder, HeadKnockout, Knockout
 from stages.data.tasks.prompts import Item
-from stages.data.tasks.registry import task_of
 from stages.evidence.ablate.config import HeadsConfig
 from stages.evidence.evaluate.forward import PASS_TOKENS, batches, prefill
 from stages.evidence.evaluate.retrieval import answer_nll, greedy
@@ -67,7 +66,7 @@ def score(
                         said = greedy(decoder, hidden, state, asked[0].length - length, knockout)
                         for item, tokens, nats in zip(asked, said, nll, strict=True):
                             before = intact[item.item]
-                            answer = task_of(item.task).read(tokenizer.decode(tokens))
+                            answer = item.record.read(tokenizer.decode(tokens))
                             rows.append(
                                 {
                                     "layer": layer,

@@ -17,7 +17,6 @@ from torch import Tensor
 from model.decoder import AnyKnockout, Decoder, DecoderState
 from stages.data.tasks.haystack import Format
 from stages.data.tasks.prompts import Item
-from stages.data.tasks.registry import task_of
 from stages.evidence.evaluate.forward import PASS_TOKENS, batches, prefill
 
 if TYPE_CHECKING:
@@ -35,9 +34,7 @@ def score(
     """Rows of retrieval.parquet in the order of ``items``."""
     segment = decoder.config.mixer.segment_length
     found = answers(decoder, tokenizer, items, progress, knockout=knockout)
-    return [
-        row(item, task_of(item.task).read(said), nats, segment) for item, (said, nats) in zip(items, found, strict=True)
-    ]
+    return [row(item, item.record.read(said), nats, segment) for item, (said, nats) in zip(items, found, strict=True)]
 
 
 def score_tasks(
@@ -164,7 +161,7 @@ def row(item: Item, answer: str, nll: float, segment_length: int) -> dict[str, A
 
 def task_row(item: Item, said: str, nll: float, segment_length: int, format: Format) -> dict[str, Any]:
     """The row of tasks.parquet of one prompt; ``said``: what the model went on with."""
-    task = task_of(item.task)
+    task = item.record
     answer = task.read(said)
     return {
         "task": item.task,
