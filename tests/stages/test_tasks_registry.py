@@ -6,7 +6,6 @@ import hashlib
 from dataclasses import replace
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -18,7 +17,6 @@ from stages.data.tasks.config import RetrievalConfig
 from stages.data.tasks.needles import PASSKEY
 from stages.data.tasks.prompts import evaluation_items
 from stages.data.tasks.scoring import all_in, any_in, everything, same_set
-from stages.evidence.ablate.config import AblateConfig
 from stages.evidence.evaluate import retrieval, tables
 from stages.stage import StageError
 from tests.stages.readers import Bytes
@@ -137,9 +135,9 @@ def test_a_length_that_does_not_hold_it_is_one_error_at_once(colours):
 
 
 def test_a_task_that_miscounts_is_named(colours, monkeypatch):
-    short = replace(COLOUR_TASK, draw=lambda haystack, trial, rng: Prompt((1, 2), ("red",), 0, 0.0))
-    monkeypatch.setitem(registry.TASKS, "colours", short)
-    with pytest.raises(StageError, match=r"colours drew a prompt of 2 .*232 \(trial\.length\)"):
+    long = replace(COLOUR_TASK, draw=lambda haystack, trial, rng: Prompt((97,) * (trial.length + 1), ("red",), 0, 0.0))
+    monkeypatch.setitem(registry.TASKS, "colours", long)
+    with pytest.raises(StageError, match=r"colours drew a prompt of 233 .*at most 232 \(trial\.length\)"):
         items_of(asked())
 
 
@@ -148,7 +146,7 @@ def test_a_task_that_miscounts_is_named(colours, monkeypatch):
     [
         ("evaluate.retrieval.tasks={colors: {}}", r"task 'colors': allowed are .*did you mean 'colours'"),
         ("evaluate.retrieval.tasks={passkey: {}}", r"passkey: is asked anyway"),
-        ("evaluate.retrieval.tasks={colours: {trails: 2}}", r"tasks\.colours\.trails: unknown key; did you mean 'trials'"),
+        ("evaluate.retrieval.tasks={colours: {trails: 2}}", r"colours\.trails: unknown key; did you mean 'trials'"),
         ("ablate.retrieval.tasks={colours: {}}", r"retrieval\.tasks = \['colours'\]: the knock-outs are asked"),
         ("pretrain.mixture.retrieval_tasks=[colors]", r"retrieval_tasks = \['colors'\]: .*did you mean 'colours'"),
     ],

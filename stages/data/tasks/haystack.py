@@ -33,7 +33,7 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """One prompt to be drawn: exactly ``length`` tokens with a task's ``k``. ``depth``: where its needle lies, 0
+    """One prompt to be drawn: ``length`` tokens with a task's ``k``. ``depth``: where its needle lies, 0
     (start) to 1 (end); None: needles lie at random places. ``absent``: a control, whose answer stands nowhere."""
 
     length: int

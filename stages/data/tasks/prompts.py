@@ -1,7 +1,7 @@
 """Retrieval prompts over real text: a task's prompt, its number among many, exact lengths in tokens.
 
-A prompt plus its generation budget is *exactly* ``length`` tokens. Every trial has a random stream of its own, which
-draws the stretch of haystack, what is hidden in it and where.
+A prompt plus its generation budget is ``length`` tokens, *exactly* where a haystack fills it up. Every trial has a
+random stream of its own, which draws the stretch of haystack, what is hidden in it and where.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ class Item:
     """One prompt. ``needle_end``: index of the first token after the last needle that the answer needs (where it would
     be, if absent).
 
-    ``task``: with ``_absent`` behind it for a control, whose answer stands nowhere. ``k``: the task's, in most the
-    needles of the prompt. ``answers``: the known answer, in as many strings as it has. ``values``: what each needle
-    holds, in order of position; ``asked_rank``: which of them is asked for last (0: the first in the prompt), -1 where
-    the answer is absent. ``depth``: place of that needle in the haystack, 0 (start) to 1 (end). ``answer_ids``: a right
-    answer, teacher forced; ``counted``: which of its tokens hold a letter or digit; a space of its own would water the
-    likelihood down.
+    ``task``: with ``_absent`` behind it for a control, whose answer stands nowhere. ``length``: tokens that were asked
+    for, ``budget`` of them kept free for the answer. ``k``: the task's, in most the needles of the prompt. ``answers``:
+    the known answer, in as many strings as it has. ``values``: what each needle holds, in order of position;
+    ``asked_rank``: which of them is asked for last (0: the first in the prompt), -1 where the answer is absent.
+    ``depth``: place of that needle in the haystack, 0 (start) to 1 (end). ``answer_ids``: a right answer, teacher
+    forced; ``counted``: which of its tokens hold a letter or digit; a space of its own would water the likelihood
+    down.
     """
 
     task: str
     item: str
     length: int
+    budget: int
     depth: float
     k: int
     prompt: tuple[int, ...]
@@ -153,21 +155,23 @@ class PromptMaker:
         name = f"{known}/{self.format}/{length}/{'' if place is None else f'{place:g}/'}{k}/{trial}"
         digest = hashlib.sha256(f"{self.namespace}/{self.seed}/{name}".encode()).digest()
         rng = random.Random(int.from_bytes(digest[:16], "big"))
-        room = length - task.budget(self.format)
+        budget = task.budget(self.format)
+        room = length - budget
         prompt = task.draw(self.haystack, Trial(room, k, place, absent), rng)
         answer = self.haystack.encode(prompt.said or f" {', '.join(prompt.answers)}")
-        if len(prompt.tokens) != room or len(answer) > length - room:
+        if len(prompt.tokens) > room or len(answer) > budget:
             raise StageError(
                 f"the task {task.name} drew a prompt of {len(prompt.tokens)} and an answer of {len(answer)} tokens",
                 field="length",
                 value=length,
-                allowed=f"{room} (trial.length), and at most {length - room} (its budget)",
+                allowed=f"at most {room} (trial.length) and {budget} (its budget)",
                 fix=f"mend the task {task.name}",
             )
         return Item(
             task=known,
             item=name,
             length=length,
+            budget=budget,
             depth=prompt.depth if depth is None else depth,
             k=k,
             prompt=prompt.tokens,

@@ -22,7 +22,7 @@ def text_there_is(haystack: Haystack, k: int) -> float:
 class Task:
     """A retrieval task.
 
-    draw: (haystack, trial, random stream) -> the prompt, of exactly ``trial.length`` tokens; the stream is the prompt's
+    draw: (haystack, trial, random stream) -> the prompt, of at most ``trial.length`` tokens; the stream is the prompt's
     own, so a prompt depends on nothing that was drawn before it. shortest, longest: (haystack, k) -> tokens of a prompt
     without its answer. budget: tokens kept free for the answer and what ends it. ks: the k that are asked by default
     (number of needles, hops: the task's own size), largest: what a study may set it to at most. control_k: k

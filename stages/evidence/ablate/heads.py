@@ -63,7 +63,7 @@ def score(
                         prompts = torch.tensor([item.prompt for item in asked], device=device)
                         hidden, state = prefill(decoder, prompts, knockout)
                         nll = answer_nll(decoder, hidden, state, asked, knockout)
-                        said = greedy(decoder, hidden, state, asked[0].length - length, knockout)
+                        said = greedy(decoder, hidden, state, asked[0].budget, knockout)
                         for item, tokens, nats in zip(asked, said, nll, strict=True):
                             before = intact[item.item]
                             answer = item.record.read(tokenizer.decode(tokens))

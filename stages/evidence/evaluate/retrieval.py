@@ -65,15 +65,15 @@ def answers(
     device = next(decoder.parameters()).device
     by_length: dict[tuple[int, int], list[int]] = {}
     for index, item in enumerate(items):
-        by_length.setdefault((len(item.prompt), item.length), []).append(index)
+        by_length.setdefault((len(item.prompt), item.budget), []).append(index)
     found: dict[int, tuple[str, float]] = {}
-    for (length, whole), members in by_length.items():
+    for (length, budget), members in by_length.items():
         for batch in batches([length] * len(members), PASS_TOKENS[device.type], pairs=knockout == "swap"):
             chosen = [members[i] for i in batch]
             prompts = torch.tensor([items[i].prompt for i in chosen], device=device)
             hidden, state = prefill(decoder, prompts, knockout)
             nll = answer_nll(decoder, hidden, state, [items[i] for i in chosen], knockout)
-            said = greedy(decoder, hidden, state, whole - length, knockout)
+            said = greedy(decoder, hidden, state, budget, knockout)
             for index, ids, nats in zip(chosen, said, nll, strict=True):
                 found[index] = (tokenizer.decode(ids), nats)
             progress(length * len(chosen))
