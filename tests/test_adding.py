@@ -13,7 +13,12 @@ import pytest
 
 from pipeline.errors import StudyError
 from pipeline.plugins import VARIABLE, load_plugins
+from pipeline.study.graph import expand
 from pipeline.study.load import load
+from stages import record
+from stages.evidence.calibrate.stage import RECORD as CALIBRATE
+from stages.record import Record
+from stages.stage import Config, Stage
 from tests.tiny import write_study
 
 REPOSITORY = Path(__file__).parents[1]
@@ -72,6 +77,44 @@ def test_a_plugin_that_cannot_be_imported_is_said_before_any_work(monkeypatch: p
     with pytest.raises(StudyError, match=r"INFINI_STUDY_PLUGINS = 'no_such_module': cannot be imported.*Fix:"):
         load_plugins()
     load_plugins.cache_clear()
+
+
+def test_a_stage_with_the_name_of_a_section_is_said_with_the_study_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "EXTRAS", {})
+    record.register(CALIBRATE)
+    with pytest.raises(StudyError, match=r"calibrate: a section of the study has this name"):
+        load(write_study(tmp_path), ["extra={calibrate: {}}"])
+
+
+class Size(Config):
+    of: str
+    place: str = ""
+
+
+class Sizes(Stage[Size]):
+    name, code_version, inputs = "sizes", 1, ("model",)
+
+    def run(self, config, inputs, output, context):
+        raise NotImplementedError
+
+
+def test_a_stage_says_whose_models_it_reads_and_where_its_files_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pin(section: Size, folder: Path) -> Size:
+        return section.model_copy(update={"place": str(folder / section.of)})
+
+    monkeypatch.setattr(record, "EXTRAS", {})
+    record.register(Record(stage=Sizes(), config=Size, kinds=("xl",), pin=pin))
+    study = write_study(tmp_path)
+    plan = expand(load(study, ["extra={sizes: {of: here}}"], environment={}), None)
+    assert [step.id for step in plan.steps if step.stage.name == "sizes"] == ["sizes/xl/0"]
+    assert plan["sizes/xl/0"].config.place == str(tmp_path / "here")
+    assert plan["sizes/xl/0"].inputs == {"model": "pretrain/xl/0"} and "sizes/xl/0" in plan["report"].inputs
+    with pytest.raises(StudyError, match=r"sizes: has no effect, no arm has kind xl"):
+        load(study, ["extra={sizes: {of: here}}", "arms={local: {kind: local}}", "ablate=null"], environment={})
 
 
 def test_a_stage_that_no_plugin_has_is_said_with_the_study_file(tmp_path: Path) -> None:

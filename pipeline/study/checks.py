@@ -62,9 +62,12 @@ def _arms(study: Study) -> Iterator[str]:
                 f"arms.{name}.memory_layer = {arm.memory_layer}: the trunk has layers 0 to {study.trunk.layers - 1}. "
                 "Fix: name one of them, or leave it out"
             )
+    for record, _ in study.asked:
+        if record.kinds and not any(arm.kind in record.kinds for arm in study.arms.values()):
+            kinds = " or ".join(record.kinds)
+            lack = f"has no effect, no arm has kind {kinds}"
+            yield f"{record.stage.name}: {lack}. Fix: add one to arms, or remove the section"
     memories = {name: arm for name, arm in study.arms.items() if arm.kind == "infini"}
-    if study.ablate is not None and not memories:
-        yield "ablate: has no effect, no arm has kind infini. Fix: add one to arms, or remove the section"
     if study.control is not None:
         for name, arm in memories.items():
             if (kind := CONTROL_ARMS.get(name, "infini")) != "infini":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.evidence.ablate.config import AblateConfig
+from stages.record import Record
 from stages.stage import Artifact, Context, Execution, Resources, Stage, StageError, Summary
 
 __all__ = ["STAGE", "Ablate", "AblateConfig"]
@@ -173,3 +174,4 @@ def _headline(config: AblateConfig, metrics: Mapping[str, float]) -> str:
 
 
 STAGE = Ablate()
+RECORD = Record(stage=STAGE, config=AblateConfig, kinds=("infini",))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stages.evidence.evaluate.config import EvaluateConfig, EvaluateSettings, PerplexityConfig
+from stages.record import Record
 from stages.stage import Artifact, Context, Execution, Resources, Stage, StageError, Summary
 
 __all__ = ["STAGE", "Evaluate", "EvaluateConfig", "EvaluateSettings", "PerplexityConfig"]
@@ -87,3 +88,10 @@ class Evaluate(Stage[EvaluateConfig]):
 
 
 STAGE = Evaluate()
+RECORD = Record(
+    stage=STAGE,
+    config=EvaluateSettings,
+    pin=lambda section, folder: EvaluateConfig(
+        **{name: getattr(section, name) for name in EvaluateSettings.model_fields}
+    ),
+)
