@@ -33,8 +33,8 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """One prompt to be drawn: ``length`` tokens with a task's ``k``. ``depth``: where its needle lies, 0
-    (start) to 1 (end); None: needles lie at random places. ``absent``: a control, whose answer stands nowhere."""
+    """One prompt to be drawn: ``length`` tokens with a task's ``k``. ``depth``: where its needle lies, 0 (start) to 1
+    (end); None: needles lie at random places. ``absent``: a control, whose answer stands nowhere."""
 
     length: int
     k: int
@@ -47,7 +47,7 @@ class Prompt:
     """What a task has drawn.
 
     ``tokens``: all of it, haystack and question. ``answers``: the known answer, in as many strings as it has. ``said``:
-    a right answer as a model would go on with it, a space and the answers by default. ``values``: what every needle
+    a right answer as a model would go on with it; "": a space and the answers, with commas between. ``values``: what every needle
     holds, in order of position; ``asked``: which of them the answer needs (0: the first), none in a control.
     ``needle_end``: index of the first token after the last needle that is needed (where it would be, in a control
     without one). ``depth``: the place of that needle in the haystack, 0 (start) to 1 (end).
@@ -100,11 +100,8 @@ class Haystack:
         lies at ``trial.depth``, all others at places that ``rng`` draws, as it does the stretch of haystack. Raises
         StageError if they do not fit, or the haystack is too short.
         """
-        start, spliced, end = (
-            self.encode(instruction),
-            [self.encode(needle) for needle in needles],
-            self.encode(question),
-        )
+        start, end = self.encode(instruction), self.encode(question)
+        spliced = [self.encode(needle) for needle in needles]
         filler = trial.length - len(start) - len(end) - sum(map(len, spliced))
         if not MIN_FILLER <= filler <= len(self.tokens):
             raise StageError(
