@@ -47,10 +47,10 @@ class Prompt:
     """What a task has drawn.
 
     ``tokens``: all of it, haystack and question. ``answers``: the known answer, in as many strings as it has. ``said``:
-    a right answer as a model would go on with it; "": a space and the answers, with commas between. ``values``: what every needle
-    holds, in order of position; ``asked``: which of them the answer needs (0: the first), none in a control.
-    ``needle_end``: index of the first token after the last needle that is needed (where it would be, in a control
-    without one). ``depth``: the place of that needle in the haystack, 0 (start) to 1 (end).
+    a right answer as a model would go on with it; "": a space and the answers, with commas between. ``values``: what
+    every needle holds, in order of position; ``asked``: which of them the answer needs (0: the first), none in a
+    control. ``needle_end``: index of the first token after the last needle that is needed (where it would be, in a
+    control without one). ``depth``: the place of that needle in the haystack, 0 (start) to 1 (end).
     """
 
     tokens: tuple[int, ...]
