@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -113,6 +114,20 @@ def test_it_can_be_trained_on(colours):
     tokens, mask = training_rows(CODEC, HAYSTACK, 256, 4, seed=0, format="compact", tasks=("colours", "passkey"))
     said = [CODEC.decode(row[marks.astype(bool)].tolist()) for row, marks in zip(tokens, mask, strict=True)]
     assert [text.count(",") for text in said] == [0, 0, 2, 0] and all(text.endswith(".") for text in said)
+
+
+def test_a_task_may_have_text_of_its_own_and_prompts_shorter_than_asked(colours, monkeypatch):
+    def count(haystack, trial, rng):
+        tokens = haystack.encode("red red blue\nThe most frequent is")
+        return Prompt(tokens, ("red",), needle_end=12, depth=1.0)
+
+    own = replace(COLOUR_TASK, draw=count, shortest=lambda haystack, k: 32, longest=lambda haystack, k: math.inf)
+    monkeypatch.setitem(registry.TASKS, "colours", own)
+    config = asked(lengths=[100_000])  # more than the haystack has
+    assert {(len(i.prompt), i.length, i.distance) for i in items_of(config)} == {(33, 100_000, 21)}
+    (row,), (marks,) = training_rows(CODEC, HAYSTACK, 128, 1, seed=0, format="compact", tasks=("colours",))
+    assert CODEC.decode(row[:38].tolist()) == "red red blue\nThe most frequent is red."
+    assert np.flatnonzero(marks).tolist() == list(range(33, 38)) and len(set(row[38:].tolist())) > 5
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,13 @@ class Task:
     """A retrieval task.
 
     draw: (haystack, trial, random stream) -> the prompt, of at most ``trial.length`` tokens; the stream is the prompt's
-    own, so a prompt depends on nothing that was drawn before it. shortest, longest: (haystack, k) -> tokens of a prompt
-    without its answer. budget: tokens kept free for the answer and what ends it. ks: the k that are asked by default
-    (number of needles, hops: the task's own size), largest: what a study may set it to at most. control_k: k
-    of the control prompts, which ask for what stands nowhere; None: there are none. by_depth: its one needle lies at
-    depths that are spread evenly (or a grid), not at random. chance: (wording, k) -> share right by a guess; None:
-    answers are not uniform. read, score: from what a model said to its answer, and how right that is (0 to 1).
-    version: raised whenever the same settings give other prompts or scores.
+    own, so a prompt depends on nothing that was drawn before it. shortest: (haystack, k) -> fewest tokens of a prompt,
+    the answer aside; longest: most, with the answer. budget: tokens kept free for the answer and what ends it. ks: the
+    k that are asked by default (number of needles, hops: the task's own size), largest: what a study may set it to at
+    most. control_k: k of the control prompts, which ask for what stands nowhere; None: there are none. by_depth: its
+    one needle lies at depths that are spread evenly (or a grid), not at random. chance: (wording, k) -> share right by
+    a guess; None: answers are not uniform. read, score: from what a model said to its answer, and how right that is (0
+    to 1). version: raised whenever the same settings give other prompts or scores.
     """
 
     name: str
