@@ -102,4 +102,4 @@ def inside(segment: int, outside: Reader = never) -> Reader:
 
 def up_to(rivals: int, otherwise: Reader = any_of) -> Reader:
     """Binds among at most so many rivals."""
-    return lambda item, seed, rng: (perfect if item.rivals <= rivals else otherwise)(item, seed, rng)
+    return lambda item, seed, rng: (perfect if item.k <= rivals else otherwise)(item, seed, rng)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.evidence.ablate.config import AblateConfig
+from stages.record import Record
 from stages.stage import Artifact, Context, Execution, Resources, Stage, StageError, Summary
 
 __all__ = ["STAGE", "Ablate", "AblateConfig"]
@@ -74,7 +75,7 @@ class Ablate(Stage[AblateConfig]):
         items = [
             item
             for item in evaluation_items(config.retrieval, tokenizer, haystack, config.seed, "ablate")
-            if item.task in ("passkey", "bindings") and item.beyond_local(segment)
+            if item.asked_rank >= 0 and item.beyond_local(segment)
         ]
         _check_neighbours(config, len(documents), [item.length for item in items], segment)
 
@@ -173,3 +174,4 @@ def _headline(config: AblateConfig, metrics: Mapping[str, float]) -> str:
 
 
 STAGE = Ablate()
+RECORD = Record(stage=STAGE, config=AblateConfig, kinds=("infini",))

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from stages.evidence.capacity.config import CapacityConfig
+from stages.record import Record
 from stages.stage import Artifact, Context, Stage, Summary
 
 
@@ -44,3 +45,4 @@ class Capacity(Stage[CapacityConfig]):
 
 
 STAGE = Capacity()
+RECORD = Record(stage=STAGE, config=CapacityConfig, per="study")

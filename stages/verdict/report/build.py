@@ -10,6 +10,7 @@ from typing import Any
 
 from model.arms import arm_of
 from model.config import MixerConfig
+from stages.data.tasks.registry import TASKS
 from stages.stage import Artifact, Context, Place, Summary
 from stages.verdict.claims.evidence import Evidence
 from stages.verdict.claims.table import CLAIMS, decide
@@ -119,6 +120,9 @@ def setup(evidence: Evidence) -> dict[str, str]:
     }
     for arm, mixer in evidence.arms.items():
         rows[f"arm {arm}"] = describe(mixer)
+    for task in dict.fromkeys(evidence.tasks["task"] if len(evidence.tasks) else ()):
+        if task in TASKS:
+            rows[f"task {task}"] = TASKS[task].sentence
     if tokenizer:
         rows["tokenizer"] = f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens"
     if tokens:

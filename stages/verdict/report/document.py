@@ -20,7 +20,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "Calibration: what this instrument measures where the answer is known",
         ("control", "control by distance", "control knocked out", "calibration"),
     ),
-    ("retrieval", "Retrieval and binding", ("passkey", "bindings")),
+    ("retrieval", "Retrieval and binding", ("passkey", "bindings", "tasks")),
     ("memory", "Is the memory used?", ("gates",)),
     ("perplexity", "Perplexity", ("perplexity", "perplexity differences", "perplexity by position")),
     ("mechanism", "Capacity of the mechanism", ("capacity",)),

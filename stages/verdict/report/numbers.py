@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stages.verdict.claims import binding, mechanism, perplexity, retrieval, summaries
-from stages.verdict.claims.effects import accuracy, effect, proportion
+from stages.verdict.claims.effects import accuracy, effect, percent, proportion
 from stages.verdict.claims.evidence import BEYOND, Evidence, paired
 from stages.verdict.claims.verdict import Number, Source, Verdict
 from stages.verdict.report import calibration
@@ -57,6 +57,7 @@ def collect(evidence: Evidence, verdicts: Iterable[Verdict]) -> Collected:
         "perplexity by position": by_position(evidence),
         "passkey": passkey_by_length(evidence),
         "bindings": bindings(evidence),
+        "tasks": tasks(evidence),
         "control": [n for arm in evidence.control_arms for n in binding.control_accuracies(evidence, arm)],
         "control by distance": calibration.distances(evidence),
         "control knocked out": calibration.knockouts(evidence),
@@ -198,11 +199,39 @@ def passkey_by_length(evidence: Evidence) -> list[Number]:
             found.append(retrieval.at_length(evidence, arm, beyond, int(length)))
             if "answer_nll" in rows and rows["answer_nll"].notna().all():
                 where = f"task == 'passkey' and length == {length} and {BEYOND}"
-                found.append(_answer_nll(evidence, arm, int(length), rows, where))
+                sources = evidence.sources("evaluate", retrieval.TABLE, where, arm)
+                label = f"{arm}, nll of the passkey at {length:,} tokens"
+                found.append(_answer_nll(evidence, f"passkey_nll.{arm}.{length}", label, rows, sources))
     return found
 
 
-def _answer_nll(evidence: Evidence, arm: str, length: int, rows: pd.DataFrame, where: str) -> Number:
+def tasks(evidence: Evidence) -> list[Number]:
+    """Score of every further task per arm, k and length, wherever its needles lie, and the right answer's nll."""
+    table = evidence.tasks
+    found = []
+    for (task, k, length), cell in table.groupby(["task", "k", "length"], sort=False) if len(table) else ():
+        several = table.loc[table["task"] == task, "k"].nunique() > 1
+        guess = cell["chance"].iloc[0]
+        for arm in evidence.arms:
+            rows = cell[cell["arm"] == arm]
+            if not len(rows):
+                continue
+            where = f"task == '{task}' and length == {length}" + (f" and k == {k}" if several else "")
+            sources = evidence.sources("evaluate", "tasks.parquet", where, arm)
+            name, label = f"{task}.{arm}.k{k}.{length}", f"{arm}, {task}{f', k = {k}' if several else ''}"
+            scored = accuracy(
+                f"task.{name}",
+                f"{label} at {length:,} tokens",
+                rows.assign(correct=rows["score"]),
+                sources=sources,
+                rules=evidence.rules,
+            )
+            found.append(scored if math.isnan(guess) else replace(scored, note=f"a guess: {percent(guess)}"))
+            found.append(_answer_nll(evidence, f"task_nll.{name}", f"{label}, nll at {length:,} tokens", rows, sources))
+    return found
+
+
+def _answer_nll(evidence: Evidence, name: str, label: str, rows: pd.DataFrame, sources: tuple[Source, ...]) -> Number:
     from stages.statistics.intervals import clustered_mean
 
     rules = evidence.rules
@@ -212,15 +241,15 @@ def _answer_nll(evidence: Evidence, arm: str, length: int, rows: pd.DataFrame, w
         level=1 - rules.alpha,
     )
     return Number(
-        f"passkey_nll.{arm}.{length}",
-        f"{arm}, nll of the passkey at {length:,} tokens",
+        name,
+        label,
         mean.estimate,
         mean.low,
         mean.high,
         mean.n,
         "nats/token",
         mean.method,
-        evidence.sources("evaluate", retrieval.TABLE, where, arm),
+        sources,
     )
 
 
