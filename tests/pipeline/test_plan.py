@@ -195,5 +195,5 @@ def test_source_digest_follows_what_the_stage_imports_and_nothing_else(tmp_path:
 
 def test_a_stages_closure_reaches_the_kernel_it_calls_and_no_other_stage():
     found = sources.closure("stages.data.dedup.stage")
-    assert {"stages.data.matching.normalize", "stages.data.corpus.parallel", "stages.stage"} <= set(found)
+    assert {"stages.data.matching.normalize", "stages.data.parallel", "stages.stage"} <= set(found)
     assert not any(name.startswith(("stages.evidence", "stages.verdict", "model")) for name in found)

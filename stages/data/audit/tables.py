@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stages.data.audit.findings import Audit, Document
+from stages.data.corpus.documents import TableWriter
 from stages.data.matching.index import Index
 from stages.data.matching.shards import EVIDENCE_CHARACTERS, Evidence, evidence_of
 
@@ -86,11 +85,10 @@ def write(audit: Audit, folder: Path) -> None:
 
 
 def _write(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
-    """As ``write_table``, some thousand rows at a time."""
-    remaining = iter(rows)
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        while some := list(itertools.islice(remaining, ROWS)):
-            writer.write_table(pa.Table.from_pylist(some, schema=schema), row_group_size=256)
+    """As ``write_table``, of any number of rows."""
+    with TableWriter(path, schema, rows=ROWS, row_group_size=256, compression="zstd") as writer:
+        for row in rows:
+            writer.add(row)
 
 
 def _decisions(audit: Audit) -> Iterator[dict[str, Any]]:

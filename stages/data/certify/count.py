@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from stages.data.certify.config import CertifyConfig
 from stages.data.corpus.documents import document_files, write_table
-from stages.data.corpus.parallel import spread
+from stages.data.parallel import spread
 from stages.stage import Artifact, Context, StageError, Summary
 
 TRAINING = "train"

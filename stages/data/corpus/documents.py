@@ -95,6 +95,34 @@ def write_table(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, compression="zstd", row_group_size=256)
 
 
+class TableWriter:
+    """Writes one Parquet file row by row, of which ``rows`` are in memory; ``options``: of ``pq.ParquetWriter``."""
+
+    def __init__(self, path: Path, schema: pa.Schema, rows: int, row_group_size: int | None = None, **options: Any):
+        self._schema, self._most, self._group_size = schema, rows, row_group_size
+        self._rows: list[dict[str, Any]] = []
+        self._writer = pq.ParquetWriter(path, schema, **options)
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """The next row."""
+        self._rows.append(row)
+        if len(self._rows) == self._most:
+            self._flush()
+
+    def _flush(self) -> None:
+        table = pa.Table.from_pylist(self._rows, schema=self._schema)
+        self._writer.write_table(table, row_group_size=self._group_size)
+        self._rows = []
+
+
 def document_files(folder: Path) -> list[Path]:
     """The files of a documents table, in its order."""
     return sorted(folder.glob("*.parquet"), key=lambda path: (len(path.name), path.name))

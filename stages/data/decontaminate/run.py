@@ -7,7 +7,6 @@ outlives a crash, and memory holds the index, one shard per core, and a few numb
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster import storage
 from stages.data.audit import tables
 from stages.data.audit.audit import publish
 from stages.data.audit.findings import Audit, shard_states
@@ -29,6 +27,7 @@ from stages.data.decontaminate.exclude import excluded_hashes
 from stages.data.matching import shards as scanning
 from stages.data.matching.index import Index, build
 from stages.data.matching.shards import DocumentsShard, ShardScan, documents_shards, scan_shards
+from stages.data.saved import take
 from stages.stage import Artifact, Context, StageError, Summary
 
 EVALUATION = ("validation", "test")
@@ -132,14 +131,13 @@ def _clean(source: list[DocumentsShard], audit: Audit, target: Path, context: Co
         verdict = Verdict(only_copies=True, removed=frozenset(audit.index.book_ids[b] for b in audit.removed_books))
     progress = _Progress(context, sum(state.scan.documents_in for state in audit.shards))
     worth_it = len(source) > 1 and sum(shard.size for shard in source) > scanning.WORTH_TASKS
-    basis = scanning.basis_of(audit.index, audit.rule)
     files: list[Any] = list(source)
     scans = [state.scan for state in audit.shards]
     dirty = list(range(len(source)))
     for audit.rounds in range(1, ROUNDS + 1):
         first = audit.rounds == 1
         jobs = [Job(files[i], scans[i], tuple(audit.shards[i].copies) if first else ()) for i in dirty]
-        done = clean_shards(jobs, audit.index, audit.rule, verdict, context.work_url, basis, worth_it, progress.scanned)
+        done = clean_shards(jobs, audit.index, audit.rule, verdict, context.work_url, worth_it, progress.scanned)
         for i, (cleaned, scan) in zip(dirty, done, strict=True):
             _resized(audit.shards[i].sizes, cleaned)
             files[i], scans[i] = cleaned, scan
@@ -151,7 +149,7 @@ def _clean(source: list[DocumentsShard], audit: Audit, target: Path, context: Co
             break
         progress.another_pass(sum(scans[i].documents_in for i in dirty))
     for cleaned in files:
-        _place(cleaned.url, target / f"{cleaned.name}.parquet")
+        take(cleaned.url, target / f"{cleaned.name}.parquet")
 
 
 def _resized(sizes: np.ndarray[Any, Any], cleaned: CleanedShard) -> None:
@@ -190,18 +188,6 @@ def _found_again(audit: Audit, scans: list[ShardScan], context: Context) -> tupl
         "coverage_max": max(audit.after.values(), default=0.0),
     }
     return sorted(dirty), verdict
-
-
-def _place(url: str, target: Path) -> None:
-    """A file of the output: linked where that is possible, else copied."""
-    place = storage.local_path(url)
-    if place is None:
-        storage.get_file(*storage.filesystem(url), target)
-        return
-    try:
-        os.link(place, target)
-    except OSError:  # another disk, or one without links
-        shutil.copyfile(place, target)
 
 
 def _check_something_left(audit: Audit) -> None:

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.data.corpus.documents import document_files, write_documents
-from stages.data.corpus.parallel import spread
 from stages.data.dedup import tables
 from stages.data.dedup.candidates import Pair
 from stages.data.dedup.compare import Compared, compare
@@ -22,6 +21,7 @@ from stages.data.dedup.config import DedupConfig
 from stages.data.dedup.decide import Decided, Described, decide
 from stages.data.dedup.shingles import common, minhash, passage, permutations, shingle
 from stages.data.dedup.signatures import Signatures, Texts, joined, sign
+from stages.data.parallel import spread
 from stages.stage import Artifact, Context, StageError, Summary
 
 WORTH_TASKS = 64 * 2**20  # below this many (compressed) bytes one core is done before workers have started
