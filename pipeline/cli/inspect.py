@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import Json, OfStudy, Root, Set, StudyName, look, open_store
-from pipeline.cli.render import ACTION_STYLE, line, note, print_json, seconds, size, table
+from pipeline.cli.render import ACTION_STYLE, line, note, print_json, table
 from pipeline.errors import IntegrityError, StudyError, UnknownName
+from stages.display.numbers import seconds, size
 
 if TYPE_CHECKING:
     from pipeline.engine.store import Commit, Store

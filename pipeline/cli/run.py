@@ -24,8 +24,9 @@ from pipeline.cli.options import (
     open_study,
     tracking_uri,
 )
-from pipeline.cli.render import ACTION_STYLE, line, note, print_json, seconds, table
+from pipeline.cli.render import ACTION_STYLE, line, note, print_json, table
 from pipeline.errors import StudyError
+from stages.display.numbers import seconds
 
 if TYPE_CHECKING:
     from pipeline.cli.options import Loaded

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stages.display.numbers import percent, points
 from stages.verdict.claims.bracket import Bracket, behind, control_bracket, task_bracket
-from stages.verdict.claims.effects import Effect, accuracy, effect, family, needed, nested_accuracy, percent, points
+from stages.verdict.claims.effects import Effect, accuracy, effect, family, needed, nested_accuracy
 from stages.verdict.claims.evidence import BEYOND, Evidence, Paired, paired
 from stages.verdict.claims.verdict import Finding, Number, Source, conclude, decided, not_measured
 

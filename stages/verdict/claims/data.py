@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stages.verdict.claims.effects import percent
+from stages.display.numbers import percent
 from stages.verdict.claims.evidence import Evidence
 from stages.verdict.claims.verdict import Decision, Finding, Number, not_measured
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 
+from stages.display.numbers import signed_percent
 from stages.verdict.claims.bracket import FLOOR, behind, control_bracket, perplexity_bracket
-from stages.verdict.claims.effects import Effect, effect, family, needed, signed
+from stages.verdict.claims.effects import Effect, effect, family, needed
 from stages.verdict.claims.evidence import Evidence, Paired, paired
 from stages.verdict.claims.verdict import Finding, Number, conclude, decided, not_measured
 
@@ -71,7 +72,7 @@ def undertrained(evidence: Evidence, *arms: str) -> str:
         if gain is None:
             return "their base was not scored, so it is not known that training lowered their loss"
         if (gain.high or 0.0) >= 0:
-            return f"the held-out loss of {arm} is not below its base's ({signed(gain.estimate)} perplexity)"
+            return f"the held-out loss of {arm} is not below its base's ({signed_percent(gain.estimate)} perplexity)"
     return ""
 
 
@@ -103,7 +104,7 @@ def perplexity_from_memory(evidence: Evidence) -> Finding:
 
 def _judge(evidence: Evidence, arm: str, local: str, row: Number, found: Effect, p: float, arms: int) -> Number:
     rules, rule = evidence.rules, evidence.rules.perplexity_from_memory
-    size = f"{signed(row.estimate)} perplexity"
+    size = f"{signed_percent(row.estimate)} perplexity"
     if found.seeds < rules.minimum_seeds:
         few = f"{found.seeds} of {rules.minimum_seeds} seeds"
         return decided(row, "inconclusive", f"{size}; {few}", "too few seeds", few)
@@ -139,7 +140,9 @@ def seeds(evidence: Evidence) -> Finding:
     for arm, pair in found.items():
         gaps, one, p = pair.by_seed, effects[arm], adjusted[arm]
         test = paired_t(gaps, level=1 - rules.alpha)
-        each = ", ".join(f"{seed}: {signed(math.expm1(-gap))}" for seed, gap in zip(pair.seeds, gaps, strict=True))
+        each = ", ".join(
+            f"{seed}: {signed_percent(math.expm1(-gap))}" for seed, gap in zip(pair.seeds, gaps, strict=True)
+        )
         row = Number(
             f"seeds.{arm}.{local[0]}",
             f"{arm} against {local[0]}, seeds alone",
@@ -153,7 +156,7 @@ def seeds(evidence: Evidence) -> Finding:
         )
         worse = test.estimate < 0
         side = f"{local[0]} has the lower perplexity" if worse else f"{arm} has the lower perplexity"
-        size = f"{signed(row.estimate)} perplexity, {side} (seeds {each})"
+        size = f"{signed_percent(row.estimate)} perplexity, {side} (seeds {each})"
         if evidence.shared_base:
             size += "; all seeds start from one base, so another base is not covered"
         if len(gaps) < rules.minimum_seeds:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.display.svg import inline
 from stages.verdict.claims.evidence import Evidence
 from stages.verdict.claims.verdict import Number, Source
 
@@ -171,32 +172,11 @@ def _layout(drawing: Drawing, columns: int, width: float) -> Canvas:
 
 
 def page_svg(svg: str, name: str, title: str) -> str:
-    """matplotlib's file as markup to inline: no prolog or metadata, ids unique in the page, colours of the page (which
-    fall back to their own where the file is opened by itself)."""
-    from markupsafe import escape
-
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r"url\(#", f"url(#{name}-", body)
-    body = re.sub(r'href="#', f'href="#{name}-', body)
-    body = re.sub(r"<!--.*?-->", "", body, flags=re.S)
-    head = re.match(r"<svg[^>]*>", body)
-    assert head is not None
-    box = re.search(r'viewBox="[^"]*"', head.group())
-    assert box is not None
+    """matplotlib's file as markup that can be inlined and opened by itself."""
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    opening = f'<svg {spaces} {box.group()} role="img" aria-label="{escape(title)}">'
-    body = opening + body[head.end() :]
-    for colour, variable in (
-        (INK, "ink"),
-        (MUTED, "muted"),
-        (LINE, "line"),
-        (BASELINE, "base"),
-        *((colour, f"c{i}") for i, colour in enumerate(PALETTE)),
-    ):
-        body = body.replace(f": {colour}", f": var(--{variable}, {colour})")
-    return re.sub(r"\n\s*", "\n", body)
+    colours = {"--ink": INK, "--muted": MUTED, "--line": LINE, "--base": BASELINE}
+    colours |= {f"--c{i}": colour for i, colour in enumerate(PALETTE)}
+    return re.sub(r"\n\s*", "\n", inline(svg, name, title, colours, spaces))
 
 
 # What several figures draw
