@@ -45,17 +45,10 @@ class Runtime:
 
 def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) -> RunState:
     """Train ``decoder`` in place to ``recipe.steps``; resumes from ``runtime.checkpoints``. Returns log and samples.
+    The global batch divides by the world size.
 
-    Raises StageError naming step, loss and learning rate if the loss stops being finite, and where the global batch
-    does not divide by the world size.
+    Raises StageError naming step, loss and learning rate if the loss stops being finite.
     """
-    if recipe.batch_sequences % runtime.world_size:
-        raise StageError(
-            "each worker takes the same number of the global batch's sequences",
-            field="execution.train_workers",
-            value=runtime.world_size,
-            allowed=f"divisors of the global batch of {recipe.batch_sequences} sequences",
-        )
     decoder.to(runtime.device).train()
     if runtime.world_size > 1:
         shard(decoder)
