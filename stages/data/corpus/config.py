@@ -10,12 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stages.data.pinned import Pin
 from stages.stage import Config
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
-
-PIN_PATTERN = r"^sha256:[0-9a-f]{64}$"
 
 
 class SplitShares(Config):
@@ -72,7 +71,7 @@ class SourceBase(Config):
     weight: float | None = Field(
         default=None, gt=0, description="share of the training text, relative to the other sources' weights"
     )
-    pin: str | None = Field(default=None, pattern=PIN_PATTERN, description="digest of the external input")
+    pin: Pin | None = Field(default=None, description="digest of the external input")
 
     def key_fields(self) -> dict[str, Any]:
         """The fields that decide which documents come out. The weight acts later, in training."""

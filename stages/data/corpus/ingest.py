@@ -26,6 +26,7 @@ from stages.data.corpus.documents import DocumentsWriter, part_name, write_docum
 from stages.data.corpus.files import DigestCache, ExternalFile
 from stages.data.corpus.pin import list_files, listing_digest
 from stages.data.corpus.readers import Raw, pg19_metadata, printable, read, read_hub, year_of
+from stages.data.pinned import unchanged
 from stages.data.saved import Saved, spread_saved
 from stages.stage import Context, StageError, Summary
 
@@ -104,14 +105,8 @@ def ingest(config: IngestConfig, output: Path, context: Context) -> Summary:
 def _verified_files(source: Source, index: int) -> list[ExternalFile]:
     """The source's files, re-read and compared with the pin: the plan may be older than the files."""
     files = list_files(source, DigestCache(None), f"corpus.sources.{index}")
-    found = listing_digest(files)
-    if source.pin is not None and source.pin != found:
-        raise StageError(
-            f"the input of source {source.name!r} changed after the plan was made; it now has the digest {found}",
-            field=f"corpus.sources.{index}.pin",
-            value=source.pin,
-            fix="run again, so that the plan sees the change",
-        )
+    field, what = f"corpus.sources.{index}.pin", f"the input of source {source.name!r}"
+    unchanged(listing_digest(files), source.pin, field=field, what=what)
     return files
 
 

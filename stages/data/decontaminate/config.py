@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from stages.data.matching.config import MatchingConfig
+from stages.data.pinned import Pin
 from stages.stage import Config
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Excluded(Config):
     """Texts whose n-grams are taken out of the index; in a study file its address alone will do."""
 
     url: str = Field(description="path, glob or fsspec URL of text or Parquet files; relative paths: to the study file")
-    pin: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$", description="digest of the files")
+    pin: Pin | None = Field(default=None, description="digest of the files")
 
     @model_validator(mode="before")
     @classmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.data.pinned import read_unchanged
 from stages.data.taskaudit.config import TaskSource
 from stages.stage import StageError
 
@@ -35,14 +35,7 @@ def first_columns(path: Path, field: str) -> list[str]:
 def items(source: TaskSource) -> list[Item]:
     """All items in order. Raises StageError for other bytes than the pinned ones."""
     path = Path(source.path)
-    data = path.read_bytes() if path.is_file() else b""
-    if "sha256:" + hashlib.sha256(data).hexdigest() != source.pin:
-        raise StageError(
-            "the file is not the one planned with",
-            field=f"task_audit: {source.name}",
-            value=source.path,
-            fix="put it back, or plan again",
-        )
+    read_unchanged(path, source.pin, field=f"task_audit: {source.name}")
     columns = source.columns()
     found = []
     for number, row in _rows(path, f"task_audit: {source.name}"):
