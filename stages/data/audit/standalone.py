@@ -20,7 +20,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from stages.data.audit import tables
 from stages.data.audit.audit import observe, publish, totals_of
 from stages.data.audit.findings import Audit
 from stages.data.corpus.config import Columns
@@ -91,9 +90,8 @@ def scan_corpus(options: Options, progress: Progress = lambda *_: None) -> Repor
         if not audit.counts()["documents_in"]:
             raise _unreadable("CORPUS", options.corpus, problems)
         audit.recalls, audit.quotations = plant(_hosts(shards, audit), index, options.rule)
-        tables.write(audit, out)
         _write_totals(audit, problems, corpus, evaluation, out / "audit.json")
-        publish(out, index, options.rule)
+        publish(audit, out)
         report = _report(out, problems, notes)
         shutil.rmtree(work)
     return report
@@ -247,7 +245,7 @@ def _hosts(shards: Sequence[FileShard], audit: Audit) -> list[bytes]:
     step = max(1, len(shards) // HOSTS)
     each = max(1, HOSTS // len(shards))
     for shard, state in list(zip(shards, audit.shards, strict=True))[::step][:HOSTS]:
-        found = {document.row for document in state.scan.found()}
+        found = {document.row for document in state.found}
         free = [row for row in range(min(state.scan.documents_in, 8 * each)) if row not in found][:each]
         rows = (raw for raw in shard.raws() if not raw.problem)
         for row, raw in enumerate(rows):

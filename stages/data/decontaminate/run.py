@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.data.audit import tables
 from stages.data.audit.audit import publish
 from stages.data.audit.findings import Audit, shard_states
 from stages.data.decontaminate.canary import HOST_BYTES, plant
@@ -53,10 +52,9 @@ def decontaminate(config: DecontaminateConfig, documents: Artifact, output: Path
     _clean(source, audit, output / "documents", context)
 
     _check_something_left(audit)
-    tables.write(audit, output)
     metrics = _metrics(audit)
     _write_totals(audit, metrics, output / "audit.json")
-    published = publish(output, index, config, documents.path("documents"))
+    published = publish(audit, output, documents.path("documents"))
     _warn(audit, context)
     return Summary(_headline(audit, metrics), metrics, published.tables, published.figures)
 
@@ -109,7 +107,7 @@ def _hosts(source: list[DocumentsShard], audit: Audit) -> list[bytes]:
         numbers = wanted[(wanted >= ends[at] - clean[at]) & (wanted < ends[at])] - (ends[at] - clean[at])
         if not len(numbers):
             continue
-        free = np.setdiff1d(np.arange(state.scan.documents_in), [document.row for document in state.scan.found()])
+        free = np.setdiff1d(np.arange(state.scan.documents_in), [document.row for document in state.found])
         rows = set(free[numbers].tolist())
         texts = (text.text for row, text in enumerate(shard.texts()) if row in rows)
         hosts += [bytes(text[: 50 * HOST_BYTES]).decode(errors="ignore").encode() for text in texts]

@@ -3,7 +3,7 @@
     index = build(books, config.ngram, config.max_books_per_ngram)
     scans = scan_shards(shards, index, config, work_url, progress)     # one ShardScan each, in order
     for scan in scans:
-        for document in scan.documents(): ...                          # doc_id, size, spans with both texts
+        for document in scan.found(): ...                              # doc_id, size, spans
 
 A shard is anything with the four members of ``Shard``: ``DocumentsShard`` is one Parquet file of a documents artifact.
 A scan that was interrupted goes on with the shards that are not done (``saved``).
@@ -124,14 +124,6 @@ def texts_of(path: Path, splits: Sequence[str]) -> Iterator[Text]:
                 yield Text(batch["doc_id"][row].as_py(), batch["sha256"][row].as_py(), text)
 
 
-class Evidence(NamedTuple):
-    """A span and the beginning of what stands there, in the training document and in the evaluation document."""
-
-    span: Span
-    doc_text: str
-    book_text: str
-
-
 @dataclass(frozen=True)
 class ScannedDocument:
     """One training document as scanned. ``row`` is its number among the training documents of its shard."""
@@ -141,12 +133,12 @@ class ScannedDocument:
     sha256: str
     bytes: int
     words: int
-    evidence: tuple[Evidence, ...] = ()
+    spans: tuple[Span, ...] = ()
 
     @property
     def scanned(self) -> Scanned:
         """Size and spans, as ``decide`` takes them."""
-        return Scanned(self.bytes, self.words, [evidence.span for evidence in self.evidence])
+        return Scanned(self.bytes, self.words, list(self.spans))
 
 
 @dataclass(frozen=True)
@@ -177,20 +169,16 @@ class ShardScan:
         """The documents with spans, in order."""
         if self.spans:
             table = self.table()
-            for row, evidence in _by_document(self.spans_table()):
+            for row, spans in _by_document(self.spans_table()):
                 doc_id, sha256, size, words = (column[row].as_py() for column in table.columns)
-                yield ScannedDocument(row, doc_id, sha256, size, words, evidence)
+                yield ScannedDocument(row, doc_id, sha256, size, words, spans)
 
-    def documents(self) -> Iterator[ScannedDocument]:
-        """All documents, in order."""
-        spans = _by_document(self.spans_table())
-        row, evidence = next(spans, (-1, ()))
-        for at, (doc_id, sha256, size, words) in enumerate(_rows(self.table())):
-            if at != row:
-                yield ScannedDocument(at, doc_id, sha256, size, words)
-                continue
-            yield ScannedDocument(at, doc_id, sha256, size, words, evidence)
-            row, evidence = next(spans, (-1, ()))
+    def without_spans(self) -> Iterator[ScannedDocument]:
+        """The others, in order."""
+        found = set(self.spans_table()["row"].to_pylist())
+        for row, numbers in enumerate(_rows(self.table())):
+            if row not in found:
+                yield ScannedDocument(row, *numbers)
 
 
 def scan_shards(
@@ -288,21 +276,21 @@ def beginning(text: Any, start: int, end: int, characters: int = EVIDENCE_CHARAC
     return some if end - start <= 4 * characters + 4 and len(some) <= characters else some[:characters] + " …"
 
 
-def evidence_of(row: dict[str, Any]) -> Evidence:
-    """One row of ``ShardScan.spans_table``."""
-    return Evidence(Span(*(row[name] for name in _INTEGERS)), row["doc_text"], row["book_text"])
+def span_of(row: dict[str, Any]) -> Span:
+    """The numbers of one row of ``ShardScan.spans_table``."""
+    return Span(*(row[name] for name in _INTEGERS))
 
 
-def _by_document(table: pa.Table) -> Iterator[tuple[int, tuple[Evidence, ...]]]:
+def _by_document(table: pa.Table) -> Iterator[tuple[int, tuple[Span, ...]]]:
     """(row of the document, its spans), a batch in memory at a time."""
     row = -1
-    found: list[Evidence] = []
-    for at, *values, doc_text, book_text in _rows(table):
+    found: list[Span] = []
+    for at, *values in _rows(table.select(["row", *_INTEGERS])):
         if at != row and found:
             yield row, tuple(found)
             found = []
         row = at
-        found.append(Evidence(Span(*values), doc_text, book_text))
+        found.append(Span(*values))
     if found:
         yield row, tuple(found)
 
