@@ -21,8 +21,8 @@ from stages.display.numbers import share, size
 
 if TYPE_CHECKING:
     from pipeline.cli.options import Looked
-    from stages.data.audit.standalone import Report
-    from stages.data.decontaminate.files import Kind
+    from stages.data.audit.standalone import ScanReport
+    from stages.data.decontaminate.files import FileKind
 
 CONTAMINATED = 1  # exit code of a scan that found something to act on
 SHOWN = 400  # characters of each side of a span on the terminal
@@ -367,7 +367,7 @@ def scan(
     from stages.data.audit.standalone import Options, scan_corpus
     from stages.stage import StageError
 
-    kind = cast("Kind | None", format_)
+    kind = cast("FileKind | None", format_)
     cores = jobs or len(os.sched_getaffinity(0))
     options = Options(tuple(corpus), tuple(against), rule, out, text_column, id_column, kind, cores)
     shown = _Shown(quiet)
@@ -439,7 +439,7 @@ class _Shown:
             self._open = False
 
 
-def _print_scan(report: Report, out: Path | None, limit: int) -> None:
+def _print_scan(report: ScanReport, out: Path | None, limit: int) -> None:
     metrics = report.totals["metrics"]
     line(verdict(report.totals, report.books).removesuffix(" Nothing was removed: this audit only reports."))
     line(
@@ -463,7 +463,7 @@ def _print_scan(report: Report, out: Path | None, limit: int) -> None:
         line("--out DIR writes the evidence: pages with both texts side by side, and tables")
 
 
-def _print_scan_json(report: Report, out: Path | None) -> None:
+def _print_scan_json(report: ScanReport, out: Path | None) -> None:
     body = {
         "contaminated": report.contaminated,
         "out": None if out is None else str(out),

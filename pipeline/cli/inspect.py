@@ -54,7 +54,7 @@ def explain(
     json: Json = False,
 ) -> None:
     """Why a step would run or be reused: the difference to the nearest earlier artifact, field by field."""
-    from pipeline.engine.plan import Decision, History, decide, differences
+    from pipeline.engine.plan import History, StepDecision, decide, differences
 
     looked = look(study, set_, root)
     plan, store = looked.plan, looked.store
@@ -63,7 +63,9 @@ def explain(
         decision = decide(plan, store)[step]
     else:
         commit = looked.study.commits(store).get(step)
-        decision = Decision("reuse", f"made {commit.created}") if commit else Decision("run", "planned, not made yet")
+        decision = (
+            StepDecision("reuse", f"made {commit.created}") if commit else StepDecision("run", "planned, not made yet")
+        )
     history, record = History(store), chosen.record()
     before = history.nearest(chosen.stage, chosen.key, record, anyone=True)
     changes: list[str] = []

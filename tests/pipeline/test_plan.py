@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine import sources
-from pipeline.engine.lease import Claim, this_process
+from pipeline.engine.lease import LeaseRequest, this_process
 from pipeline.engine.plan import Plan, PlanBuilder, Selection, decide, differences
 from pipeline.engine.store import Store
 from pipeline.errors import UnknownName
@@ -116,7 +116,7 @@ def test_a_step_that_a_run_never_came_to_was_never_made(tmp_path: Path):
     store.record_study(plan(lr=2).record())
     step = plan()["pretrain/local/0"]
     assert decide(plan(), store)[step.id].reason == "never made"
-    Claim(store.fs, store.lease_folder("pretrain", step.key), this_process()).take()
+    LeaseRequest(store.fs, store.lease_folder("pretrain", step.key), this_process()).take()
     assert decide(plan(), store)[step.id].reason == "started earlier, not finished"
 
 

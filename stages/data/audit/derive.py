@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stages.data.audit.classify import Measured, Range, class_of, extent, margins, near_miss, shared_sources
-from stages.data.audit.findings import Audit, Document
+from stages.data.audit.findings import Audit, JudgedDocument
 from stages.data.decontaminate.decide import covered, merged
 from stages.data.matching.index import SAME_WORK_SHARE, Index
 from stages.data.matching.shards import EVIDENCE_CHARACTERS
@@ -34,7 +34,7 @@ class Derived(NamedTuple):
     totals: dict[str, Any]
 
 
-def derive(audit: Audit, found: Sequence[Document]) -> Derived:
+def derive(audit: Audit, found: Sequence[JudgedDocument]) -> Derived:
     """The rows that follow from the documents with spans.
 
     Raises AssertionError where the spans do not cover what the audit says of an evaluation document: a bug.
@@ -67,14 +67,14 @@ def derive(audit: Audit, found: Sequence[Document]) -> Derived:
 
 
 def _pairs(
-    audit: Audit, found: Sequence[Document]
+    audit: Audit, found: Sequence[JudgedDocument]
 ) -> tuple[list[dict[str, Any]], dict[str, list[tuple[str, list[Range]]]], int]:
     """(rows, most matched words first; book_id -> word ranges of it in each document; number of spans)."""
     ids, rule = audit.index.book_ids, audit.rule
     spans = {(document.doc_id, ids[pair.book]): pair.spans for document in found for pair in document.decision.pairs}
     shared = shared_sources(spans, _works(audit.index))
     ranges: dict[str, list[tuple[str, list[Range]]]] = defaultdict(list)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for document in found:
         for pair in document.decision.pairs:
             book = ids[pair.book]
@@ -104,7 +104,7 @@ def _pairs(
     return rows, ranges, sum(map(len, spans.values()))
 
 
-def _books(audit: Audit, found: Sequence[Document]) -> list[dict[str, Any]]:
+def _books(audit: Audit, found: Sequence[JudgedDocument]) -> list[dict[str, Any]]:
     documents: Counter[int] = Counter()
     top: dict[int, tuple[int, str]] = defaultdict(lambda: (0, ""))
     for document in found:

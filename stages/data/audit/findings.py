@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.data.decontaminate.canary import Recall
+from stages.data.decontaminate.canary import Planted
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import SEVERITY, Action, Coverage, Decision, decide_document, without_notes
 from stages.data.matching.index import Index
@@ -19,7 +19,7 @@ from stages.data.matching.shards import ScannedDocument, ShardScan
 
 
 @dataclass(frozen=True)
-class Document:
+class JudgedDocument:
     """One training document: what was found in it and what happened to it."""
 
     scanned: ScannedDocument
@@ -83,18 +83,18 @@ class Audit:
     before: dict[int, float] = field(default_factory=dict)
     after: dict[int, float] | None = field(default_factory=dict)  # None: nothing was cleaned, nor scanned again
     removed_books: set[int] = field(default_factory=set)
-    recalls: list[Recall] = field(default_factory=list)
-    quotations: Recall = field(default_factory=lambda: Recall("quotation", 0, 0, 0))
+    recalls: list[Planted] = field(default_factory=list)
+    quotations: Planted = field(default_factory=lambda: Planted("quotation", 0, 0, 0))
     rounds: int = 0
     rescan: dict[str, float] | None = None  # the last scan of the output, where training documents were cleaned
 
-    def found(self) -> Iterator[Document]:
+    def found(self) -> Iterator[JudgedDocument]:
         """The training documents that share a verified span with an evaluation document, in order of the corpus."""
         for state in self.shards:
             for scanned in state.found:
                 yield self._document(state, scanned)
 
-    def not_found(self) -> Iterator[Document]:
+    def not_found(self) -> Iterator[JudgedDocument]:
         """The others, in order of the corpus."""
         for state in self.shards:
             for scanned in state.scan.without_spans():
@@ -127,7 +127,7 @@ class Audit:
             total["bytes_out"] += int(np.maximum(state.sizes, 0).sum())
         return total
 
-    def _document(self, state: ShardState, scanned: ScannedDocument) -> Document:
+    def _document(self, state: ShardState, scanned: ScannedDocument) -> JudgedDocument:
         decision = Decision()
         if scanned.spans:
             decision = decide_document(scanned.scanned, self.index.book_words, self.rule)
@@ -138,7 +138,7 @@ class Audit:
                 because = f"{decision.reason}; after cutting: {reason}" if decision.reason else reason
                 decision = replace(decision, action=action, reason=because)
         size = int(state.sizes[scanned.row])
-        return Document(scanned, decision, state.copies.get(scanned.row), max(0, size))
+        return JudgedDocument(scanned, decision, state.copies.get(scanned.row), max(0, size))
 
 
 def shard_states(scans: Sequence[ShardScan]) -> list[ShardState]:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.data.audit.derive import derive
-from stages.data.audit.findings import Audit, Document
+from stages.data.audit.findings import Audit, JudgedDocument
 from stages.data.corpus.documents import TableWriter, write_table
 from stages.data.matching.index import Index
 from stages.data.matching.shards import span_of
@@ -117,7 +117,7 @@ def _write(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> Non
             writer.add(row)
 
 
-def _decisions(audit: Audit, found: Sequence[Document]) -> Iterator[dict[str, Any]]:
+def _decisions(audit: Audit, found: Sequence[JudgedDocument]) -> Iterator[dict[str, Any]]:
     """By action, the most matched words first, then in order of the corpus."""
     grave: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for document in found:
@@ -128,7 +128,7 @@ def _decisions(audit: Audit, found: Sequence[Document]) -> Iterator[dict[str, An
             yield from (_decision(audit, document) for document in audit.not_found() if document.action == action)
 
 
-def _decision(audit: Audit, document: Document) -> dict[str, Any]:
+def _decision(audit: Audit, document: JudgedDocument) -> dict[str, Any]:
     worst = document.decision.pairs[0] if document.decision.pairs else None
     return {
         "doc_id": document.doc_id,

@@ -142,7 +142,7 @@ class JsonLines(TableSource):
     kind: Literal["jsonl"] = "jsonl"
 
 
-class Text(SourceBase):
+class TextFiles(SourceBase):
     """Plain text files, one file a document; its id is the path below the glob's fixed part, without suffix."""
 
     kind: Literal["text"] = "text"
@@ -179,7 +179,7 @@ class Hub(SourceBase):
         return self.model_dump(mode="json", exclude={"path", "weight"})
 
 
-Source = Annotated[PythonDocs | Pg19 | Parquet | JsonLines | Text | Hub, Field(discriminator="kind")]
+Source = Annotated[PythonDocs | Pg19 | Parquet | JsonLines | TextFiles | Hub, Field(discriminator="kind")]
 
 
 class IngestConfig(Config):

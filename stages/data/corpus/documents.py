@@ -144,7 +144,7 @@ def read_documents(
 
 
 @dataclass(frozen=True)
-class Text:
+class DocumentText:
     """A document's text where Arrow holds it: ``data`` is its UTF-8, not copied and never decoded as a whole."""
 
     doc_id: str
@@ -153,7 +153,7 @@ class Text:
     data: memoryview
 
 
-def read_texts(folder: Path, splits: Iterable[str] | None = None) -> Iterator[Text]:
+def read_texts(folder: Path, splits: Iterable[str] | None = None) -> Iterator[DocumentText]:
     """The documents in the table's order without making Python strings of them: what is held is one file's rows."""
     wanted = None if splits is None else set(splits)
     for path in document_files(folder):
@@ -162,11 +162,11 @@ def read_texts(folder: Path, splits: Iterable[str] | None = None) -> Iterator[Te
                 yield text
 
 
-def file_texts(path: Path) -> Iterator[Text]:
+def file_texts(path: Path) -> Iterator[DocumentText]:
     """The documents of one file of the table, as ``read_texts`` gives them."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(64, columns=["doc_id", "source", "split", "text"]):
             texts = batch.column("text").cast(pa.large_binary())
             names = (batch.column(name).to_pylist() for name in ("doc_id", "source", "split"))
             for place, (doc_id, source, split) in enumerate(zip(*names, strict=True)):
-                yield Text(doc_id, source, split, memoryview(texts[place].as_buffer()))
+                yield DocumentText(doc_id, source, split, memoryview(texts[place].as_buffer()))

@@ -32,7 +32,7 @@ Actions = dict[int, tuple[tuple[int, int], ...] | None]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Terms:
     """What holds for the whole corpus when a shard is cleaned."""
 
     over: Mapping[int, float] = field(default_factory=dict)  # see ``decide.without_notes``
@@ -42,7 +42,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardToClean:
     """One shard to clean: its Parquet file (``on_disk()``), its scan, and which documents are exact copies."""
 
     shard: Any
@@ -68,10 +68,10 @@ class CleanedShard:
 
 
 def clean_shards(
-    jobs: Sequence[Job],
+    jobs: Sequence[ShardToClean],
     index: Index,
     rule: DecontaminateConfig,
-    verdict: Verdict,
+    terms: Terms,
     work_url: str,
     worth_it: bool,
     progress: Callable[[ShardScan], None],
@@ -79,7 +79,7 @@ def clean_shards(
     """(cleaned file, scan of that file) per job, in order."""
     results = []
     place = storage.join(work_url, "clean")
-    parts = spread_saved(_clean_shard, jobs, place, index, rule, verdict, identity=_identity, worth_it=worth_it)
+    parts = spread_saved(_clean_shard, jobs, place, index, rule, terms, identity=_identity, worth_it=worth_it)
     for job, part in zip(jobs, parts, strict=True):
         rows, sizes = part.value["rows"], part.value["sizes"]
         cleaned = CleanedShard(job.shard.name, storage.join(part.url, CLEANED), tuple(rows), tuple(sizes))
@@ -89,29 +89,31 @@ def clean_shards(
     return results
 
 
-def _identity(job: Job, index: Index, rule: DecontaminateConfig, verdict: Verdict) -> str:
+def _identity(job: ShardToClean, index: Index, rule: DecontaminateConfig, terms: Terms) -> str:
     """The scan's name holds the digest of texts and index; round for round it is another scan."""
-    parts = [job.scan.url.rsplit("/", 1)[-1], rule.model_dump(mode="json"), job.copies, sorted(verdict.over.items())]
-    parts += [verdict.only_copies, sorted(verdict.removed), verdict.drop_all]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    scan = job.scan.url.rsplit("/", 1)[-1]
+    said = [sorted(terms.over.items()), terms.only_copies, sorted(terms.removed), terms.drop_all]
+    return hashlib.sha256(json.dumps([scan, job.copies, rule.model_dump(mode="json"), said]).encode()).hexdigest()
 
 
-def _clean_shard(job: Job, folder: Path, index: Index, rule: DecontaminateConfig, verdict: Verdict) -> dict[str, Any]:
+def _clean_shard(
+    job: ShardToClean, folder: Path, index: Index, rule: DecontaminateConfig, terms: Terms
+) -> dict[str, Any]:
     """One task: write the shard without what must go, then scan what was written."""
     actions: Actions = dict.fromkeys(job.copies)
-    if not verdict.only_copies:
-        actions = {**_decided(job.scan, index, rule, verdict), **actions}
-    rows, sizes = _write(job.shard, actions, verdict.removed, folder / CLEANED)
+    if not terms.only_copies:
+        actions = {**_decided(job.scan, index, rule, terms), **actions}
+    rows, sizes = _write(job.shard, actions, terms.removed, folder / CLEANED)
     scan = scan_into(folder, job.shard.name, texts_of(folder / CLEANED, ("train",)), index, rule)
     return {"rows": rows, "sizes": sizes, "scan": scan}
 
 
-def _decided(scan: ShardScan, index: Index, rule: DecontaminateConfig, verdict: Verdict) -> Actions:
+def _decided(scan: ShardScan, index: Index, rule: DecontaminateConfig, terms: Terms) -> Actions:
     words = index.book_words
     actions: Actions = {}
     for document in scan.found():
-        decision = without_notes(decide_document(document.scanned, words, rule), verdict.over)
-        if decision.action == "drop" or (decision.action == "excise" and verdict.drop_all):
+        decision = without_notes(decide_document(document.scanned, words, rule), terms.over)
+        if decision.action == "drop" or (decision.action == "excise" and terms.drop_all):
             actions[document.row] = None
         elif decision.action == "excise":
             actions[document.row] = decision.cuts

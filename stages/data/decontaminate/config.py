@@ -11,7 +11,7 @@ from stages.data.pinned import Pin
 from stages.stage import Config
 
 if TYPE_CHECKING:
-    from stages.data.corpus.config import Parquet, Text
+    from stages.data.corpus.config import Parquet, TextFiles
 
 
 class Canaries(Config):
@@ -36,11 +36,11 @@ class Excluded(Config):
         """The files' digest; the place they lie in does not count."""
         return self.model_dump(mode="json", exclude={"url"})
 
-    def source(self) -> Parquet | Text:
+    def source(self) -> Parquet | TextFiles:
         """As a source of the corpus, which knows how to find, pin and read it."""
-        from stages.data.corpus.config import Parquet, Text
+        from stages.data.corpus.config import Parquet, TextFiles
 
-        kind: type[Parquet] | type[Text] = Parquet if self.url.endswith((".parquet", ".pq")) else Text
+        kind: type[Parquet] | type[TextFiles] = Parquet if self.url.endswith((".parquet", ".pq")) else TextFiles
         return kind(name="exclude", url=self.url, split="train", pin=self.pin)
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from stages.data.audit.audit import publish
 from stages.data.audit.findings import Audit, shard_states
 from stages.data.decontaminate.canary import HOST_BYTES, plant
-from stages.data.decontaminate.clean import CleanedShard, Job, Verdict, clean_shards
+from stages.data.decontaminate.clean import CleanedShard, ShardToClean, Terms, clean_shards
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import Coverage, Decision, decide_document, without_notes
 from stages.data.decontaminate.exclude import excluded_hashes
@@ -122,11 +122,11 @@ def _clean(source: list[DocumentsShard], audit: Audit, target: Path, context: Co
             with shard.on_disk() as file:
                 shutil.copyfile(file, target / f"{shard.name}.parquet")
         return
-    verdict = Verdict(over=audit.over)
+    terms = Terms(over=audit.over)
     if audit.rule.remove_from == "evaluation":
         acted = (pair for d in audit.found() for pair in d.decision.pairs if pair.action in ("excise", "drop"))
         audit.removed_books = {pair.book for pair in acted}
-        verdict = Verdict(only_copies=True, removed=frozenset(audit.index.book_ids[b] for b in audit.removed_books))
+        terms = Terms(only_copies=True, removed=frozenset(audit.index.book_ids[b] for b in audit.removed_books))
     progress = _Progress(context, sum(state.scan.documents_in for state in audit.shards))
     worth_it = len(source) > 1 and sum(shard.size for shard in source) > scanning.WORTH_TASKS
     files: list[Any] = list(source)
@@ -134,15 +134,15 @@ def _clean(source: list[DocumentsShard], audit: Audit, target: Path, context: Co
     dirty = list(range(len(source)))
     for audit.rounds in range(1, ROUNDS + 1):
         first = audit.rounds == 1
-        jobs = [Job(files[i], scans[i], tuple(audit.shards[i].copies) if first else ()) for i in dirty]
-        done = clean_shards(jobs, audit.index, audit.rule, verdict, context.work_url, worth_it, progress.scanned)
+        jobs = [ShardToClean(files[i], scans[i], tuple(audit.shards[i].copies) if first else ()) for i in dirty]
+        done = clean_shards(jobs, audit.index, audit.rule, terms, context.work_url, worth_it, progress.scanned)
         for i, (cleaned, scan) in zip(dirty, done, strict=True):
             _resized(audit.shards[i].sizes, cleaned)
             files[i], scans[i] = cleaned, scan
-        if verdict.only_copies:
+        if terms.only_copies:
             audit.after = {book: share for book, share in audit.before.items() if book not in audit.removed_books}
             break
-        dirty, verdict = _found_again(audit, scans, context)
+        dirty, terms = _found_again(audit, scans, context)
         if not dirty:
             break
         progress.another_pass(sum(scans[i].documents_in for i in dirty))
@@ -157,7 +157,7 @@ def _resized(sizes: np.ndarray[Any, Any], cleaned: CleanedShard) -> None:
     sizes[there[np.array(cleaned.rows, np.int64)]] = np.where(new > 0, new, -1)
 
 
-def _found_again(audit: Audit, scans: list[ShardScan], context: Context) -> tuple[list[int], Verdict]:
+def _found_again(audit: Audit, scans: list[ShardScan], context: Context) -> tuple[list[int], Terms]:
     """(shards in which a scan of the output found what must be acted on, how); sets what the audit knows of it."""
     words = audit.index.book_words
     everything, left = Coverage(acted=True), Coverage(acted=False)
@@ -169,13 +169,13 @@ def _found_again(audit: Audit, scans: list[ShardScan], context: Context) -> tupl
             left.add(decision)
             decisions.append((i, document.doc_id, decision))
     audit.after = everything.shares(words)
-    verdict = Verdict(over=left.above(audit.rule.coverage_limit, words), drop_all=audit.rounds + 1 >= ROUNDS)
+    terms = Terms(over=left.above(audit.rule.coverage_limit, words), drop_all=audit.rounds + 1 >= ROUNDS)
     dirty, to_act_on = set(), 0
     for i, doc_id, decision in decisions:
-        now = without_notes(decision, verdict.over)
+        now = without_notes(decision, terms.over)
         if now.action in ("excise", "drop"):
             context.log(f"{doc_id}: {now.reason} (found again after cut {audit.rounds})")
-            audit.again[doc_id] = ("drop" if verdict.drop_all else now.action, now.reason)
+            audit.again[doc_id] = ("drop" if terms.drop_all else now.action, now.reason)
             dirty.add(i)
             to_act_on += 1
     audit.rescan = {
@@ -185,7 +185,7 @@ def _found_again(audit: Audit, scans: list[ShardScan], context: Context) -> tupl
         "documents_to_act_on": to_act_on,
         "coverage_max": max(audit.after.values(), default=0.0),
     }
-    return sorted(dirty), verdict
+    return sorted(dirty), terms
 
 
 def _check_something_left(audit: Audit) -> None:

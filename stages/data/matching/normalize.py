@@ -52,7 +52,7 @@ def fold(character: str) -> tuple[int, str]:
     return (LETTER, form) if form else (SEPARATOR, "")
 
 
-class Tables(NamedTuple):
+class CharacterTables(NamedTuple):
     """What the kernels look characters up in."""
 
     ascii: NDArray[np.uint8]  # [256] folded byte of an ASCII letter or digit, 0 for every other byte
@@ -62,7 +62,7 @@ class Tables(NamedTuple):
 
 
 @functools.cache
-def tables() -> Tables:
+def tables() -> CharacterTables:
     """Built once per process, in about 0.1 s."""
     classes = np.zeros(0x10000, np.uint8)
     offsets = np.zeros(0x10001, np.int32)
@@ -72,7 +72,7 @@ def tables() -> Tables:
         flat.extend(map(ord, form))
         offsets[code + 1] = len(flat)
     letters = [flat[offsets[b]] if b < 0x80 and classes[b] == LETTER else 0 for b in range(256)]
-    return Tables(np.array(letters, np.uint8), classes, offsets, np.array(flat, np.int32))
+    return CharacterTables(np.array(letters, np.uint8), classes, offsets, np.array(flat, np.int32))
 
 
 def words(text: bytes | NDArray[np.uint8]) -> Words:

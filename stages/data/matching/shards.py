@@ -48,7 +48,7 @@ SPANS = pa.schema(
 )
 
 
-class Text(NamedTuple):
+class HashedText(NamedTuple):
     """One document to scan: ``text`` is valid UTF-8, ``sha256`` its hex digest."""
 
     doc_id: str
@@ -70,7 +70,7 @@ class Shard(Protocol):
     def digest(self) -> str:
         """Hex digest of ids and texts; cheap where the texts' digests are stored."""
 
-    def texts(self) -> Iterator[Text]:
+    def texts(self) -> Iterator[HashedText]:
         """The documents to scan, in order, one in memory at a time or a few."""
 
 
@@ -103,7 +103,7 @@ class DocumentsShard:
         table = pq.read_table(self.local(), columns=["doc_id", "split", "sha256"])
         return hashlib.sha256(json.dumps([column.to_pylist() for column in table.columns]).encode()).hexdigest()
 
-    def texts(self) -> Iterator[Text]:
+    def texts(self) -> Iterator[HashedText]:
         yield from texts_of(self.local(), ("train",))
 
 
@@ -113,7 +113,7 @@ def documents_shards(artifact: Artifact) -> list[DocumentsShard]:
     return [DocumentsShard(artifact, f"documents/{path.name}", path.stat().st_size) for path in document_files(folder)]
 
 
-def texts_of(path: Path, splits: Sequence[str]) -> Iterator[Text]:
+def texts_of(path: Path, splits: Sequence[str]) -> Iterator[HashedText]:
     """The documents of the named splits in one Parquet file, a few in memory at a time, their texts not copied."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(16, columns=["doc_id", "split", "text", "sha256"]):
@@ -121,7 +121,7 @@ def texts_of(path: Path, splits: Sequence[str]) -> Iterator[Text]:
             for row in rows.tolist():
                 buffer = batch["text"][row].as_buffer()
                 text = np.frombuffer(buffer, np.uint8) if buffer.size else np.empty(0, np.uint8)
-                yield Text(batch["doc_id"][row].as_py(), batch["sha256"][row].as_py(), text)
+                yield HashedText(batch["doc_id"][row].as_py(), batch["sha256"][row].as_py(), text)
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,9 @@ def _scan_shard(shard: Shard, folder: Path, index: Index, rule: MatchingConfig, 
     return scan_into(folder, shard.name, shard.texts(), index, rule)
 
 
-def scan_into(folder: Path, name: str, texts: Iterable[Text], index: Index, rule: MatchingConfig) -> dict[str, Any]:
+def scan_into(
+    folder: Path, name: str, texts: Iterable[HashedText], index: Index, rule: MatchingConfig
+) -> dict[str, Any]:
     """Scan the texts of the shard ``name`` and write what is found into ``folder``; the fields of ``ShardScan`` but
     its URL."""
     columns: list[list[Any]] = [[], [], [], []]

@@ -16,7 +16,7 @@ from stages.stage import StageError
 
 
 @dataclass(frozen=True)
-class Item:
+class TaskItem:
     """One item: its task, the line or row it stands in (from 1), and what the file says of it ("" where nothing)."""
 
     task: str
@@ -32,7 +32,7 @@ def first_columns(path: Path, field: str) -> list[str]:
     return sorted(next((row for _, row in _rows(path, field)), {}))
 
 
-def items(source: TaskSource) -> list[Item]:
+def items(source: TaskSource) -> list[TaskItem]:
     """All items in order. Raises StageError for other bytes than the pinned ones."""
     path = Path(source.path)
     read_unchanged(path, source.pin, field=f"task_audit: {source.name}")
@@ -41,7 +41,7 @@ def items(source: TaskSource) -> list[Item]:
     for number, row in _rows(path, f"task_audit: {source.name}"):
         values = {role: _cell(row.get(columns[role])) if role in columns else "" for role in _ROLES}
         values["id"] = re.sub(r"^(\d+)\.0$", r"\1", values["id"].strip())  # what spreadsheets make of a whole number
-        found.append(Item(source.name, number, **values))
+        found.append(TaskItem(source.name, number, **values))
     return found
 
 

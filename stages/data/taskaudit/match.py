@@ -20,7 +20,7 @@ from stages.data.decontaminate.exclude import excluded_hashes
 from stages.data.matching.index import build
 from stages.data.matching.shards import ShardScan, documents_shards, scan_shards
 from stages.data.taskaudit.config import TaskAuditConfig
-from stages.data.taskaudit.file import Item, items
+from stages.data.taskaudit.file import TaskItem, items
 from stages.stage import Artifact, Context, StageError, Summary
 
 HALF = 0.5  # of a text's words in training documents: found, even where no span is long enough to act on
@@ -73,7 +73,7 @@ def _headline(rows: Sequence[dict[str, Any]], config: TaskAuditConfig) -> str:
     return "; ".join(parts)
 
 
-def _texts(found: Sequence[Item]) -> list[tuple[str, str, str]]:
+def _texts(found: Sequence[TaskItem]) -> list[tuple[str, str, str]]:
     """(name, title, text) of everything to look for; a text that stands in several items stands here once."""
     seen: set[str] = set()
     texts = []
@@ -85,7 +85,7 @@ def _texts(found: Sequence[Item]) -> list[tuple[str, str, str]]:
     return texts
 
 
-def _audit(found: Sequence[Item], config: TaskAuditConfig, documents: Artifact, context: Context) -> Audit | None:
+def _audit(found: Sequence[TaskItem], config: TaskAuditConfig, documents: Artifact, context: Context) -> Audit | None:
     """The audit of the texts of all items; None where there is no text."""
     texts = _texts(found)
     if not texts:
@@ -108,7 +108,7 @@ def _audit(found: Sequence[Item], config: TaskAuditConfig, documents: Artifact, 
     return audit
 
 
-def _by_text(found: Sequence[Item], audit: Audit) -> dict[str, tuple[float, str | None]]:
+def _by_text(found: Sequence[TaskItem], audit: Audit) -> dict[str, tuple[float, str | None]]:
     """Text -> (share of its words in training documents, the one that holds most of it or None: not found).
 
     Found is a text on which the rule would act, or half of which stands in training documents.
@@ -141,7 +141,7 @@ def _training_ids(documents: Artifact) -> Iterator[str]:
         yield from table.filter(pc.equal(table["split"], "train"))["doc_id"].to_pylist()
 
 
-def _row(item: Item, by_id: dict[str, str], by_text: dict[str, tuple[float, str | None]]) -> dict[str, Any]:
+def _row(item: TaskItem, by_id: dict[str, str], by_text: dict[str, tuple[float, str | None]]) -> dict[str, Any]:
     text, summary = by_text.get(item.text), by_text.get(item.summary)
     row = {
         "task": item.task,

@@ -22,11 +22,11 @@ from stages.data.parallel import running_ray
 from stages.data.saved import Saved, spread_saved
 from stages.data.tokens.config import TokenizeConfig
 from stages.data.tokens.encode import Encoded, encode, known_chunks, library
-from stages.data.tokens.pack import Counts, Rows
+from stages.data.tokens.pack import Counts, RowWriter
 from stages.data.tokens.pieces import pieces, splits_between_words
 from stages.data.tokens.seams import Seams, find_seams
 from stages.data.tokens.statistics import Statistics, write
-from stages.data.tokens.units import Document, Unit, units
+from stages.data.tokens.units import CountedDocument, Unit, units
 from stages.stage import Artifact, Context, StageError, Summary
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ def tokenize(
     meta = json.loads(tokenizer.path("meta.json").read_text())
     least_tail = {"train": config.min_tail_share * config.sequence_length}
     rows = {
-        name: Rows(output / name, config.sequence_length, meta["pad_id"], least_tail.get(name, 0), config.shard_bytes)
+        name: RowWriter(
+            output / name, config.sequence_length, meta["pad_id"], least_tail.get(name, 0), config.shard_bytes
+        )
         for name in SPLITS
     }
     found: dict[tuple[str, str], Statistics] = {}
@@ -187,7 +189,7 @@ def _summary(splits: dict[str, Counts], found: dict[tuple[str, str], Statistics]
     )
 
 
-def _count(statistics: Statistics, document: Document, sequences: int, dropped: int) -> None:
+def _count(statistics: Statistics, document: CountedDocument, sequences: int, dropped: int) -> None:
     statistics.lengths.append(document.tokens)
     statistics.counts.add(
         Counts(

@@ -29,7 +29,7 @@ from stages.evidence.capacity.config import CapacityConfig
 from stages.stage import Artifact, Context, Stage, Summary
 
 
-class Capacity(Stage[CapacityConfig]):
+class MeasureCapacity(Stage[CapacityConfig]):
     """No inputs."""
 
     name: ClassVar[str] = "capacity"
@@ -43,4 +43,4 @@ class Capacity(Stage[CapacityConfig]):
         return run(config, output, context)
 
 
-STAGE = Capacity()
+STAGE = MeasureCapacity()

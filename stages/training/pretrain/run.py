@@ -18,10 +18,10 @@ from stages.stage import Artifact, Context, StageError, Summary
 from stages.training.pretrain import worker
 from stages.training.pretrain.channel import Reader, relay
 from stages.training.pretrain.config import check_workers
-from stages.training.pretrain.worker import Job
+from stages.training.pretrain.worker import TrainingJob
 
 
-def run_job(job: Job, output: Path, context: Context) -> Summary:
+def run_job(job: TrainingJob, output: Path, context: Context) -> Summary:
     """Train ``job`` and put its artifact below ``output``. Raises StageError where a fault of the input stops it."""
     check_workers(job.recipe.batch_sequences, job.execution.train_workers)
     fs, work = filesystem(job.work_url)
@@ -41,7 +41,7 @@ def run_job(job: Job, output: Path, context: Context) -> Summary:
     return summary(output)
 
 
-def _by_ray(job: Job, context: Context) -> None:
+def _by_ray(job: TrainingJob, context: Context) -> None:
     execution = job.execution
     if not ray_is_running():
         raise StageError(

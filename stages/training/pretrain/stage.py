@@ -57,10 +57,10 @@ class Base(Stage[BaseConfig]):
             return import_base(config, vocabulary, output, context)
         from stages.training.pretrain import recipe
         from stages.training.pretrain.run import run_job
-        from stages.training.pretrain.worker import Job
+        from stages.training.pretrain.worker import TrainingJob
 
         scratch = ModelConfig(trunk=config.trunk, mixer=recipe.base_mixer(config), vocab_size=vocabulary)
-        job = Job(
+        job = TrainingJob(
             recipe=recipe.of_base(config),
             tokens=inputs["tokens"],
             tokenizer=inputs["tokenizer"],
@@ -89,10 +89,10 @@ class Pretrain(Stage[PretrainConfig]):
         """The trained model, its log, samples and cost. Raises StageError if lengths disagree or training diverges."""
         from stages.training.pretrain import recipe
         from stages.training.pretrain.run import check_tokens, run_job
-        from stages.training.pretrain.worker import Job
+        from stages.training.pretrain.worker import TrainingJob
 
         check_tokens(inputs["tokens"], config.sequence_length)
-        job = Job(
+        job = TrainingJob(
             recipe=recipe.of_pretrain(config),
             tokens=inputs["tokens"],
             tokenizer=inputs["tokenizer"],

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-Decision = Literal["supported", "refuted", "inconclusive", "not measured"]
-DECISIONS: tuple[Decision, ...] = ("supported", "refuted", "inconclusive", "not measured")
+VerdictDecision = Literal["supported", "refuted", "inconclusive", "not measured"]
+DECISIONS: tuple[VerdictDecision, ...] = ("supported", "refuted", "inconclusive", "not measured")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Number:
     unit: str = ""
     method: str = ""
     sources: tuple[Source, ...] = ()
-    decision: Decision | None = None  # of this row, where a rule looked at it
+    decision: VerdictDecision | None = None  # of this row, where a rule looked at it
     qualifier: str = ""  # why an undecided row is so
     note: str = ""  # the reason for the decision, with its numbers
     short: str = ""  # the same in a few words
@@ -52,7 +52,7 @@ class Verdict:
     name: str
     question: str
     hypothesis: str
-    decision: Decision
+    decision: VerdictDecision
     rule: str
     reason: str
     summary: str
@@ -79,7 +79,7 @@ class Verdict:
 class Finding:
     """What a rule function hands back; ``stages.verdict.claims.table`` adds id, name, question and rule text."""
 
-    decision: Decision
+    decision: VerdictDecision
     reason: str
     qualifier: str = ""
     headline: Number | None = None
@@ -92,7 +92,7 @@ def not_measured(reason: str, numbers: Sequence[Number] = ()) -> Finding:
     return Finding("not measured", reason, numbers=tuple(numbers))
 
 
-def combine(rows: Sequence[Number]) -> Decision:
+def combine(rows: Sequence[Number]) -> VerdictDecision:
     """One decision from one per memory arm: some arm supports -> supported, every arm refutes -> refuted.
 
     Family-wise error of "some arm" is held by the Holm correction inside the rows; "every arm" needs none
@@ -106,12 +106,12 @@ def combine(rows: Sequence[Number]) -> Decision:
     return "inconclusive"
 
 
-def headline(rows: Sequence[Number], decision: Decision) -> Number | None:
+def headline(rows: Sequence[Number], decision: VerdictDecision) -> Number | None:
     """The row that carries the decision (the first of its kind), or the first row."""
     return next((row for row in rows if row.decision == decision), rows[0] if rows else None)
 
 
-def decided(row: Number, decision: Decision, note: str, qualifier: str = "", short: str = "") -> Number:
+def decided(row: Number, decision: VerdictDecision, note: str, qualifier: str = "", short: str = "") -> Number:
     """``row`` with its own decision, the reason for it (also in a few words) and, where undecided, why."""
     return replace(row, decision=decision, note=note, qualifier=qualifier, short=short or note)
 

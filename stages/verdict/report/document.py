@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.verdict.claims.verdict import DECISIONS, Number, Verdict
 from stages.verdict.report.config import ReportConfig
-from stages.verdict.report.figures.style import Figure
+from stages.verdict.report.figures.style import FinishedFigure
 from stages.verdict.report.numbers import CostRow
 
 SCHEMA_VERSION = 2
@@ -44,7 +44,7 @@ def document(
     config: ReportConfig,
     verdicts: Sequence[Verdict],
     numbers: Mapping[str, Sequence[Number]],
-    figures: Sequence[tuple[str, Figure]],
+    figures: Sequence[tuple[str, FinishedFigure]],
     costs: Sequence[CostRow],
     setup: Mapping[str, Any],
     *,

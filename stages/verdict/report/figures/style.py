@@ -53,7 +53,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Figure:
+class FinishedFigure:
     """A finished figure. Paths below the output folder: ``png``, ``svg`` (wide), ``narrow`` (SVG), ``data`` (CSV)."""
 
     name: str
@@ -111,7 +111,7 @@ def begin() -> None:
     })  # fmt: skip
 
 
-def finish(drawing: Drawing, folder: Path) -> Figure:
+def finish(drawing: Drawing, folder: Path) -> FinishedFigure:
     """Draw both forms below ``folder``/figures: PNG (white, 160 dpi) and SVG of the wide one, SVG of the narrow one,
     and the plotted values as CSV."""
     import pandas as pd
@@ -127,7 +127,9 @@ def finish(drawing: Drawing, folder: Path) -> Figure:
     for kind, figure in (("svg", wide), ("narrow", _layout(drawing, 1, NARROW))):
         (folder / names[kind]).write_text(page_svg(_svg(figure), f"{drawing.name}-{kind}", drawing.title))
     pd.DataFrame(drawing.data).to_csv(folder / names["data"], index=False, float_format="%.6g", lineterminator="\n")
-    return Figure(drawing.name, drawing.title, drawing.caption, **names, sources=tuple(dict.fromkeys(drawing.sources)))
+    return FinishedFigure(
+        drawing.name, drawing.title, drawing.caption, **names, sources=tuple(dict.fromkeys(drawing.sources))
+    )
 
 
 def _png(figure: Canvas, path: Path) -> None:
