@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from model.autograd import apply
 from model.config import MixerConfig, TrunkConfig
 from model.mixers.base import Knockout, LayerState, Mixer
 from model.mixers.chunks import by_token, causal, chunk_length, key_features, product_added, query_features, rows
@@ -103,7 +104,7 @@ class DeltaNetMixer(Mixer):
 
 def unit(x: Tensor) -> Tensor:
     """x [..., F] divided by its Euclidean norm; 0 stays 0."""
-    return cast(Tensor, _Unit.apply(x))  # type: ignore[no-untyped-call]
+    return cast(Tensor, apply(_Unit, x))
 
 
 class _Unit(torch.autograd.Function):
@@ -126,7 +127,7 @@ class _Unit(torch.autograd.Function):
 
 def _substitute(within: Tensor, *right: Tensor) -> tuple[Tensor, ...]:
     """(I + within)^-1 R for each of ``right`` [..., C, D]; within [..., C, C] is strictly lower triangular."""
-    return cast(tuple[Tensor, ...], _Substitution.apply(within, *right))  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, ...], apply(_Substitution, within, *right))
 
 
 class _Substitution(torch.autograd.Function):

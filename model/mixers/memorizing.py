@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.autograd import apply
 from model.config import MixerConfig, TrunkConfig, retrieving_layer
 from model.mixers.base import KeyValue, Knockout, LayerState, join, split_axis
 from model.mixers.xl import XLMixer, rotated
@@ -118,7 +119,7 @@ class MemorizingMixer(XLMixer):
         with torch.autocast(q.device.type, enabled=False):
             q = F.normalize(_at_least_float32(q), dim=-1).to(store.k.dtype)
             q = split_axis(q, 2, self.kv_heads, -1).transpose(1, 2)  # [B, K, T, G, d]
-            cosines, rows = _Nearest.apply(q, store.k, visible, self.config.top_k)  # type: ignore[no-untyped-call]
+            cosines, rows = apply(_Nearest, q, store.k, visible, self.config.top_k)
             cosines = _at_least_float32(cosines)
             seen = cosines > -math.inf  # fewer than top_k where the document is young
             scale = self.log_scale.exp().view(self.kv_heads, 1, -1, 1)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.autograd import apply
 from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right, split_axis, stretches
 from model.mixers.twoblock import two_blocks
 from model.rope import Rope, rotate
@@ -61,7 +62,7 @@ class XLMixer(Mixer):
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x, weight = (t.to(torch.get_autocast_dtype(device)) for t in (x, weight))
-        y, shown = _LinearTwice.apply(x, weight)  # type: ignore[no-untyped-call]
+        y, shown = apply(_LinearTwice, x, weight)
         return y, shown
 
     def recur(

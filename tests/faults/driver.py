@@ -36,7 +36,7 @@ def instrument(faults: Faults) -> None:
         faults.reach("driver", "leased")
         submit(self, *args)
 
-    Store.commit, executor._Run._submit = faulty_commit, faulty_submit  # type: ignore[method-assign]
+    Store.commit, executor._Run._submit = faulty_commit, faulty_submit
 
 
 def main() -> None:

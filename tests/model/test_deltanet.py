@@ -24,7 +24,7 @@ ROPE = Rope(D, 10_000.0)
 def mixer(kv_heads: int = 2, feature: str = "elu1", d: int = D) -> DeltaNetMixer:
     trunk = TrunkConfig(dim=DIM, layers=1, heads=HEADS, kv_heads=kv_heads, head_dim=d)
     torch.manual_seed(0)
-    layer = build(trunk, MixerConfig(kind="deltanet", segment_length=8, feature_map=feature)).double()  # type: ignore[arg-type]
+    layer = build(trunk, MixerConfig(kind="deltanet", segment_length=8, feature_map=feature)).double()
     assert isinstance(layer, DeltaNetMixer)
     return layer
 
@@ -190,7 +190,6 @@ def test_every_head_has_its_own_write_strength_and_it_learns() -> None:
 def test_health_is_the_largest_norm_of_the_states() -> None:
     layer, x = mixer(), inputs(2, 2 * chunks.CHUNK)
     norms = [
-        run(layer, x[:, :end])[1].memory.S.norm(dim=(-2, -1)).max().item()  # type: ignore[union-attr]
-        for end in (chunks.CHUNK, 2 * chunks.CHUNK)
+        run(layer, x[:, :end])[1].memory.S.norm(dim=(-2, -1)).max().item() for end in (chunks.CHUNK, 2 * chunks.CHUNK)
     ]
     assert layer.health(x) == {"memory_norm": pytest.approx(max(norms))}

@@ -35,7 +35,7 @@ ARMS = {
     "full": MixerConfig(kind="full", segment_length=SEGMENT),
 }
 CONTROL_ARMS = {
-    name: MixerConfig(kind=kind, segment_length=16, **options)  # type: ignore[arg-type]
+    name: MixerConfig(kind=kind, segment_length=16, **options)
     for name, kind, options in (
         ("full", "full", {}),
         ("local", "local", {}),

@@ -85,7 +85,7 @@ def test_an_interrupted_run_goes_on_with_the_shards_that_are_not_done(
 
     def counted(text: bytes, *rest: int) -> Scanned:
         scanned.append(len(text))
-        return scan(text, *rest)  # type: ignore[arg-type]
+        return scan(text, *rest)
 
     monkeypatch.setattr(shards, "scan", counted)
     run(source, tmp_path / "undisturbed", tmp_path / "expected")

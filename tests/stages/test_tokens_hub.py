@@ -29,7 +29,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def __init__(self, *arguments: object, content: bytes) -> None:
         self.content = content
-        super().__init__(*arguments)  # type: ignore[arg-type]
+        super().__init__(*arguments)
 
     def do_HEAD(self) -> None:
         self.do_GET()
