@@ -34,10 +34,18 @@ _WORD = re.compile(f"[{_IDEOGRAPHS}]|[^\\W_{_IDEOGRAPHS}]+")
 PIECE = 2**20  # bytes of a text turned into words at a time: a text of a gigabyte takes no more memory than a book
 WORTH_TASKS = 32 * 2**20  # below this many (compressed) bytes one core is done before workers have started
 
-SCHEMA = pa.schema([
-    ("book_id", pa.string()), ("title", pa.string()), ("split", pa.string()), ("ngrams", pa.int64()),
-    ("contained", pa.int64()), ("share", pa.float64()), ("longest", pa.int64()), ("top_document", pa.string()),
-])  # fmt: skip
+SCHEMA = pa.schema(
+    [
+        ("book_id", pa.string()),
+        ("title", pa.string()),
+        ("split", pa.string()),
+        ("ngrams", pa.int64()),
+        ("contained", pa.int64()),
+        ("share", pa.float64()),
+        ("longest", pa.int64()),
+        ("top_document", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,16 @@ from stages.stage import StageError
 
 FileKind = Literal["parquet", "jsonl", "text"]
 SUFFIXES: dict[str, FileKind] = {
-    ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
-    ".txt": "text", ".text": "text", ".md": "text", ".rst": "text", ".tex": "text",
-}  # fmt: skip
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".rst": "text",
+    ".tex": "text",
+}
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 
 

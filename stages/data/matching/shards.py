@@ -39,9 +39,17 @@ DOCUMENTS_FILE, SPANS_FILE = "documents.parquet", "spans.arrow"  # of a scan
 WORTH_TASKS = 64 * 2**20  # below this many (compressed) bytes one core is done before workers have started
 
 _INTEGERS = (
-    "book", "doc_first", "doc_last", "book_first", "book_last", "matched", "doc_start", "doc_end", "book_start",
+    "book",
+    "doc_first",
+    "doc_last",
+    "book_first",
+    "book_last",
+    "matched",
+    "doc_start",
+    "doc_end",
+    "book_start",
     "book_end",
-)  # fmt: skip
+)
 DOCUMENTS = pa.schema([("doc_id", pa.string()), ("sha256", pa.string()), ("bytes", pa.int64()), ("words", pa.int64())])
 SPANS = pa.schema(
     [*((name, pa.int64()) for name in ("row", *_INTEGERS)), ("doc_text", pa.string()), ("book_text", pa.string())]

@@ -27,12 +27,18 @@ HALF = 0.5  # of a text's words in training documents: found, even where no span
 
 TASKS = pa.schema(
     [
-        ("task", pa.string()), ("item", pa.int64()), ("id", pa.string()), ("title", pa.string()),
-        ("found", pa.string()), ("id_document", pa.string()),
-        ("text_document", pa.string()), ("text_coverage", pa.float64()),
-        ("summary_document", pa.string()), ("summary_coverage", pa.float64()),
+        ("task", pa.string()),
+        ("item", pa.int64()),
+        ("id", pa.string()),
+        ("title", pa.string()),
+        ("found", pa.string()),
+        ("id_document", pa.string()),
+        ("text_document", pa.string()),
+        ("text_coverage", pa.float64()),
+        ("summary_document", pa.string()),
+        ("summary_coverage", pa.float64()),
     ]
-)  # fmt: skip
+)
 WAYS = ("id", "text", "summary")
 
 

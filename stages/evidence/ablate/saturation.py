@@ -16,10 +16,18 @@ from stages.evidence.evaluate.forward import PASS_TOKENS
 from stages.evidence.evaluate.perplexity import ScoredDocument
 
 SATURATION = pa.schema(
-    [("doc_id", pa.string()), ("segment", pa.int64()), ("tokens", pa.int64()), ("layer", pa.int64()),
-     ("head", pa.int64()), ("memory_norm", pa.float64()), ("z_min", pa.float64()),
-     ("erase_lambda_max", pa.float64()), ("effective_rank", pa.float64())]
-)  # fmt: skip
+    [
+        ("doc_id", pa.string()),
+        ("segment", pa.int64()),
+        ("tokens", pa.int64()),
+        ("layer", pa.int64()),
+        ("head", pa.int64()),
+        ("memory_norm", pa.float64()),
+        ("z_min", pa.float64()),
+        ("erase_lambda_max", pa.float64()),
+        ("effective_rank", pa.float64()),
+    ]
+)
 
 
 def longest(documents: Sequence[ScoredDocument], config: SaturationConfig, segment: int) -> list[ScoredDocument]:

@@ -323,8 +323,15 @@ def costs(evidence: Evidence) -> list[CostRow]:
             if name == arm and (cost := evidence.document(f"pretrain/{arm}/{seed}", "cost.json"))
         ]
         if found:
-            fields = ("parameters", "flops_per_token", "tokens_per_s", "state_elements", "state_bytes",
-                      "live_kv_elements", "live_kv_bytes")  # fmt: skip
+            fields = (
+                "parameters",
+                "flops_per_token",
+                "tokens_per_s",
+                "state_elements",
+                "state_bytes",
+                "live_kv_elements",
+                "live_kv_bytes",
+            )
             means = {name: sum(float(cost.get(name, math.nan)) for cost in found) / len(found) for name in fields}
             rows.append(
                 CostRow(arm, **means, seeds=len(found), sources=evidence.sources("pretrain", "cost.json", "", arm))

@@ -30,8 +30,15 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 BASELINE = "#77808b"  # the arm without memory: what the others are compared with
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 DASHES: tuple[Any, ...] = (
-    "-", (0, (6, 1.5)), (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1)), (0, (8, 2, 1, 2)), (0, (2, 1)),
-)  # fmt: skip
+    "-",
+    (0, (6, 1.5)),
+    (0, (5, 2)),
+    (0, (1, 1.5)),
+    (0, (5, 1.5, 1, 1.5)),
+    (0, (3, 1)),
+    (0, (8, 2, 1, 2)),
+    (0, (2, 1)),
+)
 WIDE, NARROW = 7.2, 3.5  # inches: a text column, a telephone. Shown 735 and 350 px wide at least, so that
 LETTERS = 9.0  # points are 12.7 px in either
 
