@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.arms import KINDS, variants
 from model.config import MixerConfig, ModelConfig, TrunkConfig, feature_dim
-from model.cost import attended_pairs, cost, paper_table
+from model.cost import cost, paper_table
 from model.decoder import Decoder
 from model.formulas import parts as parts_of
 from model.memory import empty, read, write
 from model.mixers import memorizing
-from tests.model.tiny import ARMS, N, config, tokens
+from tests.model.tiny import ARMS, N, attended_pairs, config, tokens
 
 SHAPES = [{}, {"kv_heads": 4, "tie_embeddings": False}, {"head_dim": 6, "ffn_dim": 20, "layers": 1}]
 

@@ -13,7 +13,7 @@ from model.config import MixerConfig, TrunkConfig
 from model.memory import feature_map
 from model.mixers import build, chunks
 from model.mixers.base import LayerState
-from model.mixers.deltanet import DeltaNetMixer, FastWeights, _substitute
+from model.mixers.deltanet import DeltaNetMixer, FastWeights, substitute
 from model.rope import Rope
 
 CLOSE = {"rtol": 0, "atol": 1e-10}
@@ -156,9 +156,9 @@ def test_substitution_has_the_gradients_of_the_inverse() -> None:
     generator = torch.Generator().manual_seed(0)
     within, a, b = (torch.randn(2, 1, 1, 5, n, dtype=torch.float64, generator=generator) for n in (5, 3, 2))
     expected = [torch.linalg.inv(torch.eye(5).double() + within.tril(-1)) @ r for r in (a, b)]
-    torch.testing.assert_close(list(_substitute(within, a, b)), expected, **CLOSE)
+    torch.testing.assert_close(list(substitute(within, a, b)), expected, **CLOSE)
     arguments = [t.requires_grad_() for t in (within, a, b)]
-    assert torch.autograd.gradcheck(lambda w, *right: _substitute(w.tril(-1), *right), arguments)
+    assert torch.autograd.gradcheck(lambda w, *right: substitute(w.tril(-1), *right), arguments)
 
 
 def test_state_stays_float32_under_bfloat16_autocast() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from cluster import storage
-from pipeline.engine.lease import Holder, Lease, LeaseRequest, live, this_process
+from pipeline.engine.lease import Holder, Lease, LeaseRequest, current, live, this_process
 
 
 class Clock:
@@ -108,9 +108,7 @@ def test_losing_the_lease_calls_back_once_from_the_heartbeat(place, clock):
     owner = elsewhere()
     lease = LeaseRequest(*place, owner, ttl=0.06, clock=clock).take()
     lease.start(lost.put)
-    rival = replace(lease._holder, number=lease.number + 1, owner=this_process())
-    from dataclasses import asdict
-
+    rival = replace(current(*place), number=lease.number + 1, owner=this_process())
     storage.create_exclusive(place[0], f"{place[1]}/{rival.number}.json", storage.to_json(asdict(rival)))
     assert "taken over" in lost.get(timeout=30)
     lease.release()
@@ -119,10 +117,11 @@ def test_losing_the_lease_calls_back_once_from_the_heartbeat(place, clock):
 
 def test_a_zombie_that_beats_late_cannot_take_the_lease_back(place, clock):
     zombie, waiting = take(place, clock), LeaseRequest(*place, elsewhere(), ttl=30, clock=clock)
+    late = storage.to_json(asdict(current(*place)))
     waiting.take()
     clock.now += 31
     new = waiting.take()
-    zombie._write(zombie._holder)  # its write was on the way when it was overtaken
+    storage.write_atomic(place[0], f"{place[1]}/{zombie.number}.json", late)  # on its way when it was overtaken
     assert new.held() and new.beat() and not zombie.held()
     zombie.release()
     assert isinstance(take(place, clock), Holder)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -168,7 +171,7 @@ def test_differences_name_nested_fields():
     ]
 
 
-def test_source_digest_follows_what_the_stage_imports_and_nothing_else(tmp_path: Path, monkeypatch):
+def test_source_digest_follows_what_the_stage_imports_and_nothing_else(tmp_path: Path):
     package = tmp_path / "toystage"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -178,12 +181,12 @@ def test_source_digest_follows_what_the_stage_imports_and_nothing_else(tmp_path:
     )
     for name in ("work", "other", "typed"):
         (package / f"{name}.py").write_text("one = 1\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    said = "from pipeline.engine.sources import source_digest; print(source_digest('toystage.stage'))"
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
 
-    def digest() -> str:
-        for cached in (sources.source_digest, sources._file, sources._imported):
-            cached.cache_clear()
-        return sources.source_digest("toystage.stage")
+    def digest() -> str:  # each time in a process of its own: a running one has read the files
+        command = [sys.executable, "-c", said]
+        return subprocess.run(command, env=os.environ | path, capture_output=True, text=True, check=True).stdout
 
     before = digest()
     (package / "other.py").write_text("one = 2\n")

@@ -12,7 +12,8 @@ from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import covered, cut, decide_pair, merged
 from stages.data.matching.chain import Span, scan
 from stages.data.matching.index import Index, build
-from stages.data.matching.normalize import words, words_reference
+from stages.data.matching.normalize import words
+from tests.stages.words_reference import words_reference
 
 ODD = "𑀸aZé-‐–'’`_ \n\t.\u00ad\u0301ßŁøæ½²日ア한𝔘😀\u200b1"
 

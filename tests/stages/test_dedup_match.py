@@ -27,8 +27,8 @@ from stages.data.dedup.shingles import (
     shingle,
 )
 from stages.data.dedup.signatures import Signatures
-from stages.data.matching.normalize import words_reference
 from tests.stages.test_decontaminate_match import prose
+from tests.stages.words_reference import words_reference
 
 MASK = 2**64 - 1
 PARTS = (

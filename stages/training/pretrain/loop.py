@@ -126,7 +126,7 @@ def _step(
     r = prompts if has_text and has_answer else float(has_answer)
     slices = [slice(rank * share, (rank + 1) * share) for rank in range(runtime.world_size)]
     rows = (batch.tokens, text, answer)
-    parts = [_parts(rows, batch.answers, its, lengths, runtime.micro_batch) for its in slices]
+    parts = [micro_batches(rows, batch.answers, its, lengths, runtime.micro_batch) for its in slices]
     mine = parts[runtime.rank]
     # every rank passes through the model equally often: its collectives wait for all
     mine += [(mine[0][0], *map(np.zeros_like, mine[0][1:]))] * (max(map(len, parts)) - len(mine))
@@ -165,7 +165,9 @@ def _wanted(weights: torch.Tensor) -> torch.Tensor | None:
 Rows = tuple[NDArray[Any], ...]
 
 
-def _parts(rows: Rows, prompts: NDArray[np.bool_], mine: slice, lengths: Lengths, micro: int | None) -> list[Rows]:
+def micro_batches(
+    rows: Rows, prompts: NDArray[np.bool_], mine: slice, lengths: Lengths, micro: int | None
+) -> list[Rows]:
     """Micro-batches of the rows ``mine`` of arrays [B, T], of the tokens of ``micro`` sequences each (None: all), cut
     into ``lengths``. Rows of prompts [B] go by themselves where they are cut otherwise than text."""
     rows, prompts, whole = tuple(a[mine] for a in rows), prompts[mine], rows[0].shape[1]
