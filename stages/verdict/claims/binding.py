@@ -214,7 +214,8 @@ def control_accuracies(evidence: Evidence, arm: str) -> list[Number]:
     for k, rows in table[table["arm"] == arm].groupby("k"):
         sources = evidence.sources("control", "control.parquet", _control_filter(evidence, f"k == {k}"), arm)
         label = f"{arm}, control, k = {k}"
-        numbers.append(nested_accuracy(f"control.{arm}.k{k}", label, rows, sources=sources, rules=evidence.rules))
+        number = nested_accuracy(f"control.{arm}.k{k}", label, rows, sources=sources, rules=evidence.rules)
+        numbers.append(number.of(kind="control", arm=arm, k=int(k)))
     return numbers
 
 

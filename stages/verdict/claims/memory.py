@@ -46,7 +46,7 @@ def retrieval_cost(evidence: Evidence, arm: str, knockout: str, margin: float = 
         RETRIEVAL_UNIT,
         found.method,
         evidence.sources("ablate", "retrieval.parquet", rows, arm),
-    ), found
+    ).of(kind="knockout", measure="retrieval", arm=arm, knockout=knockout), found
 
 
 def perplexity_cost(evidence: Evidence, arm: str, knockout: str) -> tuple[Number, Effect] | None:
@@ -71,7 +71,7 @@ def perplexity_cost(evidence: Evidence, arm: str, knockout: str) -> tuple[Number
         PERPLEXITY_UNIT,
         found.method,
         evidence.sources("ablate", "perplexity.parquet", rows, arm),
-    ), found
+    ).of(kind="knockout", measure="perplexity", arm=arm, knockout=knockout), found
 
 
 def memory_is_used(evidence: Evidence) -> Finding:

@@ -53,7 +53,8 @@ def difference(evidence: Evidence, arm: str, baseline: str, *, beyond: bool = Fa
     where = "_beyond" if beyond else ""
     label = f"{arm} against {baseline}" + (" beyond the first segment" if beyond else "")
     found = effect(pair, evidence.rules)
-    return relative(found, f"perplexity{where}.{arm}.{baseline}", label, evidence, arm, baseline, beyond=beyond)
+    number = relative(found, f"perplexity{where}.{arm}.{baseline}", label, evidence, arm, baseline, beyond=beyond)
+    return number.of(kind=f"difference{where}", arm=arm, other=baseline)
 
 
 def against_base(evidence: Evidence, arm: str) -> Number | None:
@@ -62,7 +63,9 @@ def against_base(evidence: Evidence, arm: str) -> Number | None:
     pair = paired(base, table[table["arm"] == arm], "doc_id", "nll_sum", "tokens") if len(table) else None
     if pair is None:
         return None
-    return relative(effect(pair, evidence.rules), f"perplexity.{arm}.base", f"{arm} against its base", evidence, arm)
+    found = effect(pair, evidence.rules)
+    number = relative(found, f"perplexity.{arm}.base", f"{arm} against its base", evidence, arm)
+    return number.of(kind="difference", arm=arm, other="base")
 
 
 def undertrained(evidence: Evidence, *arms: str) -> str:
@@ -94,6 +97,7 @@ def perplexity_from_memory(evidence: Evidence) -> Finding:
     rows = []
     for arm, one in found.items():
         row = relative(one, f"perplexity.{arm}.{local[0]}", f"{arm} against {local[0]}", evidence, arm, local[0])
+        row = row.of(kind="difference", arm=arm, other=local[0])
         rows.append(_judge(evidence, arm, local[0], row, one, adjusted[arm], len(found)))
     competitors = [name for name in evidence.arms if name not in (*evidence.memory_arms, *local)]
     beside = [difference(evidence, arm, other) for arm in found for other in competitors]

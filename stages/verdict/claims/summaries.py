@@ -40,7 +40,7 @@ def rouge_scores(evidence: Evidence, arm: str, task: str, metric: str) -> Number
         "F1",
         found.method,
         sources,
-    )
+    ).of(kind="rouge", arm=arm, task=task, metric=metric)
 
 
 def summarization(evidence: Evidence) -> Finding:

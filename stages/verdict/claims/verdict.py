@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 VerdictDecision = Literal["supported", "refuted", "inconclusive", "not measured"]
@@ -41,6 +41,24 @@ class Number:
     qualifier: str = ""  # why an undecided row is so
     note: str = ""  # the reason for the decision, with its numbers
     short: str = ""  # the same in a few words
+    about: tuple[tuple[str, str | int], ...] = field(default=(), compare=False)
+    """What it is of, by field (kind, arm, k, ...), for those who draw it. In the report's files the name says it."""
+
+    def of(self, **about: str | int) -> Number:
+        """The same number with these fields."""
+        return replace(self, about=tuple(about.items()))
+
+    def text(self, name: str) -> str:
+        """A field; "" where it has none of that name."""
+        return str(dict(self.about).get(name, ""))
+
+    def integer(self, name: str) -> int:
+        """A field that is a number. Raises KeyError where it has none of that name."""
+        return int(dict(self.about)[name])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for report.json."""
+        return {name: value for name, value in asdict(self).items() if name != "about"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +90,7 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for report.json."""
-        return {**asdict(self), "label": self.label}
+        return {**asdict(self), "numbers": [n.to_dict() for n in self.numbers], "label": self.label}
 
 
 @dataclass(frozen=True)

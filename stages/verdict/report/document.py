@@ -67,7 +67,7 @@ def document(
         "pages": list(pages),
         "counts": {decision: sum(v.decision == decision for v in verdicts) for decision in DECISIONS},
         "verdicts": [verdict.to_dict() | {"words": IN_WORDS[verdict.decision]} for verdict in verdicts],
-        "numbers": {section: [asdict(number) for number in rows] for section, rows in numbers.items()},
+        "numbers": {section: [number.to_dict() for number in rows] for section, rows in numbers.items()},
         "costs": [asdict(row) for row in costs],
         "figures": [{"section": section, **asdict(figure)} for section, figure in figures],
         "place": {"options": "", "runs": {}, "facts": [], "file": "{}"},
