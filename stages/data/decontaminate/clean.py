@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from cluster import storage
 from stages.data.corpus.documents import write_documents
 from stages.data.decontaminate.config import DecontaminateConfig
-from stages.data.decontaminate.decide import cut, decide_document, without_notes
+from stages.data.decontaminate.decide import decide_document, excise, without_notes
 from stages.data.matching.index import Index
 from stages.data.matching.shards import ShardScan, release_memory, scan_into, texts_of
 from stages.data.saved import on_disk, spread_saved
@@ -116,7 +116,7 @@ def _decided(scan: ShardScan, index: Index, rule: DecontaminateConfig, terms: Te
         if decision.action == "drop" or (decision.action == "excise" and terms.drop_all):
             actions[document.row] = None
         elif decision.action == "excise":
-            actions[document.row] = decision.cuts
+            actions[document.row] = decision.excised
     return actions
 
 
@@ -129,9 +129,9 @@ def _write(shard: Any, actions: Actions, removed: frozenset[str], path: Path) ->
     keep = ~pc.is_in(table["doc_id"], pa.array(sorted(removed), pa.string())).to_numpy()
     new: dict[int, bytes] = {}
     rows, sizes = [], []
-    for row, cuts in sorted(actions.items()):
+    for row, ranges in sorted(actions.items()):
         at = int(training[row])
-        left = b"" if cuts is None else cut(memoryview(table["text"][at].as_buffer()), cuts)
+        left = b"" if ranges is None else excise(memoryview(table["text"][at].as_buffer()), ranges)
         if not left or left.isspace():
             left, keep[at] = b"", False
         else:
