@@ -26,5 +26,5 @@ def traced_as(plain: Callable[P, R]) -> Callable[[Callable[P, R]], Callable[P, R
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply(*args)``."""
-    return function.apply(*args)  # type: ignore[no-untyped-call]  # torch leaves it without types
+    """``function.apply(*args)``, which torch leaves without types."""
+    return function.apply(*args)
