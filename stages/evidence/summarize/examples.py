@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.data.pinned import read_unchanged
 from stages.evidence.summarize.config import Pairs, SummarizeConfig
 from stages.stage import Artifact, StageError
 
 if TYPE_CHECKING:
-    from stages.data.pinned import read_unchanged
-from stages.data.tokens.load import StudyTokenizer
+    from stages.data.tokens.load import StudyTokenizer
 
 
 @dataclass(frozen=True)
