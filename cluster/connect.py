@@ -36,8 +36,13 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 # Settings of the storage's address that workers of a remote cluster need; credentials come from the nodes' own roles.
 FORWARDED = (
-    "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "INFINI_STUDY_PLUGINS",
-)  # fmt: skip
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "OMP_NUM_THREADS",
+    "HF_HUB_OFFLINE",
+    "INFINI_STUDY_PLUGINS",
+)
 
 LOCAL = "local"
 _LONGEST_TEMP_DIR = 45  # bytes; Ray adds about 60, and a socket's path may have 107

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = (
     "pipeline.api", "pipeline.cli", "pipeline.tracking", "pipeline.study", "pipeline.engine", "pipeline.plugins",
     "pipeline.errors",
-    "stages.verdict", "stages.evidence", "stages.training", "stages.data", "stages.statistics", "stages.framed",
+    "stages.verdict", "stages.evidence", "stages.training", "stages.data", "stages.statistics", "stages.display",
     "stages.record", "stages.stage", "model", "cluster",
 )  # fmt: skip
 """From the top down: a room may import from those below it."""

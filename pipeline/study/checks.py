@@ -21,7 +21,7 @@ from stages.data.tokens.pin import vocabulary_size
 from stages.data.tokens.preview import preview
 from stages.evidence.control.stage import CONTROL_ARMS
 from stages.stage import StageError
-from stages.training.pretrain.config import BaseConfig
+from stages.training.pretrain.config import BaseConfig, check_workers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,11 +170,4 @@ def _workers(study: Study) -> None:
     if study.base.batch_tokens and study.base.sequence_length:
         batches["base.batch_tokens / base.sequence_length"] = study.base.batch_tokens // study.base.sequence_length
     for name, sequences in batches.items():
-        if sequences % workers:
-            raise StageError(
-                "each worker takes the same number of the global batch's sequences",
-                field="execution.train_workers",
-                value=workers,
-                allowed=f"divisors of {name} = {sequences}",
-                fix="change one of them",
-            )
+        check_workers(sequences, workers, name)

@@ -225,10 +225,16 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "root below a file": (("plan", "tiny.yaml", "--root", "tiny.yaml/x"), r"cannot be read: Not a directory.*Fix"),
     "root that cannot be written": (("run", "tiny.yaml", "--root", "/proc/x"), r"cannot be written: .*Fix"),
     "root of an unknown kind": (("run", "tiny.yaml", "--root", "foo://x"), r"Protocol not known: foo.*allowed"),
-    "root in memory": (("run", "tiny.yaml", "--root", "memory://x", "--tracking-uri", "sqlite:///x"), r"memory://.*Fix"),
-    "tracking of an unknown kind": (("run", "tiny.yaml", "--tracking-uri", "foo://x"), r"tracking-uri = 'foo://x'.*Fix"),
+    "root in memory": (
+        ("run", "tiny.yaml", "--root", "memory://x", "--tracking-uri", "sqlite:///x"),
+        r"memory://.*Fix",
+    ),
+    "tracking of an unknown kind": (
+        ("run", "tiny.yaml", "--tracking-uri", "foo://x"),
+        r"tracking-uri = 'foo://x'.*Fix",
+    ),
     "tracking of a remote root": (("run", "tiny.yaml", "--root", "memory://x"), r"tracking_uri: needed.*Fix"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", OPTIONS)

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.data.decontaminate.config import DecontaminateConfig
-from stages.data.decontaminate.decide import covered, cut, decide_pair, merged
+from stages.data.decontaminate.decide import covered, decide_pair, excise, merged
 from stages.data.matching.chain import Span, scan
 from stages.data.matching.index import Index, build
-from stages.data.matching.normalize import words, words_reference
+from stages.data.matching.normalize import words
+from tests.stages.words_reference import words_reference
 
 ODD = "𑀸aZé-‐–'’`_ \n\t.\u00ad\u0301ßŁøæ½²日ア한𝔘😀\u200b1"
 
@@ -147,6 +148,6 @@ def test_the_rule(spans: list[Span], document_words: int, book_words: int, actio
 
 def test_cuts_leave_whole_paragraphs() -> None:
     assert merged([(5, 9), (0, 2), (8, 12), (2, 3)]) == [(0, 3), (5, 12)]
-    assert cut(b"one two three four", [(4, 7)]) == b"one\n\nthree four"
-    assert cut(b"one two three", [(0, 3), (8, 13)]) == b"two"
-    assert cut(b" as it was ", []) == b" as it was "
+    assert excise(b"one two three four", [(4, 7)]) == b"one\n\nthree four"
+    assert excise(b"one two three", [(0, 3), (8, 13)]) == b"two"
+    assert excise(b" as it was ", []) == b" as it was "

@@ -157,6 +157,12 @@ def test_a_given_tokenizer_is_pinned_by_its_digest_and_checked(tmp_path, documen
         json.loads(again.path("meta.json").read_text())["eos_id"]
         == json.loads(made.path("meta.json").read_text())["eos_id"]
     )
+    tokenizer_file = tmp_path / "a-tokenizer" / "tokenizer.json"
+    content = tokenizer_file.read_bytes()
+    tokenizer_file.write_bytes(content + b"\n")
+    with pytest.raises(StageError, match="the tokenizer changed after the plan was made"):
+        make(tmp_path, documents, pinned, TokenizeConfig(sequence_length=64, segment_length=16), "changed")
+    tokenizer_file.write_bytes(content)
     with pytest.raises(StageError, match=r"tokenizer.pin = 'sha256:0000.*now has the digest"):
         pin_tokenizer(config.model_copy(update={"pin": "sha256:" + "0" * 64}), tmp_path)
     with pytest.raises(StageError, match=r"tokenizer\.path"):

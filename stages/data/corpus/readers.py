@@ -30,7 +30,7 @@ from stages.data.corpus.config import (
     Source,
     SplitName,
     SplitShares,
-    Text,
+    TextFiles,
 )
 from stages.data.corpus.files import ExternalFile, book_id, is_remote, split_of
 from stages.data.corpus.manuals import manual_pages
@@ -90,7 +90,7 @@ def _documents(source: Source, file: ExternalFile) -> Iterator[Raw]:
     elif isinstance(source, Pg19):
         if file.name != "metadata.csv":
             yield _text_file(file, book_id(file.name), file.name.split("/")[0])
-    elif isinstance(source, Text):
+    elif isinstance(source, TextFiles):
         from stages.data.corpus.files import text_id
 
         name = text_id(file.name)

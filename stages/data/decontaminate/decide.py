@@ -1,4 +1,4 @@
-"""The rule: from spans to one action per (training document, evaluation document), per document, and to cuts."""
+"""The rule: from spans to one action per (training document, evaluation document) and per document, and what goes."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to one training document. ``pairs``: most severe first; ``cuts``: byte ranges [start, end)."""
+    """What happens to one training document. ``pairs``: most severe first; ``excised``: byte ranges [start, end)."""
 
     action: Action = "keep"
     reason: str = ""
     pairs: tuple[Pair, ...] = ()
-    cuts: tuple[tuple[int, int], ...] = field(default=())
+    excised: tuple[tuple[int, int], ...] = field(default=())
 
 
 def decide_pair(
@@ -101,15 +101,15 @@ def without_notes(decision: Decision, over: Mapping[int, float]) -> Decision:
 
 
 def _settled(pairs: Iterable[Pair]) -> Decision:
-    """The document's fate is that of its worst pair; all pairs to be excised give cuts."""
+    """The document's fate is that of its worst pair; those to be excised say which text goes."""
     ordered = tuple(sorted(pairs, key=lambda pair: (-SEVERITY[pair.action], -pair.matched, pair.book)))
     if not ordered:
         return Decision()
     worst = ordered[0]
-    cuts: list[tuple[int, int]] = []
+    excised: list[tuple[int, int]] = []
     if worst.action == "excise":
-        cuts = [(s.doc_start, s.doc_end) for pair in ordered if pair.action == "excise" for s in pair.spans]
-    return Decision(worst.action, worst.reason, ordered, tuple(merged(cuts)))
+        excised = [(s.doc_start, s.doc_end) for pair in ordered if pair.action == "excise" for s in pair.spans]
+    return Decision(worst.action, worst.reason, ordered, tuple(merged(excised)))
 
 
 class Coverage:
@@ -156,10 +156,10 @@ def covered(ranges: Iterable[tuple[int, int]]) -> int:
     return sum(end - start for start, end in merged(ranges))
 
 
-def cut(text: bytes | memoryview, cuts: Iterable[tuple[int, int]]) -> bytes:
+def excise(text: bytes | memoryview, excised: Iterable[tuple[int, int]]) -> bytes:
     """``text`` without the byte ranges; a blank line stands where something was, so that no new sentence arises."""
     view = memoryview(text)
-    edges = [0, *(edge for part in cuts for edge in part), len(view)]
+    edges = [0, *(edge for part in excised for edge in part), len(view)]
     parts = []
     for at in range(0, len(edges), 2):
         start, end = edges[at], edges[at + 1]

@@ -18,10 +18,18 @@ if TYPE_CHECKING:
     from stages.data.tokens.load import StudyTokenizer
 
 HEADS = pa.schema(
-    [("layer", pa.int64()), ("head", pa.int64()), ("knockout", pa.string()), ("task", pa.string()),
-     ("item", pa.string()), ("correct", pa.int8()), ("intact", pa.int8()), ("answer_nll", pa.float64()),
-     ("intact_nll", pa.float64())]
-)  # fmt: skip
+    [
+        ("layer", pa.int64()),
+        ("head", pa.int64()),
+        ("knockout", pa.string()),
+        ("task", pa.string()),
+        ("item", pa.string()),
+        ("correct", pa.int8()),
+        ("intact", pa.int8()),
+        ("answer_nll", pa.float64()),
+        ("intact_nll", pa.float64()),
+    ]
+)
 
 
 def choose(items: Sequence[Item], config: HeadsConfig) -> list[Item]:

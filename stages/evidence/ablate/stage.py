@@ -57,8 +57,8 @@ class Ablate(Stage[AblateConfig]):
 
         longest = config.perplexity.max_tokens_per_document
         long_only = config.perplexity.model_copy(update={"min_tokens_per_document": longest})
-        documents: list[perplexity.Document] = []
-        whole: list[perplexity.Document] = []  # of every length, uncut
+        documents: list[perplexity.ScoredDocument] = []
+        whole: list[perplexity.ScoredDocument] = []  # of every length, uncut
         uncut = config.perplexity.model_copy(
             update={"min_tokens_per_document": 2, "max_tokens_per_document": None, "max_documents": None}
         )

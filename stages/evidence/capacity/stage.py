@@ -30,7 +30,7 @@ from stages.record import Record
 from stages.stage import Artifact, Context, Stage, Summary
 
 
-class Capacity(Stage[CapacityConfig]):
+class MeasureCapacity(Stage[CapacityConfig]):
     """No inputs."""
 
     name: ClassVar[str] = "capacity"
@@ -44,5 +44,5 @@ class Capacity(Stage[CapacityConfig]):
         return run(config, output, context)
 
 
-STAGE = Capacity()
+STAGE = MeasureCapacity()
 RECORD = Record(stage=STAGE, config=CapacityConfig, per="study")

@@ -31,7 +31,7 @@ class Evaluate(Stage[EvaluateConfig]):
 
         tokenizer = load_tokenizer(inputs["tokenizer"])
         decoder = load_model(inputs["model"], tokenizer, torch_device(context.execution), config.mixer)
-        documents: list[perplexity.Document] = []
+        documents: list[perplexity.ScoredDocument] = []
         for split in config.perplexity.splits:
             found, short = perplexity.choose(
                 document_tokens(inputs["tokens"], split), split, config.perplexity, tokenizer.eos_id

@@ -13,7 +13,7 @@ from stages.data.tasks.config import versions
 from stages.data.tasks.haystack import Format
 from stages.data.tasks.needles import MOST_RIVALS
 from stages.data.tasks.registry import task_of
-from stages.stage import Config
+from stages.stage import Config, StageError
 
 
 class OptimSettings(Config):
@@ -168,6 +168,18 @@ class BaseSettings(OptimSettings):
         if self.batch_tokens is not None and self.sequence_length:
             self.mixture.check_rows(self.batch_tokens // self.sequence_length, self.sequence_length)
         return self
+
+
+def check_workers(sequences: int, workers: int, name: str = "the global batch") -> None:
+    """Raises StageError if the global batch of ``sequences`` cannot be shared out equally; ``name``: what says them."""
+    if sequences % workers:
+        raise StageError(
+            "each worker takes the same number of the global batch's sequences",
+            field="execution.train_workers",
+            value=workers,
+            allowed=f"divisors of {name} = {sequences}",
+            fix="change one of them",
+        )
 
 
 class BaseConfig(BaseSettings):

@@ -76,7 +76,7 @@ def collect(evidence: Evidence, verdicts: Iterable[Verdict]) -> Collected:
                 continue
             quantity = (frozenset(number.sources), number.unit, round(number.estimate, 12))
             same = known.get(quantity) if number.sources and math.isfinite(number.estimate) else None
-            named[number.name] = same or number
+            named[number.name] = replace(same, about=number.about) if same else number
             if same is None:
                 known[quantity] = number
                 sections.setdefault(section, []).append(number)
@@ -170,7 +170,7 @@ def by_position(evidence: Evidence) -> list[Number]:
                     label=f"{arm}, tokens {start:,} to {end:,}",
                     unit="perplexity/token",
                     sources=evidence.sources("evaluate", perplexity.TABLE, where, arm),
-                )
+                ).of(kind="position", arm=arm, start=int(start))
             )
             pair = paired(bucket[bucket["arm"] == local], rows, "doc_id", "nll_sum", "tokens") if local else None
             if pair is None or arm == local:
@@ -184,7 +184,7 @@ def by_position(evidence: Evidence) -> list[Number]:
                 str(local),
             )
             sources = evidence.sources("evaluate", perplexity.TABLE, where, arm, str(local))
-            found.append(replace(gap, sources=sources))
+            found.append(replace(gap, sources=sources).of(kind="position_gap", arm=arm, start=int(start)))
     return found
 
 
@@ -276,9 +276,10 @@ def bindings(evidence: Evidence) -> list[Number]:
             number = accuracy(
                 f"{name}.{arm}.k{k}", f"{arm}, {label}, k = {k}", cell, sources=sources, rules=evidence.rules
             )
-            found.append(replace(number, unit="accuracy" if column == "correct" else "share of answers"))
+            unit = "accuracy" if column == "correct" else "share of answers"
+            found.append(replace(number, unit=unit).of(kind=name, arm=str(arm), k=int(k)))
     order = list(evidence.arms)
-    return sorted(found, key=lambda number: order.index(number.name.split(".")[1]))
+    return sorted(found, key=lambda number: order.index(number.text("arm")))
 
 
 def capacity_points(evidence: Evidence) -> list[Number]:
@@ -352,8 +353,15 @@ def costs(evidence: Evidence) -> list[CostRow]:
             if name == arm and (cost := evidence.document(f"pretrain/{arm}/{seed}", "cost.json"))
         ]
         if found:
-            fields = ("parameters", "flops_per_token", "tokens_per_s", "state_elements", "state_bytes",
-                      "live_kv_elements", "live_kv_bytes")  # fmt: skip
+            fields = (
+                "parameters",
+                "flops_per_token",
+                "tokens_per_s",
+                "state_elements",
+                "state_bytes",
+                "live_kv_elements",
+                "live_kv_bytes",
+            )
             means = {name: sum(float(cost.get(name, math.nan)) for cost in found) / len(found) for name in fields}
             rows.append(
                 CostRow(arm, **means, seeds=len(found), sources=evidence.sources("pretrain", "cost.json", "", arm))
