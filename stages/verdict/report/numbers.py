@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from stages.display.numbers import percent
 from stages.verdict.claims import binding, mechanism, perplexity, retrieval, summaries
-from stages.verdict.claims.effects import accuracy, effect, percent, proportion
+from stages.verdict.claims.effects import accuracy, effect, proportion
 from stages.verdict.claims.evidence import BEYOND, Evidence, paired
 from stages.verdict.claims.verdict import Number, Source, Verdict
 from stages.verdict.report import calibration
