@@ -36,7 +36,7 @@ SPLITS = ("train", "validation", "test")
 ROWS_AT_ONCE = 2**14  # of documents.parquet
 WORTH_KNOWING = 4 * 2**20  # bytes of text; of fewer the library makes tokens before the kernels are loaded
 WORTH_TASKS = 16 * 2**20  # bytes of text; fewer are done before workers have started
-_ENCODED = "encoded.npz"
+_ENCODED = "encoded.npy"
 _SAMPLE = 2**14  # characters of the corpus on which seams are tried
 
 
@@ -138,7 +138,11 @@ def _encoded(files: list[Path], total: int, tokenizer_json: str, context: Contex
 
 
 def _identity(texts: list[str], tokenizer_json: str, *_: Any) -> str:
-    return hashlib.sha256(json.dumps([_digest(tokenizer_json), texts]).encode()).hexdigest()
+    digest = hashlib.sha256(_digest(tokenizer_json).encode())
+    for text in texts:
+        data = text.encode()
+        digest.update(b"%d " % len(data) + data)
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=1)
@@ -150,15 +154,17 @@ def _encode_part(texts: list[str], folder: Path, tokenizer_json: str, seams: Sea
     """One task."""
     import numpy as np
 
-    tokens, lengths, words = encode(texts, tokenizer_json, seams, one_core)
-    np.savez(folder / _ENCODED, tokens=tokens, lengths=lengths, words=words)
+    with (folder / _ENCODED).open("wb") as file:
+        for array in encode(texts, tokenizer_json, seams, one_core):
+            np.save(file, array)
 
 
 def _read(part: Saved) -> Encoded:
     import numpy as np
 
-    with part.on_disk(_ENCODED) as path, np.load(path) as found:
-        return found["tokens"], found["lengths"].tolist(), found["words"].tolist()
+    with part.on_disk(_ENCODED) as path, path.open("rb") as file:
+        tokens, lengths, words = (np.load(file) for _ in range(3))
+    return tokens, lengths.tolist(), words.tolist()
 
 
 def _seams(file: Path, tokenizer_json: str) -> Seams | None:
