@@ -31,11 +31,15 @@ class Bytes:
         return bytes(ids).decode(errors="replace")
 
 
-@functools.cache
 def prompts(config: RetrievalConfig, seed: int = 0) -> tuple[Item, ...]:
     """The evaluation's real prompts over bytes of lower-case text."""
+    return _prompts(config.model_dump_json(), seed)
+
+
+@functools.cache
+def _prompts(config: str, seed: int) -> tuple[Item, ...]:
     haystack = np.random.default_rng(5).integers(97, 123, 20_000).astype(np.int32)
-    return tuple(evaluation_items(config, Bytes(), haystack, seed))
+    return tuple(evaluation_items(RetrievalConfig.model_validate_json(config), Bytes(), haystack, seed))
 
 
 def ask(reader: Reader, items: Sequence[Item], seed: int, segment: int, arm: str = "") -> pd.DataFrame:

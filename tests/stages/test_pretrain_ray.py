@@ -196,5 +196,5 @@ def test_what_a_step_asks_for_is_what_its_training_uses() -> None:
 
 def test_workers_must_share_the_batch_equally(inputs: dict[str, LocalArtifact], tmp_path: Path) -> None:
     context = LocalContext(str(tmp_path / "work"), Execution(train_workers=3))
-    with pytest.raises(StageError, match=r"execution\.train_workers = 3: .*global batch of 4 sequences"):
+    with pytest.raises(StageError, match=r"execution\.train_workers = 3: .*global batch = 4"):
         PRETRAIN.run(pretrain_config(), inputs, tmp_path / "output", context)
