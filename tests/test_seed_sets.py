@@ -17,12 +17,15 @@ ENVIRONMENT = {
 
 
 def verdicts(folder: Path, seeds: str) -> dict[str, str]:
-    command = [sys.executable, "-m", "pipeline.cli", "run", str(STUDY), "--root", str(folder / "store")]
-    done = subprocess.run(
-        [*command, "--set", f"seeds={seeds}", "--json"], env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return {row["claim"]: row["decision"] for row in json.loads(done.stdout)["verdicts"]}
+    """Claim -> decision of the study under these seeds, run to its report."""
+    store = ["--root", str(folder / "store"), "--set", f"seeds={seeds}"]
+    for command in (["run", "--quiet"], ["report", "--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", *command, str(STUDY), *store],
+            env=ENVIRONMENT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+    return {row["claim"]: row["decision"] for row in json.loads(done.stdout)["report"]["verdicts"]}
 
 
 @pytest.mark.slow
