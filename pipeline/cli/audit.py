@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from pipeline.cli.options import Json, Root, Set, StudyName, look
 from pipeline.cli.render import line, note, print_json, size, table
 from pipeline.errors import StudyError, UnknownName
-from stages.data.audit.wording import percent, verdict
+from stages.data.audit.wording import REPORTED, percent, verdict
 
 if TYPE_CHECKING:
     from pipeline.cli.options import Looked
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from stages.data.decontaminate.files import Kind
 
 CONTAMINATED = 1  # exit code of a scan that found something to act on
+INCOMPLETE = 4  # of one that found nothing in what it could read, which was not all
+SHOWN_PROBLEMS = 10
 SHOWN = 400  # characters of each side of a span on the terminal
 
 
@@ -296,6 +298,10 @@ def scan(
     id_column: Annotated[
         str | None, typer.Option("--id-column", help="Column or field with the id (default: file and row).")
     ] = None,
+    encoding: Annotated[
+        list[str] | None,
+        typer.Option("--encoding", help="Of the text, the first that fits; repeatable (utf-8).", metavar="NAME"),
+    ] = None,
     format_: Annotated[
         str | None, typer.Option("--format", help="parquet, jsonl or text, whatever the suffixes say.")
     ] = None,
@@ -344,7 +350,8 @@ def scan(
     """Audit any files: no study file, nothing is changed.
 
     Exit codes: 0 nothing to act on, 1 at least one document holds evaluation text that would be cut or dropped,
-    2 usage or nothing to read, 130 interrupted (with --out the next call goes on from there).
+    2 usage or nothing to read, 4 nothing found but part of the input could not be read, 130 interrupted (with --out the
+    next call goes on from there).
     """
     given = {
         "ngram": ngram,
@@ -368,7 +375,8 @@ def scan(
 
     kind = cast("Kind | None", format_)
     cores = jobs or len(os.sched_getaffinity(0))
-    options = Options(tuple(corpus), tuple(against), rule, out, text_column, id_column, kind, cores)
+    encodings = _encodings(encoding)
+    options = Options(tuple(corpus), tuple(against), rule, out, text_column, id_column, encodings, kind, cores)
     shown = _Shown(quiet)
     try:
         report = scan_corpus(options, shown)
@@ -380,17 +388,36 @@ def scan(
         note("interrupted" if out is None else "interrupted; the same command goes on from there")
         raise typer.Exit(130) from None
     shown.end()
-    for text in report.notes:
-        note(f"warning: {text}")
     if report.problems:
         kinds = ", ".join(sorted({problem["problem"] for problem in report.problems}))
         note(f"warning: {len(report.problems)} document(s) could not be read and were left out ({kinds})")
+        for problem in report.unread[:SHOWN_PROBLEMS]:
+            note(f"  {problem['name']}: {problem['problem']}: {problem['detail']}")
+        _note_left(len(report.unread))
+    for text in report.notes:
+        note(f"warning: {text}")
     if json:
         _print_scan_json(report, out)
     else:
         _print_scan(report, out, limit)
     if report.contaminated and not exit_zero:
         raise typer.Exit(CONTAMINATED)
+    if report.unread:
+        raise typer.Exit(INCOMPLETE)
+
+
+def _encodings(given: list[str] | None) -> tuple[str, ...]:
+    from stages.data.corpus.config import check_encodings
+
+    try:
+        return check_encodings(tuple(given or ("utf-8",)))
+    except ValueError as error:
+        raise StudyError(f"--{error}") from error
+
+
+def _note_left(count: int) -> None:
+    if count > SHOWN_PROBLEMS:
+        note(f"  and {count - SHOWN_PROBLEMS} more; --json lists all")
 
 
 def _rule(given: dict[str, Any], canaries: int) -> Any:
@@ -440,7 +467,7 @@ class _Shown:
 
 def _print_scan(report: Report, out: Path | None, limit: int) -> None:
     metrics = report.totals["metrics"]
-    line(verdict(report.totals, report.books).removesuffix(" Nothing was removed: this audit only reports."))
+    line(verdict(report.totals, report.books).replace(REPORTED, ""))
     line(
         f"{metrics['documents_in']:,.0f} documents ({metrics['bytes_in'] / 1e6:,.1f} MB) of {metrics['files']:,.0f} "
         f"file(s) scanned: {metrics['documents_keep']:,.0f} clean, {metrics['documents_note']:,.0f} noted, "
@@ -464,6 +491,7 @@ def _print_scan(report: Report, out: Path | None, limit: int) -> None:
 
 def _print_scan_json(report: Report, out: Path | None) -> None:
     body = {
+        "complete": not report.unread,
         "contaminated": report.contaminated,
         "out": None if out is None else str(out),
         "totals": report.totals,

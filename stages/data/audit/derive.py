@@ -17,7 +17,7 @@ from stages.data.audit.classify import Measured, SpanRanges, class_of, extent, m
 from stages.data.audit.tables import BOOKS, CANARIES, PAIRS, shortened
 from stages.data.corpus.documents import write_table
 from stages.data.decontaminate.config import DecontaminateConfig
-from stages.data.decontaminate.decide import covered, merged
+from stages.data.decontaminate.decide import copies_of, covered, merged
 from stages.data.matching.index import SAME_WORK_SHARE, Index
 from stages.statistics.intervals import wilson
 
@@ -108,9 +108,11 @@ def _classified(
     for row in rows:
         pair = (row["doc_id"], row["book_id"])
         found = extent(spans[pair], words[pair[0]], book_words[pair[1]])
-        numbers = Measured(row["longest_words"], row["matched_words"], row["document_share"], row["book_share"])
+        dense_share = row["dense_words"] / max(1, book_words[pair[1]])
+        numbers = Measured(row["longest_words"], row["dense_words"], row["document_share"], dense_share)
+        copied = bool(copies_of(spans[pair], max(1, words[pair[0]]), max(1, book_words[pair[1]]), rule))
         row |= {
-            "class": class_of(found, pair in shared, rule),
+            "class": class_of(found, copied, pair in shared, rule),
             "spans": found.spans,
             "identity": found.identity,
             "document_covered": found.of_document,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from stages.data.decontaminate.canary import Recall
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import SEVERITY, Action, Coverage, Decision, decide_document, without_notes
-from stages.data.matching.index import Index
+from stages.data.matching.index import Index, hidden
 from stages.data.matching.shards import Evidence, ScannedDocument, ShardScan
 
 
@@ -86,6 +87,18 @@ class Audit:
     quotations: Recall = field(default_factory=lambda: Recall("quotation", 0, 0, 0))
     rounds: int = 0
     rescan: dict[str, float] | None = None  # the last scan of the output, where training documents were cleaned
+
+    @functools.cached_property
+    def hidden(self) -> dict[int, str]:
+        """Evaluation documents that cannot be found, whatever the training text holds -> why."""
+        return hidden(self.index, self.rule.min_span_words)
+
+    def cannot_be_found(self) -> list[dict[str, Any]]:
+        """The same by name."""
+        return [
+            {"book_id": self.index.book_ids[book], "words": self.index.words_in(book), "reason": reason}
+            for book, reason in self.hidden.items()
+        ]
 
     def documents(self) -> Iterator[Document]:
         """Every training document, in order of the corpus."""

@@ -26,6 +26,7 @@ _SHARED = [
 PAIRS = pa.schema(
     [
         *_SHARED,
+        ("dense_words", pa.int64()),
         ("class", pa.string()),
         ("spans", pa.int64()),
         *((name, pa.float64()) for name in ("identity", "document_covered", "book_covered")),
@@ -39,7 +40,7 @@ SPANS = pa.schema(
     [
         *((name, pa.string()) for name in ("doc_id", "book_id")),
         *((name, pa.int64()) for name in ("doc_start", "doc_end", "book_start", "book_end")),
-        *((name, pa.int64()) for name in ("doc_first", "doc_last", "book_first", "book_last", "words")),
+        *((name, pa.int64()) for name in ("doc_first", "doc_last", "book_first", "book_last", "words", "near")),
         ("identity", pa.float64()),
         *((name, pa.string()) for name in ("doc_text", "book_text")),
     ]
@@ -53,6 +54,7 @@ BOOKS = pa.schema(
         ("documents", pa.int64()),
         ("top_document", pa.string()),
         ("removed", pa.bool_()),
+        ("cannot_be_found", pa.string()),
     ]
 )
 _GRAVITY = ("drop", "excise", "note", "keep")
@@ -136,6 +138,7 @@ def _pairs(audit: Audit) -> list[dict[str, Any]]:
             "longest_words": pair.longest,
             "document_share": pair.document_share,
             "book_share": pair.book_share,
+            "dense_words": pair.dense,
         }
         for document in audit.found()
         for pair in document.decision.pairs
@@ -184,6 +187,7 @@ def span_row(doc_id: str, evidence: Evidence, index: Index) -> dict[str, Any]:
         "book_first": span.book_first,
         "book_last": span.book_last,
         "words": span.matched,
+        "near": span.near,
         "identity": span.identity,
         "doc_text": evidence.doc_text,
         "book_text": evidence.book_text,
@@ -215,6 +219,7 @@ def _books(audit: Audit) -> list[dict[str, Any]]:
             "documents": documents[book],
             "top_document": top[book][1] or None,
             "removed": book in audit.removed_books,
+            "cannot_be_found": audit.hidden.get(book),
         }
         for book, row in enumerate(audit.books)
     ]

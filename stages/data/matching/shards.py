@@ -37,12 +37,12 @@ from stages.data.matching.index import Index
 from stages.stage import Artifact
 
 EVIDENCE_CHARACTERS = 600  # of each side of a span
-FORMAT = 1  # of the result files
+FORMAT = 2  # of the result files
 WORTH_TASKS = 64 * 2**20  # below this many (compressed) bytes one core is done before workers have started
 
 _INTEGERS = (
     "book", "doc_first", "doc_last", "book_first", "book_last", "matched", "doc_start", "doc_end", "book_start",
-    "book_end",
+    "book_end", "near",
 )  # fmt: skip
 DOCUMENTS = pa.schema([("doc_id", pa.string()), ("sha256", pa.string()), ("bytes", pa.int64()), ("words", pa.int64())])
 SPANS = pa.schema(

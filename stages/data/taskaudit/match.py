@@ -85,7 +85,8 @@ def _texts(found: Sequence[Item]) -> list[tuple[str, str, str]]:
 
 def _indexed(found: Sequence[Item], config: TaskAuditConfig) -> Index:
     texts = [(name, text.encode()) for name, _, text in _texts(found)]
-    return build(texts, config.rule.ngram, config.rule.max_books_per_ngram, excluded_hashes(config.rule))
+    rule = config.rule
+    return build(texts, rule.ngram, rule.max_books_per_ngram, excluded_hashes(rule), rule.min_item_words)
 
 
 def _by_text(

@@ -146,7 +146,8 @@ class PromptMaker:
     ) -> None:
         self.codec, self.haystack, self.wording = codec, haystack, WORDING[format]
         self.format, self.seed, self.namespace = format, seed, namespace
-        self._instruction = tuple(codec.encode(self.wording.instruction)) if self.wording.instruction else ()
+        instruction = codec.encode(self.wording.instruction) if self.wording.instruction else ()
+        self._instruction = (*getattr(codec, "begin", ()), *instruction)  # a prompt begins as documents do
         self._encoded: dict[str, tuple[int, ...]] = {}
 
     @property
@@ -257,9 +258,12 @@ def first_integer(text: str) -> str:
     return str(int(found.group())) if found else ""
 
 
-def haystack_of(documents: Iterator[tuple[str, NDArray[np.int32]]], eos_id: int) -> NDArray[np.int32]:
-    """Documents end to end without their end-of-text marks, [tokens] int32."""
+def haystack_of(
+    documents: Iterator[tuple[str, NDArray[np.int32]]], eos_id: int, bos_id: int | None = None
+) -> NDArray[np.int32]:
+    """Documents end to end without the marks of their begin and end, [tokens] int32."""
     import numpy as np
 
-    parts = [tokens[tokens != eos_id] for _, tokens in documents]
+    marks = [eos_id] if bos_id is None else [eos_id, bos_id]
+    parts = [tokens[~np.isin(tokens, marks)] for _, tokens in documents]
     return np.concatenate(parts).astype(np.int32) if parts else np.zeros(0, np.int32)

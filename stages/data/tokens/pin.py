@@ -58,8 +58,8 @@ def read_tokenizer(config: TokenizerConfig, *, needed: bool = True, said: str | 
 
 
 def vocabulary_size(config: TokenizerConfig) -> int | None:
-    """Size of the pinned tokenizer's vocabulary as far as it is known without making it; None for ``bpe``, which may
-    find fewer tokens than it was asked for, and for a repository that cannot be reached now.
+    """Rows of an embedding for the pinned tokenizer (its largest id and one), as far as known without making it; None
+    for ``bpe``, which may find fewer tokens than it was asked for, and for a repository that cannot be reached now.
 
     Raises StageError for a file that is no tokenizer.json or lacks a named token.
     """
@@ -72,13 +72,16 @@ def vocabulary_size(config: TokenizerConfig) -> int | None:
     try:
         body = json.loads(content)
         entries = body["model"]["vocab"]
-        tokens = {entry if isinstance(entries, dict) else entry[0] for entry in entries}  # Unigram: [token, score]
-        tokens |= {token["content"] for token in body.get("added_tokens") or ()}
+        # Unigram: [token, score], in the order of their ids
+        ids = dict(entries) if isinstance(entries, dict) else {entry[0]: i for i, entry in enumerate(entries)}
+        tokens = ids | {token["content"]: token["id"] for token in body.get("added_tokens") or ()}
+        size = 1 + max(tokens.values(), default=-1)  # ids may have gaps
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise StageError(
             "not a tokenizer", field="tokenizer.path", value=config.path, allowed=not_one, fix="give such a file"
         ) from error
-    for field, token in (("eos_token", config.eos_token), ("pad_token", config.pad_token)):
+    named = (("eos_token", config.eos_token), ("pad_token", config.pad_token), ("bos_token", config.bos_token or None))
+    for field, token in named:
         if token is not None and token not in tokens:
             special = ", ".join(t["content"] for t in body.get("added_tokens") or ()) or "any token of its vocabulary"
             raise StageError(
@@ -88,4 +91,4 @@ def vocabulary_size(config: TokenizerConfig) -> int | None:
                 allowed=special[:300],
                 fix="name one it has",
             )
-    return len(tokens)
+    return size

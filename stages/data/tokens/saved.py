@@ -22,8 +22,8 @@ from cluster import storage
 from stages.data.tokens.encode import Encoded
 from stages.data.tokens.units import Document, Unit
 
-FORMAT = 1  # of these files
-_TEXTS, _NUMBERS, _FLAGS = ("doc_id", "source", "split"), ("bytes", "words"), ("inside", "last")
+FORMAT = 2  # of these files
+_TEXTS, _NUMBERS, _FLAGS = ("doc_id", "source", "split"), ("bytes", "words", "controls"), ("inside", "last")
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in _TEXTS]
     + [(name, pa.int64()) for name in _NUMBERS]
@@ -57,7 +57,8 @@ class Saved:
                 storage.get_file(self._fs, self._path, place)
             document: Document | None = None
             for batch in pa.ipc.open_stream(stack.enter_context(pa.memory_map(str(place)))):
-                unit, words = Unit(), batch["words"].to_pylist()
+                unit = Unit()
+                words, controls = (batch[name].to_pylist() for name in ("words", "controls"))
                 columns = (batch[name].to_pylist() for name in (*_TEXTS, "bytes", *_FLAGS))
                 for doc_id, source, split, size, inside, last in zip(*columns, strict=True):
                     document = document or Document(doc_id, source, split, size)
@@ -67,11 +68,11 @@ class Saved:
                         document = None
                 tokens = batch["tokens"]
                 lengths = np.diff(tokens.offsets.to_numpy()).tolist()
-                yield unit, (tokens.flatten().to_numpy(), lengths, words)
+                yield unit, (tokens.flatten().to_numpy(), lengths, words, controls)
 
     def add(self, unit: Unit, encoded: Encoded) -> None:
         """Write one more unit; nothing is there under the name before ``close``."""
-        tokens, lengths, words = encoded
+        tokens, lengths, words, controls = encoded
         if self._writer is None:
             if storage.is_local(self._fs):
                 self._part = Path(f"{self._path}.{uuid.uuid4().hex[:12]}.part")
@@ -85,6 +86,7 @@ class Saved:
         columns = [
             *([getattr(document, name) for document in documents] for name in (*_TEXTS, "bytes")),
             words,
+            controls,
             *([piece[i] for piece in unit.layout] for i in (1, 2)),
         ]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=False)]

@@ -34,6 +34,7 @@ SPLITS = ("train", "validation", "test")
 ROWS_AT_ONCE = 2**14  # of documents.parquet
 WORTH_KNOWING = 4 * 2**20  # bytes of text; of fewer the library makes tokens before the kernels are loaded
 WORTH_TASKS = 16 * 2**20  # bytes of text; fewer are done before workers have started
+NAMED = 3  # documents in a warning
 _SAMPLE = 2**14  # characters of the corpus on which seams are tried
 
 
@@ -57,15 +58,25 @@ def tokenize(
     folder = documents.path("documents")
     total, done, made = _text_bytes(folder), 0, 0
     eos = np.array([meta["eos_id"]], np.int32)
+    bos = np.array([] if meta.get("bos_id") is None else [meta["bos_id"]], np.int32)
+    begun: Document | None = None
+    with_control: list[str] = []
+    control = 0
     files = [path for path in document_files(folder) if pq.read_metadata(path).num_rows]
     encoded = _encoded(files, total, tokenizer.path("tokenizer.json").read_text(), context)
     with _DocumentTable(output / "documents.parquet") as table:
-        for unit, (tokens, lengths, words) in encoded:
+        for unit, (tokens, lengths, words, controls) in encoded:
             start = 0
-            for (document, inside, last), length, count in zip(unit.layout, lengths, words, strict=True):
+            pieces_of = zip(unit.layout, lengths, words, controls, strict=True)
+            for (document, inside, last), length, count, strings in pieces_of:
                 document.words += count - inside
                 document.tokens += length
+                document.controls += strings
                 writer = rows[document.split]
+                if document is not begun:
+                    begun = document
+                    writer.add(document.doc_id, document.source, bos)
+                    document.tokens += len(bos)
                 writer.add(document.doc_id, document.source, tokens[start : start + length])
                 start += length
                 if last:
@@ -74,6 +85,9 @@ def tokenize(
                     statistics = found.setdefault((document.source, document.split), Statistics())
                     _count(statistics, document, *writer.end())
                     table.add(document)
+                    control += document.controls
+                    if document.controls and (len(with_control) < NAMED):
+                        with_control.append(document.doc_id)
             done, made = done + unit.size, made + len(tokens)
             context.progress(min(done, total), total, "bytes", tokens=float(made))
     for writer in rows.values():
@@ -89,10 +103,19 @@ def tokenize(
         "vocab_size": meta["vocab_size"],
         "eos_id": meta["eos_id"],
         "pad_id": meta["pad_id"],
+        "bos_id": meta.get("bos_id"),
+        "control_strings": control,
         "splits": {name: vars(counts) for name, counts in splits.items()},
     }
     (output / "meta.json").write_text(json.dumps(described, indent=1))
-    return _summary(splits, found, config)
+    if control:
+        context.warn(
+            f"tokenize: {control} string(s) that look like control tokens stand in documents and were kept as text: "
+            f"{', '.join(with_control)}{', ...' if len(with_control) == NAMED else ''}"
+        )
+    summary = _summary(splits, found, config)
+    summary.metrics["control_strings"] = float(control)
+    return summary
 
 
 def _encoded(files: list[Path], total: int, tokenizer_json: str, context: Context) -> Iterator[tuple[Unit, Encoded]]:
@@ -218,7 +241,7 @@ class _DocumentTable:
         self._writer.close()
 
     def add(self, document: Document) -> None:
-        self._rows.append(vars(document).copy())
+        self._rows.append({name: value for name, value in vars(document).items() if name != "controls"})
         if len(self._rows) == ROWS_AT_ONCE:
             self._flush()
 

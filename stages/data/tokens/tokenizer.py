@@ -21,7 +21,7 @@ _CHUNK = 1 << 16  # bytes handed to the trainer at once, so that progress moves 
 
 
 def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, context: Context) -> Summary:
-    """Write tokenizer.json and meta.json {kind, vocab_size, eos_id, pad_id}.
+    """Write tokenizer.json and meta.json {kind, vocab_size, eos_id, pad_id, bos_id}.
 
     Raises StageError for a file without the named tokens or that does not round-trip text.
     """
@@ -32,7 +32,10 @@ def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, c
         tokenizer = read_library(config.path, content)
         eos = token_id(tokenizer, "eos_token", config.eos_token)
         pad = eos if config.pad_token is None else token_id(tokenizer, "pad_token", config.pad_token)
+        bos = begin_id(tokenizer, config)
+        tokenizer = _with_control(tokenizer, [i for i in (eos, pad, bos) if i is not None], context)
     else:
+        bos = None
         tokenizer = byte_level()
         if config.kind == "bpe":
             tokenizer = _with_numbers(_train(tokenizer, config, documents, context), config.number_digits)
@@ -40,9 +43,64 @@ def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, c
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.save(str(output / "tokenizer.json"))
-    meta = {"kind": config.kind, "vocab_size": tokenizer.get_vocab_size(), "eos_id": eos, "pad_id": pad}
+    meta = {"kind": config.kind, "vocab_size": rows(tokenizer), "eos_id": eos, "pad_id": pad, "bos_id": bos}
     (output / "meta.json").write_text(json.dumps(meta, indent=1))
-    return Summary(f"{config.kind} tokenizer, {meta['vocab_size']} tokens", {"vocab_size": float(meta["vocab_size"])})
+    size = rows(tokenizer)
+    begins = f", documents begin with {tokenizer.id_to_token(bos)}" if bos is not None else ""
+    return Summary(f"{config.kind} tokenizer, {size} tokens{begins}", {"vocab_size": float(size)})
+
+
+def rows(tokenizer: Library) -> int:
+    """Rows that an embedding needs: the largest id and one. Where ids have gaps they are more than there are tokens."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+
+def begin_id(tokenizer: Library, config: TokenizerConfig) -> int | None:
+    """The token that begins a document: the one that is named, else the one that the tokenizer puts before any text by
+    itself, as Llama's do. Raises StageError for a name that it does not have."""
+    if config.bos_token is not None:
+        return token_id(tokenizer, "bos_token", config.bos_token) if config.bos_token else None
+    with_marks, without = (tokenizer.encode("a", add_special_tokens=marks).ids for marks in (True, False))
+    before = len(with_marks) - len(without)
+    starts = next((n for n in range(before + 1) if with_marks[n : n + len(without)] == without), 0)
+    return int(with_marks[0]) if starts == 1 else None
+
+
+def text_only(tokenizer: Library) -> Library:
+    """The same, which takes the strings of control tokens for text like any other."""
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def control_strings(tokenizer: Library) -> list[str]:
+    """Strings of the control tokens, the longest first."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    strings = {token.content for token in added if token.special and len(token.content) > 1}
+    return sorted(strings, key=lambda text: (-len(text), text))
+
+
+def _with_control(tokenizer: Library, ids: list[int], context: Context) -> Library:
+    """With the tokens ``ids`` as control tokens, whose strings in a text do not become them."""
+    from tokenizers import AddedToken, Tokenizer
+
+    tokenizer.add_special_tokens([AddedToken(tokenizer.id_to_token(i), special=True, normalized=False) for i in ids])
+    if json.loads(tokenizer.to_str())["model"]["type"] == "Unigram":
+        # Its search may choose any piece; SentencePiece, where these come from, leaves the control pieces out.
+        described = json.loads(tokenizer.to_str())
+        control = set(control_strings(tokenizer))
+        pieces = described["model"]["vocab"]
+        least = min(score for _, score in pieces)
+        described["model"]["vocab"] = [[piece, least - 1000 if piece in control else score] for piece, score in pieces]
+        tokenizer = Tokenizer.from_str(json.dumps(described))
+    text_only(tokenizer)
+    taken = [
+        text
+        for text in control_strings(tokenizer)
+        if tokenizer.token_to_id(text) in tokenizer.encode(f"a {text} b", add_special_tokens=False).ids
+    ]
+    if taken:
+        context.warn(f"tokenizer: it has whole words for tokens; {', '.join(taken[:3])} in a text is a control token")
+    return tokenizer
 
 
 def byte_level(number_digits: int = 1) -> Library:

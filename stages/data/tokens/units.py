@@ -21,6 +21,7 @@ class Document:
     bytes: int
     words: int = 0
     tokens: int = 0
+    controls: int = 0
 
 
 @dataclass
