@@ -56,11 +56,16 @@ def fold(character: str) -> tuple[int, str]:
         return DROPPED, ""
     if category[0] not in "LN":
         return SEPARATOR, ""
-    form = "".join(_UNDECOMPOSED.get(c, c) for c in unicodedata.normalize("NFKD", character.casefold()))
+    form = "".join(_UNDECOMPOSED.get(c, c) for c in _decomposed(character))
     form = "".join(c for c in form if unicodedata.category(c)[0] in "LN")
     if not form:
         return SEPARATOR, ""
     return UNSPACED if any(a <= code <= b for a, b in _UNSPACED) and category[0] == "L" else LETTER, form
+
+
+def _decomposed(character: str) -> str:
+    """In lower case, also where only what it stands for has a case: mathematical letters."""
+    return unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character.casefold()).casefold())
 
 
 class Tables(NamedTuple):
