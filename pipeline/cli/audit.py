@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from pipeline.cli.options import Json, Root, Set, StudyName, look
 from pipeline.cli.render import line, note, print_json, size, table
+from pipeline.engine.escape import escaped
 from pipeline.errors import StudyError, UnknownName
 from stages.data.audit.wording import REPORTED, percent, verdict
 
@@ -197,8 +198,8 @@ def _print_totals(totals: dict[str, Any]) -> None:
 
 def _print_decision(row: dict[str, Any]) -> None:
     line()
-    line(f"{row['doc_id']}: {row['action']}, {row['bytes_in']:,} bytes in, {row['bytes_out']:,} out")
-    line(f"  {row['reason'] or 'nothing found in it'}")
+    line(f"{escaped(row['doc_id'])}: {row['action']}, {row['bytes_in']:,} bytes in, {row['bytes_out']:,} out")
+    line(f"  {escaped(row['reason'] or 'nothing found in it')}")
 
 
 def _print_books(found: dict[str, Any], limit: int) -> None:
@@ -257,7 +258,8 @@ def _print_pairs(pairs: Sequence[dict[str, Any]], limit: int) -> None:
 def _print_uncovered(rows: Sequence[dict[str, Any]], limit: int) -> None:
     for row in rows[:limit]:
         line()
-        line(f"{row['book_id']} bytes {row['book_start']}-{row['book_end']}, {row['words']:,} words found nowhere:")
+        where = f"{escaped(row['book_id'])} bytes {row['book_start']}-{row['book_end']}"
+        line(f"{where}, {row['words']:,} words found nowhere:")
         line(f"  {_one_line(row['text'])}")
     _left(len(rows), limit, "uncovered stretches")
 
@@ -267,13 +269,13 @@ def _print_spans(spans: Sequence[dict[str, Any]], limit: int) -> None:
         line()
         line(f"{span['words']:,} agreeing words, {percent(span['identity'])} of the longer side")
         for side, name in (("doc", span["doc_id"]), ("book", span["book_id"])):
-            where = f"{name} bytes {span[f'{side}_start']}-{span[f'{side}_end']}"
+            where = f"{escaped(name)} bytes {span[f'{side}_start']}-{span[f'{side}_end']}"
             line(f"  {where}: {_one_line(span[f'{side}_text'])}")
     _left(len(spans), limit, "spans")
 
 
 def _one_line(text: str) -> str:
-    text = " ".join(text.split())
+    text = escaped(" ".join(text.split()))
     return text if len(text) <= SHOWN else text[:SHOWN] + " …"
 
 
@@ -392,10 +394,10 @@ def scan(
         kinds = ", ".join(sorted({problem["problem"] for problem in report.problems}))
         note(f"warning: {len(report.problems)} document(s) could not be read and were left out ({kinds})")
         for problem in report.unread[:SHOWN_PROBLEMS]:
-            note(f"  {problem['name']}: {problem['problem']}: {problem['detail']}")
+            note(escaped(f"  {problem['name']}: {problem['problem']}: {problem['detail']}"))
         _note_left(len(report.unread))
     for text in report.notes:
-        note(f"warning: {text}")
+        note(escaped(f"warning: {text}"))
     if json:
         _print_scan_json(report, out)
     else:
@@ -467,7 +469,7 @@ class _Shown:
 
 def _print_scan(report: Report, out: Path | None, limit: int) -> None:
     metrics = report.totals["metrics"]
-    line(verdict(report.totals, report.books).replace(REPORTED, ""))
+    line(escaped(verdict(report.totals, report.books).replace(REPORTED, "")))
     line(
         f"{metrics['documents_in']:,.0f} documents ({metrics['bytes_in'] / 1e6:,.1f} MB) of {metrics['files']:,.0f} "
         f"file(s) scanned: {metrics['documents_keep']:,.0f} clean, {metrics['documents_note']:,.0f} noted, "

@@ -119,10 +119,15 @@ def split_of_file(source: Source, name: str) -> str | None:
     if isinstance(source, Pg19):
         return name.split("/", maxsplit=1)[0] if "/" in name else None
     if isinstance(source, Text):
-        return split_of(name, source.split)
+        return split_of(without_suffix(name), source.split)
     if isinstance(source, Parquet | JsonLines) and isinstance(source.split, str):
         return source.split
     return None
+
+
+def without_suffix(name: str) -> str:
+    """``a/b.txt`` -> ``a/b``: what the split of a text file goes by, so that a work is on one side in every format."""
+    return str(PurePosixPath(name).with_suffix("")) if "." in os.path.basename(name) else name
 
 
 def glob_of(place: str, exists: Callable[[str], bool]) -> str:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from stages.data.corpus.config import SPLITS, Hub, IngestConfig, JsonLines, Parq
 from stages.data.corpus.documents import DocumentsWriter, part_name, write_documents, write_table
 from stages.data.corpus.files import DigestCache, ExternalFile
 from stages.data.corpus.pin import list_files, listing_digest
-from stages.data.corpus.readers import Raw, column_names, pg19_metadata, printable, read, read_hub, year_of
+from stages.data.corpus.readers import NO_FIELD, Raw, column_names, pg19_metadata, printable, read, read_hub, year_of
 from stages.data.corpus.saved import Saved, spread_saved
 from stages.stage import Context, StageError, Summary
 
@@ -78,7 +78,7 @@ def ingest(config: IngestConfig, output: Path, context: Context) -> Summary:
         context.progress(min(done, size) or len(parts), size or len(groups), "bytes", documents=float(documents))
     if resumed := sum(part.resumed for part in parts):
         context.log(f"{resumed} of {len(parts)} groups of files were read by an earlier attempt")
-    _check_columns(config, seen, context)
+    _check_columns(config, seen, problems, context)
     groups_of = pa.array([i for i, table in enumerate(ids) for _ in range(table.num_rows)], pa.int32())
     table = pa.concat_tables([IDS.empty_table(), *ids]).append_column("group", groups_of)
     lost, names, repeated, renamed = _repeats(table)
@@ -116,14 +116,19 @@ def ingest(config: IngestConfig, output: Path, context: Context) -> Summary:
     return Summary(headline, metrics, {"Problems": "problems.parquet"})
 
 
-def _check_columns(config: IngestConfig, seen: Mapping[str, set[str]], context: Context) -> None:
-    """Raises StageError where no document of a source has the column of its text; a column of something else that no
-    file has is an error in Parquet, whose files say what they have, and is told of JSON Lines."""
+def _check_columns(
+    config: IngestConfig, seen: Mapping[str, set[str]], problems: Sequence[pa.Table], context: Context
+) -> None:
+    """Raises StageError where documents of a source could be read and none has the column of its text; a column of
+    something else that no file has is an error in Parquet, whose files say what they have, and is told of JSON Lines.
+    """
+    rows = pa.concat_tables([PROBLEMS.empty_table(), *problems])
+    without_text = set(rows.filter(pc.match_substring(rows["detail"], NO_FIELD))["source"].to_pylist())
     for index, source in enumerate(config.sources):
         if not isinstance(source, Parquet | JsonLines):
             continue
         for name in column_names(source.columns):
-            if name in seen[source.name]:
+            if name in seen[source.name] or not (seen[source.name] or source.name in without_text):
                 continue
             if isinstance(source, Parquet) or name == source.columns.text:
                 raise StageError(

@@ -210,14 +210,12 @@ def _glob(url: str) -> Iterator[Found]:
         # never a listing that is older than this plan
         filesystem, path = remote(url)
         filesystem.invalidate_cache()
-        path = glob_of(path, filesystem.exists) if "[" in path else path
-        if globbing.has_magic(path) and filesystem.isfile(unescaped(path)):
-            path = unescaped(path)
-        root = _fixed_part(path)
-        if globbing.has_magic(path):
-            listed = filesystem.glob(path, detail=True)
-        else:
+        pattern = glob_of(path, filesystem.exists) if "[" in path else path
+        root = _fixed_part(pattern)
+        if pattern == globbing.escape(path) or not globbing.has_magic(path):  # all of it is there by this very name
             listed = {path: filesystem.info(path)} if filesystem.isfile(path) else {}
+        else:
+            listed = filesystem.glob(pattern, detail=True)
         for found, info in listed.items():
             if info["type"] == "file":
                 yield str(PurePosixPath(found).relative_to(root)), filesystem.unstrip_protocol(found), info

@@ -31,7 +31,7 @@ from stages.data.corpus.config import (
     SplitShares,
     Text,
 )
-from stages.data.corpus.files import ExternalFile, book_id, split_of
+from stages.data.corpus.files import ExternalFile, book_id, split_of, without_suffix
 from stages.data.corpus.manuals import manual_pages
 from stages.data.corpus.opened import lines, opened, utf8
 from stages.stage import StageError
@@ -39,6 +39,7 @@ from stages.stage import StageError
 MAX_TEXT_BYTES = 2**31 - 2**20
 """Longest text of a document: Parquet counts the bytes of a page, and so of a value, in 31 bits."""
 ROWS_BYTES = 16 * 2**20  # of a Parquet file's rows decoded at a time, about
+NO_FIELD = "has no field"
 MAX_DEPTH = 400
 """Brackets inside brackets in a line of JSON: what Python's parser can do depends on who calls it."""
 _CHECKED_AT_ONCE = 2**24
@@ -98,7 +99,8 @@ def _documents(source: Source, file: ExternalFile, seen: set[str]) -> Iterator[R
         if file.name != "metadata.csv":
             yield _text_file(file, book_id(file.name), file.name.split("/")[0], source.encoding)
     elif isinstance(source, Text):
-        yield _text_file(file, file.name, split_of(file.name, source.split), source.encoding)
+        where = split_of(without_suffix(file.name), source.split)
+        yield _text_file(file, file.name, where, source.encoding)
     elif isinstance(source, Parquet):
         yield from _parquet(source, file, seen)
     elif isinstance(source, JsonLines):
@@ -300,7 +302,7 @@ def _json_lines(source: JsonLines, file: ExternalFile, seen: set[str]) -> Iterat
                 continue
             if not isinstance(row, dict) or not _has(row, source.columns.text):
                 fields = f" (but {', '.join(sorted(row)[:10])})" if isinstance(row, dict) and row else ""
-                detail = f"line {index + 1} has no field {source.columns.text!r}{fields}"
+                detail = f"line {index + 1} {NO_FIELD} {source.columns.text!r}{fields}"
                 yield Raw(name, problem="undecodable", detail=detail)
                 continue
             seen.update(column for column in wanted - seen if _has(row, column))
