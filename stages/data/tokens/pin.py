@@ -72,10 +72,8 @@ def vocabulary_size(config: TokenizerConfig) -> int | None:
     try:
         body = json.loads(content)
         entries = body["model"]["vocab"]
-        # Unigram: [token, score], in the order of their ids
-        ids = dict(entries) if isinstance(entries, dict) else {entry[0]: i for i, entry in enumerate(entries)}
-        tokens = ids | {token["content"]: token["id"] for token in body.get("added_tokens") or ()}
-        size = 1 + max(tokens.values(), default=-1)  # ids may have gaps
+        tokens = {entry if isinstance(entries, dict) else entry[0] for entry in entries}  # Unigram: [token, score]
+        tokens |= {token["content"] for token in body.get("added_tokens") or ()}
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise StageError(
             "not a tokenizer", field="tokenizer.path", value=config.path, allowed=not_one, fix="give such a file"
@@ -91,4 +89,6 @@ def vocabulary_size(config: TokenizerConfig) -> int | None:
                 allowed=special[:300],
                 fix="name one it has",
             )
-    return size
+    from stages.data.tokens.tokenizer import read_library, rows
+
+    return rows(read_library(str(config.path), content))
