@@ -214,14 +214,13 @@ class FileShard:
     def raws(self, columns: set[str] | None = None) -> Iterator[Raw]:
         """Documents as read, called by what they are called in the audit. Raises StageError for a file without the
         column of the text, and one that may not be read. ``columns`` takes up which columns the file has."""
-        seen: dict[str, int] = {}
+        seen: dict[str, int] = {}  # name -> the last number that it got
         for raw in read(_source(self.file, self.reading), _external(self.file), columns):
             name = raw.id
             if not raw.problem:
-                if self.reading.columns.id is not None and not self.alone:
+                if self.file.kind != "text" and self.reading.columns.id is not None and not self.alone:
                     name = f"{self.file.name}:{name}"
-                seen[name] = seen.get(name, 0) + 1
-                name = name if seen[name] == 1 else f"{name}#{seen[name]}"
+                name = _apart(name, seen)
             yield Raw(name, raw.text, title=raw.title, problem=raw.problem, detail=raw.detail)
 
     def problems(self) -> list[dict[str, str]]:
@@ -236,6 +235,17 @@ class FileShard:
         path = self.notes / f"{self.name}-{self.digest()[:24]}.json"
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         return found
+
+
+def _apart(name: str, seen: dict[str, int]) -> str:
+    """``name``, or ``name#2``, ``name#3``, ... where it is taken."""
+    new, number = name, seen.get(name, 1)
+    while new in seen:
+        number += 1
+        new = f"{name}#{number}"
+    seen[name] = number
+    seen.setdefault(new, 1)
+    return new
 
 
 def _source(file: Found, reading: Reading) -> Parquet | JsonLines | TextFiles:
