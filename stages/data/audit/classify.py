@@ -44,7 +44,7 @@ class SpanRanges(NamedTuple):
     book_first: int
     book_last: int
     words: int
-    near: int
+    near: int = 0
 
     @property
     def alike(self) -> int:
@@ -77,8 +77,8 @@ def extent(spans: Sequence[SpanRanges], document_words: int, book_words: int) ->
     )
 
 
-def class_of(found: Extent, copied: bool, shared: bool, rule: DecontaminateConfig) -> str:
-    """One of CLASSES."""
+def class_of(found: Extent, shared: bool, rule: DecontaminateConfig, copied: bool = True) -> str:
+    """One of CLASSES. ``copied``: at least one span is a copy (``decide.copies_of``)."""
     if found.of_book >= MOST and found.of_document >= MOST:
         return "whole" if found.identity >= SAME_TEXT else "edition"
     if found.of_book >= MOST:

@@ -112,7 +112,7 @@ def _classified(
         numbers = Measured(row["longest_words"], row["dense_words"], row["document_share"], dense_share)
         copied = bool(copies_of(spans[pair], max(1, words[pair[0]]), max(1, book_words[pair[1]]), rule))
         row |= {
-            "class": class_of(found, copied, pair in shared, rule),
+            "class": class_of(found, pair in shared, rule, copied),
             "spans": found.spans,
             "identity": found.identity,
             "document_covered": found.of_document,
