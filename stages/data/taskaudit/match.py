@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from stages.data.audit import tables
 from stages.data.audit.audit import observe, publish, totals_of
 from stages.data.corpus.documents import write_table
+from stages.data.corpus.files import without_suffix
 from stages.data.decontaminate.canary import plant
 from stages.data.decontaminate.exclude import excluded_hashes
 from stages.data.matching.index import Index, build
@@ -127,10 +128,12 @@ def _by_text(
 
 
 def _by_id(wanted: set[str], documents: Artifact) -> dict[str, str]:
-    """Id -> the training document of that id, whatever source it came from."""
+    """Id -> the training document of that id, whatever source it came from; one that was told apart from others of its
+    id (``11#2``), and a text file (``11.txt``), by what stands before."""
     found: dict[str, str] = {}
     for name in _training_ids(documents):
-        for candidate in (name.partition("/")[2], name.rpartition("/")[2]):
+        whole, last = name.partition("/")[2], name.rpartition("/")[2]
+        for candidate in (whole, last, last.partition("#")[0], without_suffix(last)):
             if candidate in wanted:
                 found.setdefault(candidate, name)
     return found
