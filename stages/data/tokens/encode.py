@@ -19,15 +19,21 @@ if TYPE_CHECKING:
     from stages.data.tokens.known import KnownChunks
 
 Encoded = tuple["NDArray[np.int32]", list[int], list[int], list[int]]
-"""Tokens of a task's pieces, one after the other; of each piece its tokens, its words, and the strings of control
-tokens in it, which are text."""
+"""Tokens of a task's pieces, one after the other; of each piece its tokens, its words, and the strings in it that look
+like control tokens, which are text."""
+
+CONTROL = (
+    "<s>", "</s>", "<bos>", "<eos>", "<pad>", "<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>",
+    "<|im_start|>", "<|im_end|>",
+)  # fmt: skip
+"""Control tokens of common tokenizers: in a text they are what another pipeline left there."""
 
 
 def encode(texts: list[str], tokenizer_json: str, seams: Seams | None, one_core: bool) -> Encoded:
     """See ``Encoded``. No special tokens are added. ``seams``: those of the tokenizer, by which chunks that were seen
     before are looked up; None: the library encodes everything. ``one_core``: it may not use others."""
     control = _control(tokenizer_json)
-    counts = [0 if control is None else sum(1 for _ in control.finditer(text)) for text in texts]
+    counts = [sum(1 for _ in control.finditer(text)) for text in texts]
     with _threads(not one_core):
         found = _whole(texts, tokenizer_json) if seams is None else known_chunks(tokenizer_json, seams).encode(texts)
     return (*found, counts)
@@ -55,11 +61,11 @@ def library(tokenizer_json: str) -> Tokenizer:
 
 
 @lru_cache(maxsize=2)
-def _control(tokenizer_json: str) -> re.Pattern[str] | None:
+def _control(tokenizer_json: str) -> re.Pattern[str]:
     from stages.data.tokens.tokenizer import control_strings
 
-    strings = control_strings(library(tokenizer_json))
-    return re.compile("|".join(map(re.escape, strings))) if strings else None
+    strings = {*control_strings(library(tokenizer_json)), *CONTROL}
+    return re.compile("|".join(map(re.escape, sorted(strings, key=lambda text: (-len(text), text)))))
 
 
 @lru_cache(maxsize=1)

@@ -73,10 +73,9 @@ def text_only(tokenizer: Library) -> Library:
 
 
 def control_strings(tokenizer: Library) -> list[str]:
-    """Strings of the control tokens, the longest first."""
+    """Strings of its control tokens."""
     added = tokenizer.get_added_tokens_decoder().values()
-    strings = {token.content for token in added if token.special and len(token.content) > 1}
-    return sorted(strings, key=lambda text: (-len(text), text))
+    return sorted({token.content for token in added if token.special and len(token.content) > 1})
 
 
 def _with_control(tokenizer: Library, ids: list[int], context: Context) -> Library:
