@@ -74,7 +74,7 @@ def chains_reference(document: list[Word], evaluation: list[list[Word]]) -> list
                 live.append([book, i, i + N, j, j + N])
             else:
                 best[2], best[4] = i + N, j + N
-    return [chain for chain in done + live if min(chain[2] - chain[1], chain[4] - chain[3]) >= LEAST // 2]
+    return [chain for chain in done + live if min(chain[2] - chain[1], chain[4] - chain[3]) >= 2 * LEAST // 3]
 
 
 def alike_reference(one: str, two: str) -> bool:

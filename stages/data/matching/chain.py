@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from stages.data.matching.align import MARK, verified
 from stages.data.matching.boilerplate import body
-from stages.data.matching.index import MULTIPLIER, Index, bits_of, leaving, slot_of
+from stages.data.matching.index import MULTIPLIER, Index, bits_of, leaving, shortest, slot_of
 from stages.data.matching.normalize import as_bytes, empty_words, read_words, tables
 
-SHORTER = 2  # the words of a span over those of the shortest chain that is verified
 OPEN_CHAINS = 512  # at the same time; beyond it the stalest is closed
 CHAIN_FIELDS, OPEN_FIELDS = 5, 6
 I0, I1, G0, G1, LOW, HIGH = range(6)
@@ -105,7 +104,7 @@ def _chained(
             index.first_word,
             index.bitmap,
             index.whole,
-            min(index.floor, least // SHORTER),
+            min(index.floor, shortest(least)),
             max_gap,
             max_drift,
             least,
@@ -332,7 +331,7 @@ def _close(chain: Any, first_word: Any, whole: Any, floor: int, out: Any, count:
         return count
     book = _book_at(chain[G0], first_word)
     base = first_word[book]
-    if size < (least // SHORTER if first_word[book + 1] - base >= least else whole[book]):
+    if size < (shortest(least) if first_word[book + 1] - base >= least else whole[book]):
         return count
     if count < len(out):
         out[count, 0], out[count, 1], out[count, 2] = book, chain[I0], chain[I1]
