@@ -42,7 +42,7 @@ def check_encodings(names: tuple[str, ...]) -> tuple[str, ...]:
         try:
             "".encode(name)  # also refuses codecs that turn bytes into bytes
             codecs.lookup(name)
-        except LookupError:
+        except (LookupError, UnicodeError):
             fix = "Fix: name one that Python knows, such as latin-1, cp1252, utf-16"
             raise ValueError(f"encoding = {name!r}: no encoding of text. {fix}") from None
     return names

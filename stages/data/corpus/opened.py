@@ -125,9 +125,8 @@ def lines(stream: BinaryIO, encodings: Sequence[str]) -> Iterator[bytes]:
         yield from stream
         return
     buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(cast(Any, stream))
-    wide = marked_encoding(buffered.peek(4)[:4]) or next(
-        (name for name in encodings if codecs.lookup(name).name.startswith(("utf-16-", "utf-32-"))), None
-    )
+    first = codecs.lookup(encodings[0]).name
+    wide = marked_encoding(buffered.peek(4)[:4]) or (first if first.startswith(("utf-16-", "utf-32-")) else None)
     if wide is None:
         yield from (utf8(line, encodings) for line in buffered)
         return
