@@ -170,7 +170,7 @@ def _index(
     if not texts:
         raise _unreadable("--against", options.against, problems)
     rule = options.rule
-    index = build(texts, rule.ngram, rule.max_books_per_ngram, _excluded(rule), rule.min_item_words)
+    index = build(texts, rule.ngram, rule.max_books_per_ngram, _excluded(rule), rule.item_words)
     return index, books, problems, columns
 
 

@@ -82,7 +82,7 @@ def _evaluation(config: DecontaminateConfig, documents: Artifact) -> tuple[Index
             fix="give a source documents in one of these splits",
         )
     excluded = excluded_hashes(config)
-    return build(texts, config.ngram, config.max_books_per_ngram, excluded, config.min_item_words), books
+    return build(texts, config.ngram, config.max_books_per_ngram, excluded, config.item_words), books
 
 
 class _Progress:

@@ -24,3 +24,8 @@ class MatchingConfig(Config):
     max_books_per_ngram: int = Field(
         default=2, ge=1, description="n-grams in more evaluation works than this are common phrases, not evidence"
     )
+
+    @property
+    def item_words(self) -> int:
+        """Words from which an evaluation document is found at all."""
+        return min(self.min_item_words, self.min_span_words)

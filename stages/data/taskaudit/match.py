@@ -87,7 +87,7 @@ def _texts(found: Sequence[Item]) -> list[tuple[str, str, str]]:
 def _indexed(found: Sequence[Item], config: TaskAuditConfig) -> Index:
     texts = [(name, text.encode()) for name, _, text in _texts(found)]
     rule = config.rule
-    return build(texts, rule.ngram, rule.max_books_per_ngram, excluded_hashes(rule), rule.min_item_words)
+    return build(texts, rule.ngram, rule.max_books_per_ngram, excluded_hashes(rule), rule.item_words)
 
 
 def _by_text(
