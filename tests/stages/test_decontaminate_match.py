@@ -139,7 +139,8 @@ QUOTATIONS = [span(18_000 * i, 18_000 * i + 52, at=3000 * i) for i in range(11)]
         ([span(0, 50)], 1000, 10_000, "excise"),
         ([span(0, 50)], 250, 10_000, "drop"),  # 20% of the document
         ([span(0, 50)], 1000, 1000, "excise"),  # 5% of the evaluation document, but one quotation
-        ([span(0, 100)], 1000, 2000, "drop"),  # the same of a longer passage
+        ([span(0, 200)], 10_000, 4000, "drop"),  # the same of a longer passage
+        ([span(0, 90), span(120, 210, at=500)], 10_000, 3000, "excise"),  # two quotations side by side
         ([span(0, 300), span(400, 600, at=400)], 100_000, 100_000, "drop"),  # 500 words together
         ([span(0, 300), span(900, 1200, at=400)], 100_000, 100_000, "excise"),  # more other words between them
         (QUOTATIONS, 990_000, 40_000, "excise"),  # 572 words, each by itself

@@ -63,7 +63,10 @@ class DecontaminateConfig(MatchingConfig):
     drop_words: int = Field(default=500, ge=1, description="words in a dense stretch from which to drop the document")
     drop_document_share: float = Field(default=0.20, gt=0, le=1, description="of the document, all copies together")
     drop_book_share: float = Field(
-        default=0.05, gt=0, le=1, description="of the evaluation document in a dense stretch of twice act_words or more"
+        default=0.05,
+        gt=0,
+        le=1,
+        description="of the evaluation document in a dense stretch of four times act_words or more",
     )
     coverage_limit: float = Field(default=0.01, ge=0, le=1, description="of an evaluation document, by noted spans")
     boilerplate: Literal["project-gutenberg-1", "none"] = Field(

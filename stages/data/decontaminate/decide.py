@@ -13,6 +13,8 @@ from stages.data.matching.chain import Scanned, Span
 Action = Literal["keep", "note", "excise", "drop"]
 SEVERITY: dict[Action, int] = {"keep": 0, "note": 1, "excise": 2, "drop": 3}
 
+SOME_QUOTATIONS = 4  # of the least length to act on: as many may stand together without being a copy
+
 _BLANK = b" \t\n\r\x0b\f"
 
 
@@ -89,7 +91,7 @@ def decide_pair(
         action, reason = "drop", f"{dense} shared words in one stretch, dropped from {rule.drop_words}"
     elif document_share >= rule.drop_document_share:
         action, reason = "drop", f"{document_share:.0%} of the document, dropped from {rule.drop_document_share:.0%}"
-    elif dense >= rule.drop_book_share * book_words and dense >= 2 * rule.act_words:
+    elif dense >= rule.drop_book_share * book_words and dense >= SOME_QUOTATIONS * rule.act_words:
         action = "drop"
         reason = f"{dense / book_words:.1%} of the evaluation document, dropped from {rule.drop_book_share:.0%}"
     elif longest < rule.act_words:
