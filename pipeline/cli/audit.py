@@ -315,10 +315,18 @@ def scan(
     min_span_words: Annotated[
         int | None, typer.Option("--min-span-words", help="Agreeing words from which a span counts (30).")
     ] = None,
+    min_item_words: Annotated[
+        int | None, typer.Option("--min-item-words", help="Shorter evaluation documents cannot be found (8).")
+    ] = None,
+    copy_share: Annotated[
+        float | None, typer.Option("--copy-share", help="Of a span's words that agree, or nearly, in a copy (0.85).")
+    ] = None,
     act_words: Annotated[
         int | None, typer.Option("--act-words", help="Words of the longest span to act on (50).")
     ] = None,
-    drop_words: Annotated[int | None, typer.Option("--drop-words", help="Words from which to drop (500).")] = None,
+    drop_words: Annotated[
+        int | None, typer.Option("--drop-words", help="Words in a dense stretch to drop from (500).")
+    ] = None,
     drop_document_share: Annotated[
         float | None, typer.Option("--drop-document-share", help="Share of the document from which to drop (0.2).")
     ] = None,
@@ -360,6 +368,8 @@ def scan(
         "max_gap": max_gap,
         "max_drift": max_drift,
         "min_span_words": min_span_words,
+        "min_item_words": min_item_words,
+        "copy_share": copy_share,
         "act_words": act_words,
         "drop_words": drop_words,
         "drop_document_share": drop_document_share,

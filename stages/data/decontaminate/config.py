@@ -57,16 +57,13 @@ class DecontaminateConfig(MatchingConfig):
     """
 
     copy_share: float = Field(
-        default=0.8, gt=0, le=1, description="words of a span that agree or nearly agree, for it to be a copy"
+        default=0.85, gt=0, le=1, description="words of a span that agree or nearly agree, for it to be a copy"
     )
     act_words: int = Field(default=50, ge=1, description="words of the longest span to act on")
     drop_words: int = Field(default=500, ge=1, description="words in a dense stretch from which to drop the document")
     drop_document_share: float = Field(default=0.20, gt=0, le=1, description="of the document, all copies together")
     drop_book_share: float = Field(
-        default=0.05,
-        gt=0,
-        le=1,
-        description="of the evaluation document in a dense stretch of four times act_words or more",
+        default=0.05, gt=0, le=1, description="of the evaluation document, in a dense stretch of four times act_words"
     )
     coverage_limit: float = Field(default=0.01, ge=0, le=1, description="of an evaluation document, by noted spans")
     boilerplate: Literal["project-gutenberg-1", "none"] = Field(
