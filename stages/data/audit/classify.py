@@ -24,7 +24,7 @@ CLASSES = {
     "edition": "spans cover at least two thirds of both texts, fewer words agree: another edition, scan or translation "
     "of spelling",
     "anthology": "at least two thirds of the evaluation document stand inside a longer training document",
-    "translation": "in no span `copy_share` (85%) of the words agree or nearly agree: another translation, a paraphrase",
+    "translation": "in no span `copy_share` (85%) of the words agree or nearly agree: paraphrase or other translation",
     "shared source": "at least half of the text shared also stands in another evaluation work, or in two or more other "
     "training documents: both sides may quote a third",
     "excerpt": "a passage long enough to act on; also a volume or a part of the evaluation document",
