@@ -55,14 +55,14 @@ def library(tokenizer_json: str) -> Tokenizer:
     """Kept between the tasks of a worker: a large vocabulary takes as long to read as a megabyte to encode."""
     from tokenizers import Tokenizer
 
-    from stages.data.tokens.tokenizer import text_only
+    from stages.data.tokens.library import text_only
 
     return text_only(Tokenizer.from_str(tokenizer_json))
 
 
 @lru_cache(maxsize=2)
 def _control(tokenizer_json: str) -> re.Pattern[str]:
-    from stages.data.tokens.tokenizer import control_strings
+    from stages.data.tokens.library import control_strings
 
     strings = {*control_strings(library(tokenizer_json)), *CONTROL}
     return re.compile("|".join(map(re.escape, sorted(strings, key=lambda text: (-len(text), text)))))

@@ -45,7 +45,7 @@ def load_tokenizer(artifact: Artifact) -> StudyTokenizer:
     """Open a tokenizer artifact."""
     from tokenizers import Tokenizer
 
-    from stages.data.tokens.tokenizer import text_only
+    from stages.data.tokens.library import text_only
 
     meta = json.loads(artifact.path("meta.json").read_text())
     backend = text_only(Tokenizer.from_file(str(artifact.path("tokenizer.json"))))

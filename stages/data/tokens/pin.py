@@ -89,6 +89,6 @@ def vocabulary_size(config: TokenizerConfig) -> int | None:
                 allowed=special[:300],
                 fix="name one it has",
             )
-    from stages.data.tokens.tokenizer import read_library, rows
+    from stages.data.tokens.library import read_library, rows
 
     return rows(read_library(str(config.path), content))

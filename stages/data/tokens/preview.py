@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from stages.data.tokens.config import TokenizerConfig
+from stages.data.tokens.library import read_library, rows, text_only
 from stages.data.tokens.load import StudyTokenizer
 from stages.data.tokens.pin import read_tokenizer
-from stages.data.tokens.tokenizer import begin_id, byte_level, read_library, rows, text_only, token_id
+from stages.data.tokens.tokenizer import begin_id, byte_level, token_id
 
 
 class _Bytes:

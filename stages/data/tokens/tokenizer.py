@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from stages.data.corpus.documents import read_texts
 from stages.data.tokens.config import TokenizerConfig
+from stages.data.tokens.library import control_strings, read_library, rows, text_only
 from stages.data.tokens.pin import read_tokenizer
 from stages.stage import Artifact, Context, StageError, Summary
 
@@ -50,11 +51,6 @@ def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, c
     return Summary(f"{config.kind} tokenizer, {size} tokens{begins}", {"vocab_size": float(size)})
 
 
-def rows(tokenizer: Library) -> int:
-    """Rows that an embedding needs: the largest id and one. Where ids have gaps they are more than there are tokens."""
-    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-
-
 def begin_id(tokenizer: Library, config: TokenizerConfig) -> int | None:
     """The token that begins a document: the one that is named, else the one that the tokenizer puts before any text by
     itself, as Llama's do. Raises StageError for a name that it does not have."""
@@ -64,18 +60,6 @@ def begin_id(tokenizer: Library, config: TokenizerConfig) -> int | None:
     before = len(with_marks) - len(without)
     starts = next((n for n in range(before + 1) if with_marks[n : n + len(without)] == without), 0)
     return int(with_marks[0]) if starts == 1 else None
-
-
-def text_only(tokenizer: Library) -> Library:
-    """The same, which takes the strings of control tokens for text like any other."""
-    tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
-def control_strings(tokenizer: Library) -> list[str]:
-    """Strings of its control tokens."""
-    added = tokenizer.get_added_tokens_decoder().values()
-    return sorted({token.content for token in added if token.special and len(token.content) > 1})
 
 
 def _with_control(tokenizer: Library, ids: list[int], context: Context) -> Library:
@@ -177,31 +161,6 @@ def _training_text(config: TokenizerConfig, documents: Artifact, context: Contex
             yield decoder.decode(text.data[start : min(end, start + _CHUNK)])
         done += end
         context.progress(done, total * share, "bytes")
-
-
-def read_library(path: str, content: bytes) -> Library:
-    """The tokenizer of a tokenizer.json. Raises StageError where it is none, or does not give text back."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_str(content.decode())
-    except Exception as error:  # the library raises bare Exception for every fault of the file
-        raise StageError(
-            f"not a tokenizer.json: {error}",
-            field="tokenizer.path",
-            value=path,
-            fix="give the file that tokenizers or transformers saved",
-        ) from error
-    probe = "The pass key is 4071.\n  x_1 = {y}\n"
-    decoded = tokenizer.decode(tokenizer.encode(probe, add_special_tokens=False).ids)
-    if decoded.split() != probe.split():
-        raise StageError(
-            f"the tokenizer does not give text back: {probe!r} becomes {decoded!r}",
-            field="tokenizer.path",
-            value=path,
-            fix="use one that keeps case and digits",
-        )
-    return tokenizer
 
 
 def token_id(tokenizer: Library, field: str, token: str) -> int:
