@@ -18,6 +18,7 @@ from stages.data.matching.index import Index
 from stages.data.matching.normalize import read_words, tables
 
 MARK = 64  # words between two places of a text that are remembered, so that a chain's words can be read again
+AROUND = 16  # words read before and after a chain: most do not grow at all
 VERIFIED_FIELDS = 9
 TOGETHER = 1 << 14  # words read at once for several chains
 COMPARED = 32  # spans that a chain is compared with: those of the longest chains nearby
@@ -127,12 +128,12 @@ def _together(chains: Any, order: Any, begin: int, total: int) -> tuple[int, int
     """(first word to read, last word + 1, end) of the chains ``order[begin:end]``, whose words overlap: at most
     ``TOGETHER``, unless a single chain has more."""
     c = order[begin]
-    first, last = max(0, chains[c, 1] - MARK) // MARK * MARK, min(total, chains[c, 2] + MARK)
+    first, last = max(0, chains[c, 1] - AROUND) // MARK * MARK, min(total, chains[c, 2] + AROUND)
     end = begin + 1
     while end < len(order):
         c = order[end]
-        more = max(last, min(total, chains[c, 2] + MARK))
-        if chains[c, 1] - MARK > last or (more > last and more - first > TOGETHER):
+        more = max(last, min(total, chains[c, 2] + AROUND))
+        if chains[c, 1] - AROUND > last or (more > last and more - first > TOGETHER):
             break
         last = more
         end += 1

@@ -112,6 +112,10 @@ def _by_text(
     scans = scan_shards(shards, index, config.rule, context.work_url, progress)
     books = [{"doc_id": name, "title": title, "split": None} for name, title, _ in texts]
     audit = observe(index, books, config.rule, scans)
+    if audit.hidden:
+        names = ", ".join(f"{row['book_id']} ({row['reason']})" for row in audit.cannot_be_found()[:3])
+        more = ", ..." if len(audit.hidden) > 3 else ""
+        context.warn(f"{len(audit.hidden)} text(s) cannot be found, whatever the training text holds: {names}{more}")
     audit.recalls, audit.quotations = plant([], index, config.rule)
     tables.write(audit, output)
     (output / "audit.json").write_text(json.dumps(totals_of(audit, {}), indent=1, sort_keys=True) + "\n")
