@@ -371,8 +371,8 @@ def _write_documents(parts: list[Saved], table: pa.Table, lost: list[bool], rena
     called: dict[tuple[int, int], dict[int, str]] = {}
     if renamed or any(lost):
         places = zip(*(table[name].to_pylist() for name in ("group", "part", "row", "doc_id")), strict=True)
-        for (group, part, row, name), gone in zip(places, lost, strict=True):
-            if gone:
+        for (group, part, row, name), left_out in zip(places, lost, strict=True):
+            if left_out:
                 without.setdefault((group, part), set()).add(row)
             elif name in renamed:
                 called.setdefault((group, part), {})[row] = name
