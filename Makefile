@@ -7,6 +7,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.made-$(shell cat constraints.txt pyproject.toml | cksum | cut -d' ' -f1)
 STUDY  ?= runs/quickstart.yaml
 ARGS   ?=
+# Test files are spread over so many processes, each with a Ray of its own.
+TESTERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 export OMP_NUM_THREADS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
@@ -38,11 +41,11 @@ books: $(STAMP)
 
 ## test       the tests that every commit passes (under 20 minutes on 2 cores)
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 ## test-all   those and the long ones
 test-all: $(STAMP)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 ## bench      speed, side by side in one run: the arms
 bench: $(STAMP)

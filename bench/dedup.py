@@ -20,7 +20,8 @@ import numpy as np
 
 from bench.dedup_accuracy import texts_at_hand
 from stages.data.dedup.shingles import bands, minhash, permutations, shingle
-from stages.data.matching.normalize import words, words_reference
+from stages.data.matching.normalize import words
+from tests.stages.words_reference import words_reference
 
 N, PERMUTATIONS, ROWS = 5, 100, 5
 OURS_BYTES, THEIRS_BYTES = 20_000_000, 1_000_000  # the slow ones see less text: all rates are per byte

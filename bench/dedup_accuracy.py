@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from stages.data.corpus.documents import DocumentsWriter
 from stages.data.dedup.config import DedupConfig
-from stages.data.dedup.run import Found, find
+from stages.data.dedup.run import Deduplicated, find
 
 PIECE_WORDS = 3000
 PER_KIND = 40
@@ -108,8 +108,8 @@ def measure(texts: Iterable[str], seed: int = 0, config: DedupConfig | None = No
             documents[f"{k:02}/{i:03}/b"] = kind.change(words, other, chance)
     documents |= {f"alone/{i:03}": lines(words) for i, words in enumerate(pieces)}
     found = _found(documents, config)
-    ids, verdicts = found.described.ids, found.decided.verdicts
-    dropped = {ids[i]: (ids[v.other] if v.other is not None else "", v.rule) for i, v in verdicts.items()}
+    ids, removals = found.described.ids, found.decided.removals
+    dropped = {ids[i]: (ids[v.other] if v.other is not None else "", v.rule) for i, v in removals.items()}
     results = []
     for k, kind in enumerate(KINDS):
         rules: Counter[str] = Counter()
@@ -134,7 +134,7 @@ class _Folder:
         return self._folder / name
 
 
-def _found(documents: dict[str, str], config: DedupConfig) -> Found:
+def _found(documents: dict[str, str], config: DedupConfig) -> Deduplicated:
     with tempfile.TemporaryDirectory() as folder:
         writer = DocumentsWriter(Path(folder, "documents"))
         for name, text in sorted(documents.items()):
@@ -155,7 +155,7 @@ def _pieces(texts: Iterable[str]) -> list[list[str]]:
 def _unrelated(pieces: list[list[str]], config: DedupConfig) -> list[list[str]]:
     """Those that repeat no other one: what the corpus repeats by itself is not what is measured."""
     found = _found({f"{i:06}": lines(words) for i, words in enumerate(pieces)}, config)
-    return [words for i, words in enumerate(pieces) if i not in found.decided.verdicts]
+    return [words for i, words in enumerate(pieces) if i not in found.decided.removals]
 
 
 def texts_at_hand(folder: str | None) -> Iterator[str]:

@@ -7,11 +7,13 @@ user's: an embedded Ray ends with its driver, which owns its processes.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import secrets
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,13 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 # Settings of the storage's address that workers of a remote cluster need; credentials come from the nodes' own roles.
 FORWARDED = (
-    "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "INFINI_STUDY_PLUGINS",
-)  # fmt: skip
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "OMP_NUM_THREADS",
+    "HF_HUB_OFFLINE",
+    "INFINI_STUDY_PLUGINS",
+)
 
 LOCAL = "local"
 _LONGEST_TEMP_DIR = 45  # bytes; Ray adds about 60, and a socket's path may have 107
@@ -102,15 +109,33 @@ def connect(
                 include_dashboard=False,
                 object_store_memory=object_store_bytes,
                 _temp_dir=_short_temp_dir(temp_dir),
+                runtime_env={"worker_process_setup_hook": _hook()},
                 **options,
             )
         else:
             variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-            ray.init(address=address, runtime_env={"env_vars": variables}, **options)
+            ray.init(
+                address=address,
+                runtime_env={"env_vars": variables, "worker_process_setup_hook": _hook()},
+                **options,
+            )
     except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise ClusterError(f"address = {address!r}: Ray did not start or join: {reason}. {_FIX}") from error
     return _connection(address, owned=True)
+
+
+def _hook() -> Callable[[], None]:
+    """What each worker calls when it starts: Ray puts this process's folder first on the workers' search path, and a
+    ``model.py`` in it must not stand for ours. A function in a function, because such a one travels by its code and
+    not by the name of a module that would have to be imported first."""
+    home = Path(__file__).absolute().parents[1]
+
+    def claim_our_packages() -> None:
+        with contextlib.suppress(ModuleNotFoundError):  # a source tree that is on no search path but the driver's own
+            importlib.import_module("infini_study").claim(home)
+
+    return claim_our_packages
 
 
 def _token_without_home() -> None:

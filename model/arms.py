@@ -91,7 +91,14 @@ for _arm in (
         formula=".formulas:infini",
         sentence=lambda m: f"{m.rule} rule, {m.feature_map}, segments of {m.segment_length} tokens",
         options=(
-            "rule", "feature_map", "gate", "gate_init", "empty_memory", "initial_memory", "state_dtype", "eps",
+            "rule",
+            "feature_map",
+            "gate",
+            "gate_init",
+            "empty_memory",
+            "initial_memory",
+            "state_dtype",
+            "eps",
             "bptt_segments",
         ),
         as_built=("beta", "gate_weight", "memory_start", "normaliser_start"),
@@ -151,9 +158,7 @@ for _arm in (
         mixer=".mixers.landmark:LandmarkMixer",
         stream=".mixers.landmark:LandmarkStream",
         formula=".formulas:landmark",
-        sentence=lambda m: (
-            f"about {m.segment_length} tokens, and {m.top_blocks} retrieved blocks of {m.block_tokens}"
-        ),
+        sentence=lambda m: f"about {m.segment_length} tokens, and {m.top_blocks} retrieved blocks of {m.block_tokens}",
         options=("block_tokens", "top_blocks"),
         whole_segments=False,
         undecayed=("stream.landmark",),
@@ -181,5 +186,5 @@ for _arm in (
         sentence=lambda m: "over everything",
         whole_segments=False,
     ),
-):  # fmt: skip
+):
     register(_arm)

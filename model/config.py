@@ -72,9 +72,16 @@ class MixerConfig:
     def __post_init__(self) -> None:
         arm_of(self.kind)
         for name in (
-            "segment_length", "bptt_segments", "cache_tokens", "top_k", "compression", "compressed_tokens",
-            "memory_tokens", "block_tokens", "top_blocks",
-        ):  # fmt: skip
+            "segment_length",
+            "bptt_segments",
+            "cache_tokens",
+            "top_k",
+            "compression",
+            "compressed_tokens",
+            "memory_tokens",
+            "block_tokens",
+            "top_blocks",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} = {value}: allowed are whole numbers >= 1")

@@ -60,11 +60,6 @@ def cost(config: ModelConfig, sequence_length: int, *, kv_bytes: int = 4) -> Cos
     )
 
 
-def attended_pairs(config: ModelConfig, length: int) -> int:
-    """Query-key pairs that attention scores in a sequence, per head and layer."""
-    return parts(config, length).pairs // config.trunk.layers
-
-
 PAPER_TRUNK = TrunkConfig(dim=1024, layers=12, heads=8, head_dim=128, ffn_dim=4096)
 PAPER_ARMS: Mapping[str, MixerConfig] = {
     "memorizing": MixerConfig(kind="memorizing", segment_length=2048, cache_tokens=65_000),

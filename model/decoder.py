@@ -160,31 +160,41 @@ class Decoder(nn.Module):
     def head_weight(self) -> Tensor:
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    def nll(self, tokens: Tensor, state: DecoderState | None = None, knockout: AnyKnockout = None) -> Tensor:
-        """Negative log-likelihood in nats of tokens[:, 1:] given what precedes each: [B, T - 1], float32."""
-        return self._in_chunks(tokens, state, knockout)[0]
+    def nll(
+        self,
+        tokens: Tensor,
+        state: DecoderState | None = None,
+        knockout: AnyKnockout = None,
+        chunk_tokens: int | None = None,
+    ) -> Tensor:
+        """Negative log-likelihood in nats of tokens[:, 1:] given what precedes each: [B, T - 1], float32. The last
+        token, which has nothing to predict, is not read. chunk_tokens: of this call (None: those of the decoder)."""
+        read = tokens[:, : max(1, tokens.shape[1] - 1)]
+        return self._in_chunks(read, tokens[:, 1:], chunk_tokens or self.chunk_tokens, state, knockout)[0]
 
     def training_nll(self, tokens: Tensor, wanted: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """``nll`` of whole documents, and the sum of the layers' auxiliary losses (compressive: reconstruction of the
         attention, averaged over batch and tokens), None for arms without. wanted: bool [B, T] marks the targets asked
         for (None: all); the nll of others is 0, and their logits, most of a small model's work, are not made."""
-        return self._in_chunks(tokens, None, None, wanted)
+        return self._in_chunks(tokens, tokens[:, 1:], self.chunk_tokens, wanted=wanted)
 
     def _in_chunks(
         self,
         tokens: Tensor,
-        state: DecoderState | None,
-        knockout: AnyKnockout,
+        targets: Tensor,
+        chunk_tokens: int | None,
+        state: DecoderState | None = None,
+        knockout: AnyKnockout = None,
         wanted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         length = tokens.shape[1]
-        size = min(self.chunk_tokens or length, length)
+        size = min(chunk_tokens or length, length)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         pieces, auxiliary = [], []
-        for start in range(0, max(length - 1, 1), size):
+        for start in range(0, max(targets.shape[1], 1), size):
             stop = min(start + size, length)
             marked = None if wanted is None else wanted[:, start + 1 : stop + 1]
-            work = tokens[:, start:stop], tokens[:, start + 1 : stop + 1], marked, state, knockout, stop < length
+            work = tokens[:, start:stop], targets[:, start:stop], marked, state, knockout, stop < length
             if recompute and size < length:  # the whole chunk at once: what is kept of it is its state
                 nll, extra, state = checkpoint(self._chunk, *work, use_reentrant=False, preserve_rng_state=False)
             else:

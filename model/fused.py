@@ -25,47 +25,56 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from model.autograd import apply, traced_as
 from model.config import FeatureMap
 from model.memory import MemoryState
-from model.plain import plain_features, plain_recall, plain_segment_sums, plain_transition
+from model.plain import (
+    plain_features,
+    plain_recall,
+    plain_recall_in_place,
+    plain_rotated_features,
+    plain_segment_sums,
+    plain_transition,
+)
 from model.rope import rotate, turn
 
 BLOCK = 2**19
 """Numbers per tensor worked on at a time on a CPU: what a dozen passes touch then stays in the core's cache."""
 
 
+@traced_as(plain_features)
 def features(name: FeatureMap, x: Tensor, first: int, last: int, dtype: torch.dtype) -> Tensor:
     """sigma of the segments first .. last - 1 of x [B, S, N, H, d]: [B, last - first, H, N, F] in ``dtype``."""
-    if name != "elu1" or torch.compiler.is_compiling():
+    if name != "elu1":
         return plain_features(name, x, first, last, dtype)
-    return cast(Tensor, _Elu1.apply(x, first, last, dtype))  # type: ignore[no-untyped-call]
+    return cast(Tensor, apply(_Elu1, x, first, last, dtype))
 
 
+@traced_as(plain_rotated_features)
 def rotated_features(
     name: FeatureMap, x: Tensor, cos: Tensor, sin: Tensor, first: int, last: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """``rotate(x, cos, sin)`` of x [B, S, N, H, d] and cos, sin [N, d/2], and ``features`` of x."""
-    if name == "elu1" and not torch.compiler.is_compiling():
-        both = _Rotated.apply(x, cos.unsqueeze(-2), sin.unsqueeze(-2), first, last, dtype)  # type: ignore[no-untyped-call]
-        return cast(tuple[Tensor, Tensor], both)
-    return rotate(x, cos, sin), features(name, x, first, last, dtype)
+    if name != "elu1":
+        return rotate(x, cos, sin), plain_features(name, x, first, last, dtype)
+    both = apply(_Rotated, x, cos.unsqueeze(-2), sin.unsqueeze(-2), first, last, dtype)
+    return cast(tuple[Tensor, Tensor], both)
 
 
+@traced_as(plain_segment_sums)
 def segment_sums(phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Phi^T V [B, S, K, F, E] and the sum of Phi over tokens [B, S, K, F], of phi_k [B, S, K, N, F] and
     v [B, S', K, N, E]; segments of v from S on are not written."""
-    if torch.compiler.is_compiling():
-        return plain_segment_sums(phi_k, v)
-    return cast(tuple[Tensor, Tensor], _SegmentSums.apply(phi_k, v))  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, Tensor], apply(_SegmentSums, phi_k, v))
 
 
+@traced_as(plain_transition)
 def transition(phi_k: Tensor, z: Tensor, eps: float) -> Tensor:
     """I - Phi^T D^-1 Phi [B, S, K, F, F] of phi_k [B, S, K, N, F], D = diag(Phi z + eps), z [B, S, K, F]."""
-    if torch.compiler.is_compiling():
-        return plain_transition(phi_k, z, eps)
-    return cast(Tensor, _Transition.apply(phi_k, z, eps))  # type: ignore[no-untyped-call]
+    return cast(Tensor, apply(_Transition, phi_k, z, eps))
 
 
+@traced_as(plain_recall)
 def recall(local: Tensor, phi_q: Tensor, states: MemoryState, g: Tensor, eps: float, *, literal: bool) -> Tensor:
     """g A_mem + (1 - g) local, in the dtype of ``local`` [B, S, N, H, E].
 
@@ -73,19 +82,15 @@ def recall(local: Tensor, phi_q: Tensor, states: MemoryState, g: Tensor, eps: fl
     before them have nothing to read and stay as they are, or with ``literal`` are scaled by 1 - g. g: [H, 1] (per
     head), [H, E] (per channel) or [B, S, N, H, 1] (per token).
     """
-    if torch.compiler.is_compiling():
-        return plain_recall(local, phi_q, states, g, eps, literal=literal)
-    return cast(Tensor, _Recall.apply(local, phi_q, states.M, states.z, g, eps, literal))  # type: ignore[no-untyped-call]
+    return cast(Tensor, apply(_Recall, local, phi_q, states.M, states.z, g, eps, literal))
 
 
+@traced_as(plain_recall_in_place)
 def recall_in_place(
     local: Tensor, q: Tensor, states: MemoryState, g: Tensor, name: FeatureMap, eps: float, *, literal: bool
 ) -> Tensor:
     """``recall`` written into ``local``, without gradients; the features of q [B, S, N, H, d] are made block by block
     and never held at once."""
-    if torch.compiler.is_compiling():
-        phi_q = plain_features(name, q, q.shape[1] - states.M.shape[1], q.shape[1], states.M.dtype)
-        return plain_recall(local, phi_q, states, g, eps, literal=literal)
     segments = states.M.shape[1]
     unread = q.shape[1] - segments
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.autograd import apply
 from model.config import FeatureMap, Rule
 
 
@@ -102,7 +103,7 @@ def write(state: MemoryState, phi_k: Tensor, v: Tensor, rule: Rule, eps: float) 
 
 def stored(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     """x rounded to ``dtype``, in its own dtype (None: x). The gradient passes as if there were no rounding."""
-    return x if dtype is None else cast(Tensor, _Rounded.apply(x, dtype))  # type: ignore[no-untyped-call]
+    return x if dtype is None else cast(Tensor, apply(_Rounded, x, dtype))
 
 
 class _Rounded(torch.autograd.Function):

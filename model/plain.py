@@ -24,6 +24,12 @@ def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
+def plain_rotated_features(
+    name: FeatureMap, x: Tensor, cos: Tensor, sin: Tensor, first: int, last: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    return plain_rotate(x, cos, sin), plain_features(name, x, first, last, dtype)
+
+
 def plain_segment_sums(phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return phi_k.transpose(-1, -2) @ v[:, : phi_k.shape[1]].to(phi_k.dtype), phi_k.sum(-2)
 
@@ -44,3 +50,10 @@ def plain_recall(local: Tensor, phi_q: Tensor, states: MemoryState, g: Tensor, e
     if not unread:
         return mixed
     return torch.cat([(before * (1 - gates[0])).to(local.dtype) if literal else before, mixed], dim=1)
+
+
+def plain_recall_in_place(
+    local: Tensor, q: Tensor, states: MemoryState, g: Tensor, name: FeatureMap, eps: float, *, literal: bool
+) -> Tensor:
+    phi_q = plain_features(name, q, q.shape[1] - states.M.shape[1], q.shape[1], states.M.dtype)
+    return plain_recall(local, phi_q, states, g, eps, literal=literal)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.autograd import apply, traced_as
 from model.config import RopeScaling
 from model.plain import plain_rotate
 
@@ -84,11 +85,10 @@ def _yarn_attention(scaling: RopeScaling) -> float:
     return strength(1)
 
 
+@traced_as(plain_rotate)
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [..., T, H, d] by position; cos, sin [T, d/2]. Same dtype as x."""
-    if torch.compiler.is_compiling():
-        return plain_rotate(x, cos, sin)
-    y: Tensor = _Rotate.apply(x, cos.unsqueeze(-2), sin.unsqueeze(-2))  # type: ignore[no-untyped-call]
+    y: Tensor = apply(_Rotate, x, cos.unsqueeze(-2), sin.unsqueeze(-2))
     return y
 
 

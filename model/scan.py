@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from model.autograd import apply, traced_as
 from model.config import Rule
 from model.fused import segment_sums, transition
 from model.memory import MemoryState, stored
@@ -91,18 +92,13 @@ def _evolve(
     (Phi, P) for A = I - Phi^T P."""
     if not factors and not cuts and store is None and b.is_cuda:  # on a CPU torch's cumsum takes 4 to 9 times the loop
         return torch.cat([m0.unsqueeze(1), b], dim=1).cumsum(1)
-    if torch.compiler.is_compiling():
-        return _plain_evolve(factors, b, m0, cuts, store)
-    states = _Recurrence.apply(  # type: ignore[no-untyped-call]
-        _segments_first(b), m0.flatten(0, 1), tuple(cuts), store, *(_segments_first(t) for t in factors)
-    )
-    return cast(Tensor, states.unflatten(1, m0.shape[:2]).transpose(0, 1))
+    return _in_steps(factors, b, m0, cuts, store)
 
 
-def _plain_evolve(
+def _plain_steps(
     factors: tuple[Tensor, ...], b: Tensor, m0: Tensor, cuts: Collection[int], store: torch.dtype | None
 ) -> Tensor:
-    """The same left to autograd, in one graph for a compiler."""
+    """``_in_steps`` left to autograd, in one graph for a compiler."""
     m, states = m0, []
     for s in range(b.shape[1] + 1):
         if s in cuts:
@@ -117,6 +113,16 @@ def _plain_evolve(
             m = m - phi.transpose(-1, -2) @ (p @ m)
         m = stored(m + b[:, s], store)
     return torch.stack(states, dim=1)
+
+
+@traced_as(_plain_steps)
+def _in_steps(
+    factors: tuple[Tensor, ...], b: Tensor, m0: Tensor, cuts: Collection[int], store: torch.dtype | None
+) -> Tensor:
+    """``_evolve`` segment by segment."""
+    further = (_segments_first(t) for t in factors)
+    states = apply(_Recurrence, _segments_first(b), m0.flatten(0, 1), tuple(cuts), store, *further)
+    return cast(Tensor, states.unflatten(1, m0.shape[:2]).transpose(0, 1))
 
 
 def _segments_first(x: Tensor) -> Tensor:

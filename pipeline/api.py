@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from model.decoder import Decoder
 
-__all__ = ["Figure", "Made", "Study"]
+__all__ = ["Figure", "StepArtifact", "Study"]
 
 _MODEL = "model/config.json"
 
@@ -69,11 +69,11 @@ class Study:
         made = self._study.commits(self._store)
         return {step: step in made for step in self._study.steps}
 
-    def __getitem__(self, step_id: str) -> Made:
+    def __getitem__(self, step_id: str) -> StepArtifact:
         """The artifact of a step. Raises UnknownName (with the closest step ids) and StudyError (not made yet)."""
         commit = self._study.commit(self._store, step_id)
         by_key = {step.key: step.id for step in self._study.steps.values()}
-        return Made(self._study.step(step_id), commit, self._store.artifact(commit), by_key)
+        return StepArtifact(self._study.step(step_id), commit, self._store.artifact(commit), by_key)
 
     def verdicts(self) -> pd.DataFrame:
         """One row per claim: ``claim``, ``verdict``, ``estimate``, ``low``, ``high``, ``n``, ``unit``, ``summary`` and
@@ -98,7 +98,7 @@ class Study:
         return Figure(wanted, report.path(f"figures/{wanted}.svg"), report.path(f"figures/{wanted}.csv"))
 
 
-class Made:
+class StepArtifact:
     """A committed artifact of a step."""
 
     def __init__(self, step: RecordedStep, commit: Commit, artifact: StoredArtifact, by_key: Mapping[str, str]) -> None:

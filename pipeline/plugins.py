@@ -1,9 +1,9 @@
-"""What others add to a study: their arms, claims and stages.
+"""What others add to a study: their arms, retrieval tasks, claims and stages.
 
 A plug-in is a module that registers something when it is imported (``model.arms.register``,
-``stages.verdict.claims.table.register``). It is named by an entry point of the group ``infini_study``, or in the
-environment: ``INFINI_STUDY_PLUGINS=mine,theirs.arms``. All are imported before a study file is read, and in every
-worker.
+``stages.data.tasks.register``, ``stages.verdict.claims.table.register``, ``stages.record.register``). It is named by an
+entry point of the group ``infini_study``, or in the environment: ``INFINI_STUDY_PLUGINS=mine,theirs.arms``. All are
+imported before a study file is read, and in every worker.
 """
 
 from __future__ import annotations

@@ -40,8 +40,9 @@ class Config(BaseModel):
 
 
 def _key_fields(value: Any, dumped: Any) -> Any:
-    """What a plain dataclass (``model.config``) says its key is made of, else what was dumped of it."""
-    return value.key_fields() if hasattr(value, "key_fields") and not isinstance(value, Config) else dumped
+    """What a config within a config (a ``Config``, a plain dataclass of ``model.config``) says its key is made of, else
+    what was dumped of it."""
+    return value.key_fields() if hasattr(value, "key_fields") else dumped
 
 
 class Execution(Config):

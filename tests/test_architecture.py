@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 ROOMS = (
     "pipeline.api", "pipeline.cli", "pipeline.tracking", "pipeline.study", "pipeline.engine", "pipeline.plugins",
     "pipeline.errors",
-    "stages.verdict", "stages.evidence", "stages.training", "stages.data", "stages.statistics", "stages.framed",
-    "stages.extra", "stages.stage", "model", "cluster",
+    "stages.verdict", "stages.evidence", "stages.training", "stages.data", "stages.statistics", "stages.display",
+    "stages.record", "stages.stage", "model", "cluster",
 )  # fmt: skip
 """From the top down: a room may import from those below it."""
 
@@ -89,8 +90,6 @@ def test_there_are_no_circles() -> None:
 
 
 def test_the_model_needs_torch_and_safetensors_only() -> None:
-    import sys
-
     allowed = {"torch", "safetensors", "numpy", "pydantic", "model", *sys.stdlib_module_names}
     outside = {
         (name, found)
@@ -100,6 +99,16 @@ def test_the_model_needs_torch_and_safetensors_only() -> None:
         if found.partition(".")[0] not in allowed
     }
     assert outside == set()
+
+
+def test_the_command_claims_the_packages_before_it_imports_any() -> None:
+    """What runs before the claim, and in every Ray worker, is the standard library alone."""
+    tree = ast.parse((ROOT / "infini_study.py").read_text())
+    at_import = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in at_import if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in at_import if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in names} <= set(sys.stdlib_module_names)
+    assert set(imports(ROOT / "infini_study.py")) & set(MODULES) == {"pipeline.cli.app"}
 
 
 def test_every_stage_package_has_its_config_and_its_stage() -> None:

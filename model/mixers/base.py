@@ -222,7 +222,7 @@ def lower_right(queries: int, keys: int, device: torch.device, *, window: int | 
 
 
 @dataclass(frozen=True)
-class Span:
+class Stretch:
     """A stretch of a chunk: ``length`` tokens from ``start``, ``whole`` if made of complete segments only."""
 
     start: int
@@ -234,12 +234,12 @@ class Span:
         return x if self.length == x.shape[1] else x.narrow(1, self.start, self.length)
 
 
-def spans(position: int, length: int, segment: int) -> list[Span]:
+def stretches(position: int, length: int, segment: int) -> list[Stretch]:
     """Cut a chunk at segment borders: the rest of an open segment, all whole ones as one, and a new open one.
 
     Never more than three, however long the chunk: the whole segments are processed together.
     """
     head = min(-position % segment, length)
     body = (length - head) // segment * segment
-    cuts = [Span(0, head, False), Span(head, body, True), Span(head + body, length - head - body, False)]
-    return [span for span in cuts if span.length]
+    cuts = [Stretch(0, head, False), Stretch(head, body, True), Stretch(head + body, length - head - body, False)]
+    return [stretch for stretch in cuts if stretch.length]

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from model.autograd import apply
 from model.config import MixerConfig, TrunkConfig
 from model.mixers.base import Knockout, LayerState, Mixer
 from model.mixers.chunks import by_token, causal, chunk_length, key_features, product_added, query_features, rows
@@ -89,7 +90,7 @@ class DeltaNetMixer(Mixer):
             before = k.new_zeros(len(k), self.kv_heads, k.shape[-1], v.shape[-1]) if memory is None else memory.S
             written = beta * k
             within = causal(written @ k.transpose(-1, -2), diagonal=-1)
-            w, u = _substitute(within, written, beta * v)
+            w, u = substitute(within, written, beta * v)
             states = recurrence(k, w, k.transpose(-1, -2) @ u, before)
             u = product_added(u, w, states[:, :-1], -1)
             y = product_added(q @ states[:, :-1], causal(q @ k.transpose(-1, -2)), u)
@@ -103,7 +104,7 @@ class DeltaNetMixer(Mixer):
 
 def unit(x: Tensor) -> Tensor:
     """x [..., F] divided by its Euclidean norm; 0 stays 0."""
-    return cast(Tensor, _Unit.apply(x))  # type: ignore[no-untyped-call]
+    return cast(Tensor, apply(_Unit, x))
 
 
 class _Unit(torch.autograd.Function):
@@ -124,9 +125,9 @@ class _Unit(torch.autograd.Function):
         return torch.addcmul(grads[0], y, along, value=-1).mul_(inverse)
 
 
-def _substitute(within: Tensor, *right: Tensor) -> tuple[Tensor, ...]:
+def substitute(within: Tensor, *right: Tensor) -> tuple[Tensor, ...]:
     """(I + within)^-1 R for each of ``right`` [..., C, D]; within [..., C, C] is strictly lower triangular."""
-    return cast(tuple[Tensor, ...], _Substitution.apply(within, *right))  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, ...], apply(_Substitution, within, *right))
 
 
 class _Substitution(torch.autograd.Function):

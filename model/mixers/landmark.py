@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.config import MixerConfig, ModelConfig, TrunkConfig
-from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, join, spans, split_axis
+from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, join, split_axis, stretches
 from model.mixers.stream import Layers, Stream, Trunk
 from model.rope import Rope, rotate
 
@@ -42,7 +42,7 @@ AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
-class Store:
+class Blocks:
     """All complete blocks as they are read: keys rotated by their place in the block. landmarks [B, J, K, d]; k, v
     [B, K, J, (L - 1) d], a head's block in one piece, so that what queries retrieve is copied row by row."""
 
@@ -107,20 +107,20 @@ class LandmarkMixer(Mixer):
         k, v = (split_axis(t[:, : whole * self.size], 1, whole, self.size) for t in (seen.k, seen.v))
         k = rotate(k, *table)
         packed = (t[:, :, :-1].permute(0, 3, 1, 2, 4).flatten(-2).contiguous() for t in (k, v))
-        store = Store(k[:, :, -1], *packed)
+        store = Blocks(k[:, :, -1], *packed)
         per_query = max((self.near + 1) * self.size, 2 * self.config.top_blocks * self.size * self.d_head)
         rows = max(1, AT_ONCE // (q.shape[0] * q.shape[2] * q.shape[3] * per_query * self.size))
         parts = []
-        for span in spans(position, q.shape[1], self.size):
-            first, offset = divmod(position + span.start, self.size)
-            blocks = split_axis(span.of(q), 1, -1, self.size if span.whole else span.length)
+        for stretch in stretches(position, q.shape[1], self.size):
+            first, offset = divmod(position + stretch.start, self.size)
+            blocks = split_axis(stretch.of(q), 1, -1, self.size if stretch.whole else stretch.length)
             for start in range(0, blocks.shape[1], rows):
                 piece = blocks[:, start : start + rows]
                 y = self._retrieved(piece, seen, store, first + start, offset, rope)
                 parts.append(y.flatten(1, 2))
         return torch.cat(parts, dim=1)
 
-    def _retrieved(self, q: Tensor, seen: KeyValue, store: Store, first: int, offset: int, rope: Rope) -> Tensor:
+    def _retrieved(self, q: Tensor, seen: KeyValue, store: Blocks, first: int, offset: int, rope: Rope) -> Tensor:
         """q [B, S, n, K, G, d]: S blocks from block ``first`` on, n queries from ``offset`` on in each."""
         segments, n, near = q.shape[1], q.shape[2], self.near
         low = max(0, first - near)
@@ -149,7 +149,7 @@ class LandmarkMixer(Mixer):
         return torch.einsum("bskgnj,bjkd->bsnkgd", local, v) + y.permute(0, 1, 4, 2, 3, 5)
 
     def _far(
-        self, q: Tensor, store: Store, first: int, inside: Tensor, cos: Tensor, sin: Tensor
+        self, q: Tensor, store: Blocks, first: int, inside: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Logits [B, S, K, G, n, t, L - 1] and values [..., d] of the t best blocks beyond the local context."""
         top, near, device = self.config.top_blocks, self.near, q.device

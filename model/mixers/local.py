@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.memory import MemoryState
-from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right, spans, split_axis
+from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right, split_axis, stretches
 from model.rope import Rope, rotate
 
 
@@ -32,42 +32,42 @@ class LocalMixer(Mixer):
         q_all, k_all, v_all = self.project(x)
         live, outputs = state.live, []
         memory = cast(MemoryState | None, state.memory)
-        for span in spans(position, x.shape[1], n):
-            q, k, v = (span.of(t) for t in (q_all, k_all, v_all))
-            if span.whole:
+        for stretch in stretches(position, x.shape[1], n):
+            q, k, v = (stretch.of(t) for t in (q_all, k_all, v_all))
+            if stretch.whole:
                 q, k, v = (split_axis(t, 1, -1, n) for t in (q, k, v))
                 cos, sin = rope.table(0, n, x.device, x.dtype)
-                more = keep_state or span.start + span.length < x.shape[1]
+                more = keep_state or stretch.start + stretch.length < x.shape[1]
                 q_local, k_local, phi = self.rotated(q, k, cos, sin, memory, write_last=more)
                 local = attend(q_local, k_local, v, causal=True)
                 y, memory = self.combine(
                     local,
-                    split_axis(span.of(x), 1, -1, n),
+                    split_axis(stretch.of(x), 1, -1, n),
                     q,
                     KeyValue(k, v),
                     memory,
                     knockout,
                     phi=phi,
-                    number=(position + span.start) // n,
+                    number=(position + stretch.start) // n,
                     write_last=more,
                 )
                 outputs.append(y.flatten(1, 2))
                 continue
             live = join(live, k, v)
             cos, sin = rope.table(0, len(live), x.device, x.dtype)
-            mask = lower_right(span.length, len(live), x.device)
-            q_local = rotate(q, cos[-span.length :], sin[-span.length :])
+            mask = lower_right(stretch.length, len(live), x.device)
+            q_local = rotate(q, cos[-stretch.length :], sin[-stretch.length :])
             local = attend(q_local, rotate(live.k, cos, sin), live.v, mask=mask)
             complete = len(live) == n
             segment = KeyValue(live.k.unsqueeze(1), live.v.unsqueeze(1)) if complete else None
             y, memory = self.combine(
                 local.unsqueeze(1),
-                span.of(x).unsqueeze(1),
+                stretch.of(x).unsqueeze(1),
                 q.unsqueeze(1),
                 segment,
                 memory,
                 knockout,
-                number=(position + span.start) // n,
+                number=(position + stretch.start) // n,
                 write_last=True,
             )
             outputs.append(y.squeeze(1))

@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.autograd import apply
 from model.config import MixerConfig, TrunkConfig, retrieving_layer
 from model.mixers.base import KeyValue, Knockout, LayerState, join, split_axis
 from model.mixers.xl import XLMixer, rotated
@@ -41,7 +42,7 @@ SCORES_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
-class Store:
+class PastKeyValues:
     """Past tokens, oldest first: keys of length 1 without position, and values, each [B, K, n, d]."""
 
     k: Tensor
@@ -50,12 +51,12 @@ class Store:
     def __len__(self) -> int:
         return self.k.shape[2]
 
-    def detach(self) -> Store:
-        return Store(self.k.detach(), self.v.detach())
+    def detach(self) -> PastKeyValues:
+        return PastKeyValues(self.k.detach(), self.v.detach())
 
-    def last(self, n: int | None) -> Store:
+    def last(self, n: int | None) -> PastKeyValues:
         start = 0 if n is None else max(len(self) - n, 0)
-        return Store(self.k[:, :, start:], self.v[:, :, start:])
+        return PastKeyValues(self.k[:, :, start:], self.v[:, :, start:])
 
     @property
     def elements(self) -> int:
@@ -91,7 +92,7 @@ class MemorizingMixer(XLMixer):
         )
         recent = join(state.live, own.k, own.v)
         recent = join(state.cached, recent.k, recent.v)  # all tokens from ``start`` on
-        before = cast(Store | None, state.memory)
+        before = cast(PastKeyValues | None, state.memory)
         leave, open_start = max(end // n - 1, 0) * n - start, end // n * n - start
         store = _added(before, _part(recent, 0, leave))
         unread = min(max(2 * n - position, 0), x.shape[1])  # the first two segments have nothing behind their context
@@ -112,13 +113,13 @@ class MemorizingMixer(XLMixer):
         kept = self.config.cache_tokens
         return torch.stack([torch.zeros_like(last) if kept is None else last - kept, last])
 
-    def recall(self, local: Tensor, q: Tensor, store: Store, visible: Tensor) -> Tensor:
+    def recall(self, local: Tensor, q: Tensor, store: PastKeyValues, visible: Tensor) -> Tensor:
         """``local`` [B, T, H, d] mixed with what queries q [B, T, H, d] (without position) find in the store, of which
         each sees tokens visible[0] to visible[1] - 1."""
         with torch.autocast(q.device.type, enabled=False):
             q = F.normalize(_at_least_float32(q), dim=-1).to(store.k.dtype)
             q = split_axis(q, 2, self.kv_heads, -1).transpose(1, 2)  # [B, K, T, G, d]
-            cosines, rows = _Nearest.apply(q, store.k, visible, self.config.top_k)  # type: ignore[no-untyped-call]
+            cosines, rows = apply(_Nearest, q, store.k, visible, self.config.top_k)
             cosines = _at_least_float32(cosines)
             seen = cosines > -math.inf  # fewer than top_k where the document is young
             scale = self.log_scale.exp().view(self.kv_heads, 1, -1, 1)
@@ -202,15 +203,15 @@ def _weighted_rows(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     return split_axis(bags, 0, *rows.shape[:-1])
 
 
-def _added(store: Store | None, tokens: KeyValue | None) -> Store | None:
+def _added(store: PastKeyValues | None, tokens: KeyValue | None) -> PastKeyValues | None:
     """The store with ``tokens`` behind the others."""
     if tokens is None:
         return store
     k = F.normalize(_at_least_float32(tokens.k.detach()), dim=-1).to(tokens.k.dtype).transpose(1, 2)
     v = tokens.v.detach().transpose(1, 2)
     if store is None:
-        return Store(k.contiguous(), v.contiguous())
-    return Store(torch.cat([store.k, k], dim=2), torch.cat([store.v, v], dim=2))
+        return PastKeyValues(k.contiguous(), v.contiguous())
+    return PastKeyValues(torch.cat([store.k, k], dim=2), torch.cat([store.v, v], dim=2))
 
 
 def _part(tokens: KeyValue, start: int, end: int) -> KeyValue | None:

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right, spans, split_axis
+from model.autograd import apply
+from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right, split_axis, stretches
 from model.mixers.twoblock import two_blocks
 from model.rope import Rope, rotate
 
@@ -61,7 +62,7 @@ class XLMixer(Mixer):
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x, weight = (t.to(torch.get_autocast_dtype(device)) for t in (x, weight))
-        y, shown = _LinearTwice.apply(x, weight)  # type: ignore[no-untyped-call]
+        y, shown = apply(_LinearTwice, x, weight)
         return y, shown
 
     def recur(
@@ -80,25 +81,25 @@ class XLMixer(Mixer):
         open segment and of the one before it, before these tokens. further: what is attended to behind the cache.
         """
         n, outputs = self.segment_length, []
-        for span in spans(position, q.shape[1], n):
-            q_span, k, v, k_shown, v_shown = (span.of(t) for t in (q, own.k, own.v, shown.k, shown.v))
-            if span.whole:
+        for stretch in stretches(position, q.shape[1], n):
+            q_stretch, k, v, k_shown, v_shown = (stretch.of(t) for t in (q, own.k, own.v, shown.k, shown.v))
+            if stretch.whole:
                 blocks, shown_blocks = (
                     KeyValue(*(split_axis(t, 1, -1, n) for t in pair)) for pair in ((k, v), (k_shown, v_shown))
                 )
-                q_blocks = split_axis(q_span, 1, -1, n)
+                q_blocks = split_axis(q_stretch, 1, -1, n)
                 if further is None:
                     y = two_blocks(q_blocks, blocks, shown_blocks, cached, window=None)
                 else:
-                    y = further.attend(q_blocks, blocks, shown_blocks, cached, (position + span.start) // n)
+                    y = further.attend(q_blocks, blocks, shown_blocks, cached, (position + stretch.start) // n)
                 outputs.append(y.flatten(1, 2))
                 cached = KeyValue(k_shown[:, -n:], v_shown[:, -n:])
                 continue
             open_segment = join(live, k, v)
             seen = join(cached, open_segment.k, open_segment.v)
             if further is not None:
-                seen = join(further.behind((position + span.start) // n), seen.k, seen.v)
-            outputs.append(attend(q_span, seen.k, seen.v, mask=lower_right(span.length, len(seen), q.device)))
+                seen = join(further.behind((position + stretch.start) // n), seen.k, seen.v)
+            outputs.append(attend(q_stretch, seen.k, seen.v, mask=lower_right(stretch.length, len(seen), q.device)))
             if len(open_segment) == n:
                 live, cached = None, open_segment.detach()
             else:

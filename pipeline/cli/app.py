@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import sys
+from typing import Annotated
 
 import typer
 
-from pipeline.cli import audit, export, inspect, power, run, view
+from pipeline.cli import audit, export, init, inspect, power, run, view
 from pipeline.errors import UserError
 
 app = typer.Typer(
@@ -18,11 +19,29 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 for command in (
-    run.validate, run.plan, power.power, run.run, inspect.status, inspect.explain, inspect.ls, inspect.show,
+    init.init, run.validate, run.plan, power.power, run.run, inspect.status, inspect.explain, inspect.ls, inspect.show,
     inspect.lineage, inspect.verify, inspect.logs, inspect.gc, view.report, view.ui, export.export,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(audit.app)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from pipeline.cli.render import line
+        from pipeline.engine.origin import NAME, version
+
+        line(f"{NAME} {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
 
 
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)

@@ -14,15 +14,16 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.cli.options import Json, Root, Set, StudyName, look
-from pipeline.cli.render import line, note, print_json, size, table
+from pipeline.cli.render import line, note, print_json, table
 from pipeline.engine.escape import escaped
 from pipeline.errors import StudyError, UnknownName
-from stages.data.audit.wording import REPORTED, percent, verdict
+from stages.data.audit.wording import REPORTED, verdict
+from stages.display.numbers import share, size
 
 if TYPE_CHECKING:
     from pipeline.cli.options import Looked
-    from stages.data.audit.standalone import Report
-    from stages.data.decontaminate.files import Kind
+    from stages.data.audit.standalone import ScanReport
+    from stages.data.decontaminate.files import FileKind
 
 CONTAMINATED = 1  # exit code of a scan that found something to act on
 INCOMPLETE = 4  # of one that found nothing in what it could read, which was not all
@@ -167,9 +168,9 @@ def _print_tasks(tasks: _Tasks, limit: int) -> None:
                     row["id"] or "",
                     row["found"],
                     row["text_document"] or "",
-                    "" if row["text_coverage"] is None else percent(row["text_coverage"]),
+                    "" if row["text_coverage"] is None else share(row["text_coverage"]),
                     row["summary_document"] or "",
-                    "" if row["summary_coverage"] is None else percent(row["summary_coverage"]),
+                    "" if row["summary_coverage"] is None else share(row["summary_coverage"]),
                     row["title"] or "",
                 ]
                 for row in found[:limit]
@@ -186,13 +187,13 @@ def _print_totals(totals: dict[str, Any]) -> None:
     if rescan := totals.get("rescan"):
         line(
             f"second scan of the output: {rescan['documents']} documents, {rescan['documents_to_act_on']} to act on, "
-            f"coverage at most {percent(rescan['coverage_max'])}"
+            f"coverage at most {share(rescan['coverage_max'])}"
         )
     canaries = totals["canaries"]
     if canaries["recall"] is not None:
         line(
             f"canaries: {canaries['acted']} of {canaries['planted']} acted on "
-            f"({percent(canaries['recall'])}, 95% interval {percent(canaries['low'])} to {percent(canaries['high'])})"
+            f"({share(canaries['recall'])}, 95% interval {share(canaries['low'])} to {share(canaries['high'])})"
         )
 
 
@@ -209,7 +210,7 @@ def _print_books(found: dict[str, Any], limit: int) -> None:
     most: dict[str, list[str]] = {}
     for row in found["sources"]:
         if row["rank"] <= 2:
-            most.setdefault(row["book_id"], []).append(f"{row['doc_id']} {percent(row['share'])}")
+            most.setdefault(row["book_id"], []).append(f"{row['doc_id']} {share(row['share'])}")
     line()
     table(
         ["evaluation document", "words", "covered", "after", "not found", "in", "most in"],
@@ -217,8 +218,8 @@ def _print_books(found: dict[str, Any], limit: int) -> None:
             [
                 row["book_id"],
                 f"{row['words']:,}",
-                percent(row["coverage"]),
-                "" if row["coverage_after"] is None else percent(row["coverage_after"]),
+                share(row["coverage"]),
+                "" if row["coverage_after"] is None else share(row["coverage_after"]),
                 f"{row['uncovered_words']:,}",
                 str(row["documents"]),
                 ", ".join(most.get(row["book_id"], [])),
@@ -244,8 +245,8 @@ def _print_pairs(pairs: Sequence[dict[str, Any]], limit: int) -> None:
                 row["action"],
                 f"{row['matched_words']:,}",
                 f"{row['longest_words']:,}",
-                percent(row["document_share"]),
-                percent(row["book_share"]),
+                share(row["document_share"]),
+                share(row["book_share"]),
                 row["reason"] + (f" (near miss: {row['near_miss']})" if row["near_miss"] else ""),
             ]
             for row in pairs[:limit]
@@ -267,7 +268,7 @@ def _print_uncovered(rows: Sequence[dict[str, Any]], limit: int) -> None:
 def _print_spans(spans: Sequence[dict[str, Any]], limit: int) -> None:
     for span in spans[:limit]:
         line()
-        line(f"{span['words']:,} agreeing words, {percent(span['identity'])} of the longer side")
+        line(f"{span['words']:,} agreeing words, {share(span['identity'])} of the longer side")
         for side, name in (("doc", span["doc_id"]), ("book", span["book_id"])):
             where = f"{escaped(name)} bytes {span[f'{side}_start']}-{span[f'{side}_end']}"
             line(f"  {where}: {_one_line(span[f'{side}_text'])}")
@@ -385,7 +386,7 @@ def scan(
     from stages.data.audit.standalone import Options, scan_corpus
     from stages.stage import StageError
 
-    kind = cast("Kind | None", format_)
+    kind = cast("FileKind | None", format_)
     cores = jobs or len(os.sched_getaffinity(0))
     encodings = _encodings(encoding)
     options = Options(tuple(corpus), tuple(against), rule, out, text_column, id_column, encodings, kind, cores)
@@ -477,7 +478,7 @@ class _Shown:
             self._open = False
 
 
-def _print_scan(report: Report, out: Path | None, limit: int) -> None:
+def _print_scan(report: ScanReport, out: Path | None, limit: int) -> None:
     metrics = report.totals["metrics"]
     line(escaped(verdict(report.totals, report.books).replace(REPORTED, "")))
     line(
@@ -501,7 +502,7 @@ def _print_scan(report: Report, out: Path | None, limit: int) -> None:
         line("--out DIR writes the evidence: pages with both texts side by side, and tables")
 
 
-def _print_scan_json(report: Report, out: Path | None) -> None:
+def _print_scan_json(report: ScanReport, out: Path | None) -> None:
     body = {
         "complete": not report.unread,
         "contaminated": report.contaminated,

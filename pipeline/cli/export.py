@@ -10,8 +10,9 @@ import typer
 
 from pipeline.cli.inspect import KeyArgument, find
 from pipeline.cli.options import Json, OfStudy, Root, open_store
-from pipeline.cli.render import line, print_json, size
+from pipeline.cli.render import line, print_json
 from pipeline.errors import StudyError
+from stages.display.numbers import size
 
 _DTYPES = ("float32", "bfloat16", "float16")
 

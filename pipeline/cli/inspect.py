@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import Json, OfStudy, Root, Set, StudyName, look, open_store
-from pipeline.cli.render import ACTION_STYLE, line, note, print_json, seconds, size, table
+from pipeline.cli.render import ACTION_STYLE, line, note, print_json, table
 from pipeline.errors import IntegrityError, StudyError, UnknownName
+from stages.display.numbers import seconds, size
 
 if TYPE_CHECKING:
     from pipeline.engine.store import Commit, Store
@@ -53,7 +54,7 @@ def explain(
     json: Json = False,
 ) -> None:
     """Why a step would run or be reused: the difference to the nearest earlier artifact, field by field."""
-    from pipeline.engine.plan import Decision, History, decide, differences
+    from pipeline.engine.plan import History, StepDecision, decide, differences
 
     looked = look(study, set_, root)
     plan, store = looked.plan, looked.store
@@ -62,7 +63,9 @@ def explain(
         decision = decide(plan, store)[step]
     else:
         commit = looked.study.commits(store).get(step)
-        decision = Decision("reuse", f"made {commit.created}") if commit else Decision("run", "planned, not made yet")
+        decision = (
+            StepDecision("reuse", f"made {commit.created}") if commit else StepDecision("run", "planned, not made yet")
+        )
     history, record = History(store), chosen.record()
     before = history.nearest(chosen.stage, chosen.key, record, anyone=True)
     changes: list[str] = []

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import Json, Root, Set, StudyFile, open_study
-from pipeline.cli.render import line, note, print_json, seconds, table
+from pipeline.cli.render import line, note, print_json, table
 from pipeline.errors import StudyError
+from stages.display.numbers import seconds
 
 if TYPE_CHECKING:
     from pipeline.cli.options import Loaded

@@ -101,21 +101,3 @@ def _write(text: str) -> None:
 def note(text: str) -> None:
     """One line on stderr: for the person, not for the pipe."""
     sys.stderr.write(escaped(text, keep="\n\t") + "\n")
-
-
-def seconds(value: float) -> str:
-    """12.3 s, 4 min 05 s, 2 h 10 min."""
-    if value < 60:
-        return f"{value:.1f} s"
-    if value < 3600:
-        return f"{int(value // 60)} min {int(value % 60):02d} s"
-    return f"{int(value // 3600)} h {int(value % 3600 // 60):02d} min"
-
-
-def size(value: float) -> str:
-    """Bytes with a binary unit."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError("unreachable")

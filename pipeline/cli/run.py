@@ -24,13 +24,14 @@ from pipeline.cli.options import (
     open_study,
     tracking_uri,
 )
-from pipeline.cli.render import ACTION_STYLE, line, note, print_json, seconds, table
+from pipeline.cli.render import ACTION_STYLE, line, note, print_json, table
 from pipeline.errors import StudyError
+from stages.display.numbers import seconds
 
 if TYPE_CHECKING:
     from pipeline.cli.options import Loaded
     from pipeline.engine.execute import Outcome
-    from pipeline.engine.plan import Decision, Plan, Selection
+    from pipeline.engine.plan import Plan, Selection, StepDecision
 
 Resolved = Annotated[bool, typer.Option("--resolved", help="Print every value and where it came from.")]
 
@@ -114,7 +115,7 @@ def plan(
     _print_plan(opened.plan, decisions, json)
 
 
-def _print_plan(plan: Plan, decisions: dict[str, Decision], json: bool) -> None:
+def _print_plan(plan: Plan, decisions: dict[str, StepDecision], json: bool) -> None:
     counts = Counter(decision.action for decision in decisions.values())
     if json:
         steps = [
@@ -129,7 +130,7 @@ def _print_plan(plan: Plan, decisions: dict[str, Decision], json: bool) -> None:
     line(f"{plan.study}: " + ", ".join(f"{n} to {action}" for action, n in sorted(counts.items())))
 
 
-def _note_changed_source(plan: Plan, decisions: dict[str, Decision]) -> None:
+def _note_changed_source(plan: Plan, decisions: dict[str, StepDecision]) -> None:
     """One line for all stages whose artifacts are reused although their source is another than when they were made."""
     stages = dict.fromkeys(s.stage.name for s in plan.steps if decisions[s.id].warning)
     if stages:
@@ -199,7 +200,7 @@ def _display(quiet: bool, verbose: bool, no_progress: bool) -> Any:
 
 def _execute(
     opened: Loaded,
-    decisions: dict[str, Decision],
+    decisions: dict[str, StepDecision],
     selection: Selection,
     address: str,
     tracking: str | None,
@@ -229,7 +230,7 @@ def _execute(
     )
 
 
-def _unseen(opened: Loaded, decisions: dict[str, Decision], uri: str) -> bool:
+def _unseen(opened: Loaded, decisions: dict[str, StepDecision], uri: str) -> bool:
     """Is the study complete, but unknown to this tracking server? Its report is its own, so that one is asked for."""
     step = opened.plan["report"]
     if decisions[step.id].action != "reuse":

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster import storage
-from pipeline.engine.lease import TTL, Claim, Holder, Lease, Owner, this_process
+from pipeline.engine.lease import TTL, Holder, Lease, LeaseRequest, Owner, this_process
 from pipeline.engine.origin import git_commit, version
-from pipeline.engine.plan import Decision, Plan, Step
+from pipeline.engine.plan import Plan, Step, StepDecision
 from pipeline.engine.progress import Display
 from pipeline.engine.store import Commit, Store
 from pipeline.engine.tracker import Tracker
@@ -81,7 +81,7 @@ class Outcome:
 
 def execute(
     plan: Plan,
-    decisions: Mapping[str, Decision],
+    decisions: Mapping[str, StepDecision],
     store: Store,
     *,
     execution: Execution,
@@ -143,7 +143,7 @@ class _Run:
     def __init__(
         self,
         plan: Plan,
-        decisions: Mapping[str, Decision],
+        decisions: Mapping[str, StepDecision],
         store: Store,
         *,
         execution: Execution,
@@ -165,7 +165,7 @@ class _Run:
         for step_id, commit in reused.items():
             self.outcome.steps[step_id] = StepResult(step_id, "reused", commit)
         self.active: dict[str, _Active] = {}
-        self.claims: dict[str, tuple[Claim, float]] = {}  # and when to ask again
+        self.requests: dict[str, tuple[LeaseRequest, float]] = {}  # and when to ask again
         self.lost: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self.takeovers: dict[str, int] = {}
         self.stopping = False
@@ -210,7 +210,7 @@ class _Run:
     def _loop(self) -> None:
         while (self.pending and not self.stopping) or self.active:
             self._start_ready()
-            if not self.active and not self.claims:
+            if not self.active and not self.requests:
                 break  # nothing runs and nobody is waited for: what is pending is blocked
             results = self.runner.wait(TICK)
             self._pass_on(self.runner.drain())
@@ -233,14 +233,14 @@ class _Run:
     def _may_start(self, step: Step) -> bool:
         """Take the step's lease and start it, or its artifact if another driver has made it; False: ask later."""
         fs, folder = self.store.fs, self.store.lease_folder(step.stage.name, step.key)
-        claim, not_before = self.claims.get(step.id, (Claim(fs, folder, self.owner, ttl=self.ttl), 0.0))
+        request, not_before = self.requests.get(step.id, (LeaseRequest(fs, folder, self.owner, ttl=self.ttl), 0.0))
         if time.monotonic() < not_before:
             return False
-        self.claims[step.id] = (claim, time.monotonic() + self.poll)
+        self.requests[step.id] = (request, time.monotonic() + self.poll)
         try:
             if self._adopt(step):
                 return True
-            lease = claim.take()
+            lease = request.take()
             if isinstance(lease, Holder):
                 self.display.waiting(step.id, str(lease.owner))
                 return False
@@ -252,7 +252,7 @@ class _Run:
                 raise
             self.display.note(f"{step.id}: storage does not answer, trying again: {error}")
             return False
-        del self.claims[step.id]
+        del self.requests[step.id]
         lease.start(lambda reason: self.lost.put((step.id, reason)))
         self.active[step.id] = _Active(step, lease, step.id in self.replace)
         self._submit(step, lease)
@@ -361,7 +361,7 @@ class _Run:
     def _settle(
         self, step: Step, state: State, commit: Commit | None = None, seconds: float = 0.0, log: str = ""
     ) -> None:
-        self.claims.pop(step.id, None)
+        self.requests.pop(step.id, None)
         self.outcome.steps[step.id] = StepResult(step.id, state, commit, seconds, log=log)
         if commit is not None:
             self.commits[step.id] = commit

@@ -123,10 +123,10 @@ def live(fs: Any, folder: str, ttl: float = TTL) -> bool:
     )
 
 
-class Claim:
+class LeaseRequest:
     """A driver's wish for one step's lease: ask ``take`` again and again, it never blocks.
 
-    ``clock`` is monotonic seconds. Between calls the claim remembers since when the holder's file has not changed.
+    ``clock`` is monotonic seconds. Between calls it remembers since when the holder's file has not changed.
     """
 
     def __init__(

@@ -9,32 +9,41 @@ from __future__ import annotations
 import json
 import subprocess
 import tomllib
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 NAME = "infini-study"
 ROOT = Path(__file__).resolve().parents[2]
+COMMIT = "pipeline/engine/commit.txt"  # in a wheel: the commit it was built from
 
 
-def version() -> str | None:
-    """Of the installed distribution; None where the packages are only on the search path."""
-    try:
-        return metadata.version(NAME)
-    except metadata.PackageNotFoundError:
-        return None
+def version(root: Path = ROOT) -> str | None:
+    """Of the source tree or installation ``root``; None for packages that were only copied there."""
+    source = _source(root)
+    if source is not None:
+        return str(source["version"])
+    return next((found.version for found in _distributions(root)), None)
 
 
 def git_commit(root: Path = ROOT) -> str | None:
-    """The commit of the source tree ``root``, with ``-dirty`` if files differ; the one an installation was made from
-    where it says so (PEP 610); else None."""
-    return _of_tree(root) if _is_source(root) else _of_installation(root)
+    """The commit of the source tree ``root``, with ``-dirty`` if files differ; of an installation the one it was made
+    from, where pip (PEP 610) or the wheel says so; else None."""
+    return _of_tree(root) if _source(root) is not None else _of_installation(root)
 
 
-def _is_source(root: Path) -> bool:
+def _source(root: Path) -> dict[str, Any] | None:
+    """The ``project`` table of this project's pyproject.toml in ``root``."""
     try:
-        return bool(tomllib.loads((root / "pyproject.toml").read_text())["project"]["name"] == NAME)
+        project: dict[str, Any] = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     except (OSError, ValueError, KeyError):
-        return False
+        return None
+    return project if project.get("name") == NAME else None
+
+
+def _distributions(root: Path) -> Iterable[metadata.Distribution]:
+    return metadata.distributions(name=NAME, path=[str(root)])  # this one, not another on the search path
 
 
 def _of_tree(root: Path) -> str | None:
@@ -54,11 +63,15 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def _of_installation(root: Path) -> str | None:
-    for found in metadata.distributions(name=NAME, path=[str(root)]):  # this one, not another on the search path
+    for found in _distributions(root):
         try:
             origin = json.loads(found.read_text("direct_url.json") or "{}")
         except ValueError:
-            return None
+            origin = {}
         commit = origin.get("vcs_info", {}).get("commit_id")
-        return commit if isinstance(commit, str) else None
-    return None
+        if isinstance(commit, str):
+            return commit
+    try:
+        return (root / COMMIT).read_text().strip() or None
+    except OSError:
+        return None

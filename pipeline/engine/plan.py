@@ -122,7 +122,7 @@ Action = Literal["reuse", "run", "skip", "blocked"]
 
 
 @dataclass(frozen=True)
-class Decision:
+class StepDecision:
     """What happens to a step and why. ``commit`` is the artifact that is reused."""
 
     action: Action
@@ -183,7 +183,7 @@ def matching(plan: Plan, names: Iterable[str]) -> set[str]:
     return found
 
 
-def decide(plan: Plan, store: Store, selection: Selection | None = None) -> dict[str, Decision]:
+def decide(plan: Plan, store: Store, selection: Selection | None = None) -> dict[str, StepDecision]:
     """Run, reuse, skip or blocked for every step, with the reason; reads one small file per step, and
     those of a stage's other artifacts where one of its steps is to run.
 
@@ -194,25 +194,25 @@ def decide(plan: Plan, store: Store, selection: Selection | None = None) -> dict
     forced = matching(plan, selection.force) if selection.force else set()
     commits = store.lookup_many([(step.stage.name, step.key) for step in plan.steps])
     history = History(store)
-    decisions: dict[str, Decision] = {}
+    decisions: dict[str, StepDecision] = {}
     for step in plan.steps:
         commit = commits.get(step.key)
         rerun = [source for source in step.inputs.values() if source in forced]
         if step.id in targets and step.id in forced:
-            decisions[step.id] = Decision("run", "forced")
+            decisions[step.id] = StepDecision("run", "forced")
         elif commit is not None and not (rerun and step.id in targets):
-            decisions[step.id] = Decision("reuse", f"made {commit.created}", commit, _source_warning(step, commit))
+            decisions[step.id] = StepDecision("reuse", f"made {commit.created}", commit, _source_warning(step, commit))
         elif step.id not in targets:
-            decisions[step.id] = Decision("skip", "not selected")
+            decisions[step.id] = StepDecision("skip", "not selected")
         else:
             missing = [s for s in step.inputs.values() if decisions[s].action in ("skip", "blocked")]
             if missing:
-                decisions[step.id] = Decision("blocked", f"needs {missing[0]}, which is neither made nor selected")
+                decisions[step.id] = StepDecision("blocked", f"needs {missing[0]}, which is neither made nor selected")
             elif rerun:
                 forced.add(step.id)
-                decisions[step.id] = Decision("run", f"{rerun[0]} is made again")
+                decisions[step.id] = StepDecision("run", f"{rerun[0]} is made again")
             else:
-                decisions[step.id] = Decision("run", _reason(step, history))
+                decisions[step.id] = StepDecision("run", _reason(step, history))
     return decisions
 
 

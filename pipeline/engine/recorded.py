@@ -34,9 +34,12 @@ class RecordedStep:
     def record(self) -> dict[str, Any]:
         """The fields that ``plan.differences`` compares, and arm and seed."""
         return {
-            "code_version": self.code_version, "config": dict(self.config), "inputs": dict(self.inputs),
-            "arm": self.arm, "seed": self.seed,
-        }  # fmt: skip
+            "code_version": self.code_version,
+            "config": dict(self.config),
+            "inputs": dict(self.inputs),
+            "arm": self.arm,
+            "seed": self.seed,
+        }
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,17 @@ class RecordedStudy:
         """The same of a plan just made from a study file."""
         steps = {
             step.id: RecordedStep(
-                step.id, step.stage.name, step.key, step.stage.code_version, step.config.key_fields(), step.input_keys,
-                step.arm, step.seed,
+                step.id,
+                step.stage.name,
+                step.key,
+                step.stage.code_version,
+                step.config.key_fields(),
+                step.input_keys,
+                step.arm,
+                step.seed,
             )
             for step in plan.steps
-        }  # fmt: skip
+        }
         return cls(plan.study, plan.study_key, steps)
 
     def step(self, step_id: str) -> RecordedStep:

@@ -14,12 +14,14 @@ from stages.data.corpus.config import IngestConfig
 from stages.data.corpus.files import DigestCache
 from stages.data.corpus.pin import possible_splits
 from stages.data.tasks.prompts import PromptMaker
+from stages.data.tasks.registry import task_of
+from stages.data.tasks.training import trained_k
 from stages.data.tokens.config import TokenizerConfig
 from stages.data.tokens.pin import vocabulary_size
 from stages.data.tokens.preview import preview
 from stages.evidence.control.stage import CONTROL_ARMS
 from stages.stage import StageError
-from stages.training.pretrain.config import BaseConfig
+from stages.training.pretrain.config import BaseConfig, check_workers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,9 +62,12 @@ def _arms(study: Study) -> Iterator[str]:
                 f"arms.{name}.memory_layer = {arm.memory_layer}: the trunk has layers 0 to {study.trunk.layers - 1}. "
                 "Fix: name one of them, or leave it out"
             )
+    for record, _ in study.asked:
+        if record.kinds and not any(arm.kind in record.kinds for arm in study.arms.values()):
+            kinds = " or ".join(record.kinds)
+            lack = f"has no effect, no arm has kind {kinds}"
+            yield f"{record.stage.name}: {lack}. Fix: add one to arms, or remove the section"
     memories = {name: arm for name, arm in study.arms.items() if arm.kind == "infini"}
-    if study.ablate is not None and not memories:
-        yield "ablate: has no effect, no arm has kind infini. Fix: add one to arms, or remove the section"
     if study.control is not None:
         for name, arm in memories.items():
             if (kind := CONTROL_ARMS.get(name, "infini")) != "infini":
@@ -148,21 +153,15 @@ def _prompts(study: Study, tokenizer: TokenizerConfig) -> None:
         sections.append(("ablate", study.ablate.retrieval))
     for section, asked in sections:
         maker = PromptMaker(codec, haystack, asked.format, 0, "evaluation")
-        for length in asked.lengths:
-            maker.check(length, 1, field=f"{section}.retrieval.lengths", bindings=False)
-        if asked.binding_trials or asked.control_trials:
-            field = f"{section}.retrieval." + ("lengths" if asked.binding_lengths is None else "binding_lengths")
-            for length in asked.lengths_of_bindings:
-                maker.check(length, max(asked.rivals), field=field, bindings=True)
+        maker.check_grids((*asked.needles, *asked.further), f"{section}.retrieval")
     for section, mixture in (("base", study.base.mixture), ("pretrain", study.pretrain.mixture)):
         maker = PromptMaker(codec, haystack, mixture.retrieval_format, 0, "training")
         for index, phase in enumerate(mixture.prompts):
             if not phase.share:
                 continue
-            for task in mixture.retrieval_tasks:
-                k = max(mixture.retrieval_rivals) if task == "bindings" else 1
-                field = f"{section}.mixture.prompts.{index}.length"
-                maker.check(phase.length, k, field=field, bindings=task == "bindings")
+            for task in map(task_of, mixture.retrieval_tasks):
+                k = max(trained_k(task, mixture.retrieval_rivals))
+                maker.check(task, phase.length, k, field=f"{section}.mixture.prompts.{index}.length")
 
 
 def _workers(study: Study) -> None:
@@ -171,11 +170,4 @@ def _workers(study: Study) -> None:
     if study.base.batch_tokens and study.base.sequence_length:
         batches["base.batch_tokens / base.sequence_length"] = study.base.batch_tokens // study.base.sequence_length
     for name, sequences in batches.items():
-        if sequences % workers:
-            raise StageError(
-                "each worker takes the same number of the global batch's sequences",
-                field="execution.train_workers",
-                value=workers,
-                allowed=f"divisors of {name} = {sequences}",
-                fix="change one of them",
-            )
+        check_workers(sequences, workers, name)

@@ -84,7 +84,7 @@ def _fault(details: Any, section: type[BaseModel], raw: Any) -> Fault:
         text = "unknown key" + (suggestion(str(location[-1]), known) if known else "; fix: remove it")
         return Fault(place, kind, ..., text)
     if kind == "missing":
-        return Fault(place, kind, ..., "missing; fix: add it (see runs/quickstart.yaml for an example)")
+        return Fault(place, kind, ..., "missing; fix: add it (infini-study init writes an example)")
     if kind in _SECTIONS:
         known = _known_fields(section, location)
         keys = f" ({', '.join(known)})" if known else ""

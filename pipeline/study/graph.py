@@ -22,17 +22,13 @@ from stages.data.taskaudit.pin import pin_sources, task_of_pairs
 from stages.data.taskaudit.stage import STAGE as TASK_AUDIT
 from stages.data.tokens.pin import pin_tokenizer
 from stages.data.tokens.stage import TOKENIZE, TOKENIZER
-from stages.evidence.ablate.stage import STAGE as ABLATE
-from stages.evidence.calibrate.stage import STAGE as CALIBRATE
-from stages.evidence.capacity.stage import STAGE as CAPACITY
 from stages.evidence.control.stage import BASE as CONTROL_BASE
 from stages.evidence.control.stage import STAGE as CONTROL
 from stages.evidence.control.stage import control_arms
 from stages.evidence.evaluate.stage import STAGE as EVALUATE
 from stages.evidence.evaluate.stage import EvaluateConfig
-from stages.evidence.summarize.stage import STAGE as SUMMARIZE
-from stages.evidence.summarize.stage import pin_pairs
-from stages.extra import EXTRAS, configs
+from stages.evidence.summarize.stage import SummarizeConfig
+from stages.record import Record
 from stages.stage import Config, StageError
 from stages.training.pretrain.config import BaseConfig, BaseSettings, MixtureConfig, PretrainConfig
 from stages.training.pretrain.stage import BASE, PRETRAIN
@@ -52,9 +48,10 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
         corpus = pin(study.corpus, folder, cache)
         decontaminate = pin_exclusions(study.decontaminate, folder, cache)
         tokenizer_config = pin_tokenizer(study.tokenizer, folder)
-        summarize = study.summarize and pin_pairs(study.summarize, folder)
+        asked = [(record, record.pin(section, folder)) for record, section in study.asked]
+        pairs = next((config.pairs for _, config in asked if isinstance(config, SummarizeConfig)), None)
         tasks = pin_sources(study.task_audit.sources if study.task_audit else (), folder)
-        tasks += task_of_pairs(summarize and summarize.pairs, tasks)
+        tasks += task_of_pairs(pairs, tasks)
         base = _base_from(study.base, folder)
         if base.init == "scratch":
             base = base.model_copy(update={"mixture": _mixture(study, "base")})
@@ -79,25 +76,23 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     tokens = graph.add(TOKENIZE, study.tokenize, {"documents": documents, "tokenizer": tokenizer})
     data = {"tokens": tokens, "tokenizer": tokenizer}
     made += [tokenizer, tokens]
-    if study.calibrate is not None:
-        made.append(graph.add(CALIBRATE, study.calibrate, {}))
-    if study.capacity is not None:
-        made.append(graph.add(CAPACITY, study.capacity, {}))
+    read = {"documents": documents, **data}
+    for record, config in asked:
+        if record.per == "study":
+            made.append(graph.add(record.stage, config, _inputs(record, read)))
     made += _control(graph, study)
     bases, trained = _models(graph, study, base_configs, data)
     made += [*dict.fromkeys(bases.values()), *trained.values()]
-    read = {"documents": documents, **data}
     of_base = EvaluateConfig(**_fields(study.evaluate), mixer=study.base_mixer)
     made += [
         graph.add(EVALUATE, of_base, {"model": bases[seed], **read}, arm=BASE_ARM, seed=seed)
         for seed in study.base_seeds
     ]
-    sections = ((EVALUATE, EvaluateConfig(**_fields(study.evaluate))), (ABLATE, study.ablate), (SUMMARIZE, summarize))
-    for stage, config in sections:
-        for (arm, seed), model in trained.items():
-            if config is not None and (stage is not ABLATE or study.arms[arm].kind == "infini"):
-                made.append(graph.add(stage, config, {"model": model, **read}, arm=arm, seed=seed))
-    made += _extra(graph, study, trained, read)
+    for record, config in asked:
+        for (arm, seed), model in trained.items() if record.per == "model" else ():
+            if not record.kinds or study.arms[arm].kind in record.kinds:
+                inputs = _inputs(record, {"model": model, **read})
+                made.append(graph.add(record.stage, config, inputs, arm=arm, seed=seed))
     graph.add(
         REPORT,
         ReportConfig(
@@ -138,20 +133,9 @@ def _models(
     return bases, trained
 
 
-def _extra(
-    graph: PlanBuilder, study: Study, trained: Mapping[tuple[str, int], str], read: Mapping[str, str]
-) -> list[str]:
-    """The stages of plug-ins: once, or once for every trained model."""
-    made = []
-    for name, config in configs(study.extra).items():
-        extra = EXTRAS[name]
-        wanted = extra.stage.inputs or ()
-        models = trained.items() if extra.per == "model" else [((None, None), "")]
-        for (arm, seed), model in models:
-            available = {**read, "model": model}
-            inputs = {each: available[each] for each in wanted}
-            made.append(graph.add(extra.stage, config, inputs, arm=arm, seed=seed))
-    return made
+def _inputs(record: Record, available: Mapping[str, str]) -> dict[str, str]:
+    """Those of the available steps that the stage reads."""
+    return {name: available[name] for name in record.stage.inputs or ()}
 
 
 def _mixture(study: Study, section: str) -> MixtureConfig:

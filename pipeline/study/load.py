@@ -43,7 +43,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[s
         what = "the file is empty" if raw is None else f"it holds {'a list' if isinstance(raw, list) else 'one value'}"
         raise StudyError(
             f"{path}: {what}; a study file is a mapping of sections (name: ..., seeds: ...). "
-            "Fix: start from a copy of runs/quickstart.yaml"
+            "Fix: infini-study init writes one to start from"
         )
     origins = dict.fromkeys(leaves(raw), "file")
     variables = os.environ if environment is None else environment

@@ -14,19 +14,27 @@ from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.dedup.config import DedupConfig
 from stages.data.taskaudit.config import TaskAuditSettings
 from stages.data.tokens.config import TokenizeConfig, TokenizerConfig
-from stages.evidence.ablate.stage import AblateConfig
+from stages.evidence.ablate.config import AblateConfig
+from stages.evidence.ablate.stage import RECORD as ABLATE
 from stages.evidence.calibrate.config import CalibrateConfig
+from stages.evidence.calibrate.stage import RECORD as CALIBRATE
 from stages.evidence.capacity.config import CapacityConfig
+from stages.evidence.capacity.stage import RECORD as CAPACITY
 from stages.evidence.control.stage import ControlSettings
-from stages.evidence.evaluate.stage import EvaluateSettings
-from stages.evidence.summarize.stage import SummarizeConfig
-from stages.extra import configs
+from stages.evidence.evaluate.config import EvaluateSettings
+from stages.evidence.evaluate.stage import RECORD as EVALUATE
+from stages.evidence.summarize.config import SummarizeConfig
+from stages.evidence.summarize.stage import RECORD as SUMMARIZE
+from stages.record import Record, configs
 from stages.stage import Config, Execution
 from stages.training.pretrain.stage import BaseSettings, PretrainSettings
 from stages.verdict.claims.config import ClaimsConfig
 
 BASE_ARM = "base"
 """Under this arm's name the base is evaluated: what every arm has been before its training."""
+
+RECORDS = (CALIBRATE, CAPACITY, EVALUATE, ABLATE, SUMMARIZE)
+"""Stages with a section of their name in every study file, in the order of the plan."""
 
 
 class Study(Config):
@@ -61,6 +69,8 @@ class Study(Config):
     @classmethod
     def _extra_stages(cls, extra: dict[str, Any]) -> dict[str, Any]:
         configs(extra)
+        if own := sorted(set(extra) & set(cls.model_fields)):
+            raise ValueError(f"{own[0]}: a section of the study has this name (fix: another name for the stage)")
         return extra
 
     @field_validator("arms")
@@ -79,6 +89,12 @@ class Study(Config):
         if len(set(seeds)) != len(seeds):
             raise ValueError(f"seeds {list(seeds)} repeat: each must stand once")
         return seeds
+
+    @property
+    def asked(self) -> list[tuple[Record, Config]]:
+        """The stages of ``RECORDS`` and of plug-ins that the study has a section for, each with its section."""
+        own = [(record, getattr(self, record.stage.name)) for record in RECORDS]
+        return [(record, section) for record, section in own if section is not None] + configs(self.extra)
 
     @property
     def base_seeds(self) -> tuple[int, ...]:

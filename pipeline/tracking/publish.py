@@ -53,6 +53,7 @@ def _facts(study_key: str, commits: Mapping[str, Commit]) -> list[tuple[str, str
     facts = (
         [
             ("study key", study_key),
+            ("version of infini-study", named("version")),
             ("commit of the code", named("git_commit")),
             ("hardware", named("hardware")),
             ("time of all steps, one after the other", f"{spent:,.0f} s"),

@@ -345,6 +345,8 @@ class MlflowTracker(Tracker):
         self._client.log_batch(run, metrics=[Metric(name, value, now, 0) for name, value in numbers.items()])
         tags = {"headline": commit.headline, "digest": commit.digest}
         tags["mlflow.note.content"] = self._lineage(step, commit, run)
+        if commit.meta.get("version"):
+            tags["version"] = str(commit.meta["version"])
         if commit.meta.get("git_commit"):
             tags |= dict.fromkeys(("git_commit", "mlflow.source.git.commit"), str(commit.meta["git_commit"]))
         for title, name in commit.tables.items():

@@ -19,17 +19,38 @@ def digest_of(content: bytes) -> str:
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
-def agreed(found: str, pin: str | None, *, field: str, what: str = "the file") -> str:
+def agreed(found: str, pin: str | None, *, field: str, what: str = "the file", required: bool = False) -> str:
     """``found``, the digest of what is there. Raises StageError, naming ``field``, unless it is the pinned one or
-    none is pinned."""
+    none is pinned. ``required``: the study file cannot do without."""
     if pin not in (None, found):
+        digest = "the new digest" if required else "the new digest (or none)"
         raise StageError(
             f"{what} is not the pinned one; it now has the digest {found}",
             field=field,
             value=pin,
-            fix="restore it, or accept it by writing the new digest (or none) into the study file",
+            fix=f"restore it, or accept it by writing {digest} into the study file",
         )
     return found
+
+
+def unchanged(found: str, pin: str | None, *, field: str, what: str = "the file") -> None:
+    """The same when a step runs: the plan that pinned it may be older than what is there."""
+    if pin not in (None, found):
+        raise StageError(
+            f"{what} changed after the plan was made; it now has the digest {found}",
+            field=field,
+            value=pin,
+            fix="restore it, or run again, so that the plan sees the change",
+        )
+
+
+def read_unchanged(path: Path, pin: str | None, *, field: str) -> bytes:
+    """The bytes of a pinned file when a step runs. Raises StageError as ``unchanged``, and where there is no file."""
+    if not path.is_file():
+        raise StageError("no such file on this node", field=field, value=str(path), fix="put it there, or plan again")
+    content = path.read_bytes()
+    unchanged(digest_of(content), pin, field=field)
+    return content
 
 
 def pin_file(said: str, base_dir: Path, pin: str | None, *, field: str, kind: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine import execute as executor
+from pipeline.engine.lease import Lease
 from pipeline.engine.plan import decide
 from pipeline.engine.progress import Display
 from pipeline.engine.store import Store
@@ -24,7 +25,7 @@ from tests.faults.toys import toy_plan
 
 def instrument(faults: Faults) -> None:
     """Fault points around the driver's own writes."""
-    commit, submit = Store.commit, executor._Run._submit
+    commit, start = Store.commit, Lease.start
 
     def faulty_commit(self: Store, *args: Any, **options: Any) -> Any:
         faults.reach("driver", "before commit")
@@ -32,11 +33,11 @@ def instrument(faults: Faults) -> None:
         faults.reach("driver", "after commit")
         return made
 
-    def faulty_submit(self: Any, *args: Any) -> None:
+    def faulty_start(self: Lease, *args: Any) -> None:
+        start(self, *args)
         faults.reach("driver", "leased")
-        submit(self, *args)
 
-    Store.commit, executor._Run._submit = faulty_commit, faulty_submit  # type: ignore[method-assign]
+    Store.commit, Lease.start = faulty_commit, faulty_start
 
 
 def main() -> None:

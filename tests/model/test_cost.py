@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.arms import KINDS, variants
 from model.config import MixerConfig, ModelConfig, TrunkConfig, feature_dim
-from model.cost import attended_pairs, cost, paper_table
+from model.cost import cost, paper_table
 from model.decoder import Decoder
 from model.formulas import parts as parts_of
 from model.memory import empty, read, write
 from model.mixers import memorizing
-from tests.model.tiny import ARMS, N, config, tokens
+from tests.model.tiny import ARMS, N, attended_pairs, config, tokens
 
 SHAPES = [{}, {"kv_heads": 4, "tie_embeddings": False}, {"head_dim": 6, "ffn_dim": 20, "layers": 1}]
 
@@ -269,7 +269,7 @@ def test_command_prints_all_arms_and_the_papers_table_without_torch() -> None:
     printed = {line.split()[0]: [number.replace(",", "") for number in line.split()[1:]] for line in lines[4:16]}
     trunk = TrunkConfig(dim=64, layers=2, heads=4, kv_heads=2)
     for arm, fields in variants().items():
-        model_config = ModelConfig(trunk=trunk, mixer=MixerConfig(segment_length=8, **fields), vocab_size=100)  # type: ignore[arg-type]
+        model_config = ModelConfig(trunk=trunk, mixer=MixerConfig(segment_length=8, **fields), vocab_size=100)
         expected = cost(model_config, 60)
         assert int(printed[arm][0]) == expected.parameters
         assert [int(n) for n in printed[arm][3:]] == [

@@ -13,7 +13,7 @@ from model.config import MixerConfig, TrunkConfig
 from model.memory import feature_map
 from model.mixers import build, chunks
 from model.mixers.base import LayerState
-from model.mixers.deltanet import DeltaNetMixer, FastWeights, _substitute
+from model.mixers.deltanet import DeltaNetMixer, FastWeights, substitute
 from model.rope import Rope
 
 CLOSE = {"rtol": 0, "atol": 1e-10}
@@ -24,7 +24,7 @@ ROPE = Rope(D, 10_000.0)
 def mixer(kv_heads: int = 2, feature: str = "elu1", d: int = D) -> DeltaNetMixer:
     trunk = TrunkConfig(dim=DIM, layers=1, heads=HEADS, kv_heads=kv_heads, head_dim=d)
     torch.manual_seed(0)
-    layer = build(trunk, MixerConfig(kind="deltanet", segment_length=8, feature_map=feature)).double()  # type: ignore[arg-type]
+    layer = build(trunk, MixerConfig(kind="deltanet", segment_length=8, feature_map=feature)).double()
     assert isinstance(layer, DeltaNetMixer)
     return layer
 
@@ -156,9 +156,9 @@ def test_substitution_has_the_gradients_of_the_inverse() -> None:
     generator = torch.Generator().manual_seed(0)
     within, a, b = (torch.randn(2, 1, 1, 5, n, dtype=torch.float64, generator=generator) for n in (5, 3, 2))
     expected = [torch.linalg.inv(torch.eye(5).double() + within.tril(-1)) @ r for r in (a, b)]
-    torch.testing.assert_close(list(_substitute(within, a, b)), expected, **CLOSE)
+    torch.testing.assert_close(list(substitute(within, a, b)), expected, **CLOSE)
     arguments = [t.requires_grad_() for t in (within, a, b)]
-    assert torch.autograd.gradcheck(lambda w, *right: _substitute(w.tril(-1), *right), arguments)
+    assert torch.autograd.gradcheck(lambda w, *right: substitute(w.tril(-1), *right), arguments)
 
 
 def test_state_stays_float32_under_bfloat16_autocast() -> None:
@@ -190,7 +190,6 @@ def test_every_head_has_its_own_write_strength_and_it_learns() -> None:
 def test_health_is_the_largest_norm_of_the_states() -> None:
     layer, x = mixer(), inputs(2, 2 * chunks.CHUNK)
     norms = [
-        run(layer, x[:, :end])[1].memory.S.norm(dim=(-2, -1)).max().item()  # type: ignore[union-attr]
-        for end in (chunks.CHUNK, 2 * chunks.CHUNK)
+        run(layer, x[:, :end])[1].memory.S.norm(dim=(-2, -1)).max().item() for end in (chunks.CHUNK, 2 * chunks.CHUNK)
     ]
     assert layer.health(x) == {"memory_norm": pytest.approx(max(norms))}

@@ -20,7 +20,7 @@ def talker(arm: str = "infini-linear", **mixer: Any) -> Decoder:
     return decoder(arm, trunk={"tie_embeddings": False}, **mixer)
 
 
-def greedy(model, prompt: list[int], count: int) -> list[int]:  # type: ignore[no-untyped-def]
+def greedy(model, prompt: list[int], count: int) -> list[int]:
     """The definition: the whole text again for each token."""
     text = list(prompt)
     with torch.no_grad():

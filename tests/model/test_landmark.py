@@ -126,7 +126,7 @@ def test_landmarks_take_no_part_but_through_their_blocks() -> None:
             y, _ = mixer(x, None, position=0, rope=model.rope)
             project = mixer.project
 
-            def without_values(x: Tensor, project=project) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
+            def without_values(x: Tensor, project=project) -> tuple[Tensor, Tensor, Tensor]:
                 q, k, v = project(x)
                 v = v.clone()
                 v[:, 4::5] = 1e6

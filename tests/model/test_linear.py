@@ -24,7 +24,7 @@ ROPE = Rope(D, 10_000.0)
 def mixer(kv_heads: int = 2, feature: str = "elu1") -> LinearMixer:
     trunk = TrunkConfig(dim=DIM, layers=1, heads=HEADS, kv_heads=kv_heads, head_dim=D)
     torch.manual_seed(0)
-    layer = build(trunk, MixerConfig(kind="linear", segment_length=8, feature_map=feature)).double()  # type: ignore[arg-type]
+    layer = build(trunk, MixerConfig(kind="linear", segment_length=8, feature_map=feature)).double()
     assert isinstance(layer, LinearMixer)
     return layer
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.decoder import Decoder
 from model.mixers import memorizing
-from model.mixers.memorizing import MemorizingMixer, Store, largest
+from model.mixers.memorizing import MemorizingMixer, PastKeyValues, largest
 from model.mixers.xl import XLMixer
 from model.rope import Rope
 from tests.model.tiny import VOCAB, N, config, decoder, tokens
@@ -131,7 +131,7 @@ def test_the_store_holds_what_left_the_cache_up_to_its_bound_and_no_gradient() -
     for length in (2 * N - 1, 2 * N, 3 * N + 3, 5 * N):
         _, state = model(ids[:, :length])
         memory = state.layers[1].memory
-        assert memory is None or (isinstance(memory, Store) and not memory.k.requires_grad)
+        assert memory is None or (isinstance(memory, PastKeyValues) and not memory.k.requires_grad)
         held.append(0 if memory is None else len(memory))
         assert state.layers[0].memory is None
     assert held == [0, N, 12, 12]

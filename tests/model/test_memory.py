@@ -162,7 +162,7 @@ def test_feature_maps() -> None:
         assert (features >= 0).all()
     assert feature_map("elu1", torch.tensor([-30.0])) > 0  # ELU(x) + 1 in float32 would be 0
     with pytest.raises(ValueError, match=r"feature_map = 'tanh'.*elu1"):
-        feature_map("tanh", x)  # type: ignore[arg-type]
+        feature_map("tanh", x)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.cost import attended_pairs, cost
+from model.cost import cost
 from model.decoder import Decoder
 from model.mixers import Mixer
-from tests.model.tiny import N, config, decoder, tokens
+from tests.model.tiny import N, attended_pairs, config, decoder, tokens
 
 CLOSE = {"rtol": 0, "atol": 1e-10}
 
@@ -86,7 +86,7 @@ def test_flops_equal_the_counted_ones() -> None:
     model, length = Decoder(config("rmt"), seed=0), 3 * N + 2
     trunk, m = model.config.trunk, 3
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        model.nll(tokens(1, length))
+        model.training_nll(tokens(1, length))
     squares = trunk.layers * (3 * (N + 2 * m) ** 2 + (m + 2) ** 2)
     unseen = 4 * trunk.heads * trunk.d_head * (squares - trunk.layers * attended_pairs(model.config, length))
     predicting_nothing = 2 * trunk.dim * model.config.vocab_size  # the last token

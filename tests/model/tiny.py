@@ -10,6 +10,7 @@ from torch import Tensor
 from model.arms import has_effect
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.decoder import Decoder
+from model.formulas import parts as parts_of
 
 N, VOCAB = 8, 31
 ARMS: dict[str, dict[str, Any]] = {
@@ -48,3 +49,8 @@ def decoder(arm: str = "infini-linear", *, trunk: dict[str, Any] | None = None, 
 
 def tokens(batch: int = 3, length: int = 29, seed: int = 0) -> Tensor:
     return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def attended_pairs(config: ModelConfig, length: int) -> int:
+    """Query-key pairs that attention scores in a sequence, per head and layer."""
+    return parts_of(config, length).pairs // config.trunk.layers

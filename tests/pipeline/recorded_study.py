@@ -38,8 +38,10 @@ def _train(folder: Path) -> None:
 def _evaluate(folder: Path) -> None:
     rows = [
         {"task": task, "length": length, "correct": int(length < 256)}
-        for task in ("passkey", "bindings") for length in (64, 128, 256) for _ in range(4)
-    ]  # fmt: skip
+        for task in ("passkey", "bindings")
+        for length in (64, 128, 256)
+        for _ in range(4)
+    ]
     pd.DataFrame(rows).to_parquet(folder / "retrieval.parquet")
 
 
@@ -63,10 +65,16 @@ def record(root: Path, study: str = "quickstart", *, model: bool = False) -> Sto
         stage, _, rest = step.partition("/")
         arm, _, seed = rest.partition("/")
         meta = {
-            "step": step, "stage": stage, "code_version": 1, "config": {"steps": 40},
-            "inputs": {name.split("/")[0]: key(name) for name in inputs}, "arm": arm or None,
-            "seed": int(seed) if seed else None, "source_digest": "0", "seconds": 2.0,
-        }  # fmt: skip
+            "step": step,
+            "stage": stage,
+            "code_version": 1,
+            "config": {"steps": 40},
+            "inputs": {name.split("/")[0]: key(name) for name in inputs},
+            "arm": arm or None,
+            "seed": int(seed) if seed else None,
+            "source_digest": "0",
+            "seconds": 2.0,
+        }
         steps[step] = {**meta, "key": key(step)}
         if write:
             attempt = store.attempt(stage, key(step))

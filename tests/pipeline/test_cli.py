@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +216,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown --force": (("plan", "tiny.yaml", "--force", "x"), r"unknown step 'x' \(there are: "),
     "unknown arm": (("run", "tiny.yaml", "--arm", "lokal"), r"unknown arm 'lokal'; did you mean 'local'"),
     "unknown seed": (("run", "tiny.yaml", "--seed", "7"), r"unknown seed '7' \(there are: 0\)"),
-    "no number": (("run", "tiny.yaml", "--seed", "x"), r"Invalid value for '--seed'.*integer"),
+    "no number": (("run", "tiny.yaml", "--seed", "x"), r"Invalid value for '--seed'.*int"),
     "nothing selected": (("run", "tiny.yaml", "--from", "pretrain", "--until", "ingest"), r"select no step.*Fix"),
     "needs what is not made": (("run", "tiny.yaml", "--only", "report"), r"neither made nor selected.*Fix"),
     "no store": (("ls", "--root", "nowhere"), r"root = .*nowhere.*there is no store.*Fix"),
@@ -224,10 +225,16 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "root below a file": (("plan", "tiny.yaml", "--root", "tiny.yaml/x"), r"cannot be read: Not a directory.*Fix"),
     "root that cannot be written": (("run", "tiny.yaml", "--root", "/proc/x"), r"cannot be written: .*Fix"),
     "root of an unknown kind": (("run", "tiny.yaml", "--root", "foo://x"), r"Protocol not known: foo.*allowed"),
-    "root in memory": (("run", "tiny.yaml", "--root", "memory://x", "--tracking-uri", "sqlite:///x"), r"memory://.*Fix"),
-    "tracking of an unknown kind": (("run", "tiny.yaml", "--tracking-uri", "foo://x"), r"tracking-uri = 'foo://x'.*Fix"),
+    "root in memory": (
+        ("run", "tiny.yaml", "--root", "memory://x", "--tracking-uri", "sqlite:///x"),
+        r"memory://.*Fix",
+    ),
+    "tracking of an unknown kind": (
+        ("run", "tiny.yaml", "--tracking-uri", "foo://x"),
+        r"tracking-uri = 'foo://x'.*Fix",
+    ),
     "tracking of a remote root": (("run", "tiny.yaml", "--root", "memory://x"), r"tracking_uri: needed.*Fix"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", OPTIONS)
@@ -372,3 +379,36 @@ def test_a_new_name_changes_only_the_report(cli: Command):
     text = replaced("name: tiny", "name: other")
     second = {s["step"]: s["key"] for s in json.loads(cli("plan", "tiny.yaml", "--json", study=text).out)["steps"]}
     assert {step for step in first if first[step] != second[step]} == {"report"}
+
+
+def test_init_writes_a_study_file_that_can_be_planned_and_never_overwrites(cli: Command):
+    assert cli("init").out.startswith("quickstart.yaml written")
+    planned = cli("plan", "quickstart.yaml", "--json")
+    assert planned.code == 0 and json.loads(planned.out)["study"] == "quickstart"
+    Path("quickstart.yaml").write_text("mine")
+    for arguments, place in (((), "the working directory"), (("--to", "quickstart.yaml"), "--to = 'quickstart.yaml'")):
+        said = cli("init", *arguments)
+        assert said.code == 2 and said.faults == [
+            f"{place}: quickstart.yaml is there already. Fix: name another file with --to"
+        ]
+    assert Path("quickstart.yaml").read_text() == "mine"
+
+
+def test_init_names_what_there_is_and_writes_where_it_is_told(cli: Command):
+    listed = json.loads(cli("init", "--list", "--json").out)["studies"]
+    assert {"arms", "pg19", "quickstart", "small"} <= set(listed) and all(listed.values())
+    assert all(name in cli("init", "--list").out for name in listed)
+    said = cli("init", "quikstart")
+    assert said.code == 2 and "did you mean 'quickstart'" in said.faults[0]
+    assert json.loads(cli("init", "small", "--to", "new/mine.yaml", "--json").out)["path"] == "new/mine.yaml"
+    assert cli("init", "arms", "--to", "new").code == 0
+    assert {path.name for path in Path("new").iterdir()} == {"mine.yaml", "arms.yaml"}
+    for path in ("new/mine.yaml", "new/arms.yaml"):
+        source = Path(__file__).parents[2] / "runs" / Path(path).name.replace("mine", "small")
+        assert Path(path).read_bytes() == source.read_bytes()
+
+
+def test_version_prints_the_packages_version(cli: Command):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    said = cli("--version")
+    assert (said.code, said.out) == (0, f"infini-study {project['version']}\n")

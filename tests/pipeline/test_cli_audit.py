@@ -144,8 +144,8 @@ def as_url(folder: Path, rows: list[dict[str, str]]) -> str:
     import fsspec
 
     memory = fsspec.filesystem("memory")
-    memory.pipe("/corpus/rows.jsonl", "\n".join(map(json.dumps, rows)).encode())
-    return "memory://corpus"
+    memory.pipe(f"/{folder.name}/rows.jsonl", "\n".join(map(json.dumps, rows)).encode())  # shared by all tests
+    return f"memory://{folder.name}"
 
 
 @pytest.mark.parametrize("write", [as_parquet, as_jsonl, as_packed_jsonl, as_url])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from cluster import storage
-from pipeline.engine.lease import Claim, Holder, Lease, live, this_process
+from pipeline.engine.lease import Holder, Lease, LeaseRequest, current, live, this_process
 
 
 class Clock:
@@ -40,12 +40,12 @@ def elsewhere():
 
 
 def take(place, clock, owner=None) -> Lease | Holder:
-    return Claim(*place, owner or elsewhere(), ttl=30, clock=clock).take()
+    return LeaseRequest(*place, owner or elsewhere(), ttl=30, clock=clock).take()
 
 
 def test_a_held_lease_names_its_holder_and_a_released_one_is_free(place, clock):
     lease = take(place, clock)
-    second = Claim(*place, this_process(), ttl=30, clock=clock)
+    second = LeaseRequest(*place, this_process(), ttl=30, clock=clock)
     holder = second.take()
     assert isinstance(holder, Holder) and str(holder.owner) == f"process {os.getpid()} on other"
     lease.release()
@@ -60,7 +60,7 @@ def test_of_many_racing_drivers_one_gets_it(place, clock):
 
 
 def test_a_lease_that_beats_is_never_stale_and_one_that_stops_is(place, clock):
-    lease, waiting = take(place, clock), Claim(*place, elsewhere(), ttl=30, clock=clock)
+    lease, waiting = take(place, clock), LeaseRequest(*place, elsewhere(), ttl=30, clock=clock)
     for _ in range(5):
         clock.now += 20
         assert lease.beat() and isinstance(waiting.take(), Holder)
@@ -106,11 +106,9 @@ def test_losing_the_lease_calls_back_once_from_the_heartbeat(place, clock):
 
     lost: queue.Queue[str] = queue.Queue()
     owner = elsewhere()
-    lease = Claim(*place, owner, ttl=0.06, clock=clock).take()
+    lease = LeaseRequest(*place, owner, ttl=0.06, clock=clock).take()
     lease.start(lost.put)
-    rival = replace(lease._holder, number=lease.number + 1, owner=this_process())
-    from dataclasses import asdict
-
+    rival = replace(current(*place), number=lease.number + 1, owner=this_process())
     storage.create_exclusive(place[0], f"{place[1]}/{rival.number}.json", storage.to_json(asdict(rival)))
     assert "taken over" in lost.get(timeout=30)
     lease.release()
@@ -118,11 +116,12 @@ def test_losing_the_lease_calls_back_once_from_the_heartbeat(place, clock):
 
 
 def test_a_zombie_that_beats_late_cannot_take_the_lease_back(place, clock):
-    zombie, waiting = take(place, clock), Claim(*place, elsewhere(), ttl=30, clock=clock)
+    zombie, waiting = take(place, clock), LeaseRequest(*place, elsewhere(), ttl=30, clock=clock)
+    late = storage.to_json(asdict(current(*place)))
     waiting.take()
     clock.now += 31
     new = waiting.take()
-    zombie._write(zombie._holder)  # its write was on the way when it was overtaken
+    storage.write_atomic(place[0], f"{place[1]}/{zombie.number}.json", late)  # on its way when it was overtaken
     assert new.held() and new.beat() and not zombie.held()
     zombie.release()
     assert isinstance(take(place, clock), Holder)

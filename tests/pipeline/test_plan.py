@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.engine import sources
-from pipeline.engine.lease import Claim, this_process
+from pipeline.engine.lease import LeaseRequest, this_process
 from pipeline.engine.plan import Plan, PlanBuilder, Selection, decide, differences
 from pipeline.engine.store import Store
 from pipeline.errors import UnknownName
@@ -116,7 +119,7 @@ def test_a_step_that_a_run_never_came_to_was_never_made(tmp_path: Path):
     store.record_study(plan(lr=2).record())
     step = plan()["pretrain/local/0"]
     assert decide(plan(), store)[step.id].reason == "never made"
-    Claim(store.fs, store.lease_folder("pretrain", step.key), this_process()).take()
+    LeaseRequest(store.fs, store.lease_folder("pretrain", step.key), this_process()).take()
     assert decide(plan(), store)[step.id].reason == "started earlier, not finished"
 
 
@@ -168,7 +171,7 @@ def test_differences_name_nested_fields():
     ]
 
 
-def test_source_digest_follows_what_the_stage_imports_and_nothing_else(tmp_path: Path, monkeypatch):
+def test_source_digest_follows_what_the_stage_imports_and_nothing_else(tmp_path: Path):
     package = tmp_path / "toystage"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -178,12 +181,12 @@ def test_source_digest_follows_what_the_stage_imports_and_nothing_else(tmp_path:
     )
     for name in ("work", "other", "typed"):
         (package / f"{name}.py").write_text("one = 1\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    said = "from pipeline.engine.sources import source_digest; print(source_digest('toystage.stage'))"
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
 
-    def digest() -> str:
-        for cached in (sources.source_digest, sources._file, sources._imported):
-            cached.cache_clear()
-        return sources.source_digest("toystage.stage")
+    def digest() -> str:  # each time in a process of its own: a running one has read the files
+        command = [sys.executable, "-c", said]
+        return subprocess.run(command, env=os.environ | path, capture_output=True, text=True, check=True).stdout
 
     before = digest()
     (package / "other.py").write_text("one = 2\n")
@@ -195,5 +198,5 @@ def test_source_digest_follows_what_the_stage_imports_and_nothing_else(tmp_path:
 
 def test_a_stages_closure_reaches_the_kernel_it_calls_and_no_other_stage():
     found = sources.closure("stages.data.dedup.stage")
-    assert {"stages.data.matching.normalize", "stages.data.corpus.parallel", "stages.stage"} <= set(found)
+    assert {"stages.data.matching.normalize", "stages.data.parallel", "stages.stage"} <= set(found)
     assert not any(name.startswith(("stages.evidence", "stages.verdict", "model")) for name in found)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster import storage
-from pipeline.engine.lease import Claim, this_process
+from pipeline.engine.lease import LeaseRequest, this_process
 from pipeline.engine.store import Commit, Store
 from pipeline.errors import IntegrityError, StudyError
 from stages.stage import Summary
@@ -156,7 +156,7 @@ def test_gc_leaves_a_key_with_a_live_lease_alone(store: Store):
     attempt = store.attempt("ingest", KEY, 1)
     (attempt.directory / "x").write_text("being written")
     storage.write_atomic(store.fs, store.work_url("ingest", KEY) + "/checkpoint", b"")
-    lease = Claim(store.fs, store.lease_folder("ingest", KEY), this_process()).take()
+    lease = LeaseRequest(store.fs, store.lease_folder("ingest", KEY), this_process()).take()
     assert store.gc(set()) == []
     lease.release()
     assert [garbage.path for garbage in store.gc(set())] == [store.folder("ingest", KEY)]

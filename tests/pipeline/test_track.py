@@ -13,10 +13,12 @@ import pytest
 
 from pipeline.cli.serve import serve
 from pipeline.engine.execute import Outcome, execute
+from pipeline.engine.origin import git_commit, version
 from pipeline.engine.plan import Plan, decide
 from pipeline.engine.store import Store
 from pipeline.errors import StudyError
 from pipeline.tracking.overview import Made, lineage, overview
+from pipeline.tracking.publish import place
 from pipeline.tracking.track import MlflowTracker, default_tracking_uri, flatten
 from stages.stage import Execution
 from tests.faults import Faults
@@ -77,6 +79,19 @@ def test_there_is_one_run_of_the_study_with_a_child_for_each_try(tracked: Tracke
         ("total", "FINISHED"),
     ]
     assert parents[0].data.params["version.ray"] and int(parents[0].data.params["system.cpus"]) >= 1
+
+
+def test_the_version_and_commit_of_the_code_stand_with_artifact_run_and_report(tracked: Tracked):
+    commits = {step.id: tracked.store.lookup(step.stage.name, step.key) for step in tracked.plan.steps}
+    made = {name: commit for name, commit in commits.items() if commit is not None}
+    facts = dict(place(tracked.plan, tracked.store, made).facts)
+    assert version() is not None
+    for step, commit in made.items():
+        assert (commit.meta["version"], commit.meta["git_commit"]) == (version(), git_commit())
+        (run,) = (run for run in tracked.children(step) if run.info.status == "FINISHED")
+        assert run.data.tags["version"] == version()
+        assert run.data.tags.get("git_commit") == run.data.tags.get("mlflow.source.git.commit") == git_commit()
+    assert facts["version of infini-study"] == version() and facts.get("commit of the code") == git_commit()
 
 
 def test_a_reused_step_links_to_the_run_that_made_it(tracked: Tracked):

@@ -96,9 +96,15 @@ def test_no_text_ends_in_a_traceback(expression: str):
 def test_it_agrees_with_pandas_where_both_understand():
     frame = TABLE.drop_columns(["values", "kind", "beyond_local"]).to_pandas()
     for expression in (
-        "task == 'passkey' and length == 512", "step == step.max()", "task in ['passkey', 'none']", "share.notna()",
-        "task != 'passkey'", "share >= 1.5 or length < 100", "not (step == 2)", "share != 2.0",
-    ):  # fmt: skip
+        "task == 'passkey' and length == 512",
+        "step == step.max()",
+        "task in ['passkey', 'none']",
+        "share.notna()",
+        "task != 'passkey'",
+        "share >= 1.5 or length < 100",
+        "not (step == 2)",
+        "share != 2.0",
+    ):
         ours = select(TABLE, expression)["length"].to_pylist()
         assert ours == frame.query(expression, engine="python")["length"].tolist(), expression
     assert isinstance(frame, pd.DataFrame)

@@ -11,9 +11,16 @@ from pipeline.study.yamlfile import parse
 def test_scalars_mean_what_they_look_like():
     text = "{lr: 1e-4, on: no, n: 12, half: .5, none: null, yes: true, id: 0x1, date: 2020-01-01, big: 1_000}"
     assert parse(text, "f") == {
-        "lr": 1e-4, "on": "no", "n": 12, "half": 0.5, "none": None, "yes": True, "id": "0x1", "date": "2020-01-01",
+        "lr": 1e-4,
+        "on": "no",
+        "n": 12,
+        "half": 0.5,
+        "none": None,
+        "yes": True,
+        "id": "0x1",
+        "date": "2020-01-01",
         "big": 1000,
-    }  # fmt: skip
+    }
 
 
 def test_a_key_twice_is_an_error_with_its_line():

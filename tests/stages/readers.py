@@ -24,6 +24,8 @@ NOTHING = "nothing"
 class Bytes:
     """One token per byte."""
 
+    begin: Sequence[int] = ()
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
@@ -102,4 +104,4 @@ def inside(segment: int, outside: Reader = never) -> Reader:
 
 def up_to(rivals: int, otherwise: Reader = any_of) -> Reader:
     """Binds among at most so many rivals."""
-    return lambda item, seed, rng: (perfect if item.rivals <= rivals else otherwise)(item, seed, rng)
+    return lambda item, seed, rng: (perfect if item.k <= rivals else otherwise)(item, seed, rng)

@@ -35,7 +35,7 @@ ARMS = {
     "full": MixerConfig(kind="full", segment_length=SEGMENT),
 }
 CONTROL_ARMS = {
-    name: MixerConfig(kind=kind, segment_length=16, **options)  # type: ignore[arg-type]
+    name: MixerConfig(kind=kind, segment_length=16, **options)
     for name, kind, options in (
         ("full", "full", {}),
         ("local", "local", {}),
@@ -350,13 +350,20 @@ class Synthetic:
                 "top_document": "train-7",
             }
         )
-        decisions = pd.DataFrame({
-            "doc_id": [f"train-{i}" for i in range(90)],
-            "book_id": ["doc-001" if i < 9 else None for i in range(90)],
-            "action": ["drop"] * 3 + ["excise"] * 4 + ["note"] * 2 + ["keep"] * 81,
-            "reason": "", "matched_words": 0, "longest_words": 0, "document_share": 0.0, "book_share": 0.0,
-            "bytes_in": 60000, "bytes_out": [0] * 3 + [55000] * 4 + [60000] * 83,
-        })  # fmt: skip
+        decisions = pd.DataFrame(
+            {
+                "doc_id": [f"train-{i}" for i in range(90)],
+                "book_id": ["doc-001" if i < 9 else None for i in range(90)],
+                "action": ["drop"] * 3 + ["excise"] * 4 + ["note"] * 2 + ["keep"] * 81,
+                "reason": "",
+                "matched_words": 0,
+                "longest_words": 0,
+                "document_share": 0.0,
+                "book_share": 0.0,
+                "bytes_in": 60000,
+                "bytes_out": [0] * 3 + [55000] * 4 + [60000] * 83,
+            }
+        )
         canaries = pd.DataFrame(
             {
                 "kind": ["whole", "excerpt"],

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from stages.data.audit import page
 from stages.data.audit.classify import (
     Measured,
-    SpanRanges,
     class_of,
     deep,
     extent,
@@ -34,6 +33,7 @@ from stages.data.decontaminate.balance import Imbalance, balance
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import covered, merged
 from stages.data.decontaminate.stage import STAGE
+from stages.data.matching.chain import Span
 from tests.stages.test_decontaminate import ESSAY, LETTER, NOVEL, Audited, corpus, text_of, write_corpus
 from tests.stages.test_decontaminate_match import prose
 from tests.support import LocalContext
@@ -338,7 +338,7 @@ def test_depth_and_overlap_of_ranges_agree_with_counting(
 def test_the_first_class_that_fits_counts(
     document: tuple[int, int], book: tuple[int, int], words: int, shared: bool, expected: str
 ) -> None:
-    found = extent([SpanRanges(*document, *book, words)], 1000, 1000)
+    found = extent([Span(0, *document, *book, words, 0, 0, 0, 0)], 1000, 1000)
     assert class_of(found, shared, RULE) == expected
     loose = class_of(found, shared, RULE, copied=False)
     assert loose == (expected if expected in ("whole", "edition", "anthology") else "translation")
@@ -362,7 +362,7 @@ def test_a_near_miss_names_the_threshold_it_almost_reached(action: str, found: M
 
 
 def test_editions_of_one_work_are_not_elsewhere() -> None:
-    spans = [SpanRanges(0, 100, 0, 100, 100)]
+    spans = [Span(0, 0, 100, 0, 100, 100, 0, 0, 0, 0)]
     pairs = {("train/a", "test/x"): spans, ("train/a", "test/y"): spans}
     assert shared_sources(pairs, {"test/x": "x", "test/y": "x"}) == set()
     assert shared_sources(pairs, {}) == set(pairs)

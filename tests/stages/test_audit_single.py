@@ -13,7 +13,7 @@ import pytest
 from stages.data.audit import page
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.stage import STAGE
-from stages.framed import SCRIPT
+from stages.display.framed import SCRIPT
 from stages.stage import Place
 from tests.stages.test_certify import artifact, prose
 from tests.stages.test_report import Page

@@ -68,7 +68,7 @@ def test_a_file_that_changed_after_the_plan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ids.csv").write_text("id\n11\n")
     config = TaskAuditConfig(sources=pin_sources((TaskSource(name="t", path="ids.csv"),), tmp_path))
     (tmp_path / "ids.csv").write_text("id\n12\n")
-    with pytest.raises(StageError, match="not the one planned with"):
+    with pytest.raises(StageError, match="changed after the plan was made"):
         STAGE.run(config, {"documents": write_corpus(tmp_path / "in", CORPUS)}, tmp_path, LocalContext(str(tmp_path)))
 
 

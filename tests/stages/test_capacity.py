@@ -19,10 +19,17 @@ from stages.stage import Summary
 from tests.support import LocalContext
 
 SMALL: dict[str, Any] = {
-    "d_key": 16, "d_value": 64, "feature_maps": ("relu", "dpfp1"), "associations": (2, 8, 16, 32, 64),
-    "overwrite_associations": (2, 8), "overwrite_feature_map": "relu", "segment_length": 8, "seeds": (0, 1),
-    "repeats": 4, "learned": {"feature_maps": ("relu",), "rules": ("linear", "delta"), "associations": (16, 32)},
-}  # fmt: skip
+    "d_key": 16,
+    "d_value": 64,
+    "feature_maps": ("relu", "dpfp1"),
+    "associations": (2, 8, 16, 32, 64),
+    "overwrite_associations": (2, 8),
+    "overwrite_feature_map": "relu",
+    "segment_length": 8,
+    "seeds": (0, 1),
+    "repeats": 4,
+    "learned": {"feature_maps": ("relu",), "rules": ("linear", "delta"), "associations": (16, 32)},
+}
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +108,14 @@ def test_forgetting_is_recall_of_the_first_segment_among_all_later_values(output
 
 def test_the_headline_says_of_which_keys_and_of_what_it_speaks(made: tuple[Path, Summary, LocalContext]) -> None:
     said, context = made[1].headline, made[2]
-    for part in ("relu, 16 features", "random keys recalled", "orthogonal keys recalled up to 16 of 16",
-                 "learned keys recalled", "learned-exact keys read back exactly", "rank does not bound"):  # fmt: skip
+    for part in (
+        "relu, 16 features",
+        "random keys recalled",
+        "orthogonal keys recalled up to 16 of 16",
+        "learned keys recalled",
+        "learned-exact keys read back exactly",
+        "rank does not bound",
+    ):
         assert part in said
     done = [entry[0] for entry in context.progressed]
     assert done == sorted(done) and done[-1] == pytest.approx(context.progressed[-1][1])

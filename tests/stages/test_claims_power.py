@@ -34,7 +34,7 @@ SIZE = Size(
 
 
 def rows(size: Size = SIZE, earlier: object = None) -> dict[str, Sensitivity]:
-    return {row.claim: row for row in sensitivities(size, earlier)}  # type: ignore[arg-type]
+    return {row.claim: row for row in sensitivities(size, earlier)}
 
 
 def of(claim: str, size: Size) -> Sensitivity:

@@ -72,7 +72,7 @@ def read_slowly(tokens: list[int], n: int, keys: int) -> list[int]:
 def test_a_slow_reader_answers_every_query(kind: str, segments: int) -> None:
     pairs, n = (1, 2, 4, 8), TASK.segment_length
     drawn = draw(TASK, 80, pairs, 3, EVALUATION)
-    middle = between(TASK, kind, drawn, segments - 2, 3, 1)  # type: ignore[arg-type]
+    middle = between(TASK, kind, drawn, segments - 2, 3, 1)
     tokens = np.concatenate([drawn.pairs, middle, drawn.queries], axis=1)
     assert tokens.shape == (80, segments * n)
     for row, answers, k in zip(tokens.tolist(), drawn.answers.tolist(), itertools.cycle(pairs), strict=False):

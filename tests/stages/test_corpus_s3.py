@@ -69,10 +69,16 @@ def test_sources_of_every_kind_are_read_from_s3(bucket: Any, tmp_path: Path) -> 
     ]
     output, _ = ingest(tmp_path, "first", *sources, work="s3://corpus/work")
     assert {row["doc_id"]: row["text"] for row in read_documents(output / "documents")} == {
-        "books/11": "Book 11.\n", "books/12": "Book 12.\n", "books/20": "Book 20.\n", "books/30": "Book 30.\n",
-        "rows/a.parquet:0000000": "One.", "rows/a.parquet:0000001": "Two.",
-        "lines/b.jsonl:0000000": "Three.", "lines/b.jsonl:0000001": "Four.", "plain/deep/c.txt": "Five.",
-    }  # fmt: skip
+        "books/11": "Book 11.\n",
+        "books/12": "Book 12.\n",
+        "books/20": "Book 20.\n",
+        "books/30": "Book 30.\n",
+        "rows/a.parquet:0000000": "One.",
+        "rows/a.parquet:0000001": "Two.",
+        "lines/b.jsonl:0000000": "Three.",
+        "lines/b.jsonl:0000001": "Four.",
+        "plain/deep/c.txt": "Five.",
+    }
     again, context = ingest(tmp_path, "second", *sources, work="s3://corpus/work")
     assert any("4 of 4 groups of files were read by an earlier attempt" in line for line in context.logged)
     assert [p.read_bytes() for p in sorted((again / "documents").iterdir())] == [

@@ -52,9 +52,17 @@ def write_corpus(folder: Path, texts: dict[str, str]) -> LocalArtifact:
     for name, text in sorted(texts.items()):
         digest = hashlib.sha256(text.encode()).hexdigest()
         writer.write(
-            {"doc_id": name, "source": "s", "title": name.title(), "author": None, "year": None,
-             "split": name.split("/")[0], "text": text, "sha256": digest}
-        )  # fmt: skip
+            {
+                "doc_id": name,
+                "source": "s",
+                "title": name.title(),
+                "author": None,
+                "year": None,
+                "split": name.split("/")[0],
+                "text": text,
+                "sha256": digest,
+            }
+        )
     writer.close()
     return LocalArtifact(folder)
 
@@ -108,10 +116,16 @@ def test_copies_are_dropped_passages_cut_out_and_the_rest_left_alone(audit: Call
     before = corpus()
     done = audit(before)
     assert done.actions() == {
-        "train/anthology": "drop", "train/clean": "keep", "train/clean-copy": "drop", "train/edition": "drop",
-        "train/note": "note", "train/passage": "excise", "train/quoting": "keep", "train/shuffled": "drop",
+        "train/anthology": "drop",
+        "train/clean": "keep",
+        "train/clean-copy": "drop",
+        "train/edition": "drop",
+        "train/note": "note",
+        "train/passage": "excise",
+        "train/quoting": "keep",
+        "train/shuffled": "drop",
         "train/whole": "drop",
-    }  # fmt: skip
+    }
     after = done.texts()
     untouched = ("train/clean", "train/quoting", "train/note", "test/essay", "test/letter", "validation/novel")
     assert set(after) == {*untouched, "train/passage"}
@@ -244,9 +258,15 @@ def test_the_known_overlaps_of_real_books_are_found_and_clean_books_left_alone(
         if row.action in ("excise", "drop")
     }
     known = {
-        ("3350", "3340"), ("6939", "6941"), ("6940", "6941"), ("8789", "8788"), ("8800", "8788"), ("1008", "8788"),
-        ("2531", "58093"), ("2549", "58093"),
-    }  # fmt: skip
+        ("3350", "3340"),
+        ("6939", "6941"),
+        ("6940", "6941"),
+        ("8789", "8788"),
+        ("8800", "8788"),
+        ("1008", "8788"),
+        ("2531", "58093"),
+        ("2549", "58093"),
+    }
     assert known <= acted
     with open(shared_data / "pg19" / "overlap_13gram.csv") as file:
         rows = [row for row in csv.DictReader(file) if (row["split_a"] == "train") != (row["split_b"] == "train")]

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.data.decontaminate.config import DecontaminateConfig
-from stages.data.decontaminate.decide import covered, cut, decide_pair, merged
+from stages.data.decontaminate.decide import covered, decide_pair, excise, merged
 from stages.data.matching.chain import Span, scan
 from stages.data.matching.index import Index, build, hidden, ngrams
-from stages.data.matching.normalize import words, words_reference
+from stages.data.matching.normalize import words
+from tests.stages.words_reference import words_reference
 
 ODD = "ไเกาำ่ှာـाी𑀸aZé-‐–'’`_ \n\t.\u00ad\u0301ßŁøæ½²日ア한𝔘😀\u200b1"
 
@@ -222,6 +223,6 @@ def test_thai_is_cut_in_the_same_places_whatever_stands_around_it() -> None:
 
 def test_cuts_leave_whole_paragraphs() -> None:
     assert merged([(5, 9), (0, 2), (8, 12), (2, 3)]) == [(0, 3), (5, 12)]
-    assert cut(b"one two three four", [(4, 7)]) == b"one\n\nthree four"
-    assert cut(b"one two three", [(0, 3), (8, 13)]) == b"two"
-    assert cut(b" as it was ", []) == b" as it was "
+    assert excise(b"one two three four", [(4, 7)]) == b"one\n\nthree four"
+    assert excise(b"one two three", [(0, 3), (8, 13)]) == b"two"
+    assert excise(b" as it was ", []) == b" as it was "

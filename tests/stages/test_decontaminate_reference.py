@@ -10,8 +10,8 @@ import pytest
 from stages.data.matching.boilerplate import body
 from stages.data.matching.chain import Span, scan
 from stages.data.matching.index import MAX_POSTINGS, build
-from stages.data.matching.normalize import words_reference
 from tests.stages.test_decontaminate_match import prose
+from tests.stages.words_reference import words_reference
 
 N, MAX_BOOKS, GAP, DRIFT, LEAST = 5, 2, 25, 25, 30
 

@@ -76,7 +76,7 @@ def failing(function: Callable[..., object], after: int) -> Callable[..., object
     return call
 
 
-@pytest.mark.parametrize(("module", "name", "after"), [(shards, "scan", 6), (clean, "_write", 3)])
+@pytest.mark.parametrize(("module", "name", "after"), [(shards, "scan", 6), (clean, "write_documents", 3)])
 def test_an_interrupted_run_goes_on_with_the_shards_that_are_not_done(
     module: object, name: str, after: int, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,7 +85,7 @@ def test_an_interrupted_run_goes_on_with_the_shards_that_are_not_done(
 
     def counted(text: bytes, *rest: int) -> Scanned:
         scanned.append(len(text))
-        return scan(text, *rest)  # type: ignore[arg-type]
+        return scan(text, *rest)
 
     monkeypatch.setattr(shards, "scan", counted)
     run(source, tmp_path / "undisturbed", tmp_path / "expected")

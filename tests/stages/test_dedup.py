@@ -27,7 +27,7 @@ from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.stage import STAGE as DECONTAMINATE
 from stages.data.dedup import run as running
 from stages.data.dedup.config import LANGUAGES, DedupConfig
-from stages.data.dedup.language import _identifier
+from stages.data.dedup.language import identifier
 from stages.data.dedup.stage import STAGE
 from stages.stage import StageError, Summary
 from tests.stages.test_decontaminate_match import prose
@@ -373,7 +373,7 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any], said: str
 
 
 def test_the_languages_of_a_study_file_are_those_of_the_library() -> None:
-    assert set(_identifier().labels) - {"zxx"} == LANGUAGES
+    assert set(identifier().labels) - {"zxx"} == LANGUAGES
 
 
 def test_a_study_with_the_section_trains_on_what_is_left(tmp_path: Path) -> None:

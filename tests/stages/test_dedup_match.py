@@ -27,8 +27,8 @@ from stages.data.dedup.shingles import (
     shingle,
 )
 from stages.data.dedup.signatures import Signatures
-from stages.data.matching.normalize import words_reference
 from tests.stages.test_decontaminate_match import prose
+from tests.stages.words_reference import words_reference
 
 MASK = 2**64 - 1
 PARTS = (
@@ -220,10 +220,10 @@ def test_decisions_are_those_of_comparing_every_pair(seed: int) -> None:
     for document in sorted(range(60), key=key):
         if all(world.jaccard[max(k, document), min(k, document)] < 0.7 for k in kept):
             kept.append(document)
-    assert sorted(set(range(60)) - set(decided.verdicts)) == sorted(kept)
-    for document, verdict in decided.verdicts.items():
-        assert verdict.other in kept, "each dropped document names a kept one it is similar to itself"
-        assert world.jaccard[max(document, verdict.other), min(document, verdict.other)] == verdict.score >= 0.7
+    assert sorted(set(range(60)) - set(decided.removals)) == sorted(kept)
+    for document, removal in decided.removals.items():
+        assert removal.other in kept, "each dropped document names a kept one it is similar to itself"
+        assert world.jaccard[max(document, removal.other), min(document, removal.other)] == removal.score >= 0.7
 
 
 def test_many_copies_of_one_text_cost_one_comparison_each() -> None:
@@ -231,7 +231,7 @@ def test_many_copies_of_one_text_cost_one_comparison_each() -> None:
     world.jaccard = dict.fromkeys(world.jaccard, 0.95)
     config = DedupConfig.model_validate({"containment": None})
     decided = decide(world.signatures(), world.described(), config, world.compare)
-    assert len(decided.verdicts) == 299 and world.asked == 299
+    assert len(decided.removals) == 299 and world.asked == 299
 
 
 def test_the_preferred_document_has_most_text_then_the_earliest_year_then_the_smallest_id() -> None:

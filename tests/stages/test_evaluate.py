@@ -17,7 +17,8 @@ from model import checkpoint
 from model.config import MixerConfig
 from model.generate import generate
 from stages.data.tasks.config import RetrievalConfig
-from stages.data.tasks.prompts import evaluation_items, first_integer, haystack_of
+from stages.data.tasks.prompts import evaluation_items, haystack_of
+from stages.data.tasks.scoring import first_integer
 from stages.data.tokens.load import document_tokens, load_tokenizer
 from stages.evidence.evaluate import forward, perplexity, retrieval, tables
 from stages.evidence.evaluate.stage import STAGE, EvaluateConfig, PerplexityConfig
@@ -118,9 +119,9 @@ def test_retrieval_equals_generation_and_full_forward(tokenizer, items, kind, op
         tokens = torch.tensor([[*item.prompt, *item.answer_ids]])
         with torch.no_grad():
             nll = model.nll(tokens)[0, len(item.prompt) - 1 :]
-        digits = nll[torch.tensor(item.digits)]
+        digits = nll[torch.tensor(item.counted)]
         assert row["answer_nll"] == pytest.approx(digits.mean().item(), rel=1e-4)
-        assert tokenizer.decode([t for t, d in zip(item.answer_ids, item.digits, strict=True) if d]) == item.expected
+        assert tokenizer.decode([t for t, d in zip(item.answer_ids, item.counted, strict=True) if d]) == item.expected
 
 
 def test_a_model_that_knows_some_answers_is_right_on_exactly_those(tokenizer, items):

@@ -122,8 +122,15 @@ ORACLE: tuple[tuple[str, str, dict[str, Any], str], ...] = (
 MANY = RetrievalConfig(
     format="compact", lengths=(256,), trials=10, rivals=(1, 2, 4), binding_trials=1200, control_trials=60
 )
-STAGES = {"C1": "ablate", "C2": "evaluate", "C13": "evaluate", "C3": "evaluate", "C5b": "evaluate", "C7": "ablate",
-          "C8": "decontaminate"}  # fmt: skip
+STAGES = {
+    "C1": "ablate",
+    "C2": "evaluate",
+    "C13": "evaluate",
+    "C3": "evaluate",
+    "C5b": "evaluate",
+    "C7": "ablate",
+    "C8": "decontaminate",
+}
 
 
 def verdict(claim: str, truth: dict[str, Any], folder: Path) -> Verdict:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from model.checkpoint import graft
 from stages.stage import Execution
 from stages.training.pretrain.data import TokenRows, Windows
-from stages.training.pretrain.loop import Lengths, _parts
+from stages.training.pretrain.loop import Lengths, micro_batches
 from stages.training.pretrain.mixture import Batches
 from stages.training.pretrain.recipe import curriculum, of_pretrain
 from stages.training.pretrain.stage import PRETRAIN
@@ -65,20 +65,20 @@ def test_first_step_reads_segments_of_the_same_samples(inputs: dict[str, LocalAr
 def test_prompts_stay_whole() -> None:
     tokens = np.arange(4 * 8).reshape(4, 8)
     prompts = np.array([False, True, False, False])
-    text, whole = _parts((tokens,), prompts, slice(0, 4), Lengths(4, 8), None)
+    text, whole = micro_batches((tokens,), prompts, slice(0, 4), Lengths(4, 8), None)
     assert text[0].tolist() == tokens[[0, 2, 3]].reshape(6, 4).tolist() and whole[0].tolist() == tokens[[1]].tolist()
-    assert [len(part[0]) for part in _parts((tokens,), prompts, slice(0, 4), Lengths(4, 8), 2)] == [4, 2, 1]
-    assert [len(part[0]) for part in _parts((tokens,), prompts, slice(2, 4), Lengths(8, 8), 1)] == [1, 1]
+    assert [len(part[0]) for part in micro_batches((tokens,), prompts, slice(0, 4), Lengths(4, 8), 2)] == [4, 2, 1]
+    assert [len(part[0]) for part in micro_batches((tokens,), prompts, slice(2, 4), Lengths(8, 8), 1)] == [1, 1]
 
 
 def test_rows_of_prompts_are_cut_into_prompts() -> None:
     tokens = np.arange(4 * 8).reshape(4, 8)
     prompts = np.array([False, True, False, True])
-    text, asked = _parts((tokens,), prompts, slice(0, 4), Lengths(8, 2), None)
+    text, asked = micro_batches((tokens,), prompts, slice(0, 4), Lengths(8, 2), None)
     assert text[0].tolist() == tokens[[0, 2]].tolist() and asked[0].tolist() == tokens[[1, 3]].reshape(8, 2).tolist()
-    (both,) = _parts((tokens,), prompts, slice(0, 4), Lengths(4, 4), None)
+    (both,) = micro_batches((tokens,), prompts, slice(0, 4), Lengths(4, 4), None)
     assert both[0].tolist() == tokens.reshape(8, 4).tolist()
-    (alone,) = _parts((tokens,), np.ones(4, bool), slice(0, 4), Lengths(8, 4), None)
+    (alone,) = micro_batches((tokens,), np.ones(4, bool), slice(0, 4), Lengths(8, 4), None)
     assert alone[0].tolist() == tokens.reshape(8, 4).tolist()
 
 

@@ -131,7 +131,7 @@ def test_what_is_read_at_a_step_depends_on_seed_and_step_alone(
     steps: list[int],
 ) -> None:
     """Runs that are stopped and resumed at ``steps``, each attempt at another world size, against one that is not."""
-    mixture = MixtureConfig(order=order, sources=sources, prompts=half(prompts / 8))  # type: ignore[arg-type]
+    mixture = MixtureConfig(order=order, sources=sources, prompts=half(prompts / 8))
     recipe = of_pretrain(pretrain_config(batch_sequences=8, seed=seed, mixture=mixture))
     whole = Batches(recipe, windows, answers)
     through = [whole[step] for step in range(max(steps) + 2)]

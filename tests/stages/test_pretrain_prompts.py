@@ -14,7 +14,7 @@ from stages.stage import Execution
 from stages.training.pretrain import recipe
 from stages.training.pretrain.config import MixtureConfig, PromptPhase
 from stages.training.pretrain.stage import BASE, PRETRAIN, BaseConfig
-from stages.training.pretrain.worker import Job, open_batches
+from stages.training.pretrain.worker import TrainingJob, open_batches
 from tests.stages.pretraining import TRUNK, pretrain_config, write_tokens
 from tests.support import LocalArtifact, LocalContext
 
@@ -35,7 +35,7 @@ def test_prompts_are_trained_on_their_answers(tmp_path: Path) -> None:
     inputs = {"tokens": tokens, "tokenizer": LocalArtifact(tmp_path / "tokenizer")}
     config = pretrain_config(sequence_length=PROMPT_LENGTH, mixture=MIXTURE, steps=3, monitor_every=3)
 
-    job = Job(recipe=recipe.of_pretrain(config), work_url="", execution=Execution(), **inputs)
+    job = TrainingJob(recipe=recipe.of_pretrain(config), work_url="", execution=Execution(), **inputs)
     codec = load_tokenizer(inputs["tokenizer"])
     seen = set()
     for step, (length, rows, each) in enumerate([(96, 4, 2), (192, 2, 1), (192, 2, 1)]):

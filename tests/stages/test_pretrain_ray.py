@@ -16,7 +16,7 @@ from cluster.train import run_distributed
 from stages.stage import Execution, Resources, StageError
 from stages.training.pretrain import recipe, worker
 from stages.training.pretrain.stage import PRETRAIN
-from stages.training.pretrain.worker import Job
+from stages.training.pretrain.worker import TrainingJob
 from tests.stages.pretraining import make_inputs, pretrain_config
 from tests.support import LocalArtifact, LocalContext
 
@@ -37,7 +37,7 @@ def whole(inputs: dict[str, LocalArtifact], tmp_path_factory: pytest.TempPathFac
     """An uninterrupted run in one process, without Ray."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "output").mkdir()
-    job = Job(
+    job = TrainingJob(
         recipe=recipe.of_pretrain(pretrain_config()),
         work_url=str(folder / "work"),
         execution=Execution(),
@@ -134,7 +134,7 @@ def test_a_cancelled_step_stops_at_once_and_keeps_its_resume_points(
 def test_a_killed_worker_is_restarted_to_the_same_losses(
     inputs: dict[str, LocalArtifact], whole: Path, tmp_path: Path
 ) -> None:
-    job = Job(
+    job = TrainingJob(
         recipe=recipe.of_pretrain(pretrain_config()),
         work_url=str(tmp_path / "work"),
         execution=Execution(),

@@ -280,12 +280,18 @@ def test_every_verdict_says_why_in_one_line(full):
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
-        (0.0051, "accuracy lost", "0.5"), (-0.0051, "accuracy lost", "−0.5"), (-0.0001, "accuracy above 1/k", "0.0"),
-        (0.023, "relative perplexity", "+2.3%"), (0.014, "accuracy", "1.4%"), (2.571, "associations", "2.6"),
-        (115.73, "times, elements", "115.7"), (2061936, "FLOPs/token", "2,061,936"), (None, "accuracy", "–"),
+        (0.0051, "accuracy lost", "0.5"),
+        (-0.0051, "accuracy lost", "−0.5"),
+        (-0.0001, "accuracy above 1/k", "0.0"),
+        (0.023, "relative perplexity", "+2.3%"),
+        (0.014, "accuracy", "1.4%"),
+        (2.571, "associations", "2.6"),
+        (115.73, "times, elements", "115.7"),
+        (2061936, "FLOPs/token", "2,061,936"),
+        (None, "accuracy", "–"),
         (1.5e300, "perplexity/token", "1.5e+300"),
     ],
-)  # fmt: skip
+)
 def test_numbers_are_shown_as_people_read_them(value, unit, text):
     assert shown(value, unit) == text
 

@@ -70,10 +70,18 @@ def test_the_page_fits_and_can_be_read(report: Path, tmp_path: Path, width: int,
     page = report / f"measure-{width}.html"
     page.write_text(MEASURE % (width, width))
     command = [
-        str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--allow-file-access-from-files", f"--user-data-dir={tmp_path}", f"--window-size={width},900",
-        "--virtual-time-budget=10000", "--dump-dom", page.as_uri(),
-    ]  # fmt: skip
+        str(BROWSER),
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--allow-file-access-from-files",
+        f"--user-data-dir={tmp_path}",
+        f"--window-size={width},900",
+        "--virtual-time-budget=10000",
+        "--dump-dom",
+        page.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
     text = re.search(r"<pre>(.+?)</pre>", done.stdout, re.S)
     assert text, done.stderr[-2000:]

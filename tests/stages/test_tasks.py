@@ -13,13 +13,17 @@ from pydantic import ValidationError
 
 from stages.data.tasks import training_rows
 from stages.data.tasks.config import RetrievalConfig
-from stages.data.tasks.prompts import PromptMaker, evaluation_items, first_integer, haystack_of
+from stages.data.tasks.needles import PASSKEY
+from stages.data.tasks.prompts import evaluation_items, haystack_of
+from stages.data.tasks.scoring import first_integer
 from stages.data.tasks.words import CUES
 from stages.stage import StageError
 
 
 class ByteCodec:
     """One token a byte."""
+
+    begin = ()
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -51,7 +55,7 @@ def items():
 
 
 def test_prompts_fill_their_length_exactly_and_ids_are_unique(items):
-    budget = PromptMaker(CODEC, HAYSTACK, "compact", 0, "evaluation").budget
+    budget = PASSKEY.budget("compact")
     assert all(len(i.prompt) + budget == i.length for i in items)
     assert all(len(i.answer_ids) + 1 <= budget for i in items)
     assert len({i.item for i in items}) == len(items)
@@ -104,7 +108,7 @@ def test_bindings_have_k_rivals_with_answers_that_do_not_contain_each_other(item
         else:
             assert f"The key of {asked} is" not in text.removesuffix(f"The key of {asked} is")
             assert item.expected in item.values
-        assert text.count("The key of ") == item.rivals + 1 == len(item.values) + 1
+        assert text.count("The key of ") == item.k + 1 == len(item.values) + 1
         assert not any(a in b for a in item.values for b in item.values if a is not b)
     assert not any(a in b for a in CUES for b in CUES if a is not b)
 
@@ -145,7 +149,7 @@ def test_absent_needle_prompt_has_no_number_to_find(items):
 
 
 def test_layouts_differ_between_trials_and_are_the_same_for_every_arm(items):
-    cell = [i for i in items if i.task == "bindings" and i.rivals == 8]
+    cell = [i for i in items if i.task == "bindings" and i.k == 8]
     orders = {tuple(CODEC.decode(i.prompt).find(f"is {v}.") for v in i.values) for i in cell}
     assert len(orders) == len(cell)
     assert items == list(evaluation_items(CONFIG, CODEC, HAYSTACK, seed=0))
@@ -187,7 +191,7 @@ def test_rows_depend_on_seed_and_index_alone():
         (RetrievalConfig(lengths=(128,), trials=1), "lengths = 128.*landmark.*>= .*format: compact"),
         (
             RetrievalConfig(format="compact", lengths=(512,), trials=1, rivals=(64,)),
-            "retrieval.lengths = 512.*64 binding",
+            "retrieval.lengths = 512.*bindings with k = 64",
         ),
         (RetrievalConfig(format="compact", lengths=(20000,), trials=1, rivals=(1,)), "haystack has only"),
     ],

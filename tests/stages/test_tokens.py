@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from stages.data.tasks.needles import PASSKEY
 from stages.data.tasks.prompts import PromptMaker, haystack_of
 from stages.data.tokens.config import TokenizeConfig, TokenizerConfig
 from stages.data.tokens.load import document_tokens, load_tokenizer, token_meta
@@ -159,6 +160,12 @@ def test_a_given_tokenizer_is_pinned_by_its_digest_and_checked(tmp_path, documen
         json.loads(again.path("meta.json").read_text())["eos_id"]
         == json.loads(made.path("meta.json").read_text())["eos_id"]
     )
+    tokenizer_file = tmp_path / "a-tokenizer" / "tokenizer.json"
+    content = tokenizer_file.read_bytes()
+    tokenizer_file.write_bytes(content + b"\n")
+    with pytest.raises(StageError, match="the tokenizer changed after the plan was made"):
+        make(tmp_path, documents, pinned, TokenizeConfig(sequence_length=64, segment_length=16), "changed")
+    tokenizer_file.write_bytes(content)
     with pytest.raises(StageError, match=r"tokenizer.pin = 'sha256:0000.*now has the digest"):
         pin_tokenizer(config.model_copy(update={"pin": "sha256:" + "0" * 64}), tmp_path)
     with pytest.raises(StageError, match=r"tokenizer\.path"):
@@ -271,7 +278,7 @@ def test_documents_and_prompts_of_an_imported_llama_tokenizer_begin_with_its_mar
             assert ids[0] == tokenizer.bos_id and tokenizer.bos_id not in ids[1:].tolist()
     haystack = haystack_of(document_tokens(tokens, "test"), tokenizer.eos_id, tokenizer.bos_id)
     assert tokenizer.bos_id not in haystack.tolist()
-    prompt = PromptMaker(tokenizer, haystack, "compact", 0, "evaluation").item("passkey", 128, 1, 0).prompt
+    prompt = PromptMaker(tokenizer, haystack, "compact", 0, "evaluation").item(PASSKEY, 128, 1, 0).prompt
     assert prompt[0] == tokenizer.bos_id and len(prompt) < 128
     plain, _ = make(tmp_path, documents, config.model_copy(update={"bos_token": ""}), sequences, "plain")
     assert load_tokenizer(plain).begin == []

@@ -29,7 +29,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def __init__(self, *arguments: object, content: bytes) -> None:
         self.content = content
-        super().__init__(*arguments)  # type: ignore[arg-type]
+        super().__init__(*arguments)
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -130,9 +130,17 @@ def test_fetched_at_plan_time_and_then_used_without_a_network(tmp_path: Path, gi
     online = ask(tmp_path, "b", [good, *wrong], HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")
     assert online[:2] == [("planned", 300), ("made", "hub tokenizer, 300 tokens")]
     assert [kind for kind, _ in online[2:]] == ["refused"] * 5
-    for said, words in zip((text for _, text in online[2:]), (
-        "no such repository", "has no tokenizer.json at this commit", f"no commit {'0' * 40}", "owner/name", "'</s>'",
-    ), strict=True):  # fmt: skip
+    for said, words in zip(
+        (text for _, text in online[2:]),
+        (
+            "no such repository",
+            "has no tokenizer.json at this commit",
+            f"no commit {'0' * 40}",
+            "owner/name",
+            "'</s>'",
+        ),
+        strict=True,
+    ):
         assert words in str(said) and "tokenizer." in str(said)
     assert ask(tmp_path, "c", [good], HF_HUB_OFFLINE="1") == online[:2]
     assert (

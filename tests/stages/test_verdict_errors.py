@@ -36,9 +36,9 @@ def gap(relative: float) -> dict[str, Any]:
 
 def at_the_margin(item: Item, seed: int, rng: np.random.Generator) -> str:
     """Knows the set, and binds just as often as makes the margin of C5b above 1/k; one needle is always found."""
-    if item.rivals < 2:
+    if item.k < 2:
         return perfect(item, seed, rng)
-    return sometimes(RULES.binding.margin / (1 - 1 / item.rivals), any_of)(item, seed, rng)
+    return sometimes(RULES.binding.margin / (1 - 1 / item.k), any_of)(item, seed, rng)
 
 
 def threshold(spread: float, draw: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What people read of an audit: the tables completed, the figures, and the pages with both texts side by side."""
+"""What people read of an audit: the tables, the figures, and the pages with both texts side by side."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.audit.derive import derive
 from stages.data.audit.figures import draw
 from stages.data.audit.findings import Audit, ShardState
 from stages.data.audit.page import write_pages
-from stages.data.audit.tables import TABLES
+from stages.data.audit.tables import TABLES, write
 from stages.data.decontaminate.balance import balance, documents_digest
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.matching.index import Index
@@ -32,8 +31,8 @@ class Published:
     figures: list[str]
 
 
-def publish(folder: Path, index: Index, rule: DecontaminateConfig, source: Path | None = None) -> Published:
-    """Complete an audit from the tables of ``tables.write`` and the totals in ``audit.json`` in ``folder``.
+def publish(audit: Audit, folder: Path, source: Path | None = None) -> Published:
+    """Write tables, figures and pages, and complete the totals that ``folder``/audit.json begins.
 
     ``source``: the documents that went in, where ``folder`` holds those that came out: then in = kept + cut + dropped
     is checked on the files (Imbalance is raised where it does not hold) and both get their digests. Same tables, same
@@ -41,14 +40,15 @@ def publish(folder: Path, index: Index, rule: DecontaminateConfig, source: Path 
     """
     path = folder / "audit.json"
     totals = json.loads(path.read_text())
-    totals |= {"schema_version": SCHEMA_VERSION, **derive(folder, index, rule)}
-    digests = {"index": index.digest, "config": hashlib.sha256(rule.model_dump_json().encode()).hexdigest()}
+    totals |= {"schema_version": SCHEMA_VERSION, **write(audit, folder)}
+    config = hashlib.sha256(audit.rule.model_dump_json().encode()).hexdigest()
+    digests = {"index": audit.index.digest, "config": config}
     if source is not None:
         totals["balance"] = balance(source, folder / "documents", folder / "decisions.parquet")
         digests |= {"input": documents_digest(source), "output": documents_digest(folder / "documents")}
     totals["digests"] = {**totals.get("digests", {}), **digests}
     path.write_text(json.dumps(totals, indent=1, sort_keys=True) + "\n")
-    drawings = draw(folder, rule)
+    drawings = draw(folder, audit.rule)
     pages = write_pages(folder, drawings)
     return Published(dict(TABLES), [*pages, *(f"figures/{name}.png" for name in drawings)])
 

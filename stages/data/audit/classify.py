@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import covered, merged
+from stages.data.matching.chain import Span
 
 MOST = 2 / 3  # of a text, to be "most of it": halves of a book, bound as two volumes, are not the book
 SAME_TEXT = 0.98  # agreeing words of two copies of one edition; other editions lie at 0.80 to 0.97
@@ -35,22 +36,6 @@ CLASSES = {
 Range = tuple[int, int]
 
 
-class SpanRanges(NamedTuple):
-    """The numbers of one span, word ranges [first, last)."""
-
-    doc_first: int
-    doc_last: int
-    book_first: int
-    book_last: int
-    words: int
-    near: int = 0
-
-    @property
-    def alike(self) -> int:
-        """Words that agree or nearly agree."""
-        return self.words + self.near
-
-
 @dataclass(frozen=True)
 class Extent:
     """How much of both texts the spans of one pair cover. Shares 0 to 1; ``identity``: agreeing over covered words."""
@@ -62,17 +47,17 @@ class Extent:
     identity: float
 
 
-def extent(spans: Sequence[SpanRanges], document_words: int, book_words: int) -> Extent:
+def extent(spans: Sequence[Span], document_words: int, book_words: int) -> Extent:
     """The extent of at least one span."""
     in_document = covered((s.doc_first, s.doc_last) for s in spans)
     in_book = covered((s.book_first, s.book_last) for s in spans)
-    agreeing = sum(s.words for s in spans)
+    agreeing = sum(s.matched for s in spans)
     return Extent(
         len(spans),
         max(s.alike for s in spans),
         in_document / max(1, document_words),
         in_book / max(1, book_words),
-        min(1.0, agreeing / max(1, sum(max(s.doc_last - s.doc_first, s.book_last - s.book_first) for s in spans))),
+        min(1.0, agreeing / max(1, sum(s.longer for s in spans))),
     )
 
 
@@ -89,9 +74,7 @@ def class_of(found: Extent, shared: bool, rule: DecontaminateConfig, copied: boo
     return "excerpt" if found.longest >= rule.act_words else "quotation"
 
 
-def shared_sources(
-    pairs: Mapping[tuple[str, str], Sequence[SpanRanges]], work: Mapping[str, str]
-) -> set[tuple[str, str]]:
+def shared_sources(pairs: Mapping[tuple[str, str], Sequence[Span]], work: Mapping[str, str]) -> set[tuple[str, str]]:
     """The (document, book) pairs of which half the text shared also stands elsewhere.
 
     ``pairs``: (doc_id, book_id) -> spans. ``work``: book_id -> the work it is an edition of; editions of one work are

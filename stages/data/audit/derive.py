@@ -1,63 +1,47 @@
 """What follows from the spans: per pair its class and margins, per evaluation document its sources and its remainder.
 
-Works on the tables alone (docs/formats.md), so that a study's audit and a scan of any corpus read the same.
+From the numbers of the spans alone, read once (``ShardState.found``): a study's audit and a scan of any corpus are made
+the same way.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from stages.data.audit.classify import Measured, SpanRanges, class_of, extent, margins, near_miss, shared_sources
-from stages.data.audit.tables import BOOKS, CANARIES, PAIRS, shortened
-from stages.data.corpus.documents import write_table
-from stages.data.decontaminate.config import DecontaminateConfig
-from stages.data.decontaminate.decide import copies_of, covered, merged
+from stages.data.audit.classify import Measured, Range, class_of, extent, margins, near_miss, shared_sources
+from stages.data.audit.findings import Audit, JudgedDocument
+from stages.data.decontaminate.decide import covered, merged
 from stages.data.matching.index import SAME_WORK_SHARE, Index
+from stages.data.matching.shards import EVIDENCE_CHARACTERS
 from stages.statistics.intervals import wilson
 
 TOP_SOURCES = 100  # training documents listed per evaluation document
 TOP_REMAINDERS = 200  # uncovered stretches listed per evaluation document
 
-SOURCES = pa.schema(
-    [
-        ("book_id", pa.string()),
-        ("rank", pa.int64()),
-        ("doc_id", pa.string()),
-        *((name, pa.string()) for name in ("action", "class")),
-        ("words", pa.int64()),
-        *((name, pa.float64()) for name in ("share", "new_share", "cumulative_share")),
-    ]
-)
-REMAINDERS = pa.schema(
-    [
-        ("book_id", pa.string()),
-        *((name, pa.int64()) for name in ("book_start", "book_end", "words")),
-        ("text", pa.string()),
-    ]
-)
 Pair = tuple[str, str]
 
 
-def derive(folder: Path, index: Index, rule: DecontaminateConfig) -> dict[str, Any]:
-    """Complete ``pairs``, ``books`` and ``canaries``, write ``sources`` and ``uncovered``; counts for the totals.
+class Derived(NamedTuple):
+    """Rows of the tables of these names (docs/formats.md); ``totals``: what audit.json says of them."""
 
-    Raises AssertionError where the spans do not cover what the table of evaluation documents says: a bug.
+    pairs: list[dict[str, Any]]
+    books: list[dict[str, Any]]
+    sources: list[dict[str, Any]]
+    remainders: list[dict[str, Any]]
+    canaries: list[dict[str, Any]]
+    totals: dict[str, Any]
+
+
+def derive(audit: Audit, found: Sequence[JudgedDocument]) -> Derived:
+    """The rows that follow from the documents with spans.
+
+    Raises AssertionError where the spans do not cover what the audit says of an evaluation document: a bug.
     """
-    spans = _spans(folder / "spans.parquet")
-    books = pq.read_table(folder / "books.parquet").to_pylist()
-    sizes = pq.read_table(folder / "decisions.parquet", columns=["doc_id", "words"]).to_pydict()
-    words = dict(zip(sizes["doc_id"], sizes["words"], strict=True))
-    pairs = _classified(pq.read_table(folder / "pairs.parquet").to_pylist(), spans, words, index, rule)
-    write_table(pa.Table.from_pylist(pairs, schema=PAIRS), folder / "pairs.parquet")
-    ranges: dict[str, list[tuple[str, list[tuple[int, int]]]]] = defaultdict(list)
-    for (document, book), found in spans.items():
-        ranges[book].append((document, merged((s.book_first, s.book_last) for s in found)))
+    index = audit.index
+    pairs, ranges, spans = _pairs(audit, found)
+    books = _books(audit, found)
     by_pair = {(row["doc_id"], row["book_id"]): row for row in pairs}
     sources = [row for book in books for row in _sources(book, ranges.get(book["book_id"], []), by_pair)]
     number = {name: i for i, name in enumerate(index.book_ids)}
@@ -70,57 +54,83 @@ def derive(folder: Path, index: Index, rule: DecontaminateConfig) -> dict[str, A
             raise AssertionError(f"{book['book_id']}: spans cover {covered(together)} words, not {book['coverage']}")
         if found_in:
             remainders += _remainders(index, number[book["book_id"]], together)
-    write_table(pa.Table.from_pylist(books, schema=BOOKS), folder / "books.parquet")
-    write_table(pa.Table.from_pylist(sources, schema=SOURCES), folder / "sources.parquet")
-    write_table(pa.Table.from_pylist(remainders, schema=REMAINDERS), folder / "uncovered.parquet")
-    canaries = [_recall(row) for row in pq.read_table(folder / "canaries.parquet").to_pylist()]
-    write_table(pa.Table.from_pylist(canaries, schema=CANARIES), folder / "canaries.parquet")
-    total = {name: sum(row[name] for row in canaries) for name in ("planted", "found", "acted")}
-    return {
-        "canaries": _recall({"kind": "all", **total}),
+    canaries = [_recall(vars(recall)) for recall in audit.recalls]
+    planted = {name: sum(row[name] for row in canaries) for name in ("planted", "found", "acted")}
+    totals = {
+        "canaries": _recall({"kind": "all", **planted}),
         "classes": _counted(row["class"] for row in pairs),
         "near_misses": _counted(row["near_miss"] for row in pairs if row["near_miss"]),
-        "spans": sum(map(len, spans.values())),
+        "spans": spans,
         "pairs": len(pairs),
     }
+    return Derived(pairs, books, sources, remainders, canaries, totals)
 
 
-def _spans(path: Path) -> dict[Pair, list[SpanRanges]]:
-    """The numbers of all spans by (document, evaluation document); the evidence stays on disk."""
-    found: dict[Pair, list[SpanRanges]] = defaultdict(list)
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(4096, columns=["doc_id", "book_id", *SpanRanges._fields]):
-            columns = [batch[name].to_pylist() for name in ("doc_id", "book_id", *SpanRanges._fields)]
-            for document, book, *numbers in zip(*columns, strict=True):
-                found[document, book].append(SpanRanges(*numbers))
-    return dict(found)
+def _pairs(
+    audit: Audit, found: Sequence[JudgedDocument]
+) -> tuple[list[dict[str, Any]], dict[str, list[tuple[str, list[Range]]]], int]:
+    """(rows, most matched words first; book_id -> word ranges of it in each document; number of spans)."""
+    ids, rule = audit.index.book_ids, audit.rule
+    spans = {(document.doc_id, ids[pair.book]): pair.spans for document in found for pair in document.decision.pairs}
+    shared = shared_sources(spans, _works(audit.index))
+    ranges: dict[str, list[tuple[str, list[Range]]]] = defaultdict(list)
+    rows: list[dict[str, Any]] = []
+    for document in found:
+        for pair in document.decision.pairs:
+            book = ids[pair.book]
+            ranges[book].append((document.doc_id, merged((s.book_first, s.book_last) for s in pair.spans)))
+            words = audit.index.words_in(pair.book)
+            whole = extent(pair.spans, document.words, words)
+            numbers = Measured(pair.longest, pair.dense, pair.document_share, pair.dense / max(1, words))
+            rows.append(
+                {
+                    "doc_id": document.doc_id,
+                    "book_id": book,
+                    "action": pair.action,
+                    "reason": pair.reason,
+                    "matched_words": pair.matched,
+                    "longest_words": pair.longest,
+                    "document_share": pair.document_share,
+                    "book_share": pair.book_share,
+                    "dense_words": pair.dense,
+                    "class": class_of(whole, (document.doc_id, book) in shared, rule, bool(pair.copies)),
+                    "spans": whole.spans,
+                    "identity": whole.identity,
+                    "document_covered": whole.of_document,
+                    "book_covered": whole.of_book,
+                    **margins(numbers, rule),
+                    "near_miss": near_miss(pair.action, numbers, rule),
+                }
+            )
+    rows.sort(key=lambda row: (-row["matched_words"], row["doc_id"], row["book_id"]))
+    return rows, ranges, sum(map(len, spans.values()))
 
 
-def _classified(
-    rows: list[dict[str, Any]],
-    spans: Mapping[Pair, Sequence[SpanRanges]],
-    words: Mapping[str, int],
-    index: Index,
-    rule: DecontaminateConfig,
-) -> list[dict[str, Any]]:
-    book_words = {name: index.words_in(b) for b, name in enumerate(index.book_ids)}
-    shared = shared_sources(spans, _works(index))
-    for row in rows:
-        pair = (row["doc_id"], row["book_id"])
-        found = extent(spans[pair], words[pair[0]], book_words[pair[1]])
-        dense_share = row["dense_words"] / max(1, book_words[pair[1]])
-        numbers = Measured(row["longest_words"], row["dense_words"], row["document_share"], dense_share)
-        copied = bool(copies_of(spans[pair], max(1, words[pair[0]]), max(1, book_words[pair[1]]), rule))
-        row |= {
-            "class": class_of(found, pair in shared, rule, copied),
-            "spans": found.spans,
-            "identity": found.identity,
-            "document_covered": found.of_document,
-            "book_covered": found.of_book,
-            **margins(numbers, rule),
-            "near_miss": near_miss(row["action"], numbers, rule),
+def _books(audit: Audit, found: Sequence[JudgedDocument]) -> list[dict[str, Any]]:
+    documents: Counter[int] = Counter()
+    top: dict[int, tuple[int, str]] = defaultdict(lambda: (0, ""))
+    for document in found:
+        for pair in document.decision.pairs:
+            documents[pair.book] += 1
+            if pair.matched > top[pair.book][0]:
+                top[pair.book] = (pair.matched, document.doc_id)
+    rows = [
+        {
+            "book_id": row["doc_id"],
+            "title": row["title"],
+            "split": row["split"],
+            "words": audit.index.words_in(book),
+            "bytes": int(audit.index.first_byte[book + 1] - audit.index.first_byte[book]),
+            "coverage": audit.before.get(book, 0.0),
+            "coverage_after": None if audit.after is None else audit.after.get(book, 0.0),
+            "documents": documents[book],
+            "top_document": top[book][1] or None,
+            "removed": book in audit.removed_books,
+            "cannot_be_found": audit.hidden.get(book),
         }
-    return rows
+        for book, row in enumerate(audit.books)
+    ]
+    return sorted(rows, key=lambda row: (-row["coverage"], row["book_id"]))
 
 
 def _works(index: Index) -> dict[str, str]:
@@ -182,7 +192,7 @@ def _remainders(index: Index, book: int, together: list[tuple[int, int]]) -> lis
                 "book_start": start,
                 "book_end": end,
                 "words": last - first,
-                "text": shortened(index.evidence(book, start, end)),
+                "text": _shortened(index.evidence(book, start, end)),
             }
         )
     return rows
@@ -200,3 +210,8 @@ def _counted(names: Any) -> dict[str, int]:
     for name in names:
         counts[name] += 1
     return dict(sorted(counts.items()))
+
+
+def _shortened(text: str) -> str:
+    """The beginning of a long text, with a sign that it goes on."""
+    return text if len(text) <= EVIDENCE_CHARACTERS else text[:EVIDENCE_CHARACTERS] + " …"

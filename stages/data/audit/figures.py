@@ -6,13 +6,13 @@ Drawn once as PNG for the tracking server and as SVG for the page, whose colours
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
 from stages.data.decontaminate.config import DecontaminateConfig
+from stages.display.svg import inline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,12 +102,5 @@ def _saved(figure: Figure, name: str, folder: Path) -> str:
     figure.savefig(folder / "figures" / f"{name}.png", dpi=160, facecolor="white", metadata={"Software": None})
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.S)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'url\(#|href="#', lambda match: f"{match.group()}{name}-", svg)
-    box = re.search(r'viewBox="[^"]*"', svg)
-    svg = f'<svg {box.group() if box else ""} role="img" aria-label="{name}">' + svg[svg.index(">") + 1 :]
-    for variable, colour in {"--ink": INK, "--muted": MUTED, "--line": LINE, **COLOURS}.items():
-        svg = svg.replace(f": {colour}", f": var({variable}, {colour})")
-    return svg.replace("font: ", "font-family: sans-serif; font: ")
+    colours = {"--ink": INK, "--muted": MUTED, "--line": LINE, **COLOURS}
+    return inline(buffer.getvalue(), name, name, colours).replace("font: ", "font-family: sans-serif; font: ")

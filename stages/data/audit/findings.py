@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.data.decontaminate.canary import Recall
+from stages.data.decontaminate.canary import Planted
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import SEVERITY, Action, Coverage, Decision, decide_document, without_notes
 from stages.data.matching.index import Index, hidden
-from stages.data.matching.shards import Evidence, ScannedDocument, ShardScan
+from stages.data.matching.shards import ScannedDocument, ShardScan
 
 
 @dataclass(frozen=True)
-class Document:
+class JudgedDocument:
     """One training document: what was found in it and what happened to it."""
 
     scanned: ScannedDocument
@@ -40,11 +40,6 @@ class Document:
         return self.scanned.words
 
     @property
-    def evidence(self) -> tuple[Evidence, ...]:
-        """Its spans, with the beginning of both texts."""
-        return self.scanned.evidence
-
-    @property
     def action(self) -> Action:
         """What happened to it; an exact copy of another training document is dropped."""
         return "drop" if self.copy_of is not None else self.decision.action
@@ -59,7 +54,7 @@ class Document:
 
 @dataclass
 class ShardState:
-    """What is known of one shard in memory: its scan's summary and a few numbers per document.
+    """What is known of one shard in memory: its scan's summary, its spans and a few numbers per document.
 
     ``sizes``: bytes of each training document now, -1 once it is left out. ``copies``: number of an exact copy ->
     id of the document it is a copy of.
@@ -68,6 +63,11 @@ class ShardState:
     scan: ShardScan
     copies: dict[int, str]
     sizes: NDArray[np.int64]
+
+    @cached_property
+    def found(self) -> list[ScannedDocument]:
+        """The documents with spans, in order: the numbers of all spans, read once, without the texts."""
+        return list(self.scan.found())
 
 
 @dataclass
@@ -83,12 +83,12 @@ class Audit:
     before: dict[int, float] = field(default_factory=dict)
     after: dict[int, float] | None = field(default_factory=dict)  # None: nothing was cleaned, nor scanned again
     removed_books: set[int] = field(default_factory=set)
-    recalls: list[Recall] = field(default_factory=list)
-    quotations: Recall = field(default_factory=lambda: Recall("quotation", 0, 0, 0))
+    recalls: list[Planted] = field(default_factory=list)
+    quotations: Planted = field(default_factory=lambda: Planted("quotation", 0, 0, 0))
     rounds: int = 0
     rescan: dict[str, float] | None = None  # the last scan of the output, where training documents were cleaned
 
-    @functools.cached_property
+    @cached_property
     def hidden(self) -> dict[int, str]:
         """Evaluation documents that cannot be found, whatever the training text holds -> why."""
         return hidden(self.index, self.rule.min_span_words)
@@ -100,23 +100,23 @@ class Audit:
             for book, reason in self.hidden.items()
         ]
 
-    def documents(self) -> Iterator[Document]:
-        """Every training document, in order of the corpus."""
-        for state in self.shards:
-            for scanned in state.scan.documents():
-                yield self._document(state, scanned)
-
-    def found(self) -> Iterator[Document]:
+    def found(self) -> Iterator[JudgedDocument]:
         """The training documents that share a verified span with an evaluation document, in order of the corpus."""
         for state in self.shards:
-            for scanned in state.scan.found():
+            for scanned in state.found:
+                yield self._document(state, scanned)
+
+    def not_found(self) -> Iterator[JudgedDocument]:
+        """The others, in order of the corpus."""
+        for state in self.shards:
+            for scanned in state.scan.without_spans():
                 yield self._document(state, scanned)
 
     def judge(self) -> None:
         """Set ``before`` and ``over`` from the spans of the whole corpus."""
         before, left = Coverage(acted=True), Coverage(acted=False)
         for state in self.shards:
-            for scanned in state.scan.found():
+            for scanned in state.found:
                 decision = decide_document(scanned.scanned, self.index.book_words, self.rule)
                 before.add(decision)
                 left.add(decision)
@@ -128,7 +128,7 @@ class Audit:
         total: Counter[str] = Counter()
         for state in self.shards:
             copies = set(state.copies)
-            for document in (self._document(state, scanned) for scanned in state.scan.found()):
+            for document in (self._document(state, scanned) for scanned in state.found):
                 total[document.action] += 1
                 copies.discard(document.scanned.row)
             total["drop"] += len(copies)
@@ -139,9 +139,9 @@ class Audit:
             total["bytes_out"] += int(np.maximum(state.sizes, 0).sum())
         return total
 
-    def _document(self, state: ShardState, scanned: ScannedDocument) -> Document:
+    def _document(self, state: ShardState, scanned: ScannedDocument) -> JudgedDocument:
         decision = Decision()
-        if scanned.evidence:
+        if scanned.spans:
             decision = decide_document(scanned.scanned, self.index.book_words, self.rule)
             decision = without_notes(decision, self.over)
         if found := self.again.get(scanned.doc_id):
@@ -150,7 +150,7 @@ class Audit:
                 because = f"{decision.reason}; after cutting: {reason}" if decision.reason else reason
                 decision = replace(decision, action=action, reason=because)
         size = int(state.sizes[scanned.row])
-        return Document(scanned, decision, state.copies.get(scanned.row), max(0, size))
+        return JudgedDocument(scanned, decision, state.copies.get(scanned.row), max(0, size))
 
 
 def shard_states(scans: Sequence[ShardScan]) -> list[ShardState]:

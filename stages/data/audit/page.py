@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from stages.data.audit.classify import CLASSES, NEAR
 from stages.data.audit.highlight import highlighted
-from stages.data.audit.wording import percent, signed, verdict
+from stages.data.audit.wording import verdict
 from stages.data.decontaminate.decide import SEVERITY
+from stages.display.numbers import margin, share
 
 TEMPLATES = Path(__file__).with_name("templates")
 TOP_BOOKS, TOP_PAIRS, TOP_SPANS, TOP_NEAR = 200, 30, 3, 100  # shown on audit.html
@@ -121,7 +122,7 @@ def _environment() -> Callable[..., str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "share": lambda value: f"{100 * value:.3g}%", "signed": signed}
+    environment.filters |= {"share": share, "limit": lambda value: f"{100 * value:.3g}%", "margin": margin}
     environment.globals["names"] = ACTIONS
     return lambda template, **values: environment.get_template(template).render(**values)
 
@@ -244,6 +245,6 @@ def _tiles(totals: Row, metrics: Mapping[str, float]) -> list[dict[str, str]]:
     if "bytes_out" in metrics:
         tiles.append((f"{metrics['bytes_out'] / max(1.0, metrics['bytes_in']):.1%}", "of the text is left"))
     if (canaries := totals["canaries"])["recall"] is not None:
-        interval = f"{percent(canaries['low'])}–{percent(canaries['high'])}"
-        tiles.append((percent(canaries["recall"]), f"of {canaries['planted']} canaries acted on ({interval})"))
+        interval = f"{share(canaries['low'])}–{share(canaries['high'])}"
+        tiles.append((share(canaries["recall"]), f"of {canaries['planted']} canaries acted on ({interval})"))
     return [{"value": value, "label": label} for value, label in tiles]

@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
-from stages.framed import framed
+from stages.display.framed import framed
 
 _BODY = re.compile(r"<body><main>\n?(.*)</main></body>", re.S)
 

@@ -20,14 +20,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from stages.data.audit import tables
 from stages.data.audit.audit import observe, publish, totals_of
 from stages.data.audit.findings import Audit
 from stages.data.corpus.config import Columns
 from stages.data.decontaminate.canary import HOST_BYTES, plant
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.exclude import excluded_hashes
-from stages.data.decontaminate.files import FileShard, Found, Kind, Reading, Stopped, find
+from stages.data.decontaminate.files import FileKind, FileShard, FoundFile, Reading, Stopped, find
 from stages.data.matching.index import Index, build
 from stages.data.matching.shards import ShardScan, basis_of, scan_shard, warm_up
 from stages.stage import StageError
@@ -47,12 +46,12 @@ class Options:
     text_column: str = "text"
     id_column: str | None = None
     encoding: tuple[str, ...] = ("utf-8",)
-    format: Kind | None = None
+    format: FileKind | None = None
     jobs: int = 1
 
 
 @dataclass
-class Report:
+class ScanReport:
     """What a scan found: the totals of audit.json, rows of its tables, what could not be read."""
 
     totals: dict[str, Any]
@@ -78,7 +77,7 @@ Progress = Callable[[str, int, int, int, int], None]
 """What is done now, files done and in all, documents and bytes of text so far."""
 
 
-def scan_corpus(options: Options, progress: Progress = lambda *_: None) -> Report:
+def scan_corpus(options: Options, progress: Progress = lambda *_: None) -> ScanReport:
     """Scan, and write tables, audit.json and pages to ``options.out``.
 
     Raises StageError where there is nothing to read on either side, or a column is missing.
@@ -100,9 +99,8 @@ def scan_corpus(options: Options, progress: Progress = lambda *_: None) -> Repor
             raise _unreadable("CORPUS", options.corpus, problems)
         _check_id_column(options, columns.union(*(shard.columns() for shard in shards)))
         audit.recalls, audit.quotations = plant(_hosts(shards, audit), index, options.rule)
-        tables.write(audit, out)
         _write_totals(audit, problems, corpus, evaluation, out / "audit.json")
-        publish(out, index, options.rule)
+        publish(audit, out)
         report = _report(out, problems, notes)
         shutil.rmtree(work)
     return report
@@ -137,7 +135,7 @@ def _check_out(out: Path) -> None:
         )
 
 
-def _notes(corpus: Sequence[Found], evaluation: Sequence[Found], ignored: Sequence[str]) -> list[str]:
+def _notes(corpus: Sequence[FoundFile], evaluation: Sequence[FoundFile], ignored: Sequence[str]) -> list[str]:
     both = sorted({file.location for file in corpus} & {file.location for file in evaluation})
     notes = []
     if both:
@@ -151,7 +149,7 @@ def _notes(corpus: Sequence[Found], evaluation: Sequence[Found], ignored: Sequen
 
 
 def _index(
-    files: Sequence[Found], options: Options, work: Path, progress: Progress
+    files: Sequence[FoundFile], options: Options, work: Path, progress: Progress
 ) -> tuple[Index, list[dict[str, Any]], list[dict[str, str]], set[str]]:
     reading = Reading(Columns(text=options.text_column, id=options.id_column), options.encoding)
     columns: set[str] = set()
@@ -223,7 +221,12 @@ def _unreadable(option: str, places: Sequence[str], problems: Sequence[dict[str,
 
 
 def _scanned(
-    files: Sequence[Found], index: Index, books: list[dict[str, Any]], options: Options, work: Path, progress: Progress
+    files: Sequence[FoundFile],
+    index: Index,
+    books: list[dict[str, Any]],
+    options: Options,
+    work: Path,
+    progress: Progress,
 ) -> tuple[Audit, list[FileShard]]:
     """The findings. The same at any number of threads."""
     done = {"files": 0, "documents": 0, "bytes": 0}
@@ -265,7 +268,7 @@ def _hosts(shards: Sequence[FileShard], audit: Audit) -> list[bytes]:
     step = max(1, len(shards) // HOSTS)
     each = max(1, HOSTS // len(shards))
     for shard, state in list(zip(shards, audit.shards, strict=True))[::step][:HOSTS]:
-        found = {document.row for document in state.scan.found()}
+        found = {document.row for document in state.found}
         free = [row for row in range(min(state.scan.documents_in, 8 * each)) if row not in found][:each]
         if not free:
             continue
@@ -279,7 +282,11 @@ def _hosts(shards: Sequence[FileShard], audit: Audit) -> list[bytes]:
 
 
 def _write_totals(
-    audit: Audit, problems: Sequence[dict[str, str]], corpus: Sequence[Found], evaluation: Sequence[Found], path: Path
+    audit: Audit,
+    problems: Sequence[dict[str, str]],
+    corpus: Sequence[FoundFile],
+    evaluation: Sequence[FoundFile],
+    path: Path,
 ) -> None:
     more = {"problems": float(len(problems)), "files": float(len(corpus)), "files_against": float(len(evaluation))}
     totals = totals_of(audit, more) | {"digests": {"corpus": _digest(audit)}, "problems": list(problems)}
@@ -296,9 +303,9 @@ def _digest(audit: Audit) -> str:
     return digest.hexdigest()
 
 
-def _report(out: Path, problems: list[dict[str, str]], notes: list[str]) -> Report:
+def _report(out: Path, problems: list[dict[str, str]], notes: list[str]) -> ScanReport:
     rows = {name: pq.read_table(out / f"{name}.parquet").to_pylist() for name in ("books", "pairs")}
     spans = pq.ParquetFile(out / "spans.parquet")
     first = next(spans.iter_batches(1000), None)
     totals = json.loads((out / "audit.json").read_text())
-    return Report(totals, rows["books"], rows["pairs"], first.to_pylist() if first else [], problems, notes)
+    return ScanReport(totals, rows["books"], rows["pairs"], first.to_pylist() if first else [], problems, notes)

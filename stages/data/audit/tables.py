@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from stages.data.audit.findings import Audit, Document
+from stages.data.audit.derive import derive
+from stages.data.audit.findings import Audit, JudgedDocument
+from stages.data.corpus.documents import TableWriter, write_table
 from stages.data.matching.index import Index
-from stages.data.matching.shards import EVIDENCE_CHARACTERS, Evidence, evidence_of
+from stages.data.matching.shards import span_of
 
 ROWS = 4096  # in memory at a time where a table may be long
 
@@ -57,6 +57,23 @@ BOOKS = pa.schema(
         ("cannot_be_found", pa.string()),
     ]
 )
+SOURCES = pa.schema(
+    [
+        ("book_id", pa.string()),
+        ("rank", pa.int64()),
+        ("doc_id", pa.string()),
+        *((name, pa.string()) for name in ("action", "class")),
+        ("words", pa.int64()),
+        *((name, pa.float64()) for name in ("share", "new_share", "cumulative_share")),
+    ]
+)
+REMAINDERS = pa.schema(
+    [
+        ("book_id", pa.string()),
+        *((name, pa.int64()) for name in ("book_start", "book_end", "words")),
+        ("text", pa.string()),
+    ]
+)
 _GRAVITY = ("drop", "excise", "note", "keep")
 
 CANARIES = pa.schema(
@@ -75,42 +92,45 @@ TABLES = {
     "Decisions": "decisions.parquet",
     "Canaries": "canaries.parquet",
 }
-"""Title -> file of every table of an audit; ``derive`` writes the sources and the remainders."""
+"""Title -> file of every table of an audit."""
 
 
-def write(audit: Audit, folder: Path) -> None:
-    """Write decisions, pairs, spans, books and canaries. In memory are rows of documents with spans, without texts."""
-    _write(folder / "decisions.parquet", DECISIONS, _decisions(audit))
-    _write(folder / "pairs.parquet", PAIRS, _pairs(audit))
+def write(audit: Audit, folder: Path) -> dict[str, Any]:
+    """Write all tables; what the totals say of them. In memory are rows of documents with spans, without texts."""
+    found = list(audit.found())
+    derived = derive(audit, found)
+    _write(folder / "decisions.parquet", DECISIONS, _decisions(audit, found))
     _write(folder / "spans.parquet", SPANS, _spans(audit))
-    _write(folder / "books.parquet", BOOKS, _books(audit))
-    _write(folder / "canaries.parquet", CANARIES, [vars(recall) for recall in audit.recalls])
+    for name, schema, rows in (
+        ("pairs", PAIRS, derived.pairs),
+        ("books", BOOKS, derived.books),
+        ("sources", SOURCES, derived.sources),
+        ("uncovered", REMAINDERS, derived.remainders),
+        ("canaries", CANARIES, derived.canaries),
+    ):
+        write_table(pa.Table.from_pylist(rows, schema=schema), folder / f"{name}.parquet")
+    return derived.totals
 
 
 def _write(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
-    """As ``write_table``, some thousand rows at a time."""
-    remaining = iter(rows)
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        while some := list(itertools.islice(remaining, ROWS)):
-            writer.write_table(pa.Table.from_pylist(some, schema=schema), row_group_size=256)
+    """As ``write_table``, of any number of rows."""
+    with TableWriter(path, schema, rows=ROWS, row_group_size=256, compression="zstd") as writer:
+        for row in rows:
+            writer.add(row)
 
 
-def _decisions(audit: Audit) -> Iterator[dict[str, Any]]:
+def _decisions(audit: Audit, found: Sequence[JudgedDocument]) -> Iterator[dict[str, Any]]:
     """By action, the most matched words first, then in order of the corpus."""
     grave: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for document in audit.found():
+    for document in found:
         grave[document.action].append(_decision(audit, document))
     for action in _GRAVITY:
         yield from sorted(grave[action], key=lambda row: -row["matched_words"])
         if action in ("drop", "keep"):  # the only fates of a document that shares nothing
-            yield from (
-                _decision(audit, document)
-                for document in audit.documents()
-                if not document.evidence and document.action == action
-            )
+            yield from (_decision(audit, document) for document in audit.not_found() if document.action == action)
 
 
-def _decision(audit: Audit, document: Document) -> dict[str, Any]:
+def _decision(audit: Audit, document: JudgedDocument) -> dict[str, Any]:
     worst = document.decision.pairs[0] if document.decision.pairs else None
     return {
         "doc_id": document.doc_id,
@@ -125,25 +145,6 @@ def _decision(audit: Audit, document: Document) -> dict[str, Any]:
         "bytes_in": document.bytes,
         "bytes_out": document.bytes_out,
     }
-
-
-def _pairs(audit: Audit) -> list[dict[str, Any]]:
-    rows = [
-        {
-            "doc_id": document.doc_id,
-            "book_id": audit.index.book_ids[pair.book],
-            "action": pair.action,
-            "reason": pair.reason,
-            "matched_words": pair.matched,
-            "longest_words": pair.longest,
-            "document_share": pair.document_share,
-            "book_share": pair.book_share,
-            "dense_words": pair.dense,
-        }
-        for document in audit.found()
-        for pair in document.decision.pairs
-    ]
-    return sorted(rows, key=lambda row: (-row["matched_words"], row["doc_id"], row["book_id"]))
 
 
 def _spans(audit: Audit) -> Iterator[dict[str, Any]]:
@@ -166,15 +167,15 @@ def _spans(audit: Audit) -> Iterator[dict[str, Any]]:
             found = tables[s].take(row[mine]).to_pylist()
             names = audit.shards[s].scan.table()["doc_id"]
             rows |= {
-                int(k): span_row(names[values["row"]].as_py(), evidence_of(values), audit.index)
+                int(k): _span_row(names[values["row"]].as_py(), values, audit.index)
                 for k, values in zip(mine, found, strict=True)
             }
         yield from (rows[int(k)] for k in some)
 
 
-def span_row(doc_id: str, evidence: Evidence, index: Index) -> dict[str, Any]:
-    """One row of ``spans``."""
-    span = evidence.span
+def _span_row(doc_id: str, values: dict[str, Any], index: Index) -> dict[str, Any]:
+    """One row of ``spans`` from one of a shard's."""
+    span = span_of(values)
     return {
         "doc_id": doc_id,
         "book_id": index.book_ids[span.book],
@@ -189,38 +190,6 @@ def span_row(doc_id: str, evidence: Evidence, index: Index) -> dict[str, Any]:
         "words": span.matched,
         "near": span.near,
         "identity": span.identity,
-        "doc_text": evidence.doc_text,
-        "book_text": evidence.book_text,
+        "doc_text": values["doc_text"],
+        "book_text": values["book_text"],
     }
-
-
-def shortened(text: str) -> str:
-    """The beginning of a long text, with a sign that it goes on."""
-    return text if len(text) <= EVIDENCE_CHARACTERS else text[:EVIDENCE_CHARACTERS] + " …"
-
-
-def _books(audit: Audit) -> list[dict[str, Any]]:
-    documents: Counter[int] = Counter()
-    top: dict[int, tuple[int, str]] = defaultdict(lambda: (0, ""))
-    for document in audit.found():
-        for pair in document.decision.pairs:
-            documents[pair.book] += 1
-            if pair.matched > top[pair.book][0]:
-                top[pair.book] = (pair.matched, document.doc_id)
-    rows = [
-        {
-            "book_id": row["doc_id"],
-            "title": row["title"],
-            "split": row["split"],
-            "words": audit.index.words_in(book),
-            "bytes": int(audit.index.first_byte[book + 1] - audit.index.first_byte[book]),
-            "coverage": audit.before.get(book, 0.0),
-            "coverage_after": None if audit.after is None else audit.after.get(book, 0.0),
-            "documents": documents[book],
-            "top_document": top[book][1] or None,
-            "removed": book in audit.removed_books,
-            "cannot_be_found": audit.hidden.get(book),
-        }
-        for book, row in enumerate(audit.books)
-    ]
-    return sorted(rows, key=lambda row: (-row["coverage"], row["book_id"]))

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from stages.data.certify.config import CertifyConfig
 from stages.data.corpus.documents import document_files, write_table
-from stages.data.corpus.parallel import spread
+from stages.data.parallel import spread
 from stages.stage import Artifact, Context, StageError, Summary
 
 TRAINING = "train"
@@ -34,14 +34,22 @@ _WORD = re.compile(f"[{_IDEOGRAPHS}]|[^\\W_{_IDEOGRAPHS}]+")
 PIECE = 2**20  # bytes of a text turned into words at a time: a text of a gigabyte takes no more memory than a book
 WORTH_TASKS = 32 * 2**20  # below this many (compressed) bytes one core is done before workers have started
 
-SCHEMA = pa.schema([
-    ("book_id", pa.string()), ("title", pa.string()), ("split", pa.string()), ("ngrams", pa.int64()),
-    ("contained", pa.int64()), ("share", pa.float64()), ("longest", pa.int64()), ("top_document", pa.string()),
-])  # fmt: skip
+SCHEMA = pa.schema(
+    [
+        ("book_id", pa.string()),
+        ("title", pa.string()),
+        ("split", pa.string()),
+        ("ngrams", pa.int64()),
+        ("contained", pa.int64()),
+        ("share", pa.float64()),
+        ("longest", pa.int64()),
+        ("top_document", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
-class Index:
+class GramIndex:
     """The n-grams of the evaluation documents.
 
     numbers: word -> its number, from 1. weights: uint64 [n], one per place in an n-gram. grams: uint64 [distinct],
@@ -66,7 +74,7 @@ class Shared(NamedTuple):
     longest: NDArray[np.int64]
 
 
-class Shard(NamedTuple):
+class SharedOfFile(NamedTuple):
     """What the training documents of one file share: ``found`` int64 [distinct], numbers of grams; ``pairs``:
     (training document, what it shares); ``documents`` and ``words`` read."""
 
@@ -160,7 +168,7 @@ def words(text: memoryview) -> Iterator[str]:
         yield from _WORD.findall(plain.lower() if plain.isascii() else unicodedata.normalize("NFKC", plain).lower())
 
 
-def build(texts: list[list[str]], n: int) -> Index:
+def build(texts: list[list[str]], n: int) -> GramIndex:
     """The index of evaluation texts, given as words."""
     numbers: dict[str, int] = {}
     for text in texts:
@@ -173,7 +181,7 @@ def build(texts: list[list[str]], n: int) -> Index:
     order = np.argsort(gram, kind="stable")
     gram, owner = gram[order], owner[order]
     grams, first = np.unique(gram, return_index=True)
-    return Index(numbers, weights, grams, np.append(first, len(gram)).astype(np.int64), owner, len(texts))
+    return GramIndex(numbers, weights, grams, np.append(first, len(gram)).astype(np.int64), owner, len(texts))
 
 
 def _numbered(text: list[str], numbers: dict[str, int]) -> NDArray[np.uint64]:
@@ -192,7 +200,7 @@ def hashed(numbers: NDArray[np.uint64], weights: NDArray[np.uint64]) -> NDArray[
     return total
 
 
-def shares(numbers: NDArray[np.uint64], index: Index) -> tuple[NDArray[np.int64], Shared]:
+def shares(numbers: NDArray[np.uint64], index: GramIndex) -> tuple[NDArray[np.int64], Shared]:
     """(numbers of the grams found, what is shared with whom) of one training text, given as word numbers [words]."""
     n = len(index.weights)
     known = numbers > 0
@@ -225,7 +233,7 @@ def _longest(owner: NDArray[np.int64], where: NDArray[np.int64], owners: NDArray
     return longest
 
 
-def scan(name: str, documents: Artifact, index: Index) -> Shard:
+def scan(name: str, documents: Artifact, index: GramIndex) -> SharedOfFile:
     """What the training documents of the part file ``name`` share with the evaluation documents."""
     found, pairs, count, read = [np.zeros(0, np.int64)], [], 0, 0
     with pq.ParquetFile(documents.path(name)) as file:
@@ -242,7 +250,7 @@ def scan(name: str, documents: Artifact, index: Index) -> Shard:
                 if len(grams):
                     found.append(grams)
                     pairs.append((doc_id, shared))
-    return Shard(np.unique(np.concatenate(found)), pairs, count, read)
+    return SharedOfFile(np.unique(np.concatenate(found)), pairs, count, read)
 
 
 def _evaluation(file: Path) -> Iterator[dict[str, Any]]:

@@ -10,12 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from stages.data.pinned import Pin
 from stages.stage import Config
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
-
-PIN_PATTERN = r"^sha256:[0-9a-f]{64}$"
 
 
 class SplitShares(Config):
@@ -100,7 +99,7 @@ class SourceBase(Config):
     weight: float | None = Field(
         default=None, gt=0, description="share of the training text, relative to the other sources' weights"
     )
-    pin: str | None = Field(default=None, pattern=PIN_PATTERN, description="digest of the external input")
+    pin: Pin | None = Field(default=None, description="digest of the external input")
 
     def key_fields(self) -> dict[str, Any]:
         """The fields that decide which documents come out. The weight acts later, in training."""
@@ -173,7 +172,7 @@ class JsonLines(TableSource):
     encoding: Encodings = ("utf-8",)
 
 
-class Text(SourceBase):
+class TextFiles(SourceBase):
     """Plain text files, one file a document; its id is the path below the glob's fixed part."""
 
     kind: Literal["text"] = "text"
@@ -211,7 +210,7 @@ class Hub(SourceBase):
         return self.model_dump(mode="json", exclude={"path", "weight"})
 
 
-Source = Annotated[PythonDocs | Pg19 | Parquet | JsonLines | Text | Hub, Field(discriminator="kind")]
+Source = Annotated[PythonDocs | Pg19 | Parquet | JsonLines | TextFiles | Hub, Field(discriminator="kind")]
 
 
 class IngestConfig(Config):

@@ -95,6 +95,34 @@ def write_table(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, compression="zstd", row_group_size=256)
 
 
+class TableWriter:
+    """Writes one Parquet file row by row, of which ``rows`` are in memory; ``options``: of ``pq.ParquetWriter``."""
+
+    def __init__(self, path: Path, schema: pa.Schema, rows: int, row_group_size: int | None = None, **options: Any):
+        self._schema, self._most, self._group_size = schema, rows, row_group_size
+        self._rows: list[dict[str, Any]] = []
+        self._writer = pq.ParquetWriter(path, schema, **options)
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """The next row."""
+        self._rows.append(row)
+        if len(self._rows) == self._most:
+            self._flush()
+
+    def _flush(self) -> None:
+        table = pa.Table.from_pylist(self._rows, schema=self._schema)
+        self._writer.write_table(table, row_group_size=self._group_size)
+        self._rows = []
+
+
 def document_files(folder: Path) -> list[Path]:
     """The files of a documents table, in its order."""
     return sorted(folder.glob("*.parquet"), key=lambda path: (len(path.name), path.name))
@@ -116,7 +144,7 @@ def read_documents(
 
 
 @dataclass(frozen=True)
-class Text:
+class DocumentText:
     """A document's text where Arrow holds it: ``data`` is its UTF-8, not copied and never decoded as a whole."""
 
     doc_id: str
@@ -125,7 +153,7 @@ class Text:
     data: memoryview
 
 
-def read_texts(folder: Path, splits: Iterable[str] | None = None) -> Iterator[Text]:
+def read_texts(folder: Path, splits: Iterable[str] | None = None) -> Iterator[DocumentText]:
     """The documents in the table's order without making Python strings of them: what is held is one file's rows."""
     wanted = None if splits is None else set(splits)
     for path in document_files(folder):
@@ -134,11 +162,11 @@ def read_texts(folder: Path, splits: Iterable[str] | None = None) -> Iterator[Te
                 yield text
 
 
-def file_texts(path: Path) -> Iterator[Text]:
+def file_texts(path: Path) -> Iterator[DocumentText]:
     """The documents of one file of the table, as ``read_texts`` gives them."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(64, columns=["doc_id", "source", "split", "text"]):
             texts = batch.column("text").cast(pa.large_binary())
             names = (batch.column(name).to_pylist() for name in ("doc_id", "source", "split"))
             for place, (doc_id, source, split) in enumerate(zip(*names, strict=True)):
-                yield Text(doc_id, source, split, memoryview(texts[place].as_buffer()))
+                yield DocumentText(doc_id, source, split, memoryview(texts[place].as_buffer()))

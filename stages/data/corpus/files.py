@@ -22,7 +22,7 @@ from stages.data.corpus.config import (
     Source,
     SplitName,
     SplitShares,
-    Text,
+    TextFiles,
 )
 from stages.stage import StageError
 
@@ -118,7 +118,7 @@ def split_of_file(source: Source, name: str) -> str | None:
     """The split of all documents in the file, None where that is not known without reading it."""
     if isinstance(source, Pg19):
         return name.split("/", maxsplit=1)[0] if "/" in name else None
-    if isinstance(source, Text):
+    if isinstance(source, TextFiles):
         return split_of(without_suffix(name), source.split)
     if isinstance(source, Parquet | JsonLines) and isinstance(source.split, str):
         return source.split

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,12 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cluster.storage import join
 from stages.data.corpus.config import SPLITS, Hub, IngestConfig, JsonLines, Parquet, Pg19, Source, SplitName
 from stages.data.corpus.documents import DocumentsWriter, part_name, write_documents, write_table
 from stages.data.corpus.files import DigestCache, ExternalFile
 from stages.data.corpus.pin import list_files, listing_digest
 from stages.data.corpus.readers import NO_FIELD, Raw, column_names, pg19_metadata, printable, read, read_hub, year_of
-from stages.data.corpus.saved import Saved, spread_saved
+from stages.data.pinned import unchanged
+from stages.data.saved import Saved, spread_saved
 from stages.stage import Context, StageError, Summary
 
 GROUP_BYTES = 16 * 2**20  # of input for one task; a larger file is one task by itself
@@ -66,7 +67,7 @@ def ingest(config: IngestConfig, output: Path, context: Context) -> Summary:
     problems: list[pa.Table] = []
     done = documents = 0
     made = spread_saved(
-        _read_group, groups, f"{context.work_url.rstrip('/')}/shards", identity=_identity, worth_it=size > WORTH_TASKS
+        _read_group, groups, join(context.work_url, "shards"), identity=_identity, worth_it=size > WORTH_TASKS
     )
     for (source, members, _), part in zip(groups, made, strict=True):
         parts.append(part)
@@ -143,14 +144,8 @@ def _check_columns(
 def _verified_files(source: Source, index: int) -> list[ExternalFile]:
     """The source's files, re-read and compared with the pin: the plan may be older than the files."""
     files = list_files(source, DigestCache(None), f"corpus.sources.{index}")
-    found = listing_digest(files)
-    if source.pin is not None and source.pin != found:
-        raise StageError(
-            f"the input of source {source.name!r} changed after the plan was made; it now has the digest {found}",
-            field=f"corpus.sources.{index}.pin",
-            value=source.pin,
-            fix="run again, so that the plan sees the change",
-        )
+    field, what = f"corpus.sources.{index}.pin", f"the input of source {source.name!r}"
+    unchanged(listing_digest(files), source.pin, field=field, what=what)
     return files
 
 
@@ -245,9 +240,8 @@ def _problem(name: str, source: str, problem: str, detail: str, action: str = "s
 
 
 def _table(part: Saved, name: str) -> pa.Table:
-    with tempfile.TemporaryDirectory() as scratch:
-        part.take(name, Path(scratch) / name)
-        return pq.read_table(Path(scratch) / name, memory_map=False)
+    with part.on_disk(name) as path:
+        return pq.read_table(path, memory_map=False)
 
 
 def _rows(table: pa.Table) -> Iterator[tuple[str, ...]]:

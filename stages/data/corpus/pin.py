@@ -27,7 +27,7 @@ from stages.data.corpus.config import (
     PythonDocs,
     Source,
     SplitName,
-    Text,
+    TextFiles,
 )
 from stages.data.corpus.files import (
     DigestCache,
@@ -167,7 +167,7 @@ def list_files(source: Source, digests: DigestCache, field: str) -> list[Externa
         ) from error
 
 
-def _url_files(source: Pg19 | Parquet | JsonLines | Text, digests: DigestCache, field: str) -> list[ExternalFile]:
+def _url_files(source: Pg19 | Parquet | JsonLines | TextFiles, digests: DigestCache, field: str) -> list[ExternalFile]:
     if isinstance(source, Pg19):
         return _described(_pg19_files(source, field), digests)
     found = list(_glob(source.url))
@@ -270,7 +270,7 @@ def possible_splits(source: Source) -> set[SplitName]:
     """Splits the resolved source may have documents of, as far as that is known without reading them."""
     if isinstance(source, Hub):
         return set(source.splits)
-    if isinstance(source, Pg19 | Text) and not is_remote(source.url):
+    if isinstance(source, Pg19 | TextFiles) and not is_remote(source.url):
         from stages.data.corpus.files import split_of_file
 
         names = [name for name, *_ in (_pg19_files(source, "") if isinstance(source, Pg19) else _glob(source.url))]

@@ -29,7 +29,7 @@ from stages.data.corpus.config import (
     Source,
     SplitName,
     SplitShares,
-    Text,
+    TextFiles,
 )
 from stages.data.corpus.files import ExternalFile, book_id, split_of, without_suffix
 from stages.data.corpus.manuals import manual_pages
@@ -98,7 +98,7 @@ def _documents(source: Source, file: ExternalFile, seen: set[str]) -> Iterator[R
     elif isinstance(source, Pg19):
         if file.name != "metadata.csv":
             yield _text_file(file, book_id(file.name), file.name.split("/")[0], source.encoding)
-    elif isinstance(source, Text):
+    elif isinstance(source, TextFiles):
         where = split_of(without_suffix(file.name), source.split)
         yield _text_file(file, file.name, where, source.encoding)
     elif isinstance(source, Parquet):

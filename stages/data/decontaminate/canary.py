@@ -19,7 +19,7 @@ PASSAGE_WORDS, QUOTATION_WORDS, HOST_BYTES = 200, 20, 20_000
 
 
 @dataclass(frozen=True)
-class Recall:
+class Planted:
     """How many canaries of one kind were planted, found (any verified span) and acted on (excised or dropped)."""
 
     kind: str
@@ -55,7 +55,7 @@ KINDS: dict[str, Callable[[str, random.Random], str]] = {
 }
 
 
-def plant(hosts: Sequence[bytes], index: Index, rule: DecontaminateConfig) -> tuple[list[Recall], Recall]:
+def plant(hosts: Sequence[bytes], index: Index, rule: DecontaminateConfig) -> tuple[list[Planted], Planted]:
     """(recall per kind, quotations) of ``rule.canaries.count`` canaries each, planted in copies of ``hosts``.
 
     Evaluation documents are drawn in proportion to their words; those shorter than a passage are not drawn.
@@ -75,7 +75,7 @@ def plant(hosts: Sequence[bytes], index: Index, rule: DecontaminateConfig) -> tu
             decision = decide([scanned], [index.words_in(b) for b in range(len(index.book_ids))], rule)[0]
             found += bool(decision.pairs)
             acted += decision.action in ("excise", "drop")
-        recalls.append(Recall(kind, count, found, acted))
+        recalls.append(Planted(kind, count, found, acted))
     return recalls[:-1], recalls[-1]
 
 

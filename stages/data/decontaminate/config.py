@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from stages.data.matching.config import MatchingConfig
+from stages.data.pinned import Pin
 from stages.stage import Config
 
 if TYPE_CHECKING:
-    from stages.data.corpus.config import Parquet, Text
+    from stages.data.corpus.config import Parquet, TextFiles
 
 
 class Canaries(Config):
@@ -24,7 +25,7 @@ class Excluded(Config):
     """Texts whose n-grams are taken out of the index; in a study file its address alone will do."""
 
     url: str = Field(description="path, glob or fsspec URL of text or Parquet files; relative paths: to the study file")
-    pin: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$", description="digest of the files")
+    pin: Pin | None = Field(default=None, description="digest of the files")
 
     @model_validator(mode="before")
     @classmethod
@@ -35,11 +36,11 @@ class Excluded(Config):
         """The files' digest; the place they lie in does not count."""
         return self.model_dump(mode="json", exclude={"url"})
 
-    def source(self) -> Parquet | Text:
+    def source(self) -> Parquet | TextFiles:
         """As a source of the corpus, which knows how to find, pin and read it."""
-        from stages.data.corpus.config import Parquet, Text
+        from stages.data.corpus.config import Parquet, TextFiles
 
-        kind: type[Parquet] | type[Text] = Parquet if self.url.endswith((".parquet", ".pq")) else Text
+        kind: type[Parquet] | type[TextFiles] = Parquet if self.url.endswith((".parquet", ".pq")) else TextFiles
         return kind(name="exclude", url=self.url, split="train", pin=self.pin)
 
 

@@ -1,11 +1,11 @@
-"""The rule: from spans to one action per (training document, evaluation document), per document, and to cuts."""
+"""The rule: from spans to one action per (training document, evaluation document) and per document, and what goes."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, TypeVar
+from typing import Literal
 
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.matching.chain import Scanned, Span
@@ -16,25 +16,6 @@ SEVERITY: dict[Action, int] = {"keep": 0, "note": 1, "excise": 2, "drop": 3}
 SOME_QUOTATIONS = 4  # of the least length to act on: as many may stand together without being a copy
 
 _BLANK = b" \t\n\r\x0b\f"
-
-
-class Stretch(Protocol):
-    """Words [first, last) of both texts: a ``Span``, or its numbers in a table."""
-
-    @property
-    def doc_first(self) -> int: ...
-    @property
-    def doc_last(self) -> int: ...
-    @property
-    def book_first(self) -> int: ...
-    @property
-    def book_last(self) -> int: ...
-    @property
-    def alike(self) -> int:
-        """Words that agree or nearly agree."""
-
-
-S = TypeVar("S", bound=Stretch)
 
 
 @dataclass(frozen=True)
@@ -59,12 +40,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to one training document. ``pairs``: most severe first; ``cuts``: byte ranges [start, end)."""
+    """What happens to one training document. ``pairs``: most severe first; ``excised``: byte ranges [start, end)."""
 
     action: Action = "keep"
     reason: str = ""
     pairs: tuple[Pair, ...] = ()
-    cuts: tuple[tuple[int, int], ...] = field(default=())
+    excised: tuple[tuple[int, int], ...] = field(default=())
 
 
 def decide_pair(
@@ -99,24 +80,22 @@ def decide_pair(
     return Pair(book, spans, copies, in_document, longest, dense, document_share, book_share, action, reason)
 
 
-def copies_of(spans: Sequence[S], document_words: int, book_words: int, rule: DecontaminateConfig) -> tuple[S, ...]:
+def copies_of(
+    spans: Sequence[Span], document_words: int, book_words: int, rule: DecontaminateConfig
+) -> tuple[Span, ...]:
     """The spans that are copies, not another translation: all of them where together they make up half of either
     text, for a text that is another's from end to end is one, however much it was changed."""
     in_document = covered((span.doc_first, span.doc_last) for span in spans)
     in_book = covered((span.book_first, span.book_last) for span in spans)
     if 2 * in_document >= document_words or 2 * in_book >= book_words:
         return tuple(spans)
-    alike, longer = sum(span.alike for span in spans), sum(_longer(span) for span in spans)
+    alike, longer = sum(span.alike for span in spans), sum(span.longer for span in spans)
     # Where most is loose, a translator will have hit upon the same words here and there.
     least = rule.copy_share if alike >= rule.copy_share * longer else (1 + rule.copy_share) / 2
-    return tuple(span for span in spans if span.alike >= least * _longer(span))
+    return tuple(span for span in spans if span.alike >= least * span.longer)
 
 
-def _longer(span: Stretch) -> int:
-    return max(span.doc_last - span.doc_first, span.book_last - span.book_first)
-
-
-def densest(spans: Sequence[Stretch]) -> int:
+def densest(spans: Sequence[Span]) -> int:
     """Words of the spans in the stretch of the document where they most outweigh the words between them."""
     blocks: list[tuple[int, int, int]] = []  # first, last, words: overlapping spans united
     for span in sorted(spans, key=lambda span: (span.doc_first, span.doc_last)):
@@ -174,15 +153,15 @@ def without_notes(decision: Decision, over: Mapping[int, float]) -> Decision:
 
 
 def _settled(pairs: Iterable[Pair]) -> Decision:
-    """The document's fate is that of its worst pair; all pairs to be excised give cuts."""
+    """The document's fate is that of its worst pair; those to be excised say which text goes."""
     ordered = tuple(sorted(pairs, key=lambda pair: (-SEVERITY[pair.action], -pair.matched, pair.book)))
     if not ordered:
         return Decision()
     worst = ordered[0]
-    cuts: list[tuple[int, int]] = []
+    excised: list[tuple[int, int]] = []
     if worst.action == "excise":
-        cuts = [(s.doc_start, s.doc_end) for pair in ordered if pair.action == "excise" for s in pair.copies]
-    return Decision(worst.action, worst.reason, ordered, tuple(merged(cuts)))
+        excised = [(s.doc_start, s.doc_end) for pair in ordered if pair.action == "excise" for s in pair.copies]
+    return Decision(worst.action, worst.reason, ordered, tuple(merged(excised)))
 
 
 class Coverage:
@@ -230,10 +209,10 @@ def covered(ranges: Iterable[tuple[int, int]]) -> int:
     return sum(end - start for start, end in merged(ranges))
 
 
-def cut(text: bytes | memoryview, cuts: Iterable[tuple[int, int]]) -> bytes:
+def excise(text: bytes | memoryview, excised: Iterable[tuple[int, int]]) -> bytes:
     """``text`` without the byte ranges; a blank line stands where something was, so that no new sentence arises."""
     view = memoryview(text)
-    edges = [0, *(edge for part in cuts for edge in part), len(view)]
+    edges = [0, *(edge for part in excised for edge in part), len(view)]
     parts = []
     for at in range(0, len(edges), 2):
         start, end = edges[at], edges[at + 1]

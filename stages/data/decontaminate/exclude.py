@@ -24,6 +24,7 @@ from stages.data.decontaminate.config import DecontaminateConfig, Excluded
 from stages.data.matching.boilerplate import LIST_NGRAM, body
 from stages.data.matching.index import ngrams
 from stages.data.matching.normalize import words
+from stages.data.pinned import unchanged
 from stages.stage import StageError
 
 LISTS = Path(__file__).with_name("lists")
@@ -57,14 +58,7 @@ def _texts(excluded: Excluded, field: str) -> Iterable[bytes]:
 
     source = excluded.source()
     files = list_files(source, DigestCache(None), field)
-    found = listing_digest(files)
-    if excluded.pin is not None and excluded.pin != found:
-        raise StageError(
-            f"the texts to exclude changed after the plan was made; they now have the digest {found}",
-            field=f"{field}.pin",
-            value=excluded.pin,
-            fix="run again, so that the plan sees the change",
-        )
+    unchanged(listing_digest(files), excluded.pin, field=f"{field}.pin", what="the text to exclude")
     for file in files:
         for raw in read(source, file):
             if raw.problem:

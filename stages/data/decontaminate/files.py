@@ -18,18 +18,24 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stages.data.corpus.config import Columns, JsonLines, Parquet
-from stages.data.corpus.config import Text as TextFiles
+from stages.data.corpus.config import Columns, JsonLines, Parquet, TextFiles
 from stages.data.corpus.files import ExternalFile, glob_of, is_remote, local_glob, remote, walk
 from stages.data.corpus.readers import Raw, read
-from stages.data.matching.shards import Text
+from stages.data.matching.shards import HashedText
 from stages.stage import StageError
 
-Kind = Literal["parquet", "jsonl", "text"]
-SUFFIXES: dict[str, Kind] = {
-    ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
-    ".txt": "text", ".text": "text", ".md": "text", ".rst": "text", ".tex": "text",
-}  # fmt: skip
+FileKind = Literal["parquet", "jsonl", "text"]
+SUFFIXES: dict[str, FileKind] = {
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".rst": "text",
+    ".tex": "text",
+}
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -38,24 +44,24 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFile:
     """A file to read. ``name`` is what it is called in the audit, ``stamp`` changes when its content does."""
 
     name: str
     location: str
-    kind: Kind
+    kind: FileKind
     size: int
     stamp: str
 
 
-def find(places: Sequence[str], kind: Kind | None, option: str) -> tuple[list[Found], list[str]]:
+def find(places: Sequence[str], kind: FileKind | None, option: str) -> tuple[list[FoundFile], list[str]]:
     """(files of the places, sorted by name, each once; names of files of other kinds, left out).
 
     A place is a file, a folder (with everything below it), a glob or an fsspec URL of these. A file named outright is
     text where its suffix says nothing; in folders and globs only SUFFIXES are taken. ``kind`` overrides the suffix.
     Raises StageError, naming ``option``, where a place holds nothing to read.
     """
-    found: dict[str, tuple[str, Kind, int, str]] = {}
+    found: dict[str, tuple[str, FileKind, int, str]] = {}
     ignored: list[str] = []
     for place in places:
         several, listed = _listed(place, option)
@@ -77,11 +83,13 @@ def find(places: Sequence[str], kind: Kind | None, option: str) -> tuple[list[Fo
                 fix="correct the path, or say what the files are with --format",
             )
     base = _common([location for location, *_ in found.values()])
-    files = [Found(location[len(base) :], location, its, size, stamp) for location, its, size, stamp in found.values()]
+    files = [
+        FoundFile(location[len(base) :], location, its, size, stamp) for location, its, size, stamp in found.values()
+    ]
     return sorted(files, key=lambda file: file.name), sorted(ignored)
 
 
-def _kind_of(location: str) -> Kind | None:
+def _kind_of(location: str) -> FileKind | None:
     path = PurePosixPath(location.lower())
     if path.suffix in PACKED:
         path = path.with_suffix("")
@@ -169,7 +177,7 @@ class FileShard:
     """
 
     number: int
-    file: Found
+    file: FoundFile
     alone: bool
     reading: Reading
     notes: Path
@@ -188,7 +196,7 @@ class FileShard:
         identity.append(self.reading.encoding)
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
-    def texts(self) -> Iterator[Text]:
+    def texts(self) -> Iterator[HashedText]:
         """Documents in order. Raises Stopped where the command is to end."""
         problems = []
         columns: set[str] = set()
@@ -198,7 +206,7 @@ class FileShard:
                     problems.append({"name": raw.id, "problem": raw.problem, "detail": raw.detail})
                     continue
                 data = np.frombuffer(raw.text, np.uint8)
-                yield Text(raw.id, hashlib.sha256(raw.text).hexdigest(), data)
+                yield HashedText(raw.id, hashlib.sha256(raw.text).hexdigest(), data)
                 self.reading.heard(1, len(data))
                 if self.reading.stop.is_set():
                     raise Stopped
@@ -248,7 +256,7 @@ def _apart(name: str, seen: dict[str, int]) -> str:
     return new
 
 
-def _source(file: Found, reading: Reading) -> Parquet | JsonLines | TextFiles:
+def _source(file: FoundFile, reading: Reading) -> Parquet | JsonLines | TextFiles:
     url: dict[str, Any] = {"name": "scan", "url": file.location, "split": "train"}
     if file.kind == "parquet":
         return Parquet(**url, columns=reading.columns)
@@ -257,5 +265,5 @@ def _source(file: Found, reading: Reading) -> Parquet | JsonLines | TextFiles:
     return TextFiles(**url, encoding=reading.encoding)
 
 
-def _external(file: Found) -> ExternalFile:
+def _external(file: FoundFile) -> ExternalFile:
     return ExternalFile(file.name, file.location, file.size, "")

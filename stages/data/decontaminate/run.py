@@ -7,7 +7,6 @@ outlives a crash, and memory holds the index, one shard per core, and a few numb
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster import storage
-from stages.data.audit import tables
 from stages.data.audit.audit import publish
 from stages.data.audit.findings import Audit, shard_states
 from stages.data.decontaminate.canary import HOST_BYTES, plant
-from stages.data.decontaminate.clean import CleanedShard, Job, Verdict, clean_shards
+from stages.data.decontaminate.clean import CleanedShard, ShardToClean, Terms, clean_shards
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import Coverage, Decision, decide_document, without_notes
 from stages.data.decontaminate.exclude import excluded_hashes
 from stages.data.matching import shards as scanning
 from stages.data.matching.index import Index, build
 from stages.data.matching.shards import DocumentsShard, ShardScan, documents_shards, scan_shards
+from stages.data.saved import take
 from stages.stage import Artifact, Context, StageError, Summary
 
 EVALUATION = ("validation", "test")
@@ -54,10 +52,9 @@ def decontaminate(config: DecontaminateConfig, documents: Artifact, output: Path
     _clean(source, audit, output / "documents", context)
 
     _check_something_left(audit)
-    tables.write(audit, output)
     metrics = _metrics(audit)
     _write_totals(audit, metrics, output / "audit.json")
-    published = publish(output, index, config, documents.path("documents"))
+    published = publish(audit, output, documents.path("documents"))
     _warn(audit, context)
     return Summary(_headline(audit, metrics), metrics, published.tables, published.figures)
 
@@ -111,7 +108,7 @@ def _hosts(source: list[DocumentsShard], audit: Audit) -> list[bytes]:
         numbers = wanted[(wanted >= ends[at] - clean[at]) & (wanted < ends[at])] - (ends[at] - clean[at])
         if not len(numbers):
             continue
-        free = np.setdiff1d(np.arange(state.scan.documents_in), [document.row for document in state.scan.found()])
+        free = np.setdiff1d(np.arange(state.scan.documents_in), [document.row for document in state.found])
         rows = set(free[numbers].tolist())
         texts = (text.text for row, text in enumerate(shard.texts()) if row in rows)
         hosts += [bytes(text[: 50 * HOST_BYTES]).decode(errors="ignore").encode() for text in texts]
@@ -126,33 +123,32 @@ def _clean(source: list[DocumentsShard], audit: Audit, target: Path, context: Co
             with shard.on_disk() as file:
                 shutil.copyfile(file, target / f"{shard.name}.parquet")
         return
-    verdict = Verdict(over=audit.over)
+    terms = Terms(over=audit.over)
     if audit.rule.remove_from == "evaluation":
         acted = (pair for d in audit.found() for pair in d.decision.pairs if pair.action in ("excise", "drop"))
         audit.removed_books = {pair.book for pair in acted}
-        verdict = Verdict(only_copies=True, removed=frozenset(audit.index.book_ids[b] for b in audit.removed_books))
+        terms = Terms(only_copies=True, removed=frozenset(audit.index.book_ids[b] for b in audit.removed_books))
     progress = _Progress(context, sum(state.scan.documents_in for state in audit.shards))
     worth_it = len(source) > 1 and sum(shard.size for shard in source) > scanning.WORTH_TASKS
-    basis = scanning.basis_of(audit.index, audit.rule)
     files: list[Any] = list(source)
     scans = [state.scan for state in audit.shards]
     dirty = list(range(len(source)))
     for audit.rounds in range(1, ROUNDS + 1):
         first = audit.rounds == 1
-        jobs = [Job(files[i], scans[i], tuple(audit.shards[i].copies) if first else ()) for i in dirty]
-        done = clean_shards(jobs, audit.index, audit.rule, verdict, context.work_url, basis, worth_it, progress.scanned)
+        jobs = [ShardToClean(files[i], scans[i], tuple(audit.shards[i].copies) if first else ()) for i in dirty]
+        done = clean_shards(jobs, audit.index, audit.rule, terms, context.work_url, worth_it, progress.scanned)
         for i, (cleaned, scan) in zip(dirty, done, strict=True):
             _resized(audit.shards[i].sizes, cleaned)
             files[i], scans[i] = cleaned, scan
-        if verdict.only_copies:
+        if terms.only_copies:
             audit.after = {book: share for book, share in audit.before.items() if book not in audit.removed_books}
             break
-        dirty, verdict = _found_again(audit, scans, context)
+        dirty, terms = _found_again(audit, scans, context)
         if not dirty:
             break
         progress.another_pass(sum(scans[i].documents_in for i in dirty))
     for cleaned in files:
-        _place(cleaned.url, target / f"{cleaned.name}.parquet")
+        take(cleaned.url, target / f"{cleaned.name}.parquet")
 
 
 def _resized(sizes: np.ndarray[Any, Any], cleaned: CleanedShard) -> None:
@@ -162,7 +158,7 @@ def _resized(sizes: np.ndarray[Any, Any], cleaned: CleanedShard) -> None:
     sizes[there[np.array(cleaned.rows, np.int64)]] = np.where(new > 0, new, -1)
 
 
-def _found_again(audit: Audit, scans: list[ShardScan], context: Context) -> tuple[list[int], Verdict]:
+def _found_again(audit: Audit, scans: list[ShardScan], context: Context) -> tuple[list[int], Terms]:
     """(shards in which a scan of the output found what must be acted on, how); sets what the audit knows of it."""
     words = audit.index.book_words
     everything, left = Coverage(acted=True), Coverage(acted=False)
@@ -174,13 +170,13 @@ def _found_again(audit: Audit, scans: list[ShardScan], context: Context) -> tupl
             left.add(decision)
             decisions.append((i, document.doc_id, decision))
     audit.after = everything.shares(words)
-    verdict = Verdict(over=left.above(audit.rule.coverage_limit, words), drop_all=audit.rounds + 1 >= ROUNDS)
+    terms = Terms(over=left.above(audit.rule.coverage_limit, words), drop_all=audit.rounds + 1 >= ROUNDS)
     dirty, to_act_on = set(), 0
     for i, doc_id, decision in decisions:
-        now = without_notes(decision, verdict.over)
+        now = without_notes(decision, terms.over)
         if now.action in ("excise", "drop"):
             context.log(f"{doc_id}: {now.reason} (found again after cut {audit.rounds})")
-            audit.again[doc_id] = ("drop" if verdict.drop_all else now.action, now.reason)
+            audit.again[doc_id] = ("drop" if terms.drop_all else now.action, now.reason)
             dirty.add(i)
             to_act_on += 1
     audit.rescan = {
@@ -190,19 +186,7 @@ def _found_again(audit: Audit, scans: list[ShardScan], context: Context) -> tupl
         "documents_to_act_on": to_act_on,
         "coverage_max": max(audit.after.values(), default=0.0),
     }
-    return sorted(dirty), verdict
-
-
-def _place(url: str, target: Path) -> None:
-    """A file of the output: linked where that is possible, else copied."""
-    place = storage.local_path(url)
-    if place is None:
-        storage.get_file(*storage.filesystem(url), target)
-        return
-    try:
-        os.link(place, target)
-    except OSError:  # another disk, or one without links
-        shutil.copyfile(place, target)
+    return sorted(dirty), terms
 
 
 def _check_something_left(audit: Audit) -> None:

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.data.corpus.parallel import spread
+from stages.data.dedup.candidates import Pair
 from stages.data.dedup.shingles import common, passage, shingle
 from stages.data.dedup.signatures import SAID, Texts
+from stages.data.parallel import spread
 
 GROUP_BYTES = 16 * 2**20  # of text for one task
 
-Pair = tuple[int, int]
 Group = tuple[list[Pair], dict[int, NDArray[np.uint8]]]
 
 

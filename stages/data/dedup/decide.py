@@ -24,7 +24,7 @@ NO_YEAR = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Removal:
     """Why one document is dropped. ``other``: the document that stood for it when it was dropped."""
 
     rule: str  # length, language, exact copy, same words, edition, contained
@@ -39,17 +39,17 @@ class Verdict:
 
 @dataclass
 class Decided:
-    """Document number -> verdict, documents that are not named are kept; and every comparison that was made."""
+    """Document number -> removal, documents that are not named are kept; and every comparison that was made."""
 
-    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    removals: dict[int, Removal] = field(default_factory=dict)
     compared: list[Compared] = field(default_factory=list)
 
     def kept_for(self, document: int) -> int | None:
-        """The document of the output that stands for ``document``: itself, or where its verdicts lead; None if a
+        """The document of the output that stands for ``document``: itself, or where its removals lead; None if a
         filter took it."""
         at: int | None = document
-        while at is not None and at in self.verdicts:
-            at = self.verdicts[at].other
+        while at is not None and at in self.removals:
+            at = self.removals[at].other
         return at
 
 
@@ -72,7 +72,7 @@ def decide(signed: Signatures, described: Described, config: DedupConfig, compar
     """All rules, one after the other. ``compare`` takes pairs (other document, document)."""
     decided = Decided()
     for document, filtered in signed.filtered.items():
-        decided.verdicts[document] = Verdict(*filtered)
+        decided.removals[document] = Removal(*filtered)
     order = preference(signed.distinct, described)
     if config.exact:
         _equal_texts(decided, order, signed, described.digests, compare)
@@ -90,7 +90,7 @@ def _equal_texts(
     by_words: dict[tuple[int, int], int] = {}
     rules: dict[Pair, str] = {}
     for document in order.tolist():
-        if document in decided.verdicts:
+        if document in decided.removals:
             continue
         first = by_bytes.setdefault(digests[document], document)
         if first != document:
@@ -102,7 +102,7 @@ def _equal_texts(
     for found in compare(rules):
         rule = rules[found.other, found.document]
         reason = "the same bytes" if rule == "exact copy" else "the same words in other typography"
-        decided.verdicts[found.document] = Verdict(
+        decided.removals[found.document] = Removal(
             rule, reason, "Jaccard", 1.0, 1.0, found.text, found.other_text, found.other
         )
 
@@ -113,7 +113,7 @@ def _editions(
     assert config.editions is not None
     threshold = config.editions.threshold
     rank = _ranks(order)
-    candidates = [k for k, d in enumerate(order.tolist()) if d not in decided.verdicts and signed.distinct[d]]
+    candidates = [k for k, d in enumerate(order.tolist()) if d not in decided.removals and signed.distinct[d]]
     groups = buckets(signed.bands[order], np.array(candidates, np.int64))
     compared: dict[Pair, Compared] = {}
     dropped: dict[int, Compared] = {}
@@ -129,7 +129,7 @@ def _editions(
     decided.compared += [compared[pair] for pair in sorted(compared)]
     for found in dropped.values():
         reason = f"Jaccard similarity {found.jaccard:.3f}, dropped from {threshold:g}; {_less_text(found, signed)}"
-        decided.verdicts[found.document] = Verdict(
+        decided.removals[found.document] = Removal(
             "edition", reason, "Jaccard", found.jaccard, threshold, found.text, found.other_text, found.other
         )
 
@@ -140,7 +140,7 @@ def _contained(
     assert config.containment is not None
     threshold = config.containment.threshold
     rank = _ranks(order)
-    kept = [(k, d) for k, d in enumerate(order.tolist()) if d not in decided.verdicts]
+    kept = [(k, d) for k, d in enumerate(order.tolist()) if d not in decided.removals]
     slices = [signed.fingerprints[signed.first[d] : signed.first[d + 1]] for _, d in kept]
     owners = np.repeat(np.array([k for k, _ in kept], np.int32), [len(part) for part in slices])
     small = np.array([k for k, d in kept if signed.words[d] >= config.containment.min_words], np.int32)
@@ -161,7 +161,7 @@ def _contained(
             f"{found.containment:.1%} of its n-grams stand in the other text, dropped from {threshold:.0%}; "
             f"{_less_text(found, signed)}"
         )
-        decided.verdicts[found.document] = Verdict(
+        decided.removals[found.document] = Removal(
             "contained", reason, "containment", found.containment, threshold, found.text, found.other_text, found.other
         )
 

@@ -13,7 +13,7 @@ UNKNOWN = "und"
 
 
 @functools.cache
-def _identifier() -> Any:
+def identifier() -> Any:
     """The model, loaded once per process (0.4 s) and only where a language filter is set."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
@@ -27,5 +27,5 @@ def language_of(text: NDArray[np.uint8], min_confidence: float) -> tuple[str, fl
     else:
         middle, last = len(text) // 2, len(text) - PASSAGE
         sample = b"\n".join(text[at : at + PASSAGE].tobytes() for at in (0, middle, last))
-    code, confidence = _identifier().classify(sample.decode(errors="ignore"))
+    code, confidence = identifier().classify(sample.decode(errors="ignore"))
     return (str(code) if confidence >= min_confidence and code != "zxx" else UNKNOWN), float(confidence)

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.data.corpus.documents import document_files, write_documents
-from stages.data.corpus.parallel import spread
 from stages.data.dedup import tables
 from stages.data.dedup.candidates import Pair
 from stages.data.dedup.compare import Compared, compare
@@ -22,6 +21,7 @@ from stages.data.dedup.config import DedupConfig
 from stages.data.dedup.decide import Decided, Described, decide
 from stages.data.dedup.shingles import common, minhash, passage, permutations, shingle
 from stages.data.dedup.signatures import Signatures, Texts, joined, sign
+from stages.data.parallel import spread
 from stages.stage import Artifact, Context, StageError, Summary
 
 WORTH_TASKS = 64 * 2**20  # below this many (compressed) bytes one core is done before workers have started
@@ -37,7 +37,7 @@ RULES = {
 }
 
 
-class Found(NamedTuple):
+class Deduplicated(NamedTuple):
     """What deduplication knows of the training documents, and what it decided. Counts and numbers run over parts."""
 
     parts: list[Path]
@@ -69,7 +69,7 @@ def dedup(config: DedupConfig, documents: Artifact, output: Path, context: Conte
     )
 
 
-def find(config: DedupConfig, documents: Artifact, progress: Callable[[float, float, str], None]) -> Found:
+def find(config: DedupConfig, documents: Artifact, progress: Callable[[float, float, str], None]) -> Deduplicated:
     """Everything but writing: ``documents`` needs a folder ``documents/`` only. ``progress``: done, total, unit."""
     parts = document_files(documents.path("documents"))
     names = [_names(part) for part in parts]
@@ -91,7 +91,7 @@ def find(config: DedupConfig, documents: Artifact, progress: Callable[[float, fl
         return found
 
     decided = decide(signed, described, config, compare_all)
-    return Found(parts, counts, described, signed, decided, compared)
+    return Deduplicated(parts, counts, described, signed, decided, compared)
 
 
 def _names(part: Path) -> pa.Table:
@@ -123,8 +123,8 @@ def _compile() -> None:
 
 
 def _check_something_left(decided: Decided, ids: Sequence[str]) -> None:
-    if len(decided.verdicts) == len(ids):
-        rules = Counter(verdict.rule for verdict in decided.verdicts.values())
+    if len(decided.removals) == len(ids):
+        rules = Counter(removal.rule for removal in decided.removals.values())
         worst = max(("length", "language"), key=lambda rule: rules[rule])
         raise StageError(
             f"no training document is left: {', '.join(f'{n} dropped by {rule}' for rule, n in sorted(rules.items()))}",
@@ -133,12 +133,12 @@ def _check_something_left(decided: Decided, ids: Sequence[str]) -> None:
         )
 
 
-def _write(found: Found, folder: Path) -> None:
+def _write(found: Deduplicated, folder: Path) -> None:
     """The part files without the dropped documents; one that loses none is copied as it is, an empty one left out."""
     folder.mkdir()
     start = 0
     for part, count in zip(found.parts, found.counts, strict=True):
-        dropped = [i - start for i in range(start, start + count) if i in found.decided.verdicts]
+        dropped = [i - start for i in range(start, start + count) if i in found.decided.removals]
         start += count
         if not dropped:
             shutil.copyfile(part, folder / part.name)
@@ -151,10 +151,10 @@ def _write(found: Found, folder: Path) -> None:
             write_documents(table.filter(pa.array(keep)), folder / part.name)
 
 
-def _metrics(found: Found) -> dict[str, float]:
+def _metrics(found: Deduplicated) -> dict[str, float]:
     signed, decided = found.signed, found.decided
-    rules = Counter(METRICS.get(verdict.rule, verdict.rule) for verdict in decided.verdicts.values())
-    dropped = list(decided.verdicts)
+    rules = Counter(METRICS.get(removal.rule, removal.rule) for removal in decided.removals.values())
+    dropped = list(decided.removals)
     metrics = {
         f"dropped_{rule}": float(rules[rule]) for rule in ("exact", "editions", "contained", "language", "length")
     }

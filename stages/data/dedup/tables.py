@@ -86,11 +86,11 @@ def decisions(
                     f"{doc_id}: the audit left {earlier['bytes_out']} bytes, its documents hold {signed.sizes[i]}"
                 )
             row |= {"words": int(signed.words[i]), "language": signed.languages[i] or None}
-            if (verdict := decided.verdicts.get(i)) is not None:
-                row |= {name: getattr(verdict, name) for name in ("rule", "reason", "measure", "score", "threshold")}
+            if (removal := decided.removals.get(i)) is not None:
+                row |= {name: getattr(removal, name) for name in ("rule", "reason", "measure", "score", "threshold")}
                 row |= {"fate": "dropped", "stage": "dedup", "bytes_out": 0}
-                row |= {"text": verdict.text or None, "other_text": verdict.other_text or None}
-                row["other_id"] = None if verdict.other is None else ids[verdict.other]
+                row |= {"text": removal.text or None, "other_text": removal.other_text or None}
+                row["other_id"] = None if removal.other is None else ids[removal.other]
         rows.append(row)
     for row in rows:
         row["kept_id"] = _stands_for(row, number, ids, decided)
@@ -150,13 +150,13 @@ def pairs(ids: Sequence[str], decided: Decided) -> list[dict[str, Any]]:
     """Every comparison of editions and parts, the most similar first: also those that stayed below the thresholds."""
     rows = []
     for found in decided.compared:
-        verdict = decided.verdicts.get(found.document)
-        acted = verdict is not None and verdict.other == found.other
+        removal = decided.removals.get(found.document)
+        acted = removal is not None and removal.other == found.other
         rows.append(
             {
                 "doc_id": ids[found.document],
                 "other_id": ids[found.other],
-                "rule": verdict.rule if acted and verdict else None,
+                "rule": removal.rule if acted and removal else None,
                 "jaccard": found.jaccard,
                 "containment": found.containment,
                 "containment_of_other": found.containment_of_other,

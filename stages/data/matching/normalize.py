@@ -5,7 +5,6 @@ and soft hyphens dropped (don’t = dont), ``to-day`` and a hyphen at a line bre
 separates. Ideographs and kana are words of their own. Vowel signs and the lengthening stroke of Arabic are dropped as
 diacritics are. Scripts without spaces between words (Thai, Lao, Khmer, Burmese) are cut before letters that a hash of
 two letters chooses, one in four: what is copied is cut in the same places, whatever stands around it.
-``words_reference`` says the same slowly, character by character.
 """
 
 from __future__ import annotations
@@ -24,12 +23,16 @@ _APOSTROPHES = frozenset("'’‘ʼ`´＇")
 _HYPHENS = frozenset("-‐‑")
 _UNDECOMPOSED = {"æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ł": "l", "þ": "th", "ð": "d", "ı": "i", "ħ": "h"}
 _BASIS, _PRIME = 0xCBF29CE484222325, 0x100000001B3  # FNV-1a, 64 bit
-_MASK = 2**64 - 1
 _LENGTHENING = frozenset("\u0640\u07fa")  # tatweel: a stroke that makes a word as wide as its line
 _UNSPACED = (
-    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAF), (0xA9E0, 0xA9FF),
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x1950, 0x19DF),
+    (0x1A20, 0x1AAF),
+    (0xA9E0, 0xA9FF),
     (0xAA60, 0xAADF),
-)  # fmt: skip
+)
 
 
 class Words(NamedTuple):
@@ -68,7 +71,7 @@ def _decomposed(character: str) -> str:
     return unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character.casefold()).casefold())
 
 
-class Tables(NamedTuple):
+class CharacterTables(NamedTuple):
     """What the kernels look characters up in."""
 
     ascii: NDArray[np.uint8]  # [256] folded byte of an ASCII letter or digit, 0 for every other byte
@@ -78,7 +81,7 @@ class Tables(NamedTuple):
 
 
 @functools.cache
-def tables() -> Tables:
+def tables() -> CharacterTables:
     """Built once per process, in about 0.1 s."""
     classes = np.zeros(PLANES, np.uint8)
     offsets = np.zeros(PLANES + 1, np.int32)
@@ -88,7 +91,7 @@ def tables() -> Tables:
         flat.extend(map(ord, form))
         offsets[code + 1] = len(flat)
     letters = [flat[offsets[b]] if b < 0x80 and classes[b] == LETTER else 0 for b in range(256)]
-    return Tables(np.array(letters, np.uint8), classes, offsets, np.array(flat, np.int32))
+    return CharacterTables(np.array(letters, np.uint8), classes, offsets, np.array(flat, np.int32))
 
 
 def words(text: bytes | NDArray[np.uint8]) -> Words:
@@ -214,53 +217,3 @@ def read_words(
         hashes[count], starts[count], ends[count] = _mixed(h), start, end
         count += 1
     return count, i
-
-
-def words_reference(text: str) -> list[tuple[str, int, int, int]]:
-    """(folded word, hash, first byte, byte after it) of every word: ``words`` in plain Python, for its test."""
-    found: list[tuple[str, int, int]] = []
-    word, start, end, position, at, before = "", 0, 0, 0, 0, 0
-
-    def close() -> None:
-        nonlocal word
-        if word:
-            found.append((word, start, end))
-        word = ""
-
-    while at < len(text):
-        character = text[at]
-        size = len(character.encode())
-        kind, form = fold(character)
-        if word and (
-            (kind == UNSPACED and (before == 0 or _begins.py_func(before, ord(form[0])))) or (kind == LETTER and before)
-        ):
-            close()
-        if kind in (LETTER, UNSPACED):
-            before = ord(form[0]) if kind == UNSPACED else 0
-            start = start if word else position
-            word, end = word + form, position + size
-        elif kind == HYPHEN and word:
-            rest = text[at + 1 :]
-            if rest.startswith("\n"):
-                rest = rest[1:].lstrip(" \t")
-            if not rest or fold(rest[0])[0] != LETTER:
-                close()
-            else:
-                skipped = text[at + 1 : len(text) - len(rest)]
-                at, position = at + len(skipped), position + len(skipped)
-        elif kind != DROPPED:
-            close()
-            if kind == IDEOGRAPH:
-                found.append((character, position, position + size))
-        at, position = at + 1, position + size
-    close()
-    return [(word, _reference_hash(word), start, end) for word, start, end in found]
-
-
-def _reference_hash(word: str) -> int:
-    h = _BASIS
-    for character in word:
-        h = ((h ^ ord(character)) * _PRIME) & _MASK
-    h ^= h >> 32
-    h = (h * 0x9E3779B97F4A7C15) & _MASK
-    return h ^ (h >> 29)

@@ -3,11 +3,10 @@
     index = build(books, config.ngram, config.max_books_per_ngram)
     scans = scan_shards(shards, index, config, work_url, progress)     # one ShardScan each, in order
     for scan in scans:
-        for document in scan.documents(): ...                          # doc_id, size, spans with both texts
+        for document in scan.found(): ...                              # doc_id, size, spans
 
 A shard is anything with the four members of ``Shard``: ``DocumentsShard`` is one Parquet file of a documents artifact.
-Results lie below ``work_url`` under a name that holds the digest of everything they follow from, so a scan that was
-interrupted goes on with the shards that are not done, and a file made from other texts or rules is never taken for it.
+A scan that was interrupted goes on with the shards that are not done (``saved``).
 Ray tasks where Ray runs (the index goes to the object store once and is mapped, not copied), a loop where it does not.
 """
 
@@ -16,10 +15,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import tempfile
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -30,27 +27,37 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from stages.data.corpus.documents import document_files
-from stages.data.corpus.parallel import spread
 from stages.data.matching.chain import Scanned, Span, scan
 from stages.data.matching.config import MatchingConfig
 from stages.data.matching.index import Index
+from stages.data.saved import on_disk, saved, spread_saved
 from stages.stage import Artifact
 
 EVIDENCE_CHARACTERS = 600  # of each side of a span
 FORMAT = 2  # of the result files
+DOCUMENTS_FILE, SPANS_FILE = "documents.parquet", "spans.arrow"  # of a scan
 WORTH_TASKS = 64 * 2**20  # below this many (compressed) bytes one core is done before workers have started
 
 _INTEGERS = (
-    "book", "doc_first", "doc_last", "book_first", "book_last", "matched", "doc_start", "doc_end", "book_start",
-    "book_end", "near",
-)  # fmt: skip
+    "book",
+    "doc_first",
+    "doc_last",
+    "book_first",
+    "book_last",
+    "matched",
+    "doc_start",
+    "doc_end",
+    "book_start",
+    "book_end",
+    "near",
+)
 DOCUMENTS = pa.schema([("doc_id", pa.string()), ("sha256", pa.string()), ("bytes", pa.int64()), ("words", pa.int64())])
 SPANS = pa.schema(
     [*((name, pa.int64()) for name in ("row", *_INTEGERS)), ("doc_text", pa.string()), ("book_text", pa.string())]
 )
 
 
-class Text(NamedTuple):
+class HashedText(NamedTuple):
     """One document to scan: ``text`` is valid UTF-8, ``sha256`` its hex digest."""
 
     doc_id: str
@@ -72,7 +79,7 @@ class Shard(Protocol):
     def digest(self) -> str:
         """Hex digest of ids and texts; cheap where the texts' digests are stored."""
 
-    def texts(self) -> Iterator[Text]:
+    def texts(self) -> Iterator[HashedText]:
         """The documents to scan, in order, one in memory at a time or a few."""
 
 
@@ -105,7 +112,7 @@ class DocumentsShard:
         table = pq.read_table(self.local(), columns=["doc_id", "split", "sha256"])
         return hashlib.sha256(json.dumps([column.to_pylist() for column in table.columns]).encode()).hexdigest()
 
-    def texts(self) -> Iterator[Text]:
+    def texts(self) -> Iterator[HashedText]:
         yield from texts_of(self.local(), ("train",))
 
 
@@ -115,7 +122,7 @@ def documents_shards(artifact: Artifact) -> list[DocumentsShard]:
     return [DocumentsShard(artifact, f"documents/{path.name}", path.stat().st_size) for path in document_files(folder)]
 
 
-def texts_of(path: Path, splits: Sequence[str]) -> Iterator[Text]:
+def texts_of(path: Path, splits: Sequence[str]) -> Iterator[HashedText]:
     """The documents of the named splits in one Parquet file, a few in memory at a time, their texts not copied."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(16, columns=["doc_id", "split", "text", "sha256"]):
@@ -123,15 +130,7 @@ def texts_of(path: Path, splits: Sequence[str]) -> Iterator[Text]:
             for row in rows.tolist():
                 buffer = batch["text"][row].as_buffer()
                 text = np.frombuffer(buffer, np.uint8) if buffer.size else np.empty(0, np.uint8)
-                yield Text(batch["doc_id"][row].as_py(), batch["sha256"][row].as_py(), text)
-
-
-class Evidence(NamedTuple):
-    """A span and the beginning of what stands there, in the training document and in the evaluation document."""
-
-    span: Span
-    doc_text: str
-    book_text: str
+                yield HashedText(batch["doc_id"][row].as_py(), batch["sha256"][row].as_py(), text)
 
 
 @dataclass(frozen=True)
@@ -143,17 +142,17 @@ class ScannedDocument:
     sha256: str
     bytes: int
     words: int
-    evidence: tuple[Evidence, ...] = ()
+    spans: tuple[Span, ...] = ()
 
     @property
     def scanned(self) -> Scanned:
         """Size and spans, as ``decide`` takes them."""
-        return Scanned(self.bytes, self.words, [evidence.span for evidence in self.evidence])
+        return Scanned(self.bytes, self.words, list(self.spans))
 
 
 @dataclass(frozen=True)
 class ShardScan:
-    """The result of one shard. ``url`` plus ``.documents.parquet`` and ``.spans.arrow`` are its files."""
+    """The result of one shard; ``url``: the folder of its files."""
 
     shard: str
     url: str
@@ -165,34 +164,30 @@ class ShardScan:
 
     def table(self) -> pa.Table:
         """The training documents, schema ``DOCUMENTS``."""
-        return pq.read_table(pa.BufferReader(_file(f"{self.url}.documents.parquet")))
+        with on_disk(storage.join(self.url, DOCUMENTS_FILE)) as path:
+            return pq.read_table(path, memory_map=False)
 
     def spans_table(self) -> pa.Table:
         """The spans, schema ``SPANS``, in order of document and position; mapped, not read, where storage is local."""
         if not self.spans:
             return SPANS.empty_table()
-        place = storage.local_path(f"{self.url}.spans.arrow")
-        source = pa.memory_map(str(place)) if place else pa.BufferReader(_file(f"{self.url}.spans.arrow"))
-        return pa.ipc.open_file(source).read_all()
+        with on_disk(storage.join(self.url, SPANS_FILE)) as path:  # what is mapped stays readable when it is removed
+            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
     def found(self) -> Iterator[ScannedDocument]:
         """The documents with spans, in order."""
         if self.spans:
             table = self.table()
-            for row, evidence in _by_document(self.spans_table()):
+            for row, spans in _by_document(self.spans_table()):
                 doc_id, sha256, size, words = (column[row].as_py() for column in table.columns)
-                yield ScannedDocument(row, doc_id, sha256, size, words, evidence)
+                yield ScannedDocument(row, doc_id, sha256, size, words, spans)
 
-    def documents(self) -> Iterator[ScannedDocument]:
-        """All documents, in order."""
-        spans = _by_document(self.spans_table())
-        row, evidence = next(spans, (-1, ()))
-        for at, (doc_id, sha256, size, words) in enumerate(_rows(self.table())):
-            if at != row:
-                yield ScannedDocument(at, doc_id, sha256, size, words)
-                continue
-            yield ScannedDocument(at, doc_id, sha256, size, words, evidence)
-            row, evidence = next(spans, (-1, ()))
+    def without_spans(self) -> Iterator[ScannedDocument]:
+        """The others, in order."""
+        found = set(self.spans_table()["row"].to_pylist())
+        for row, numbers in enumerate(_rows(self.table())):
+            if row not in found:
+                yield ScannedDocument(row, *numbers)
 
 
 def scan_shards(
@@ -207,12 +202,13 @@ def scan_shards(
     Only ngram, max_gap, max_drift and min_span_words of ``rule`` count. The same results at any number of workers.
     """
     warm_up(index, rule)
-    basis = basis_of(index, rule)
     worth_it = len(shards) > 1 and sum(shard.size for shard in shards) > WORTH_TASKS
     scans = []
-    for found in spread(scan_shard, shards, index, rule, work_url, basis, worth_it=worth_it):
-        scans.append(found)
-        progress(found)
+    place, basis = storage.join(work_url, "scan"), basis_of(index, rule)
+    parts = spread_saved(_scan_shard, shards, place, index, rule, basis, identity=_identity, worth_it=worth_it)
+    for part in parts:
+        scans.append(ShardScan(url=part.url, **part.value))
+        progress(scans[-1])
     return scans
 
 
@@ -227,36 +223,44 @@ def basis_of(index: Index, rule: MatchingConfig) -> str:
 
 
 def scan_shard(shard: Shard, index: Index, rule: MatchingConfig, work_url: str, basis: str) -> ShardScan:
-    """One task: scan the shard's documents and leave the result below ``work_url``, its summary last."""
-    identity = hashlib.sha256(f"{basis} {shard.digest()}".encode()).hexdigest()[:24]
-    url = storage.join(work_url, "scan", f"{shard.name}-{identity}")
-    fs, path = storage.filesystem(url)
-    if (known := storage.read_json(fs, f"{path}.json")) is not None:
-        return ShardScan(**{**known, "url": url})
-    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    """Scan one shard where no task is wanted, or take the result left below ``work_url``."""
+    part = saved(shard, _scan_shard, _identity, storage.join(work_url, "scan"), index, rule, basis)
+    return ShardScan(url=part.url, **part.value)
+
+
+def _identity(shard: Shard, index: Index, rule: MatchingConfig, basis: str) -> str:
+    return hashlib.sha256(f"{basis} {shard.name} {shard.digest()}".encode()).hexdigest()
+
+
+def _scan_shard(shard: Shard, folder: Path, index: Index, rule: MatchingConfig, basis: str) -> dict[str, Any]:
+    return scan_into(folder, shard.name, shard.texts(), index, rule)
+
+
+def scan_into(
+    folder: Path, name: str, texts: Iterable[HashedText], index: Index, rule: MatchingConfig
+) -> dict[str, Any]:
+    """Scan the texts of the shard ``name`` and write what is found into ``folder``; the fields of ``ShardScan`` but
+    its URL."""
     columns: list[list[Any]] = [[], [], [], []]
     total = with_spans = 0
-    with tempfile.TemporaryFile() as file:
-        with pa.ipc.new_file(pa.PythonFile(file, "wb"), SPANS) as writer:
-            for row, (doc_id, sha256, text) in enumerate(shard.texts()):
-                scanned = scan(text, index, rule.max_gap, rule.max_drift, rule.min_span_words)
-                for column, value in zip(columns, (doc_id, sha256, scanned.bytes, scanned.words), strict=True):
-                    column.append(value)
-                for part in _parts(scanned.spans):
-                    writer.write(_spans_batch(row, part, text, index))
-                total, with_spans = total + len(scanned.spans), with_spans + bool(scanned.spans)
-        if total:
-            file.seek(0)
-            _put(fs, f"{path}.spans.arrow", file)
+    with pa.OSFile(str(folder / SPANS_FILE), "wb") as file, pa.ipc.new_file(file, SPANS) as writer:
+        for row, (doc_id, sha256, text) in enumerate(texts):
+            scanned = scan(text, index, rule.max_gap, rule.max_drift, rule.min_span_words)
+            for column, value in zip(columns, (doc_id, sha256, scanned.bytes, scanned.words), strict=True):
+                column.append(value)
+            for part in _parts(scanned.spans):
+                writer.write(_spans_batch(row, part, text, index))
+            total, with_spans = total + len(scanned.spans), with_spans + bool(scanned.spans)
     release_memory()
-    table = pa.table(columns, schema=DOCUMENTS)
-    with tempfile.TemporaryFile() as file:
-        pq.write_table(table, file, compression="zstd")
-        file.seek(0)
-        _put(fs, f"{path}.documents.parquet", file)
-    found = ShardScan(shard.name, url, len(table), sum(columns[2]), sum(columns[3]), total, with_spans)
-    storage.write_atomic(fs, f"{path}.json", storage.to_json(asdict(found)))
-    return found
+    pq.write_table(pa.table(columns, schema=DOCUMENTS), folder / DOCUMENTS_FILE, compression="zstd")
+    return {
+        "shard": name,
+        "documents_in": len(columns[0]),
+        "bytes": sum(columns[2]),
+        "words": sum(columns[3]),
+        "spans": total,
+        "documents_with_spans": with_spans,
+    }
 
 
 def _parts(spans: list[Span], size: int = 1024) -> Iterator[list[Span]]:
@@ -283,21 +287,21 @@ def beginning(text: Any, start: int, end: int, characters: int = EVIDENCE_CHARAC
     return some if end - start <= 4 * characters + 4 and len(some) <= characters else some[:characters] + " …"
 
 
-def evidence_of(row: dict[str, Any]) -> Evidence:
-    """One row of ``ShardScan.spans_table``."""
-    return Evidence(Span(*(row[name] for name in _INTEGERS)), row["doc_text"], row["book_text"])
+def span_of(row: dict[str, Any]) -> Span:
+    """The numbers of one row of ``ShardScan.spans_table``."""
+    return Span(*(row[name] for name in _INTEGERS))
 
 
-def _by_document(table: pa.Table) -> Iterator[tuple[int, tuple[Evidence, ...]]]:
+def _by_document(table: pa.Table) -> Iterator[tuple[int, tuple[Span, ...]]]:
     """(row of the document, its spans), a batch in memory at a time."""
     row = -1
-    found: list[Evidence] = []
-    for at, *values, doc_text, book_text in _rows(table):
+    found: list[Span] = []
+    for at, *values in _rows(table.select(["row", *_INTEGERS])):
         if at != row and found:
             yield row, tuple(found)
             found = []
         row = at
-        found.append(Evidence(Span(*values), doc_text, book_text))
+        found.append(Span(*values))
     if found:
         yield row, tuple(found)
 
@@ -308,24 +312,6 @@ def _rows(table: pa.Table) -> Iterator[tuple[Any, ...]]:
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-def _file(url: str) -> bytes:
-    fs, path = storage.filesystem(url)
-    content = storage.read_bytes(fs, path)
-    if content is None:
-        raise FileNotFoundError(url)
-    return content
-
-
 def release_memory() -> None:
     """Give back to the system what Arrow freed but keeps: after a document of a gigabyte that is several of them."""
     pa.default_memory_pool().release_unused()
-
-
-def _put(fs: Any, path: str, file: Any) -> None:
-    """A whole file or none: the local one is renamed into place, an object store's put is atomic by itself."""
-    target = path if not storage.is_local(fs) else f"{path}.{uuid.uuid4().hex[:12]}.part"
-    with fs.open(target, "wb") as out:
-        while chunk := file.read(1 << 20):
-            out.write(chunk)
-    if target != path:
-        Path(target).replace(path)

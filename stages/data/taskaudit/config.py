@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from stages.data.decontaminate.config import DecontaminateConfig
+from stages.data.pinned import Pin
 from stages.stage import Config
 
 
@@ -15,7 +16,7 @@ class TaskSource(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="what the task is called")
     path: str = Field(description="JSONL or CSV file, relative to the study file")
-    pin: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$", description="digest of the file")
+    pin: Pin | None = Field(default=None, description="digest of the file")
     id: str | None = Field(default="id", description="column with the id of the source, as in the corpus")
     title: str | None = Field(default=None, description="column with its title")
     text: str | None = Field(default=None, description="column with the text of the source")

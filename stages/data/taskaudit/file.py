@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -11,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.data.pinned import read_unchanged
 from stages.data.taskaudit.config import TaskSource
 from stages.stage import StageError
 
 
 @dataclass(frozen=True)
-class Item:
+class TaskItem:
     """One item: its task, the line or row it stands in (from 1), and what the file says of it ("" where nothing)."""
 
     task: str
@@ -32,23 +32,16 @@ def first_columns(path: Path, field: str) -> list[str]:
     return sorted(next((row for _, row in _rows(path, field)), {}))
 
 
-def items(source: TaskSource) -> list[Item]:
+def items(source: TaskSource) -> list[TaskItem]:
     """All items in order. Raises StageError for other bytes than the pinned ones."""
     path = Path(source.path)
-    data = path.read_bytes() if path.is_file() else b""
-    if "sha256:" + hashlib.sha256(data).hexdigest() != source.pin:
-        raise StageError(
-            "the file is not the one planned with",
-            field=f"task_audit: {source.name}",
-            value=source.path,
-            fix="put it back, or plan again",
-        )
+    read_unchanged(path, source.pin, field=f"task_audit: {source.name}")
     columns = source.columns()
     found = []
     for number, row in _rows(path, f"task_audit: {source.name}"):
         values = {role: _cell(row.get(columns[role])) if role in columns else "" for role in _ROLES}
         values["id"] = re.sub(r"^(\d+)\.0$", r"\1", values["id"].strip())  # what spreadsheets make of a whole number
-        found.append(Item(source.name, number, **values))
+        found.append(TaskItem(source.name, number, **values))
     return found
 
 

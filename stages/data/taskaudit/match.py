@@ -12,28 +12,34 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.data.audit import tables
 from stages.data.audit.audit import observe, publish, totals_of
+from stages.data.audit.findings import Audit
 from stages.data.corpus.documents import write_table
 from stages.data.corpus.files import without_suffix
 from stages.data.decontaminate.canary import plant
 from stages.data.decontaminate.exclude import excluded_hashes
-from stages.data.matching.index import Index, build
+from stages.data.matching.index import build
 from stages.data.matching.shards import ShardScan, documents_shards, scan_shards
 from stages.data.taskaudit.config import TaskAuditConfig
-from stages.data.taskaudit.file import Item, items
+from stages.data.taskaudit.file import TaskItem, items
 from stages.stage import Artifact, Context, StageError, Summary
 
 HALF = 0.5  # of a text's words in training documents: found, even where no span is long enough to act on
 
 TASKS = pa.schema(
     [
-        ("task", pa.string()), ("item", pa.int64()), ("id", pa.string()), ("title", pa.string()),
-        ("found", pa.string()), ("id_document", pa.string()),
-        ("text_document", pa.string()), ("text_coverage", pa.float64()),
-        ("summary_document", pa.string()), ("summary_coverage", pa.float64()),
+        ("task", pa.string()),
+        ("item", pa.int64()),
+        ("id", pa.string()),
+        ("title", pa.string()),
+        ("found", pa.string()),
+        ("id_document", pa.string()),
+        ("text_document", pa.string()),
+        ("text_coverage", pa.float64()),
+        ("summary_document", pa.string()),
+        ("summary_coverage", pa.float64()),
     ]
-)  # fmt: skip
+)
 WAYS = ("id", "text", "summary")
 
 
@@ -42,7 +48,8 @@ def audit_tasks(config: TaskAuditConfig, documents: Artifact, output: Path, cont
     found = [item for source in config.sources for item in items(source)]
     if not found:
         raise StageError("the tasks have no item", field="task_audit.sources", value=[s.name for s in config.sources])
-    by_text = _by_text(found, config, documents, output, context)
+    audit = _audit(found, config, documents, context)
+    by_text = {} if audit is None else _by_text(found, audit)
     by_id = _by_id({item.id for item in found if item.id}, documents)
     rows = [_row(item, by_id, by_text) for item in found]
     rows.sort(key=lambda row: (-len(_ways(row)), row["task"], row["item"]))
@@ -51,8 +58,9 @@ def audit_tasks(config: TaskAuditConfig, documents: Artifact, output: Path, cont
     metrics |= {f"by_{way}": float(sum(way in _ways(row) for row in rows)) for way in WAYS}
     shown = {"Tasks": "tasks.parquet"}
     figures: list[str] = []
-    if by_text:
-        published = publish(output, _indexed(found, config), config.rule)
+    if audit is not None:
+        (output / "audit.json").write_text(json.dumps(totals_of(audit, {}), indent=1, sort_keys=True) + "\n")
+        published = publish(audit, output)
         shown |= {title: name for title, name in published.tables.items() if name != "canaries.parquet"}
         figures = published.figures
     return Summary(_headline(rows, config), metrics, shown, figures)
@@ -72,7 +80,7 @@ def _headline(rows: Sequence[dict[str, Any]], config: TaskAuditConfig) -> str:
     return "; ".join(parts)
 
 
-def _texts(found: Sequence[Item]) -> list[tuple[str, str, str]]:
+def _texts(found: Sequence[TaskItem]) -> list[tuple[str, str, str]]:
     """(name, title, text) of everything to look for; a text that stands in several items stands here once."""
     seen: set[str] = set()
     texts = []
@@ -84,23 +92,14 @@ def _texts(found: Sequence[Item]) -> list[tuple[str, str, str]]:
     return texts
 
 
-def _indexed(found: Sequence[Item], config: TaskAuditConfig) -> Index:
-    texts = [(name, text.encode()) for name, _, text in _texts(found)]
-    rule = config.rule
-    return build(texts, rule.ngram, rule.max_books_per_ngram, excluded_hashes(rule), rule.item_words)
-
-
-def _by_text(
-    found: Sequence[Item], config: TaskAuditConfig, documents: Artifact, output: Path, context: Context
-) -> dict[str, tuple[float, str | None]]:
-    """Text -> (share of its words in training documents, the one that holds most of it or None: not found).
-
-    Found is a text on which the rule would act, or half of which stands in training documents.
-    """
+def _audit(found: Sequence[TaskItem], config: TaskAuditConfig, documents: Artifact, context: Context) -> Audit | None:
+    """The audit of the texts of all items; None where there is no text."""
     texts = _texts(found)
     if not texts:
-        return {}
-    index = _indexed(found, config)
+        return None
+    rule = config.rule
+    encoded = [(name, text.encode()) for name, _, text in texts]
+    index = build(encoded, rule.ngram, rule.max_books_per_ngram, excluded_hashes(rule), rule.item_words)
     shards = documents_shards(documents)
     done = 0
 
@@ -109,16 +108,22 @@ def _by_text(
         done += 1
         context.progress(done, len(shards), "shards")
 
-    scans = scan_shards(shards, index, config.rule, context.work_url, progress)
+    scans = scan_shards(shards, index, rule, context.work_url, progress)
     books = [{"doc_id": name, "title": title, "split": None} for name, title, _ in texts]
-    audit = observe(index, books, config.rule, scans)
+    audit = observe(index, books, rule, scans)
     if audit.hidden:
         names = ", ".join(f"{row['book_id']} ({row['reason']})" for row in audit.cannot_be_found()[:3])
         more = ", ..." if len(audit.hidden) > 3 else ""
         context.warn(f"{len(audit.hidden)} text(s) cannot be found, whatever the training text holds: {names}{more}")
-    audit.recalls, audit.quotations = plant([], index, config.rule)
-    tables.write(audit, output)
-    (output / "audit.json").write_text(json.dumps(totals_of(audit, {}), indent=1, sort_keys=True) + "\n")
+    audit.recalls, audit.quotations = plant([], index, rule)
+    return audit
+
+
+def _by_text(found: Sequence[TaskItem], audit: Audit) -> dict[str, tuple[float, str | None]]:
+    """Text -> (share of its words in training documents, the one that holds most of it or None: not found).
+
+    Found is a text on which the rule would act, or half of which stands in training documents.
+    """
     most: dict[int, tuple[int, str]] = defaultdict(lambda: (0, ""))
     for document in audit.found():
         for pair in document.decision.pairs:
@@ -127,7 +132,7 @@ def _by_text(
                 most[pair.book] = (pair.matched, document.doc_id)
     return {
         text: (audit.before.get(book, 0.0), most[book][1] if book in most else None)
-        for book, (_, _, text) in enumerate(texts)
+        for book, (_, _, text) in enumerate(_texts(found))
     }
 
 
@@ -149,7 +154,7 @@ def _training_ids(documents: Artifact) -> Iterator[str]:
         yield from table.filter(pc.equal(table["split"], "train"))["doc_id"].to_pylist()
 
 
-def _row(item: Item, by_id: dict[str, str], by_text: dict[str, tuple[float, str | None]]) -> dict[str, Any]:
+def _row(item: TaskItem, by_id: dict[str, str], by_text: dict[str, tuple[float, str | None]]) -> dict[str, Any]:
     text, summary = by_text.get(item.text), by_text.get(item.summary)
     row = {
         "task": item.task,

@@ -37,10 +37,12 @@ def pin_sources(sources: tuple[TaskSource, ...], base_dir: Path) -> tuple[TaskSo
         for role, column in source.columns().items():
             if column not in present:
                 raise StageError(
-                    f"{Path(path).name} has no such column", field=f"{field}.{role}", value=column,
+                    f"{Path(path).name} has no such column",
+                    field=f"{field}.{role}",
+                    value=column,
                     allowed=", ".join(present) or "the file is empty",
                     fix=f"name the column that holds it, or {role}: null",
-                )  # fmt: skip
+                )
         pinned.append(source.model_copy(update={"path": path, "pin": digest}))
     return tuple(pinned)
 

@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from stages.data.tasks.haystack import Format
+from stages.data.tasks.needles import BINDINGS, MOST_RIVALS, PASSKEY
+from stages.data.tasks.registry import task_of
+from stages.data.tasks.task import Task
 from stages.stage import Config
 
-Format = Literal["landmark", "compact"]
-Task = Literal["passkey", "passkey_absent", "bindings", "bindings_absent"]
+
+@dataclass(frozen=True)
+class Grid:
+    """The prompts of one task that a model is asked: ``trials`` and ``control_trials`` for every length (tokens) and k.
+    ``depths``: where needles lie that a task places; None: spread evenly. ``field``: of the study file, for errors."""
+
+    task: Task
+    lengths: tuple[int, ...]
+    ks: tuple[int, ...]
+    trials: int
+    control_trials: int
+    field: str
+    depths: tuple[float, ...] | None = None
+
+    def depth_of(self, trial: int) -> float | None:
+        """On the grid in turn, or spread evenly; None where the task draws its places."""
+        # Bindings draw theirs too, but their rows have always said the spread depth: the drawn one would be another
+        # code_version of evaluate and ablate.
+        if not self.task.by_depth and self.task is not BINDINGS:
+            return None
+        return spread(trial) if self.depths is None else self.depths[trial % len(self.depths)]
+
+
+class TaskSettings(Config):
+    """How a further task is asked."""
+
+    lengths: tuple[int, ...] | None = Field(default=None, min_length=1, description="default: those of the passkeys")
+    trials: int | None = Field(default=None, ge=1, description="prompts per length and k (default: as many passkeys)")
+    k: tuple[int, ...] | None = Field(default=None, min_length=1, description="default: the task's own")
+    control_trials: int = Field(default=0, ge=0, description="prompts without an answer, per length and k")
 
 
 class RetrievalConfig(Config):
@@ -34,22 +69,68 @@ class RetrievalConfig(Config):
     binding_lengths: tuple[int, ...] | None = Field(default=None, description="lengths of bindings (default: longest)")
     binding_trials: int = Field(default=20, ge=0, description="bindings prompts per (length, k)")
     control_trials: int = Field(default=20, ge=0, description="absent-needle prompts per length, absent-cue per k")
+    tasks: dict[str, TaskSettings] = Field(default={}, description="further tasks, by name, and how each is asked")
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, tasks: dict[str, TaskSettings]) -> dict[str, TaskSettings]:
+        for name, settings in tasks.items():
+            task = task_of(name)
+            if task in (PASSKEY, BINDINGS):
+                raise ValueError(f"{name}: is asked anyway, its settings stand beside this section (fix: remove it)")
+            check_distinct(f"{name}.lengths", settings.lengths or (), "numbers of tokens >= 1", 1)
+            check_distinct(f"{name}.k", settings.k or (), f"numbers from 1 to {task.most}", 1, task.most)
+            if settings.control_trials and task.control_k is None:
+                raise ValueError(f"{name}.control_trials = {settings.control_trials}: the task has no controls")
+        return tasks
 
     @model_validator(mode="after")
     def _check(self) -> RetrievalConfig:
         for name, values in (("lengths", self.lengths), ("binding_lengths", self.binding_lengths or ())):
-            if any(length < 1 for length in values) or len(set(values)) != len(values):
-                raise ValueError(f"{name} = {list(values)}: allowed are distinct numbers of tokens >= 1")
-        depths = self.depths or ()
-        if any(not 0 <= depth <= 1 for depth in depths) or len(set(depths)) != len(depths):
-            raise ValueError(f"depths = {list(depths)}: allowed are distinct numbers from 0 (start) to 1 (end)")
-        if any(not 1 <= k <= MOST_RIVALS for k in self.rivals) or len(set(self.rivals)) != len(self.rivals):
-            raise ValueError(f"rivals = {list(self.rivals)}: allowed are distinct numbers from 1 to {MOST_RIVALS}")
+            check_distinct(name, values, "numbers of tokens >= 1", 1)
+        check_distinct("depths", self.depths or (), "numbers from 0 (start) to 1 (end)", 0, 1)
+        check_distinct("rivals", self.rivals, f"numbers from 1 to {MOST_RIVALS}", 1, MOST_RIVALS)
         return self
 
-    def depth_of(self, trial: int) -> float:
-        """Where the needle of a length's passkey prompt ``trial`` lies: on the grid in turn, or spread evenly."""
-        return spread(trial) if self.depths is None else self.depths[trial % len(self.depths)]
+    def key_fields(self) -> dict[str, Any]:
+        """Further tasks count where there are some, and the versions of tasks that are not as they first were."""
+        fields = super().key_fields()
+        if not self.tasks:
+            fields.pop("tasks")
+        return fields | versions(grid.task.name for grid in (*self.needles, *self.further))
+
+    @property
+    def needles(self) -> tuple[Grid, ...]:
+        """Passkeys and bindings, which the claims are decided on."""
+        field = "lengths" if self.binding_lengths is None else "binding_lengths"
+        return (
+            Grid(PASSKEY, self.lengths, (1,), self.trials_per_length, self.control_trials, "lengths", self.depths),
+            Grid(
+                BINDINGS,
+                self.lengths_of_bindings,
+                self.rivals,
+                self.binding_trials,
+                self.control_trials,
+                field,
+                self.depths,
+            ),
+        )
+
+    @property
+    def further(self) -> tuple[Grid, ...]:
+        """The tasks of ``tasks``."""
+        return tuple(
+            Grid(
+                task := task_of(name),
+                one.lengths or self.lengths,
+                one.k or task.ks,
+                one.trials or self.trials_per_length,
+                one.control_trials,
+                "lengths" if one.lengths is None else f"tasks.{name}.lengths",
+                self.depths,
+            )
+            for name, one in self.tasks.items()
+        )
 
     @property
     def trials_per_length(self) -> int:
@@ -60,8 +141,16 @@ class RetrievalConfig(Config):
         return self.binding_lengths if self.binding_lengths is not None else (max(self.lengths),)
 
 
-MOST_RIVALS = 64
-"""Largest k of the bindings task (claim C5 asks 1..64); there are 90 compact numbers and 143 cue words."""
+def versions(tasks: Iterable[str]) -> dict[str, dict[str, int]]:
+    """What the key of an artifact says of its tasks: the versions above the first, nothing if there are none."""
+    raised = {name: version for name in tasks if (version := task_of(name).version) > 1}
+    return {"task_versions": raised} if raised else {}
+
+
+def check_distinct(name: str, values: Sequence[float], allowed: str, low: float, high: float = math.inf) -> None:
+    """ValueError unless all lie from ``low`` to ``high``, each once."""
+    if any(not low <= value <= high for value in values) or len(set(values)) != len(values):
+        raise ValueError(f"{name} = {list(values)}: allowed are distinct {allowed}")
 
 
 def spread(trial: int) -> float:

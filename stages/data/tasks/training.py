@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from stages.data.tasks.config import Format, Task
-from stages.data.tasks.prompts import Codec, PromptMaker
+from stages.data.tasks.haystack import Codec, Format
+from stages.data.tasks.needles import BINDINGS
+from stages.data.tasks.prompts import PromptMaker
+from stages.data.tasks.registry import task_of
+from stages.data.tasks.task import Task
 from stages.stage import StageError
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ def training_rows(
     seed: int,
     *,
     format: Format = "landmark",
-    tasks: Sequence[Literal["passkey", "bindings"]] = ("passkey", "bindings"),
+    tasks: Sequence[str] = ("passkey", "bindings"),
     rivals: Sequence[int] = (1, 2, 4),
     loss: Literal["answer", "all"] = "answer",
     first: int = 0,
@@ -33,25 +36,25 @@ def training_rows(
     Returns (tokens [count, length] int32, loss_mask [count, length] uint8). The mask marks *target* tokens: the answer
     and its full stop, or every token with ``loss="all"``; the end of a row beyond the full stop is haystack, unmasked.
     Row i depends on (seed, first + i) alone, so rows can be made batch by batch. Depths are uniform over [0, 1], tasks
-    and rivals alternate. ``haystack`` must be training text: the random streams are disjoint from the evaluation's by
-    namespace, the text by the split. Raises StageError, naming ``field``, if ``length`` cannot hold the largest k.
+    and their k alternate; ``rivals``: k of the bindings. ``haystack`` must be training text: the random streams are
+    disjoint from the evaluation's by namespace, the text by the split. Raises StageError, naming ``field``, if
+    ``length`` cannot hold the largest k, ValueError for a task that there is not.
     """
     import numpy as np
 
     if not tasks or not rivals:
-        raise StageError("no task to train on", field="tasks", value=list(tasks), allowed="passkey, bindings")
+        raise StageError("no task to train on", field="tasks", value=list(tasks), allowed="names of retrieval tasks")
     # A row ends like an evaluation prompt plus budget, so its prompt has the same length as the evaluation's.
     maker = PromptMaker(tokenizer, haystack, format, seed, "training")
-    for task in tasks:
-        k = max(rivals) if task == "bindings" else 1
-        maker.check(length, k, field=field, bindings=task == "bindings")
+    trained = [(task, trained_k(task, rivals)) for task in map(task_of, tasks)]
+    for task, ks in trained:
+        maker.check(task, length, max(ks), field=field)
     tokens = np.zeros((count, length), np.int32)
     mask = np.full((count, length), loss == "all", np.uint8)
     for row in range(count):
         trial = first + row
-        task_name: Task = tasks[trial % len(tasks)]
-        k = rivals[trial // len(tasks) % len(rivals)] if task_name == "bindings" else 1
-        item = maker.item(task_name, length, k, trial)
+        task, ks = trained[trial % len(trained)]
+        item = maker.item(task, length, ks[trial // len(trained) % len(ks)], trial)
         answer = [*item.answer_ids, *maker.end_ids]
         start, end = len(item.prompt), len(item.prompt) + len(answer)
         tokens[row, :start] = item.prompt
@@ -61,3 +64,8 @@ def training_rows(
         tokens[row, end:] = haystack[trial % max(1, len(haystack) - length) :][: length - end]
         mask[row, start:end] = 1
     return tokens, mask
+
+
+def trained_k(task: Task, rivals: Sequence[int]) -> Sequence[int]:
+    """The k that a task is trained with: the bindings ``rivals``, others their own."""
+    return rivals if task is BINDINGS else task.ks

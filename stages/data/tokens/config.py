@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from stages.data.pinned import Pin
 from stages.stage import Config
 
 
@@ -35,7 +36,7 @@ class TokenizerConfig(Config):
     revision: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{40}$", description="hub: commit of the repository (a branch can move)"
     )
-    pin: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$", description="file: digest of the file")
+    pin: Pin | None = Field(default=None, description="file: digest of the file")
     eos_token: str | None = Field(default=None, description="file, hub: token that ends a document")
     pad_token: str | None = Field(default=None, description="file, hub: token that pads (default: the eos token)")
     bos_token: str | None = Field(

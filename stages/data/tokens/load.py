@@ -32,10 +32,6 @@ class StudyTokenizer:
         """Token ids of ``text``."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text."""
-        return [list(e.ids) for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; specials are left out."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))

@@ -38,7 +38,7 @@ class Counts:
 
 
 @dataclass
-class Rows:
+class RowWriter:
     """Writes the rows of one split below ``folder``. Feed one document after the other: ``add`` its tokens piece by
     piece, then ``end`` it."""
 

@@ -2,29 +2,31 @@
 
 Which rows share a shard depends on the documents alone, so the shards are the same bytes with any number of workers. A
 few tasks are in flight for each CPU and a batch of rows is open for each split: memory is bounded by that and by one
-file of the documents table, not by the corpus and not by its longest document. What a file gave is kept (``saved``): an
-interrupted run goes on with the files that are not done.
+file of the documents table, not by the corpus and not by its longest document. What a task gave is kept (``saved``): an
+interrupted run encodes only what is not done.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Iterator
-from itertools import takewhile
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.data.corpus.documents import document_files, file_texts
-from stages.data.corpus.parallel import running_ray, spread
+from cluster.storage import join
+from stages.data.corpus.documents import TableWriter, document_files, file_texts
+from stages.data.parallel import running_ray
+from stages.data.saved import Saved, spread_saved
 from stages.data.tokens.config import TokenizeConfig
 from stages.data.tokens.encode import Encoded, encode, known_chunks, library
-from stages.data.tokens.pack import Counts, Rows
+from stages.data.tokens.pack import Counts, RowWriter
 from stages.data.tokens.pieces import pieces, splits_between_words
-from stages.data.tokens.saved import Saved
 from stages.data.tokens.seams import Seams, find_seams
 from stages.data.tokens.statistics import Statistics, write
-from stages.data.tokens.units import Document, Unit, units
+from stages.data.tokens.units import CountedDocument, Unit, units
 from stages.stage import Artifact, Context, StageError, Summary
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ ROWS_AT_ONCE = 2**14  # of documents.parquet
 WORTH_KNOWING = 4 * 2**20  # bytes of text; of fewer the library makes tokens before the kernels are loaded
 WORTH_TASKS = 16 * 2**20  # bytes of text; fewer are done before workers have started
 NAMED = 3  # documents in a warning
+_ENCODED = "encoded.npy"
 _SAMPLE = 2**14  # characters of the corpus on which seams are tried
 
 
@@ -51,7 +54,9 @@ def tokenize(
     meta = json.loads(tokenizer.path("meta.json").read_text())
     least_tail = {"train": config.min_tail_share * config.sequence_length}
     rows = {
-        name: Rows(output / name, config.sequence_length, meta["pad_id"], least_tail.get(name, 0), config.shard_bytes)
+        name: RowWriter(
+            output / name, config.sequence_length, meta["pad_id"], least_tail.get(name, 0), config.shard_bytes
+        )
         for name in SPLITS
     }
     found: dict[tuple[str, str], Statistics] = {}
@@ -59,12 +64,12 @@ def tokenize(
     total, done, made = _text_bytes(folder), 0, 0
     eos = np.array([meta["eos_id"]], np.int32)
     bos = np.array([] if meta.get("bos_id") is None else [meta["bos_id"]], np.int32)
-    begun: Document | None = None
+    begun: CountedDocument | None = None
     with_control: list[str] = []
     control = 0
     files = [path for path in document_files(folder) if pq.read_metadata(path).num_rows]
     encoded = _encoded(files, total, tokenizer.path("tokenizer.json").read_text(), context)
-    with _DocumentTable(output / "documents.parquet") as table:
+    with TableWriter(output / "documents.parquet", _document_schema(), rows=ROWS_AT_ONCE) as table:
         for unit, (tokens, lengths, words, controls) in encoded:
             start = 0
             pieces_of = zip(unit.layout, lengths, words, controls, strict=True)
@@ -84,7 +89,7 @@ def tokenize(
                     document.tokens += 1
                     statistics = found.setdefault((document.source, document.split), Statistics())
                     _count(statistics, document, *writer.end())
-                    table.add(document)
+                    table.add({name: value for name, value in vars(document).items() if name != "controls"})
                     control += document.controls
                     if document.controls and (len(with_control) < NAMED):
                         with_control.append(document.doc_id)
@@ -119,40 +124,70 @@ def tokenize(
 
 
 def _encoded(files: list[Path], total: int, tokenizer_json: str, context: Context) -> Iterator[tuple[Unit, Encoded]]:
-    """The units of the corpus in order and what they give: first of the files that an interrupted run has done."""
-    saved = [Saved(context.work_url, file, tokenizer_json) for file in files[:-1]]
-    before = list(takewhile(Saved.exists, saved))
-    if before:
-        context.log(f"{len(before)} of {len(files)} files were encoded by an earlier run")
-    for done in before:
-        yield from done.read()
+    """The units of the corpus in order and what they give, that of an interrupted run included."""
     between_words = splits_between_words(library(tokenizer_json))
     if not between_words:
         context.log("the tokenizer is given whole documents: its tokens reach across the spaces between words")
     seams = _seams(files[0], tokenizer_json) if between_words and total >= WORTH_KNOWING else None
-    waiting: deque[tuple[Unit, Saved | None]] = deque()
+    waiting: deque[Unit] = deque()
 
     def texts() -> Iterator[list[str]]:
         """They go to the tasks; what belongs to them waits here."""
-        for file, result in list(zip(files, [*saved, None], strict=True))[len(before) :]:
+        for file in files:
             for unit in units(file_texts(file), between_words):
-                waiting.append((unit, result))
+                waiting.append(unit)
                 yield unit.texts
                 unit.texts = []
 
     one_core = running_ray() is not None  # each task has a core of its own; without tasks the library may use all
-    current: Saved | None = None
+    shared = (tokenizer_json, seams, one_core)
+    parts = spread_saved(
+        _encode_part,
+        texts(),
+        join(context.work_url, "tokens"),
+        *shared,
+        identity=_identity,
+        worth_it=total >= WORTH_TASKS,
+    )
+    resumed = made = 0
     try:
-        for encoded in spread(encode, texts(), tokenizer_json, seams, one_core, worth_it=total >= WORTH_TASKS):
-            unit, result = waiting.popleft()
-            if current is not None and result is not current:
-                current.close()
-            current = result
-            if result is not None:
-                result.add(unit, encoded)
-            yield unit, encoded
+        for part in parts:
+            made, resumed = made + 1, resumed + part.resumed
+            yield waiting.popleft(), _read(part)
     finally:
         known_chunks.cache_clear()
+    if resumed:
+        context.log(f"{resumed} of {made} parts of the text were encoded by an earlier attempt")
+
+
+def _identity(texts: list[str], tokenizer_json: str, *_: Any) -> str:
+    digest = hashlib.sha256(_digest(tokenizer_json).encode())
+    for text in texts:
+        data = text.encode()
+        digest.update(b"%d " % len(data) + data)
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _digest(tokenizer_json: str) -> str:
+    return hashlib.sha256(tokenizer_json.encode()).hexdigest()
+
+
+def _encode_part(texts: list[str], folder: Path, tokenizer_json: str, seams: Seams | None, one_core: bool) -> None:
+    """One task."""
+    import numpy as np
+
+    with (folder / _ENCODED).open("wb") as file:
+        for array in encode(texts, tokenizer_json, seams, one_core):
+            np.save(file, array)
+
+
+def _read(part: Saved) -> Encoded:
+    import numpy as np
+
+    with part.on_disk(_ENCODED) as path, path.open("rb") as file:
+        tokens, lengths, words, controls = (np.load(file) for _ in range(4))
+    return tokens, lengths.tolist(), words.tolist(), controls.tolist()
 
 
 def _seams(file: Path, tokenizer_json: str) -> Seams | None:
@@ -183,7 +218,7 @@ def _summary(splits: dict[str, Counts], found: dict[tuple[str, str], Statistics]
     )
 
 
-def _count(statistics: Statistics, document: Document, sequences: int, dropped: int) -> None:
+def _count(statistics: Statistics, document: CountedDocument, sequences: int, dropped: int) -> None:
     statistics.lengths.append(document.tokens)
     statistics.counts.add(
         Counts(
@@ -222,34 +257,6 @@ def _check_not_empty(splits: dict[str, Counts], config: TokenizeConfig) -> None:
         raise StageError(
             "there is no evaluation document", field="corpus.sources", fix="add validation or test documents"
         )
-
-
-class _DocumentTable:
-    """Writes documents.parquet some rows at a time."""
-
-    def __init__(self, path: Path) -> None:
-        import pyarrow.parquet as pq
-
-        self._rows: list[dict[str, Any]] = []
-        self._writer = pq.ParquetWriter(path, _document_schema())
-
-    def __enter__(self) -> _DocumentTable:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-        self._writer.close()
-
-    def add(self, document: Document) -> None:
-        self._rows.append({name: value for name, value in vars(document).items() if name != "controls"})
-        if len(self._rows) == ROWS_AT_ONCE:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=_document_schema()))
-        self._rows = []
 
 
 def _document_schema() -> pa.Schema:

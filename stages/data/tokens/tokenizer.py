@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.data.corpus.documents import read_texts
+from stages.data.pinned import digest_of, unchanged
 from stages.data.tokens.config import TokenizerConfig
 from stages.data.tokens.library import control_strings, read_library, rows, text_only
 from stages.data.tokens.pin import read_tokenizer
@@ -30,6 +31,8 @@ def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, c
         assert config.path is not None and config.eos_token is not None
         content = read_tokenizer(config)
         assert content is not None
+        if config.kind == "file":
+            unchanged(digest_of(content), config.pin, field="tokenizer.pin", what="the tokenizer")
         tokenizer = read_library(config.path, content)
         eos = token_id(tokenizer, "eos_token", config.eos_token)
         pad = eos if config.pad_token is None else token_id(tokenizer, "pad_token", config.pad_token)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from model.decoder import Decoder, HeadKnockout, Knockout
-from stages.data.tasks.prompts import Item, first_integer
+from stages.data.tasks.prompts import Item
 from stages.evidence.ablate.config import HeadsConfig
 from stages.evidence.evaluate.forward import PASS_TOKENS, batches, prefill
 from stages.evidence.evaluate.retrieval import answer_nll, greedy
@@ -18,10 +18,18 @@ if TYPE_CHECKING:
     from stages.data.tokens.load import StudyTokenizer
 
 HEADS = pa.schema(
-    [("layer", pa.int64()), ("head", pa.int64()), ("knockout", pa.string()), ("task", pa.string()),
-     ("item", pa.string()), ("correct", pa.int8()), ("intact", pa.int8()), ("answer_nll", pa.float64()),
-     ("intact_nll", pa.float64())]
-)  # fmt: skip
+    [
+        ("layer", pa.int64()),
+        ("head", pa.int64()),
+        ("knockout", pa.string()),
+        ("task", pa.string()),
+        ("item", pa.string()),
+        ("correct", pa.int8()),
+        ("intact", pa.int8()),
+        ("answer_nll", pa.float64()),
+        ("intact_nll", pa.float64()),
+    ]
+)
 
 
 def choose(items: Sequence[Item], config: HeadsConfig) -> list[Item]:
@@ -63,9 +71,10 @@ def score(
                         prompts = torch.tensor([item.prompt for item in asked], device=device)
                         hidden, state = prefill(decoder, prompts, knockout)
                         nll = answer_nll(decoder, hidden, state, asked, knockout)
-                        said = greedy(decoder, hidden, state, asked[0].length - length, knockout)
+                        said = greedy(decoder, hidden, state, asked[0].budget, knockout)
                         for item, tokens, nats in zip(asked, said, nll, strict=True):
                             before = intact[item.item]
+                            answer = item.record.read(tokenizer.decode(tokens))
                             rows.append(
                                 {
                                     "layer": layer,
@@ -73,7 +82,7 @@ def score(
                                     "knockout": name,
                                     "task": item.task,
                                     "item": item.item,
-                                    "correct": int(first_integer(tokenizer.decode(tokens)) == item.expected),
+                                    "correct": int(answer == item.expected),
                                     "intact": before["correct"],
                                     "answer_nll": nats,
                                     "intact_nll": before["answer_nll"],

@@ -24,7 +24,7 @@ from model.trace import through_layers
 from stages.evidence.ablate.config import TrainedKeysConfig
 from stages.evidence.capacity.measure import numbers, read_back
 from stages.evidence.evaluate.forward import PASS_TOKENS
-from stages.evidence.evaluate.perplexity import Document
+from stages.evidence.evaluate.perplexity import ScoredDocument
 
 CAPACITY = pa.schema(
     [("keys", pa.string()), ("feature_map", pa.string()), ("feature_dim", pa.int64()), ("d_key", pa.int64()),
@@ -34,7 +34,7 @@ CAPACITY = pa.schema(
 
 
 def collect(
-    decoder: Decoder, documents: Sequence[Document], tokens: int, progress: Callable[[int], None]
+    decoder: Decoder, documents: Sequence[ScoredDocument], tokens: int, progress: Callable[[int], None]
 ) -> list[Tensor]:
     """Keys [V', K, d] of each layer at the first occurrence of each of V' distinct tokens in the documents' first
     ``tokens`` tokens, on the CPU. ``progress`` is called with the tokens of each chunk."""

@@ -13,21 +13,29 @@ from model.decoder import Decoder
 from model.trace import memory_along
 from stages.evidence.ablate.config import SaturationConfig
 from stages.evidence.evaluate.forward import PASS_TOKENS
-from stages.evidence.evaluate.perplexity import Document
+from stages.evidence.evaluate.perplexity import ScoredDocument
 
 SATURATION = pa.schema(
-    [("doc_id", pa.string()), ("segment", pa.int64()), ("tokens", pa.int64()), ("layer", pa.int64()),
-     ("head", pa.int64()), ("memory_norm", pa.float64()), ("z_min", pa.float64()),
-     ("erase_lambda_max", pa.float64()), ("effective_rank", pa.float64())]
-)  # fmt: skip
+    [
+        ("doc_id", pa.string()),
+        ("segment", pa.int64()),
+        ("tokens", pa.int64()),
+        ("layer", pa.int64()),
+        ("head", pa.int64()),
+        ("memory_norm", pa.float64()),
+        ("z_min", pa.float64()),
+        ("erase_lambda_max", pa.float64()),
+        ("effective_rank", pa.float64()),
+    ]
+)
 
 
-def longest(documents: Sequence[Document], config: SaturationConfig, segment: int) -> list[Document]:
+def longest(documents: Sequence[ScoredDocument], config: SaturationConfig, segment: int) -> list[ScoredDocument]:
     """The longest ``documents`` of two segments at least, cut to whole segments within ``max_tokens``."""
     size = {id(d): min(len(d.tokens), config.max_tokens) // segment * segment for d in documents}
     fit = [d for d in documents if size[id(d)] >= 2 * segment]
     fit.sort(key=lambda d: (-size[id(d)], d.doc_id))
-    return [Document(d.doc_id, d.split, d.tokens[: size[id(d)]]) for d in fit[: config.documents]]
+    return [ScoredDocument(d.doc_id, d.split, d.tokens[: size[id(d)]]) for d in fit[: config.documents]]
 
 
 def picked(segments: int, points: int) -> list[int]:
@@ -40,7 +48,7 @@ def picked(segments: int, points: int) -> list[int]:
 
 
 def score(
-    decoder: Decoder, documents: Sequence[Document], config: SaturationConfig, progress: Callable[[int], None]
+    decoder: Decoder, documents: Sequence[ScoredDocument], config: SaturationConfig, progress: Callable[[int], None]
 ) -> list[dict[str, Any]]:
     """Rows of saturation.parquet. The first segment has no z_min and erase_lambda_max (null): nothing is read there.
     ``progress`` is called with the tokens of each chunk."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.evidence.ablate.config import AblateConfig
+from stages.record import Record
 from stages.stage import Artifact, Context, Execution, Resources, Stage, StageError, Summary
 
 __all__ = ["STAGE", "Ablate", "AblateConfig"]
@@ -56,8 +57,8 @@ class Ablate(Stage[AblateConfig]):
 
         longest = config.perplexity.max_tokens_per_document
         long_only = config.perplexity.model_copy(update={"min_tokens_per_document": longest})
-        documents: list[perplexity.Document] = []
-        whole: list[perplexity.Document] = []  # of every length, uncut
+        documents: list[perplexity.ScoredDocument] = []
+        whole: list[perplexity.ScoredDocument] = []  # of every length, uncut
         uncut = config.perplexity.model_copy(
             update={"min_tokens_per_document": 2, "max_tokens_per_document": None, "max_documents": None}
         )
@@ -74,7 +75,7 @@ class Ablate(Stage[AblateConfig]):
         items = [
             item
             for item in evaluation_items(config.retrieval, tokenizer, haystack, config.seed, "ablate")
-            if item.task in ("passkey", "bindings") and item.beyond_local(segment)
+            if item.asked_rank >= 0 and item.beyond_local(segment)
         ]
         _check_neighbours(config, len(documents), [item.length for item in items], segment)
 
@@ -173,3 +174,4 @@ def _headline(config: AblateConfig, metrics: Mapping[str, float]) -> str:
 
 
 STAGE = Ablate()
+RECORD = Record(stage=STAGE, config=AblateConfig, kinds=("infini",))

@@ -63,9 +63,10 @@ class MqarConfig(Config):
     memory), while deltanet and full attention do not."""
 
     arms: tuple[str, ...] = Field(
-        default=("full", "infini-linear", "infini-delta", "deltanet", "local"), min_length=1,
-        description="names of model.arms.variants()"
-    )  # fmt: skip
+        default=("full", "infini-linear", "infini-delta", "deltanet", "local"),
+        min_length=1,
+        description="names of model.arms.variants()",
+    )
     dims: tuple[int, ...] = Field(default=(64,), min_length=1, description="model sizes")
     pairs: tuple[int, ...] = Field(default=(4,), min_length=1)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)

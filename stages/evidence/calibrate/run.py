@@ -16,10 +16,18 @@ from stages.evidence.calibrate.config import CalibrateConfig, MqarConfig, Schlag
 from stages.stage import Context, Summary
 
 SCHLAG = pa.schema(
-    [("feature_map", pa.string()), ("feature_dim", pa.int64()), ("d_key", pa.int64()), ("associations", pa.int64()),
-     ("seed", pa.int64()), ("loss", pa.float64()), ("accuracy", pa.float64()), ("steps", pa.int64()),
-     ("solved", pa.bool_())]
-)  # fmt: skip
+    [
+        ("feature_map", pa.string()),
+        ("feature_dim", pa.int64()),
+        ("d_key", pa.int64()),
+        ("associations", pa.int64()),
+        ("seed", pa.int64()),
+        ("loss", pa.float64()),
+        ("accuracy", pa.float64()),
+        ("steps", pa.int64()),
+        ("solved", pa.bool_()),
+    ]
+)
 MQAR = pa.schema(
     [("arm", pa.string()), ("dim", pa.int64()), ("pairs", pa.int64()), ("seed", pa.int64()),
      ("accuracy", pa.float64()), ("trials", pa.int64()), ("chance", pa.float64()), ("guess", pa.float64()),

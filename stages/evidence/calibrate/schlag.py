@@ -74,7 +74,7 @@ class KeyModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SchlagRun:
     """Of one run: best evaluation ``loss`` and the ``accuracy`` (argmax) at it, steps taken, solved or not."""
 
     loss: float
@@ -86,12 +86,12 @@ class Outcome:
 
 def train(
     config: SchlagConfig, feature_map: FeatureMap, count: int, seed: int, progress: Callable[[int, float], None]
-) -> Outcome:
+) -> SchlagRun:
     """One run: until solved, given up, or ``steps``. ``progress`` is called with each step and its loss."""
     model = KeyModel(config, feature_map, count, seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     rng = np.random.default_rng([seed, count, TRAINING])
-    best = Outcome(float("inf"), 0.0, 0, False, memory.feature_map(feature_map, model.write_bias).shape[-1])
+    best = SchlagRun(float("inf"), 0.0, 0, False, memory.feature_map(feature_map, model.write_bias).shape[-1])
     strikes = 0
     for step in range(1, config.steps + 1):
         keys, values = permutations(rng, config.batch, count), permutations(rng, config.batch, count)
@@ -107,10 +107,10 @@ def train(
         found, accuracy = evaluate(config, model, count, np.random.default_rng([seed, count, EVALUATION, step]))
         strikes = 0 if found < best.loss else strikes + 1
         if found < best.loss:
-            best = Outcome(found, accuracy, step, found <= config.solved_below, best.feature_dim)
+            best = SchlagRun(found, accuracy, step, found <= config.solved_below, best.feature_dim)
         if best.solved or strikes > config.patience:
             break
-    return Outcome(best.loss, best.accuracy, step, best.solved, best.feature_dim)
+    return SchlagRun(best.loss, best.accuracy, step, best.solved, best.feature_dim)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from stages.evidence.calibrate.config import CalibrateConfig
+from stages.record import Record
 from stages.stage import Artifact, Context, Stage, Summary
 
 
@@ -36,3 +37,4 @@ class Calibrate(Stage[CalibrateConfig]):
 
 
 STAGE = Calibrate()
+RECORD = Record(stage=STAGE, config=CalibrateConfig, per="study")

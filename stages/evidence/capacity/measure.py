@@ -93,7 +93,7 @@ def numbers(readout: Readout, tolerance: float) -> list[dict[str, float]]:
     return [{"accuracy": a, "error": e, "exact": x} for a, e, x in columns]
 
 
-class Tables:
+class Measurements:
     """Rows of capacity.parquet and forgetting.parquet as they are measured."""
 
     def __init__(self, config: CapacityConfig) -> None:
@@ -156,7 +156,7 @@ def overwrite_rows(config: CapacityConfig, rule: CapacityRule) -> list[dict[str,
 def run(config: CapacityConfig, output: Path, context: Context) -> Summary:
     """Measure the whole grid and write the stage's four tables."""
     keep_freed_memory()
-    tables, overwrites = Tables(config), []
+    tables, overwrites = Measurements(config), []
     fixed = [(m, r) for m in config.feature_maps for r in config.rules]
     trained = [
         (kind, feature_map, rule, count)

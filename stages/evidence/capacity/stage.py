@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from stages.evidence.capacity.config import CapacityConfig
+from stages.record import Record
 from stages.stage import Artifact, Context, Stage, Summary
 
 
-class Capacity(Stage[CapacityConfig]):
+class MeasureCapacity(Stage[CapacityConfig]):
     """No inputs."""
 
     name: ClassVar[str] = "capacity"
@@ -43,4 +44,5 @@ class Capacity(Stage[CapacityConfig]):
         return run(config, output, context)
 
 
-STAGE = Capacity()
+STAGE = MeasureCapacity()
+RECORD = Record(stage=STAGE, config=CapacityConfig, per="study")

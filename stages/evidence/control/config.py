@@ -10,7 +10,7 @@ from model.config import MixerConfig, TrunkConfig
 from stages.stage import Config
 
 
-class Recipe(Config):
+class RecallRecipe(Config):
     """AdamW training of one recall model. Every model of a kind has the same budget and the same rule to end early: at
     multiples of ``evaluate_every`` steps each k is asked of ``held_trials`` sequences of a stream of their own, and
     training ends when every k is answered with accuracy ``enough`` or better at ``in_a_row`` looks in a row (null:
@@ -28,13 +28,13 @@ class Recipe(Config):
     in_a_row: int = Field(default=2, ge=1, description="looks that must agree on it")
 
     @model_validator(mode="after")
-    def _looks(self) -> Recipe:
+    def _looks(self) -> RecallRecipe:
         if self.evaluate_every > self.steps:
             raise ValueError(f"evaluate_every = {self.evaluate_every}: allowed are at most steps = {self.steps}")
         return self
 
 
-class BaseRecipe(Recipe):
+class BaseRecipe(RecallRecipe):
     """The base: full attention, from scratch, on sequences short enough for its own attention.
 
     Many pairs in a sequence are what makes it learn soon: with k in {4, 8} the bases of seeds 0 to 5 answered at least
@@ -53,7 +53,7 @@ class BaseRecipe(Recipe):
     )
 
 
-class GraftRecipe(Recipe):
+class GraftRecipe(RecallRecipe):
     """One arm, from the base's weights, over more segments than the arm's attention spans.
 
     On the bases of seeds 0, 1, 3 and 5 both rules were at 99% of the held sequences at every k after 300 to 400 steps.

@@ -91,15 +91,7 @@ def document_nll(decoder: Decoder, tokens: Tensor, knockout: AnyKnockout = None,
     Documents longer than the budget are read in chunks of whole segments; the decoder's state carries over, so
     the result does not depend on the budget.
     """
-    pieces = []
-    state: DecoderState | None = None
-    step = _chunk(decoder, tokens, budget)
-    for start in range(0, tokens.shape[1] - 1, step):
-        # the last token has nothing to predict
-        chunk = tokens[:, start : min(start + step, tokens.shape[1] - 1)]
-        hidden, state = decoder.hidden(chunk, state, knockout)
-        pieces.append(decoder.token_nll(hidden, tokens[:, start + 1 : start + 1 + chunk.shape[1]]))
-    return torch.cat(pieces, dim=1)
+    return decoder.nll(tokens, knockout=knockout, chunk_tokens=_chunk(decoder, tokens, budget))
 
 
 @torch.inference_mode()

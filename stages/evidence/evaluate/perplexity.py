@@ -24,7 +24,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Document:
+class ScoredDocument:
     """A document as it is scored: cut, without its end-of-text mark. The first token is context, the rest is scored."""
 
     doc_id: str
@@ -34,7 +34,7 @@ class Document:
 
 def choose(
     documents: Iterator[tuple[str, NDArray[np.int32]]], split: str, config: PerplexityConfig, eos_id: int
-) -> tuple[list[Document], int]:
+) -> tuple[list[ScoredDocument], int]:
     """The documents of a split to score, sorted by id, and the number left out as too short.
 
     With ``max_documents`` those with the smallest sha256 of the id: a stable sample that a new document hardly changes.
@@ -45,7 +45,7 @@ def choose(
         if len(text) < config.min_tokens_per_document:
             short += 1
         else:
-            chosen.append(Document(doc_id, split, text))
+            chosen.append(ScoredDocument(doc_id, split, text))
     chosen.sort(key=lambda d: hashlib.sha256(d.doc_id.encode()).digest())
     return sorted(chosen[: config.max_documents], key=lambda d: d.doc_id), short
 
@@ -53,7 +53,7 @@ def choose(
 def score(
     decoder: Decoder,
     tokenizer: StudyTokenizer,
-    documents: list[Document],
+    documents: list[ScoredDocument],
     config: PerplexityConfig,
     progress: Progress,
     *,

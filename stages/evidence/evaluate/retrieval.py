@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.decoder import AnyKnockout, Decoder, DecoderState
-from stages.data.tasks.prompts import Item, first_integer
+from stages.data.tasks.haystack import Format
+from stages.data.tasks.prompts import Item
 from stages.evidence.evaluate.forward import PASS_TOKENS, batches, prefill
 
 if TYPE_CHECKING:
@@ -30,34 +31,60 @@ def score(
     *,
     knockout: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of retrieval.parquet in the order of ``items``.
+    """Rows of retrieval.parquet in the order of ``items``."""
+    segment = decoder.config.mixer.segment_length
+    found = answers(decoder, tokenizer, items, progress, knockout=knockout)
+    return [row(item, item.record.read(said), nats, segment) for item, (said, nats) in zip(items, found, strict=True)]
+
+
+def score_tasks(
+    decoder: Decoder,
+    tokenizer: StudyTokenizer,
+    items: Sequence[Item],
+    format: Format,
+    progress: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """Rows of tasks.parquet in the order of ``items``; ``format``: the wording that they were asked in."""
+    segment = decoder.config.mixer.segment_length
+    found = answers(decoder, tokenizer, items, progress)
+    return [task_row(item, said, nats, segment, format) for item, (said, nats) in zip(items, found, strict=True)]
+
+
+def answers(
+    decoder: Decoder,
+    tokenizer: StudyTokenizer,
+    items: Sequence[Item],
+    progress: Callable[[int], None],
+    *,
+    knockout: str | None = None,
+) -> list[tuple[str, float]]:
+    """What the model goes on with after each prompt, and the nats of the right answer (``answer_nll``).
 
     Prompts of equal length share a batch, so no pad ever enters a memory.
     """
     device = next(decoder.parameters()).device
-    segment = decoder.config.mixer.segment_length
-    by_length: dict[int, list[int]] = {}
+    by_length: dict[tuple[int, int], list[int]] = {}
     for index, item in enumerate(items):
-        by_length.setdefault(len(item.prompt), []).append(index)
-    rows: dict[int, dict[str, Any]] = {}
-    for length, members in by_length.items():
+        by_length.setdefault((len(item.prompt), item.budget), []).append(index)
+    found: dict[int, tuple[str, float]] = {}
+    for (length, budget), members in by_length.items():
         for batch in batches([length] * len(members), PASS_TOKENS[device.type], pairs=knockout == "swap"):
             chosen = [members[i] for i in batch]
             prompts = torch.tensor([items[i].prompt for i in chosen], device=device)
             hidden, state = prefill(decoder, prompts, knockout)
             nll = answer_nll(decoder, hidden, state, [items[i] for i in chosen], knockout)
-            said = greedy(decoder, hidden, state, items[chosen[0]].length - length, knockout)
+            said = greedy(decoder, hidden, state, budget, knockout)
             for index, ids, nats in zip(chosen, said, nll, strict=True):
-                rows[index] = row(items[index], first_integer(tokenizer.decode(ids)), nats, segment)
+                found[index] = (tokenizer.decode(ids), nats)
             progress(length * len(chosen))
-    return [rows[index] for index in range(len(items))]
+    return [found[index] for index in range(len(items))]
 
 
 @torch.inference_mode()
 def answer_nll(
     decoder: Decoder, hidden: Tensor, state: DecoderState, items: Sequence[Item], knockout: AnyKnockout = None
 ) -> list[float]:
-    """Mean nats of each answer's digit tokens; ``hidden`` [B, 1, C] and ``state`` are where its prompt ends."""
+    """Mean nats of each answer's tokens that count; ``hidden`` [B, 1, C] and ``state`` are where its prompt ends."""
     longest = max(len(item.answer_ids) for item in items)
     # shorter answers are padded behind their end, where causality hides the pads from them
     padded = [[*item.answer_ids, *[0] * (longest - len(item.answer_ids))] for item in items]
@@ -66,7 +93,7 @@ def answer_nll(
         more, _ = decoder.hidden(targets[:, :-1], state, knockout)
         hidden = torch.cat([hidden, more], dim=1)
     nll = decoder.token_nll(hidden, targets).double().cpu().numpy()
-    return [float(nats[: len(item.digits)][list(item.digits)].mean()) for nats, item in zip(nll, items, strict=True)]
+    return [float(nats[: len(item.counted)][list(item.counted)].mean()) for nats, item in zip(nll, items, strict=True)]
 
 
 @torch.inference_mode()
@@ -110,7 +137,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def row(item: Item, answer: str, nll: float, segment_length: int) -> dict[str, Any]:
     """The row of retrieval.parquet of one prompt.
 
-    answer: the number that was said, "" for none. nll: mean nats of the right answer's digit tokens. segment_length: N
+    answer: the number that was said, "" for none. nll: mean nats of the right answer's digits. segment_length: N
     tokens of the model that answered, which says what lies beyond its local segment.
     """
     return {
@@ -119,7 +146,7 @@ def row(item: Item, answer: str, nll: float, segment_length: int) -> dict[str, A
         "length": item.length,
         "prompt_tokens": len(item.prompt),
         "depth": item.depth,
-        "rivals": item.rivals,
+        "rivals": item.k,
         "asked_rank": item.asked_rank,
         "values": list(item.values),
         "expected": item.expected,
@@ -130,3 +157,36 @@ def row(item: Item, answer: str, nll: float, segment_length: int) -> dict[str, A
         "distance": item.distance,
         "beyond_local": item.beyond_local(segment_length),
     }
+
+
+def task_row(item: Item, said: str, nll: float, segment_length: int, format: Format) -> dict[str, Any]:
+    """The row of tasks.parquet of one prompt; ``said``: what the model went on with."""
+    task = item.record
+    answer = task.read(said)
+    return {
+        "task": item.task,
+        "item": item.item,
+        "length": item.length,
+        "prompt_tokens": len(item.prompt),
+        "k": item.k,
+        "depth": item.depth,
+        "values": list(item.values),
+        "answers": list(item.answers),
+        "answer": answer,
+        "score": task.score(answer, item.answers),
+        "chance": None if task.chance is None else task.chance(format, item.k),
+        "answer_nll": nll,
+        "distance": item.distance,
+        "beyond_local": item.beyond_local(segment_length),
+    }
+
+
+def summarise_tasks(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean score and answer_nll of each task."""
+    numbers: dict[str, float] = {}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        members = [row for row in rows if row["task"] == task]
+        numbers[f"{task}.score"] = float(np.mean([row["score"] for row in members]))
+        numbers[f"{task}.answer_nll"] = float(np.mean([row["answer_nll"] for row in members]))
+        numbers[f"{task}.n"] = float(len(members))
+    return numbers

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stages.evidence.evaluate.config import EvaluateConfig, EvaluateSettings, PerplexityConfig
+from stages.record import Record
 from stages.stage import Artifact, Context, Execution, Resources, Stage, StageError, Summary
 
 __all__ = ["STAGE", "Evaluate", "EvaluateConfig", "EvaluateSettings", "PerplexityConfig"]
 
 
 class Evaluate(Stage[EvaluateConfig]):
-    """Inputs: ``model`` (pretrain or base), ``tokens`` (tokenize), ``tokenizer``. Outputs: perplexity and retrieval."""
+    """Inputs: ``model`` (pretrain or base), ``tokens`` (tokenize), ``tokenizer``. Outputs: perplexity and
+    retrieval, and tasks where the config has further ones."""
 
     name = "evaluate"
     code_version = 4
@@ -29,7 +31,7 @@ class Evaluate(Stage[EvaluateConfig]):
 
         tokenizer = load_tokenizer(inputs["tokenizer"])
         decoder = load_model(inputs["model"], tokenizer, torch_device(context.execution), config.mixer)
-        documents: list[perplexity.Document] = []
+        documents: list[perplexity.ScoredDocument] = []
         for split in config.perplexity.splits:
             found, short = perplexity.choose(
                 document_tokens(inputs["tokens"], split), split, config.perplexity, tokenizer.eos_id
@@ -48,8 +50,10 @@ class Evaluate(Stage[EvaluateConfig]):
             )
         haystack = haystack_of(document_tokens(inputs["tokens"], "test"), tokenizer.eos_id, tokenizer.bos_id)
         items = list(evaluation_items(config.retrieval, tokenizer, haystack, config.seed))
+        further = config.retrieval.further
+        more = list(evaluation_items(config.retrieval, tokenizer, haystack, config.seed, grids=further))
 
-        total = sum(len(d.tokens) for d in documents) + sum(len(i.prompt) for i in items)
+        total = sum(len(d.tokens) for d in documents) + sum(len(i.prompt) for i in (*items, *more))
         done = 0
 
         def progress(tokens: int) -> None:
@@ -64,6 +68,12 @@ class Evaluate(Stage[EvaluateConfig]):
 
         text = perplexity.totals(scored)
         metrics = text | retrieval.summarise(asked)
+        made = {"perplexity": "perplexity.parquet", "retrieval": "retrieval.parquet"}
+        if more:
+            answered = retrieval.score_tasks(decoder, tokenizer, more, config.retrieval.format, progress)
+            tables.write(output / "tasks.parquet", answered, tables.TASKS)
+            metrics |= retrieval.summarise_tasks(answered)
+            made["tasks"] = "tasks.parquet"
         accuracy = metrics.get("passkey.beyond_local.accuracy")
         reach = (
             ""
@@ -73,8 +83,15 @@ class Evaluate(Stage[EvaluateConfig]):
         return Summary(
             headline=f"perplexity {text['perplexity']:.2f} on {text['documents']:.0f} documents{reach}",
             metrics=metrics,
-            tables={"perplexity": "perplexity.parquet", "retrieval": "retrieval.parquet"},
+            tables=made,
         )
 
 
 STAGE = Evaluate()
+RECORD = Record(
+    stage=STAGE,
+    config=EvaluateSettings,
+    pin=lambda section, folder: EvaluateConfig(
+        **{name: getattr(section, name) for name in EvaluateSettings.model_fields}
+    ),
+)

@@ -42,6 +42,25 @@ RETRIEVAL = pa.schema(
     ]
 )
 
+TASKS = pa.schema(
+    [
+        ("task", pa.string()),
+        ("item", pa.string()),
+        ("length", pa.int64()),
+        ("prompt_tokens", pa.int64()),
+        ("k", pa.int64()),
+        ("depth", pa.float64()),
+        ("values", pa.list_(pa.string())),
+        ("answers", pa.list_(pa.string())),
+        ("answer", pa.string()),
+        ("score", pa.float64()),
+        ("chance", pa.float64()),
+        ("answer_nll", pa.float64()),
+        ("distance", pa.int64()),
+        ("beyond_local", pa.bool_()),
+    ]
+)
+
 GATES = pa.schema([("layer", pa.int64()), ("head", pa.int64()), ("gate", pa.float64())])
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.data.pinned import pin_file
+from stages.data.pinned import Pin, pin_file
 from stages.stage import Config
 
 
@@ -18,7 +18,7 @@ class Pairs(Config):
     """
 
     path: str = Field(description="JSONL file, relative to the study file")
-    pin: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$", description="digest of the file")
+    pin: Pin | None = Field(default=None, description="digest of the file")
 
 
 class SummarizeConfig(Config):

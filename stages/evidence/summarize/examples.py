@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.data.pinned import read_unchanged
 from stages.evidence.summarize.config import Pairs, SummarizeConfig
 from stages.stage import Artifact, StageError
 
@@ -83,17 +84,7 @@ def condensations(
 def from_pairs(pairs: Pairs, tokenizer: StudyTokenizer, config: SummarizeConfig) -> list[Example]:
     """The texts of a pairs file, cut to fit the prompt, in the file's order. Raises StageError for other bytes than the
     pinned ones or for a row without text and summary."""
-    path = Path(pairs.path)
-    data = path.read_bytes() if path.is_file() else b""
-    digest = "sha256:" + hashlib.sha256(data).hexdigest()
-    if digest != pairs.pin:
-        raise StageError(
-            f"the file has the digest {digest}" if data else "the file is not on this node",
-            field="summarize.pairs.path",
-            value=pairs.path,
-            allowed=f"the file planned with: {pairs.pin}",
-            fix="put it back, or plan again",
-        )
+    data = read_unchanged(Path(pairs.path), pairs.pin, field="summarize.pairs.pin")
     cue = tokenizer.encode(config.cue)
     room = _room(config, len(cue))
     examples = []

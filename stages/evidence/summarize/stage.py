@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.evidence.summarize.config import SummarizeConfig, pin_pairs
+from stages.record import Record
 from stages.stage import Artifact, Context, Execution, Resources, Stage, StageError, Summary
 
 __all__ = ["STAGE", "Summarize", "SummarizeConfig", "pin_pairs"]
@@ -102,3 +103,4 @@ class Summarize(Stage[SummarizeConfig]):
 
 
 STAGE = Summarize()
+RECORD = Record(stage=STAGE, config=SummarizeConfig, pin=pin_pairs)

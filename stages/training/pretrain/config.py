@@ -9,8 +9,11 @@ from pydantic import Field, model_validator
 
 from model.arms import arm_of
 from model.config import MixerConfig, TrunkConfig
-from stages.data.tasks.config import MOST_RIVALS, Format
-from stages.stage import Config
+from stages.data.tasks.config import versions
+from stages.data.tasks.haystack import Format
+from stages.data.tasks.needles import MOST_RIVALS
+from stages.data.tasks.registry import task_of
+from stages.stage import Config, StageError
 
 
 class OptimSettings(Config):
@@ -48,12 +51,14 @@ class MixtureConfig(Config):
         description="sequences at random, or each row of the batch one document after the other, in reading order",
     )
     prompts: tuple[PromptPhase, ...] = Field(
-        default=(), description="phases of passkey and bindings prompts, in order; empty: text alone"
+        default=(), description="phases of retrieval prompts, in order; empty: text alone"
     )
     retrieval_format: Format = Field(
         default="landmark", description="wording of the prompts; compact fits short contexts"
     )
-    retrieval_tasks: tuple[Literal["passkey", "bindings"], ...] = Field(default=("passkey", "bindings"), min_length=1)
+    retrieval_tasks: tuple[str, ...] = Field(
+        default=("passkey", "bindings"), min_length=1, description="names of the tasks whose prompts alternate"
+    )
     retrieval_rivals: tuple[int, ...] = Field(default=(1, 2, 4), min_length=1, description="k of the bindings prompts")
 
     @model_validator(mode="after")
@@ -63,6 +68,11 @@ class MixtureConfig(Config):
                 raise ValueError(f"sources.{name} = {share}: allowed are numbers > 0 (leave a source out to skip it)")
         if any(not 1 <= k <= MOST_RIVALS for k in self.retrieval_rivals):
             raise ValueError(f"retrieval_rivals = {list(self.retrieval_rivals)}: allowed are 1 to {MOST_RIVALS}")
+        for task in self.retrieval_tasks:
+            try:
+                task_of(task)
+            except ValueError as error:
+                raise ValueError(f"retrieval_tasks = {list(self.retrieval_tasks)}: {error}") from None
         ends = [phase.until for phase in self.prompts]
         if ends and (ends[-1] != 1 or any(a >= b for a, b in pairwise(ends))):
             raise ValueError(
@@ -70,6 +80,10 @@ class MixtureConfig(Config):
                 "(fix: give each phase its end, and the last one until: 1)"
             )
         return self
+
+    def key_fields(self) -> dict[str, Any]:
+        """With the versions of tasks that are not as they first were."""
+        return super().key_fields() | versions(self.retrieval_tasks)
 
     def check_rows(self, rows: int, sequence_length: int, text_lengths: bool = True) -> None:
         """Raises ValueError for phases that batches of ``rows`` x ``sequence_length`` tokens cannot hold.
@@ -154,6 +168,18 @@ class BaseSettings(OptimSettings):
         if self.batch_tokens is not None and self.sequence_length:
             self.mixture.check_rows(self.batch_tokens // self.sequence_length, self.sequence_length)
         return self
+
+
+def check_workers(sequences: int, workers: int, name: str = "the global batch") -> None:
+    """Raises StageError if the global batch of ``sequences`` cannot be shared out equally; ``name``: what says them."""
+    if sequences % workers:
+        raise StageError(
+            "each worker takes the same number of the global batch's sequences",
+            field="execution.train_workers",
+            value=workers,
+            allowed=f"divisors of {name} = {sequences}",
+            fix="change one of them",
+        )
 
 
 class BaseConfig(BaseSettings):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from model.config import MixerConfig, RopeScaling, TrunkConfig
 from model.llama import read_config, shape
+from stages.data.pinned import agreed
 from stages.stage import Context, StageError, Summary
 from stages.training.pretrain.config import BaseConfig
 
@@ -50,15 +51,8 @@ def check_folder(config: BaseConfig, vocabulary: int | None, digest: Callable[[P
     except ValueError as error:
         raise StageError(str(error), field="base.path", value=config.path) from error
     _check_shape(config, trunk, size, vocabulary)
-    found = folder_digest(folder, digest)
-    if found != config.revision:
-        raise StageError(
-            f"the checkpoint in {folder} is {found}",
-            field="base.revision",
-            value=config.revision,
-            allowed=found,
-            fix="set base.revision to it, if this is the checkpoint you mean",
-        )
+    what = f"the checkpoint in {folder}"
+    agreed(folder_digest(folder, digest), config.revision, field="base.revision", what=what, required=True)
 
 
 def _check_shape(config: BaseConfig, trunk: TrunkConfig, size: int, vocabulary: int | None) -> None:

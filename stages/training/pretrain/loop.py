@@ -45,17 +45,10 @@ class Runtime:
 
 def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) -> RunState:
     """Train ``decoder`` in place to ``recipe.steps``; resumes from ``runtime.checkpoints``. Returns log and samples.
+    The global batch divides by the world size.
 
-    Raises StageError naming step, loss and learning rate if the loss stops being finite, and where the global batch
-    does not divide by the world size.
+    Raises StageError naming step, loss and learning rate if the loss stops being finite.
     """
-    if recipe.batch_sequences % runtime.world_size:
-        raise StageError(
-            "each worker takes the same number of the global batch's sequences",
-            field="execution.train_workers",
-            value=runtime.world_size,
-            allowed=f"divisors of the global batch of {recipe.batch_sequences} sequences",
-        )
     decoder.to(runtime.device).train()
     if runtime.world_size > 1:
         shard(decoder)
@@ -133,7 +126,7 @@ def _step(
     r = prompts if has_text and has_answer else float(has_answer)
     slices = [slice(rank * share, (rank + 1) * share) for rank in range(runtime.world_size)]
     rows = (batch.tokens, text, answer)
-    parts = [_parts(rows, batch.answers, its, lengths, runtime.micro_batch) for its in slices]
+    parts = [micro_batches(rows, batch.answers, its, lengths, runtime.micro_batch) for its in slices]
     mine = parts[runtime.rank]
     # every rank passes through the model equally often: its collectives wait for all
     mine += [(mine[0][0], *map(np.zeros_like, mine[0][1:]))] * (max(map(len, parts)) - len(mine))
@@ -172,7 +165,9 @@ def _wanted(weights: torch.Tensor) -> torch.Tensor | None:
 Rows = tuple[NDArray[Any], ...]
 
 
-def _parts(rows: Rows, prompts: NDArray[np.bool_], mine: slice, lengths: Lengths, micro: int | None) -> list[Rows]:
+def micro_batches(
+    rows: Rows, prompts: NDArray[np.bool_], mine: slice, lengths: Lengths, micro: int | None
+) -> list[Rows]:
     """Micro-batches of the rows ``mine`` of arrays [B, T], of the tokens of ``micro`` sequences each (None: all), cut
     into ``lengths``. Rows of prompts [B] go by themselves where they are cut otherwise than text."""
     rows, prompts, whole = tuple(a[mine] for a in rows), prompts[mine], rows[0].shape[1]

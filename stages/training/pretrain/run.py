@@ -17,11 +17,13 @@ from stages.data.tokens.load import token_meta
 from stages.stage import Artifact, Context, StageError, Summary
 from stages.training.pretrain import worker
 from stages.training.pretrain.channel import Reader, relay
-from stages.training.pretrain.worker import Job
+from stages.training.pretrain.config import check_workers
+from stages.training.pretrain.worker import TrainingJob
 
 
-def run_job(job: Job, output: Path, context: Context) -> Summary:
+def run_job(job: TrainingJob, output: Path, context: Context) -> Summary:
     """Train ``job`` and put its artifact below ``output``. Raises StageError where a fault of the input stops it."""
+    check_workers(job.recipe.batch_sequences, job.execution.train_workers)
     fs, work = filesystem(job.work_url)
     fs.makedirs(work, exist_ok=True)
     for artifact in (job.tokens, job.tokenizer, job.base):
@@ -39,7 +41,7 @@ def run_job(job: Job, output: Path, context: Context) -> Summary:
     return summary(output)
 
 
-def _by_ray(job: Job, context: Context) -> None:
+def _by_ray(job: TrainingJob, context: Context) -> None:
     execution = job.execution
     if not ray_is_running():
         raise StageError(
@@ -107,14 +109,3 @@ def check_tokens(tokens: Artifact, sequence_length: int) -> dict[str, Any]:
             fix="make tokenize.sequence_length and pretrain.sequence_length equal",
         )
     return meta
-
-
-def check_workers(job_batch: int, workers: int) -> None:
-    """Raises StageError if the global batch cannot be shared out equally."""
-    if job_batch % workers:
-        raise StageError(
-            "each worker takes the same number of the global batch's sequences",
-            field="execution.train_workers",
-            value=workers,
-            allowed=f"divisors of the global batch of {job_batch} sequences",
-        )

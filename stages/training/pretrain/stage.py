@@ -56,14 +56,12 @@ class Base(Stage[BaseConfig]):
 
             return import_base(config, vocabulary, output, context)
         from stages.training.pretrain import recipe
-        from stages.training.pretrain.run import check_workers, run_job
-        from stages.training.pretrain.worker import Job
+        from stages.training.pretrain.run import run_job
+        from stages.training.pretrain.worker import TrainingJob
 
-        wanted = recipe.of_base(config)
-        check_workers(wanted.batch_sequences, context.execution.train_workers)
         scratch = ModelConfig(trunk=config.trunk, mixer=recipe.base_mixer(config), vocab_size=vocabulary)
-        job = Job(
-            recipe=wanted,
+        job = TrainingJob(
+            recipe=recipe.of_base(config),
             tokens=inputs["tokens"],
             tokenizer=inputs["tokenizer"],
             work_url=context.work_url,
@@ -90,12 +88,11 @@ class Pretrain(Stage[PretrainConfig]):
     def run(self, config: PretrainConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         """The trained model, its log, samples and cost. Raises StageError if lengths disagree or training diverges."""
         from stages.training.pretrain import recipe
-        from stages.training.pretrain.run import check_tokens, check_workers, run_job
-        from stages.training.pretrain.worker import Job
+        from stages.training.pretrain.run import check_tokens, run_job
+        from stages.training.pretrain.worker import TrainingJob
 
         check_tokens(inputs["tokens"], config.sequence_length)
-        check_workers(config.batch_sequences, context.execution.train_workers)
-        job = Job(
+        job = TrainingJob(
             recipe=recipe.of_pretrain(config),
             tokens=inputs["tokens"],
             tokenizer=inputs["tokenizer"],

@@ -34,7 +34,7 @@ RECOMPUTE_FROM_TOKENS = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TrainingJob:
     """A training run, picklable. Exactly one of ``scratch`` (a new model) and ``base`` + ``mixer`` (a graft) is set."""
 
     recipe: Recipe
@@ -47,7 +47,7 @@ class Job:
     mixer: MixerConfig | None = None
 
 
-class Cancelled(Exception):
+class TrainingCancelled(Exception):
     """The step was cancelled; its resume points stay."""
 
 
@@ -55,14 +55,14 @@ def ray_worker(config: dict[str, Any]) -> None:
     """Entry point of a Ray Train worker."""
     import ray.train
 
-    job: Job = config["job"]
+    job: TrainingJob = config["job"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     local = context.get_local_rank()
     try:
         with threads(job.execution):
             run(job, rank, world_size, local)
-    except Cancelled:
+    except TrainingCancelled:
         return
     except StageError as error:
         # A fault of the input is the same on every attempt and every rank: told, not retried.
@@ -87,7 +87,7 @@ def threads(execution: Execution) -> Iterator[None]:
 
 
 def run(
-    job: Job,
+    job: TrainingJob,
     rank: int,
     world_size: int,
     local_rank: int = 0,
@@ -113,10 +113,10 @@ def run(
         if on_row is not None:
             on_row(row)
         elif rank == 0 and channel.row(row, job.recipe.steps) and cancel_fs.exists(cancel_path):
-            raise Cancelled
+            raise TrainingCancelled
 
     if cancel_fs.exists(cancel_path):
-        raise Cancelled
+        raise TrainingCancelled
     decoder = build(job)
     decoder.activation_checkpointing = job.recipe.sequence_length >= RECOMPUTE_FROM_TOKENS
     runtime = Runtime(
@@ -152,7 +152,7 @@ def choose_device(execution: Execution, local_rank: int) -> Any:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def build(job: Job) -> Decoder:
+def build(job: TrainingJob) -> Decoder:
     """A new model, or the base's trunk under the arm's mixer; the same on every rank."""
     if job.scratch is not None:
         from model.decoder import Decoder
@@ -164,7 +164,7 @@ def build(job: Job) -> Decoder:
     return graft(job.base.path("model"), job.mixer, seed=job.recipe.seed)
 
 
-def open_batches(job: Job) -> Batches:
+def open_batches(job: TrainingJob) -> Batches:
     """The run's global batches, by step."""
     import numpy as np
 
@@ -207,7 +207,7 @@ def open_batches(job: Job) -> Batches:
     return Batches(recipe, Windows(rows, recipe.sequence_length), prompts)
 
 
-def export(job: Job, config: ModelConfig, weights: dict[str, Any], state: RunState) -> None:
+def export(job: TrainingJob, config: ModelConfig, weights: dict[str, Any], state: RunState) -> None:
     """The artifact's files below ``<work_url>/export``, and last the marker that they are whole."""
     from model.checkpoint import save
     from model.decoder import Decoder

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stages.display.numbers import percent, points
 from stages.verdict.claims.bracket import Bracket, behind, control_bracket, task_bracket
-from stages.verdict.claims.effects import Effect, accuracy, effect, family, needed, nested_accuracy, percent, points
+from stages.verdict.claims.effects import Effect, accuracy, effect, family, needed, nested_accuracy
 from stages.verdict.claims.evidence import BEYOND, Evidence, Paired, paired
 from stages.verdict.claims.verdict import Finding, Number, Source, conclude, decided, not_measured
 
@@ -213,7 +214,8 @@ def control_accuracies(evidence: Evidence, arm: str) -> list[Number]:
     for k, rows in table[table["arm"] == arm].groupby("k"):
         sources = evidence.sources("control", "control.parquet", _control_filter(evidence, f"k == {k}"), arm)
         label = f"{arm}, control, k = {k}"
-        numbers.append(nested_accuracy(f"control.{arm}.k{k}", label, rows, sources=sources, rules=evidence.rules))
+        number = nested_accuracy(f"control.{arm}.k{k}", label, rows, sources=sources, rules=evidence.rules)
+        numbers.append(number.of(kind="control", arm=arm, k=int(k)))
     return numbers
 
 

@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stages.verdict.claims.effects import accuracy, effect, nested_accuracy, percent, signed
+from stages.display.numbers import percent, signed_percent
+from stages.verdict.claims.effects import accuracy, effect, nested_accuracy
 from stages.verdict.claims.evidence import Evidence, paired
 from stages.verdict.claims.verdict import Number, decided
 
@@ -95,7 +96,7 @@ def perplexity_bracket(evidence: Evidence) -> Bracket:
     found = effect(pair, evidence.rules)
     gain = -math.expm1(-found.estimate)
     passed = found.exceeds and gain >= rule.margin
-    note = f"full attention: {signed(-gain)} perplexity against local"
+    note = f"full attention: {signed_percent(-gain)} perplexity against local"
     if passed:
         return Bracket(True, note)
     return Bracket(False, f"{note}: what lies beyond a segment is worth less than {rule.margin:.0%}", "ceiling too low")

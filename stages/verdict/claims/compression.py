@@ -11,7 +11,7 @@ from dataclasses import replace
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.cost import cost, paper_table
 from stages.verdict.claims.evidence import Evidence
-from stages.verdict.claims.verdict import Decision, Finding, Number, Source
+from stages.verdict.claims.verdict import Finding, Number, Source, VerdictDecision
 
 PAPER_TRUNK = TrunkConfig(dim=1024, layers=12, heads=8, head_dim=128, ffn_dim=4096)
 FORMULA = Source("model.cost", "", "paper_table()", "the paper's 12 layers x 8 heads x 128, N = 2048")
@@ -73,7 +73,7 @@ def published(evidence: Evidence) -> Finding:
     if wrong:
         reason = f"{short}; real states differ: {'; '.join(wrong)}"
         return Finding("refuted", reason, "", ratio, tuple(numbers), f"{short}; real states differ from the formula")
-    decision: Decision = "supported" if abs(ratio.estimate / rule.ratio - 1) <= rule.tolerance else "refuted"
+    decision: VerdictDecision = "supported" if abs(ratio.estimate / rule.ratio - 1) <= rule.tolerance else "refuted"
     text = f"{short}, without the live segment; real states equal the formula"
     return Finding(decision, text, "", ratio, tuple(numbers), text)
 
@@ -87,7 +87,7 @@ def with_live_segment(evidence: Evidence) -> Finding:
         f"{live.estimate:.1f}x with the live segment's keys and values on both sides; "
         f"{in_bytes.estimate:.1f}x in bytes without them (fp32 memory, bf16 cache)"
     )
-    decision: Decision = "supported" if live.estimate >= rule.ratio * (1 - rule.tolerance) else "refuted"
+    decision: VerdictDecision = "supported" if live.estimate >= rule.ratio * (1 - rule.tolerance) else "refuted"
     return Finding(decision, text, "", live, tuple(numbers), text)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stages.verdict.claims.effects import percent
+from stages.display.numbers import percent
 from stages.verdict.claims.evidence import Evidence
-from stages.verdict.claims.verdict import Decision, Finding, Number, not_measured
+from stages.verdict.claims.verdict import Finding, Number, VerdictDecision, not_measured
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,7 @@ def clean_data(evidence: Evidence) -> Finding:
         text += f"; canaries acted on: {percent(recall)}"
         short += f"; {percent(recall, 0)} of the planted canaries acted on"
 
-    def finding(decision: Decision, qualifier: str = "", why: str = "") -> Finding:
+    def finding(decision: VerdictDecision, qualifier: str = "", why: str = "") -> Finding:
         reason = f"{text}{'; ' + why if why else ''}{tasks}"
         return Finding(decision, reason, qualifier, worst, tuple(numbers), f"{short}{'; ' + why if why else ''}")
 

@@ -205,18 +205,3 @@ def proportion(
     hits = round(float(sum(correct)))
     found = wilson(hits, len(correct), level=1 - rules.alpha)
     return Number(name, label, found.estimate, found.low, found.high, found.n, "accuracy", found.method, sources)
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """0.1234 -> '12.3%'."""
-    return f"{100 * value:.{digits}f}%"
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """-0.01234 -> '−1.23%'."""
-    return f"{100 * value:+.{digits}f}%".replace("-", "−")
-
-
-def points(value: float) -> str:
-    """A difference of scores in points: 0.0123 -> '+1.2 points'."""
-    return f"{100 * value:+.1f} points".replace("-", "−")

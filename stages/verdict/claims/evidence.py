@@ -206,6 +206,11 @@ class Evidence:
         return self.stacked("evaluate", "retrieval.parquet")
 
     @cached_property
+    def tasks(self) -> pd.DataFrame:
+        """arm, seed + ``tasks.parquet`` of evaluate: further tasks."""
+        return self.stacked("evaluate", "tasks.parquet")
+
+    @cached_property
     def knocked_perplexity(self) -> pd.DataFrame:
         """arm, seed + ``perplexity.parquet`` of ablate (column ``knockout``), scored documents only."""
         return self._scored(self.stacked("ablate", "perplexity.parquet"))

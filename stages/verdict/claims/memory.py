@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from stages.display.numbers import percent, signed_percent
 from stages.verdict.claims.bracket import behind, control_bracket
-from stages.verdict.claims.effects import Effect, accuracy, effect, family, needed, percent, signed
+from stages.verdict.claims.effects import Effect, accuracy, effect, family, needed
 from stages.verdict.claims.evidence import BEYOND, Evidence, paired
 from stages.verdict.claims.verdict import Finding, Number, conclude, decided, not_measured
 
@@ -45,7 +46,7 @@ def retrieval_cost(evidence: Evidence, arm: str, knockout: str, margin: float = 
         RETRIEVAL_UNIT,
         found.method,
         evidence.sources("ablate", "retrieval.parquet", rows, arm),
-    ), found
+    ).of(kind="knockout", measure="retrieval", arm=arm, knockout=knockout), found
 
 
 def perplexity_cost(evidence: Evidence, arm: str, knockout: str) -> tuple[Number, Effect] | None:
@@ -70,7 +71,7 @@ def perplexity_cost(evidence: Evidence, arm: str, knockout: str) -> tuple[Number
         PERPLEXITY_UNIT,
         found.method,
         evidence.sources("ablate", "perplexity.parquet", rows, arm),
-    ), found
+    ).of(kind="knockout", measure="perplexity", arm=arm, knockout=knockout), found
 
 
 def memory_is_used(evidence: Evidence) -> Finding:
@@ -124,7 +125,7 @@ def _judge(evidence: Evidence, arm: str, costs: list[tuple[Number, Effect]], p: 
     added = [perplexity_cost(evidence, arm, knockout) for knockout in rule.knockouts]
     harmless = all(one is not None and one[1].below(limit) for one in added)
     if harmless and all(one.below(rule.margin) for _, one in costs):
-        also = ", ".join(signed(one[0].estimate) for one in added if one is not None)
+        also = ", ".join(signed_percent(one[0].estimate) for one in added if one is not None)
         short = f"costs less than {rule.margin:.0%} accuracy and {rule.perplexity_margin:.0%} perplexity (TOST)"
         return behind(
             decided(row, "refuted", f"{text} and {also} perplexity: {short}", short=short), control_bracket(evidence)

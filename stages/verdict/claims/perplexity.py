@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 
+from stages.display.numbers import signed_percent
 from stages.verdict.claims.bracket import FLOOR, behind, control_bracket, perplexity_bracket
-from stages.verdict.claims.effects import Effect, effect, family, needed, signed
+from stages.verdict.claims.effects import Effect, effect, family, needed
 from stages.verdict.claims.evidence import Evidence, Paired, paired
 from stages.verdict.claims.verdict import Finding, Number, conclude, decided, not_measured
 
@@ -52,7 +53,8 @@ def difference(evidence: Evidence, arm: str, baseline: str, *, beyond: bool = Fa
     where = "_beyond" if beyond else ""
     label = f"{arm} against {baseline}" + (" beyond the first segment" if beyond else "")
     found = effect(pair, evidence.rules)
-    return relative(found, f"perplexity{where}.{arm}.{baseline}", label, evidence, arm, baseline, beyond=beyond)
+    number = relative(found, f"perplexity{where}.{arm}.{baseline}", label, evidence, arm, baseline, beyond=beyond)
+    return number.of(kind=f"difference{where}", arm=arm, other=baseline)
 
 
 def against_base(evidence: Evidence, arm: str) -> Number | None:
@@ -61,7 +63,9 @@ def against_base(evidence: Evidence, arm: str) -> Number | None:
     pair = paired(base, table[table["arm"] == arm], "doc_id", "nll_sum", "tokens") if len(table) else None
     if pair is None:
         return None
-    return relative(effect(pair, evidence.rules), f"perplexity.{arm}.base", f"{arm} against its base", evidence, arm)
+    found = effect(pair, evidence.rules)
+    number = relative(found, f"perplexity.{arm}.base", f"{arm} against its base", evidence, arm)
+    return number.of(kind="difference", arm=arm, other="base")
 
 
 def undertrained(evidence: Evidence, *arms: str) -> str:
@@ -71,7 +75,7 @@ def undertrained(evidence: Evidence, *arms: str) -> str:
         if gain is None:
             return "their base was not scored, so it is not known that training lowered their loss"
         if (gain.high or 0.0) >= 0:
-            return f"the held-out loss of {arm} is not below its base's ({signed(gain.estimate)} perplexity)"
+            return f"the held-out loss of {arm} is not below its base's ({signed_percent(gain.estimate)} perplexity)"
     return ""
 
 
@@ -93,6 +97,7 @@ def perplexity_from_memory(evidence: Evidence) -> Finding:
     rows = []
     for arm, one in found.items():
         row = relative(one, f"perplexity.{arm}.{local[0]}", f"{arm} against {local[0]}", evidence, arm, local[0])
+        row = row.of(kind="difference", arm=arm, other=local[0])
         rows.append(_judge(evidence, arm, local[0], row, one, adjusted[arm], len(found)))
     competitors = [name for name in evidence.arms if name not in (*evidence.memory_arms, *local)]
     beside = [difference(evidence, arm, other) for arm in found for other in competitors]
@@ -103,7 +108,7 @@ def perplexity_from_memory(evidence: Evidence) -> Finding:
 
 def _judge(evidence: Evidence, arm: str, local: str, row: Number, found: Effect, p: float, arms: int) -> Number:
     rules, rule = evidence.rules, evidence.rules.perplexity_from_memory
-    size = f"{signed(row.estimate)} perplexity"
+    size = f"{signed_percent(row.estimate)} perplexity"
     if found.seeds < rules.minimum_seeds:
         few = f"{found.seeds} of {rules.minimum_seeds} seeds"
         return decided(row, "inconclusive", f"{size}; {few}", "too few seeds", few)
@@ -139,7 +144,9 @@ def seeds(evidence: Evidence) -> Finding:
     for arm, pair in found.items():
         gaps, one, p = pair.by_seed, effects[arm], adjusted[arm]
         test = paired_t(gaps, level=1 - rules.alpha)
-        each = ", ".join(f"{seed}: {signed(math.expm1(-gap))}" for seed, gap in zip(pair.seeds, gaps, strict=True))
+        each = ", ".join(
+            f"{seed}: {signed_percent(math.expm1(-gap))}" for seed, gap in zip(pair.seeds, gaps, strict=True)
+        )
         row = Number(
             f"seeds.{arm}.{local[0]}",
             f"{arm} against {local[0]}, seeds alone",
@@ -153,7 +160,7 @@ def seeds(evidence: Evidence) -> Finding:
         )
         worse = test.estimate < 0
         side = f"{local[0]} has the lower perplexity" if worse else f"{arm} has the lower perplexity"
-        size = f"{signed(row.estimate)} perplexity, {side} (seeds {each})"
+        size = f"{signed_percent(row.estimate)} perplexity, {side} (seeds {each})"
         if evidence.shared_base:
             size += "; all seeds start from one base, so another base is not covered"
         if len(gaps) < rules.minimum_seeds:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stages.display.numbers import percent
 from stages.verdict.claims.bracket import behind, control_bracket, task_bracket
-from stages.verdict.claims.effects import accuracy, needed_to_clear, percent
+from stages.verdict.claims.effects import accuracy, needed_to_clear
 from stages.verdict.claims.evidence import BEYOND, WITHIN, Evidence
 from stages.verdict.claims.verdict import Finding, Number, conclude, decided, not_measured
 

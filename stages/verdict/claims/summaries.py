@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from stages.verdict.claims.effects import effect, points
+from stages.display.numbers import points
+from stages.verdict.claims.effects import effect
 from stages.verdict.claims.evidence import Evidence, paired
 from stages.verdict.claims.verdict import Finding, Number, not_measured
 
@@ -39,7 +40,7 @@ def rouge_scores(evidence: Evidence, arm: str, task: str, metric: str) -> Number
         "F1",
         found.method,
         sources,
-    )
+    ).of(kind="rouge", arm=arm, task=task, metric=metric)
 
 
 def summarization(evidence: Evidence) -> Finding:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-Decision = Literal["supported", "refuted", "inconclusive", "not measured"]
-DECISIONS: tuple[Decision, ...] = ("supported", "refuted", "inconclusive", "not measured")
+VerdictDecision = Literal["supported", "refuted", "inconclusive", "not measured"]
+DECISIONS: tuple[VerdictDecision, ...] = ("supported", "refuted", "inconclusive", "not measured")
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,28 @@ class Number:
     unit: str = ""
     method: str = ""
     sources: tuple[Source, ...] = ()
-    decision: Decision | None = None  # of this row, where a rule looked at it
+    decision: VerdictDecision | None = None  # of this row, where a rule looked at it
     qualifier: str = ""  # why an undecided row is so
     note: str = ""  # the reason for the decision, with its numbers
     short: str = ""  # the same in a few words
+    about: tuple[tuple[str, str | int], ...] = field(default=(), compare=False)
+    """What it is of, by field (kind, arm, k, ...), for those who draw it. In the report's files the name says it."""
+
+    def of(self, **about: str | int) -> Number:
+        """The same number with these fields."""
+        return replace(self, about=tuple(about.items()))
+
+    def text(self, name: str) -> str:
+        """A field; "" where it has none of that name."""
+        return str(dict(self.about).get(name, ""))
+
+    def integer(self, name: str) -> int:
+        """A field that is a number. Raises KeyError where it has none of that name."""
+        return int(dict(self.about)[name])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for report.json."""
+        return {name: value for name, value in asdict(self).items() if name != "about"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +70,7 @@ class Verdict:
     name: str
     question: str
     hypothesis: str
-    decision: Decision
+    decision: VerdictDecision
     rule: str
     reason: str
     summary: str
@@ -72,14 +90,14 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for report.json."""
-        return {**asdict(self), "label": self.label}
+        return {**asdict(self), "numbers": [n.to_dict() for n in self.numbers], "label": self.label}
 
 
 @dataclass(frozen=True)
 class Finding:
     """What a rule function hands back; ``stages.verdict.claims.table`` adds id, name, question and rule text."""
 
-    decision: Decision
+    decision: VerdictDecision
     reason: str
     qualifier: str = ""
     headline: Number | None = None
@@ -92,7 +110,7 @@ def not_measured(reason: str, numbers: Sequence[Number] = ()) -> Finding:
     return Finding("not measured", reason, numbers=tuple(numbers))
 
 
-def combine(rows: Sequence[Number]) -> Decision:
+def combine(rows: Sequence[Number]) -> VerdictDecision:
     """One decision from one per memory arm: some arm supports -> supported, every arm refutes -> refuted.
 
     Family-wise error of "some arm" is held by the Holm correction inside the rows; "every arm" needs none
@@ -106,12 +124,12 @@ def combine(rows: Sequence[Number]) -> Decision:
     return "inconclusive"
 
 
-def headline(rows: Sequence[Number], decision: Decision) -> Number | None:
+def headline(rows: Sequence[Number], decision: VerdictDecision) -> Number | None:
     """The row that carries the decision (the first of its kind), or the first row."""
     return next((row for row in rows if row.decision == decision), rows[0] if rows else None)
 
 
-def decided(row: Number, decision: Decision, note: str, qualifier: str = "", short: str = "") -> Number:
+def decided(row: Number, decision: VerdictDecision, note: str, qualifier: str = "", short: str = "") -> Number:
     """``row`` with its own decision, the reason for it (also in a few words) and, where undecided, why."""
     return replace(row, decision=decision, note=note, qualifier=qualifier, short=short or note)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from model.arms import arm_of
 from model.config import MixerConfig
+from stages.data.tasks.registry import TASKS
 from stages.stage import Artifact, Context, Place, Summary
 from stages.verdict.claims.evidence import Evidence
 from stages.verdict.claims.table import CLAIMS, decide
@@ -18,7 +19,7 @@ from stages.verdict.report.calibration import sentences
 from stages.verdict.report.config import ReportConfig
 from stages.verdict.report.document import document
 from stages.verdict.report.figures.all import FIGURES, draw
-from stages.verdict.report.figures.style import Figure
+from stages.verdict.report.figures.style import FinishedFigure
 from stages.verdict.report.numbers import collect, costs
 from stages.verdict.report.recipe import recipe
 from stages.verdict.report.render import write
@@ -49,7 +50,7 @@ def build(config: ReportConfig, inputs: Mapping[str, Artifact], output: Path, co
     collected = collect(evidence, verdicts)
     numbers = collected.sections
     context.progress(len(CLAIMS) + 1, total, "parts")
-    figures: list[tuple[str, Figure]] = []
+    figures: list[tuple[str, FinishedFigure]] = []
     for done, (section, figure) in enumerate(draw(evidence, collected.named, output), start=len(CLAIMS) + 2):
         if figure is not None:
             figures.append((section, figure))
@@ -85,7 +86,7 @@ def build(config: ReportConfig, inputs: Mapping[str, Artifact], output: Path, co
     )
 
 
-def _files(figures: Sequence[tuple[str, Figure]]) -> list[str]:
+def _files(figures: Sequence[tuple[str, FinishedFigure]]) -> list[str]:
     return [name for _, figure in figures for name in (figure.png, figure.svg, figure.narrow, figure.data)]
 
 
@@ -119,6 +120,9 @@ def setup(evidence: Evidence) -> dict[str, str]:
     }
     for arm, mixer in evidence.arms.items():
         rows[f"arm {arm}"] = describe(mixer)
+    for task in dict.fromkeys(evidence.tasks["task"] if len(evidence.tasks) else ()):
+        if task in TASKS:
+            rows[f"task {task}"] = TASKS[task].sentence
     if tokenizer:
         rows["tokenizer"] = f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens"
     if tokens:

@@ -162,16 +162,12 @@ def _range(evidence: Evidence, named: dict[str, Number], arm: str) -> tuple[str,
     """('99.8% [99.1%, 100%]', estimate, k) of an arm of the control at the largest k asked; None where not run."""
     from stages.verdict.report.shown import interval, shown
 
-    ks = sorted(
-        int(rest)
-        for name in named
-        if name.startswith(f"control.{arm}.k") and (rest := name.rpartition(".k")[2]).isdigit()
-    )
-    if not ks:
+    asked = [n for n in named.values() if n.text("kind") == "control" and n.text("arm") == arm]
+    if not asked:
         return None
-    number = named[f"control.{arm}.k{ks[-1]}"]
+    number = max(asked, key=lambda number: number.integer("k"))
     bounds = interval(number.low, number.high, number.unit)
-    return f"{shown(number.estimate, number.unit)} {bounds}".strip(), number.estimate, ks[-1]
+    return f"{shown(number.estimate, number.unit)} {bounds}".strip(), number.estimate, number.integer("k")
 
 
 def _guess(evidence: Evidence) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.verdict.claims.verdict import DECISIONS, Number, Verdict
 from stages.verdict.report.config import ReportConfig
-from stages.verdict.report.figures.style import Figure
+from stages.verdict.report.figures.style import FinishedFigure
 from stages.verdict.report.numbers import CostRow
 
 SCHEMA_VERSION = 2
@@ -20,7 +20,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "Calibration: what this instrument measures where the answer is known",
         ("control", "control by distance", "control knocked out", "calibration"),
     ),
-    ("retrieval", "Retrieval and binding", ("passkey", "bindings")),
+    ("retrieval", "Retrieval and binding", ("passkey", "bindings", "tasks")),
     ("memory", "Is the memory used?", ("gates",)),
     ("perplexity", "Perplexity", ("perplexity", "perplexity differences", "perplexity by position")),
     ("mechanism", "Capacity of the mechanism", ("capacity",)),
@@ -44,7 +44,7 @@ def document(
     config: ReportConfig,
     verdicts: Sequence[Verdict],
     numbers: Mapping[str, Sequence[Number]],
-    figures: Sequence[tuple[str, Figure]],
+    figures: Sequence[tuple[str, FinishedFigure]],
     costs: Sequence[CostRow],
     setup: Mapping[str, Any],
     *,
@@ -67,7 +67,7 @@ def document(
         "pages": list(pages),
         "counts": {decision: sum(v.decision == decision for v in verdicts) for decision in DECISIONS},
         "verdicts": [verdict.to_dict() | {"words": IN_WORDS[verdict.decision]} for verdict in verdicts],
-        "numbers": {section: [asdict(number) for number in rows] for section, rows in numbers.items()},
+        "numbers": {section: [number.to_dict() for number in rows] for section, rows in numbers.items()},
         "costs": [asdict(row) for row in costs],
         "figures": [{"section": section, **asdict(figure)} for section, figure in figures],
         "place": {"options": "", "runs": {}, "facts": [], "file": "{}"},

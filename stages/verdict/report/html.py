@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stages.display.numbers import size
 from stages.verdict.report.commands import DIGITS, show
 from stages.verdict.report.document import SECTIONS
 from stages.verdict.report.figures.style import PALETTE
@@ -28,7 +30,7 @@ def page(report: Mapping[str, Any], folder: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": shown, "unit": shown_unit, "bytes": size, "anchor": anchor}
+    environment.filters |= {"shown": shown, "unit": shown_unit, "bytes": partial(size, form=".3g"), "anchor": anchor}
     environment.globals |= {
         "interval": interval,
         "grouped": grouped,
@@ -99,13 +101,3 @@ def artifacts(report: Mapping[str, Any]) -> list[dict[str, str]]:
             "run": place["runs"].get(one["key"], ""),
         }
     return sorted(found.values(), key=lambda one: one["step"])
-
-
-def size(value: float | None) -> str:
-    """Bytes in KiB or MiB."""
-    if value is None:
-        return "–"
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= factor:
-            return f"{value / factor:.3g} {unit}"
-    return f"{value:.0f} B"

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from stages.display.numbers import percent
 from stages.verdict.claims import binding, mechanism, perplexity, retrieval, summaries
 from stages.verdict.claims.effects import accuracy, effect, proportion
 from stages.verdict.claims.evidence import BEYOND, Evidence, paired
@@ -57,6 +58,7 @@ def collect(evidence: Evidence, verdicts: Iterable[Verdict]) -> Collected:
         "perplexity by position": by_position(evidence),
         "passkey": passkey_by_length(evidence),
         "bindings": bindings(evidence),
+        "tasks": tasks(evidence),
         "control": [n for arm in evidence.control_arms for n in binding.control_accuracies(evidence, arm)],
         "control by distance": calibration.distances(evidence),
         "control knocked out": calibration.knockouts(evidence),
@@ -75,7 +77,7 @@ def collect(evidence: Evidence, verdicts: Iterable[Verdict]) -> Collected:
                 continue
             quantity = (frozenset(number.sources), number.unit, round(number.estimate, 12))
             same = known.get(quantity) if number.sources and math.isfinite(number.estimate) else None
-            named[number.name] = same or number
+            named[number.name] = replace(same, about=number.about) if same else number
             if same is None:
                 known[quantity] = number
                 sections.setdefault(section, []).append(number)
@@ -169,7 +171,7 @@ def by_position(evidence: Evidence) -> list[Number]:
                     label=f"{arm}, tokens {start:,} to {end:,}",
                     unit="perplexity/token",
                     sources=evidence.sources("evaluate", perplexity.TABLE, where, arm),
-                )
+                ).of(kind="position", arm=arm, start=int(start))
             )
             pair = paired(bucket[bucket["arm"] == local], rows, "doc_id", "nll_sum", "tokens") if local else None
             if pair is None or arm == local:
@@ -183,7 +185,7 @@ def by_position(evidence: Evidence) -> list[Number]:
                 str(local),
             )
             sources = evidence.sources("evaluate", perplexity.TABLE, where, arm, str(local))
-            found.append(replace(gap, sources=sources))
+            found.append(replace(gap, sources=sources).of(kind="position_gap", arm=arm, start=int(start)))
     return found
 
 
@@ -198,11 +200,39 @@ def passkey_by_length(evidence: Evidence) -> list[Number]:
             found.append(retrieval.at_length(evidence, arm, beyond, int(length)))
             if "answer_nll" in rows and rows["answer_nll"].notna().all():
                 where = f"task == 'passkey' and length == {length} and {BEYOND}"
-                found.append(_answer_nll(evidence, arm, int(length), rows, where))
+                sources = evidence.sources("evaluate", retrieval.TABLE, where, arm)
+                label = f"{arm}, nll of the passkey at {length:,} tokens"
+                found.append(_answer_nll(evidence, f"passkey_nll.{arm}.{length}", label, rows, sources))
     return found
 
 
-def _answer_nll(evidence: Evidence, arm: str, length: int, rows: pd.DataFrame, where: str) -> Number:
+def tasks(evidence: Evidence) -> list[Number]:
+    """Score of every further task per arm, k and length, wherever its needles lie, and the right answer's nll."""
+    table = evidence.tasks
+    found = []
+    for (task, k, length), cell in table.groupby(["task", "k", "length"], sort=False) if len(table) else ():
+        several = table.loc[table["task"] == task, "k"].nunique() > 1
+        guess = cell["chance"].iloc[0]
+        for arm in evidence.arms:
+            rows = cell[cell["arm"] == arm]
+            if not len(rows):
+                continue
+            where = f"task == '{task}' and length == {length}" + (f" and k == {k}" if several else "")
+            sources = evidence.sources("evaluate", "tasks.parquet", where, arm)
+            name, label = f"{task}.{arm}.k{k}.{length}", f"{arm}, {task}{f', k = {k}' if several else ''}"
+            scored = accuracy(
+                f"task.{name}",
+                f"{label} at {length:,} tokens",
+                rows.assign(correct=rows["score"]),
+                sources=sources,
+                rules=evidence.rules,
+            )
+            found.append(scored if math.isnan(guess) else replace(scored, note=f"a guess: {percent(guess)}"))
+            found.append(_answer_nll(evidence, f"task_nll.{name}", f"{label}, nll at {length:,} tokens", rows, sources))
+    return found
+
+
+def _answer_nll(evidence: Evidence, name: str, label: str, rows: pd.DataFrame, sources: tuple[Source, ...]) -> Number:
     from stages.statistics.intervals import clustered_mean
 
     rules = evidence.rules
@@ -212,15 +242,15 @@ def _answer_nll(evidence: Evidence, arm: str, length: int, rows: pd.DataFrame, w
         level=1 - rules.alpha,
     )
     return Number(
-        f"passkey_nll.{arm}.{length}",
-        f"{arm}, nll of the passkey at {length:,} tokens",
+        name,
+        label,
         mean.estimate,
         mean.low,
         mean.high,
         mean.n,
         "nats/token",
         mean.method,
-        evidence.sources("evaluate", retrieval.TABLE, where, arm),
+        sources,
     )
 
 
@@ -247,9 +277,10 @@ def bindings(evidence: Evidence) -> list[Number]:
             number = accuracy(
                 f"{name}.{arm}.k{k}", f"{arm}, {label}, k = {k}", cell, sources=sources, rules=evidence.rules
             )
-            found.append(replace(number, unit="accuracy" if column == "correct" else "share of answers"))
+            unit = "accuracy" if column == "correct" else "share of answers"
+            found.append(replace(number, unit=unit).of(kind=name, arm=str(arm), k=int(k)))
     order = list(evidence.arms)
-    return sorted(found, key=lambda number: order.index(number.name.split(".")[1]))
+    return sorted(found, key=lambda number: order.index(number.text("arm")))
 
 
 def capacity_points(evidence: Evidence) -> list[Number]:
@@ -323,8 +354,15 @@ def costs(evidence: Evidence) -> list[CostRow]:
             if name == arm and (cost := evidence.document(f"pretrain/{arm}/{seed}", "cost.json"))
         ]
         if found:
-            fields = ("parameters", "flops_per_token", "tokens_per_s", "state_elements", "state_bytes",
-                      "live_kv_elements", "live_kv_bytes")  # fmt: skip
+            fields = (
+                "parameters",
+                "flops_per_token",
+                "tokens_per_s",
+                "state_elements",
+                "state_bytes",
+                "live_kv_elements",
+                "live_kv_bytes",
+            )
             means = {name: sum(float(cost.get(name, math.nan)) for cost in found) / len(found) for name in fields}
             rows.append(
                 CostRow(arm, **means, seeds=len(found), sources=evidence.sources("pretrain", "cost.json", "", arm))

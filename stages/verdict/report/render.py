@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stages.framed import framed
+from stages.display.framed import framed
 from stages.stage import Place
 from stages.verdict.report.commands import with_commands
 from stages.verdict.report.html import page

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stages.verdict.claims.evidence import Evidence
 from stages.verdict.report.figures import calibration, capacity, control, data, memory, perplexity, retrieval, summaries
-from stages.verdict.report.figures.style import Drawing, Figure, Numbers, begin, finish
+from stages.verdict.report.figures.style import Drawing, FinishedFigure, Numbers, begin, finish
 
 Draw = Callable[[Evidence, Numbers], Drawing | None]
 
@@ -35,7 +35,7 @@ FIGURES: tuple[tuple[str, Draw], ...] = (
 )
 
 
-def draw(evidence: Evidence, numbers: Numbers, folder: Path) -> Iterator[tuple[str, Figure | None]]:
+def draw(evidence: Evidence, numbers: Numbers, folder: Path) -> Iterator[tuple[str, FinishedFigure | None]]:
     """(section, figure) one by one; None where its tables are absent. ``numbers``: every number by its name."""
     begin()
     for section, function in FIGURES:

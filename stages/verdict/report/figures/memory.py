@@ -190,13 +190,17 @@ def saturation(evidence: Evidence, numbers: Numbers) -> Drawing | None:
 
 def knockouts(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     """What each knock-out costs: retrieval accuracy beyond the window, and perplexity after the first segment."""
-    found = {name: n for name, n in numbers.items() if name.startswith("knockout.")}
+    found = {
+        (n.text("measure"), n.text("arm"), n.text("knockout")): n
+        for n in numbers.values()
+        if n.text("kind") == "knockout"
+    }
     rule = evidence.rules.memory_is_used
     panels = [
         ("retrieval", "Retrieval beyond the window", "accuracy lost (points)", rule.margin),
         ("perplexity", "Perplexity after one segment", "perplexity added (%)", rule.perplexity_margin),
     ]
-    panels = [panel for panel in panels if any(name.startswith(f"knockout.{panel[0]}.") for name in found)]
+    panels = [panel for panel in panels if any(measure == panel[0] for measure, _, _ in found)]
     if not panels:
         return None
     shown, arms = arm_styles(evidence), evidence.memory_arms
@@ -208,7 +212,7 @@ def knockouts(evidence: Evidence, numbers: Numbers) -> Drawing | None:
             axis.axvline(0, color=INK, lw=0.9)
             for i, arm in enumerate(arms):
                 for place, knockout in enumerate(KNOCKOUTS):
-                    number = found.get(f"knockout.{kind}.{arm}.{knockout}")
+                    number = found.get((kind, arm, knockout))
                     if number is None:
                         continue
                     y, look = place + aside(i, len(arms), 0.2), shown[arm]
@@ -231,8 +235,7 @@ def knockouts(evidence: Evidence, numbers: Numbers) -> Drawing | None:
 
         return panel
 
-    for name, number in found.items():
-        _, kind, arm, knockout = name.split(".", 3)
+    for (kind, arm, knockout), number in found.items():
         data.append(row(number, panel=kind, arm=arm, knockout=knockout))
     return Drawing(
         "knockouts",

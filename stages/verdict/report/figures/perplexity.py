@@ -29,11 +29,10 @@ def by_position(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     points: dict[tuple[str, str], list[tuple[int, Number]]] = {}
     shown = arm_styles(evidence)
     ends = _ends(evidence)
-    for name, number in numbers.items():
-        kind, _, rest = name.partition(".")
-        arm, _, start = rest.rpartition(".")
-        if kind in ("position", "position_gap") and arm in shown and start.isdigit():
-            points.setdefault((kind, arm), []).append((ends[int(start)], number))
+    for number in numbers.values():
+        kind, arm = number.text("kind"), number.text("arm")
+        if kind in ("position", "position_gap") and arm in shown:
+            points.setdefault((kind, arm), []).append((ends[number.integer("start")], number))
     if not points:
         return None
     baseline = next(iter(evidence.arms_of_kind("local")), None)
@@ -94,13 +93,13 @@ def _ends(evidence: Evidence) -> dict[int, int]:
 
 def differences(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     """Forest plot: every pair of arms, all positions (filled) and beyond the first segment (open)."""
-    pairs = [n for name, n in numbers.items() if name.startswith("perplexity.") and name.count(".") == 2]
+    pairs = [n for n in numbers.values() if n.text("kind") == "difference"]
     if not pairs:
         return None
     shown = arm_styles(evidence)
     rows: list[tuple[float, Number, str, bool]] = []
     for place, number in enumerate(pairs):
-        _, arm, other = number.name.split(".")
+        arm, other = number.text("arm"), number.text("other")
         rows.append((len(pairs) - place + 0.13, number, arm, True))
         beyond = numbers.get(f"perplexity_beyond.{arm}.{other}")
         if beyond is not None:
@@ -122,7 +121,7 @@ def differences(evidence: Evidence, numbers: Numbers) -> Drawing | None:
                 ls="none",
             )
         axis.axvline(0, color=INK, lw=0.9)
-        labels = [" −\n".join(n.name.split(".")[1:]) for n in pairs]
+        labels = [f"{n.text('arm')} −\n{n.text('other')}" for n in pairs]
         axis.set_yticks(range(len(pairs), 0, -1), labels)
         axis.set(xlabel="perplexity difference (%)", ylim=(0.4, len(pairs) + 0.6))
         axis.grid(axis="y", visible=False)

@@ -172,11 +172,10 @@ def bindings(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     titles = {"bindings": "Asked word is in the text", "bindings_absent": "Absent word (chance control)"}
     shown = arm_styles(evidence)
     points: dict[tuple[str, str], list[tuple[int, Number]]] = {}
-    for name, number in numbers.items():
-        task, _, rest = name.partition(".")
-        arm, _, k = rest.rpartition(".k")
-        if task in (*titles, "bindings_set") and arm in shown and k.isdigit():
-            points.setdefault((task, arm), []).append((int(k), number))
+    for number in numbers.values():
+        task, arm = number.text("kind"), number.text("arm")
+        if task in (*titles, "bindings_set") and arm in shown:
+            points.setdefault((task, arm), []).append((number.integer("k"), number))
     present = [task for task in titles if any(key[0] == task for key in points)]
     if not present:
         return None

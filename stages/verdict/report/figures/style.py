@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.display.svg import inline
 from stages.verdict.claims.evidence import Evidence
 from stages.verdict.claims.verdict import Number, Source
 
@@ -29,8 +30,15 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 BASELINE = "#77808b"  # the arm without memory: what the others are compared with
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 DASHES: tuple[Any, ...] = (
-    "-", (0, (6, 1.5)), (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1)), (0, (8, 2, 1, 2)), (0, (2, 1)),
-)  # fmt: skip
+    "-",
+    (0, (6, 1.5)),
+    (0, (5, 2)),
+    (0, (1, 1.5)),
+    (0, (5, 1.5, 1, 1.5)),
+    (0, (3, 1)),
+    (0, (8, 2, 1, 2)),
+    (0, (2, 1)),
+)
 WIDE, NARROW = 7.2, 3.5  # inches: a text column, a telephone. Shown 735 and 350 px wide at least, so that
 LETTERS = 9.0  # points are 12.7 px in either
 
@@ -52,7 +60,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Figure:
+class FinishedFigure:
     """A finished figure. Paths below the output folder: ``png``, ``svg`` (wide), ``narrow`` (SVG), ``data`` (CSV)."""
 
     name: str
@@ -110,7 +118,7 @@ def begin() -> None:
     })  # fmt: skip
 
 
-def finish(drawing: Drawing, folder: Path) -> Figure:
+def finish(drawing: Drawing, folder: Path) -> FinishedFigure:
     """Draw both forms below ``folder``/figures: PNG (white, 160 dpi) and SVG of the wide one, SVG of the narrow one,
     and the plotted values as CSV."""
     import pandas as pd
@@ -126,7 +134,9 @@ def finish(drawing: Drawing, folder: Path) -> Figure:
     for kind, figure in (("svg", wide), ("narrow", _layout(drawing, 1, NARROW))):
         (folder / names[kind]).write_text(page_svg(_svg(figure), f"{drawing.name}-{kind}", drawing.title))
     pd.DataFrame(drawing.data).to_csv(folder / names["data"], index=False, float_format="%.6g", lineterminator="\n")
-    return Figure(drawing.name, drawing.title, drawing.caption, **names, sources=tuple(dict.fromkeys(drawing.sources)))
+    return FinishedFigure(
+        drawing.name, drawing.title, drawing.caption, **names, sources=tuple(dict.fromkeys(drawing.sources))
+    )
 
 
 def _png(figure: Canvas, path: Path) -> None:
@@ -171,32 +181,11 @@ def _layout(drawing: Drawing, columns: int, width: float) -> Canvas:
 
 
 def page_svg(svg: str, name: str, title: str) -> str:
-    """matplotlib's file as markup to inline: no prolog or metadata, ids unique in the page, colours of the page (which
-    fall back to their own where the file is opened by itself)."""
-    from markupsafe import escape
-
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r"url\(#", f"url(#{name}-", body)
-    body = re.sub(r'href="#', f'href="#{name}-', body)
-    body = re.sub(r"<!--.*?-->", "", body, flags=re.S)
-    head = re.match(r"<svg[^>]*>", body)
-    assert head is not None
-    box = re.search(r'viewBox="[^"]*"', head.group())
-    assert box is not None
+    """matplotlib's file as markup that can be inlined and opened by itself."""
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    opening = f'<svg {spaces} {box.group()} role="img" aria-label="{escape(title)}">'
-    body = opening + body[head.end() :]
-    for colour, variable in (
-        (INK, "ink"),
-        (MUTED, "muted"),
-        (LINE, "line"),
-        (BASELINE, "base"),
-        *((colour, f"c{i}") for i, colour in enumerate(PALETTE)),
-    ):
-        body = body.replace(f": {colour}", f": var(--{variable}, {colour})")
-    return re.sub(r"\n\s*", "\n", body)
+    colours = {"--ink": INK, "--muted": MUTED, "--line": LINE, "--base": BASELINE}
+    colours |= {f"--c{i}": colour for i, colour in enumerate(PALETTE)}
+    return re.sub(r"\n\s*", "\n", inline(svg, name, title, colours, spaces))
 
 
 # What several figures draw

@@ -17,20 +17,24 @@ TITLES = {"continue": "Continue a document", "condense": "Condense a document"}
 
 def rouge(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     """F1 per metric and arm with document-clustered intervals, one panel per task."""
-    found = {name: n for name, n in numbers.items() if name.startswith("rouge.") and name.count(".") == 3}
-    tasks = list(dict.fromkeys(name.split(".")[2] for name in found))
+    found = {
+        (n.text("arm"), n.text("task"), n.text("metric")): n for n in numbers.values() if n.text("kind") == "rouge"
+    }
+    tasks = list(dict.fromkeys(task for _, task, _ in found))
     if not tasks:
         return None
     shown = arm_styles(evidence)
 
     def of(task: str) -> Callable[[Axes], None]:
         def panel(axis: Axes) -> None:
-            present = [metric for metric in METRICS if any(name.endswith(f".{task}.{metric}") for name in found)]
+            present = [
+                metric for metric in METRICS if any(of_task == task and of == metric for _, of_task, of in found)
+            ]
             for i, (arm, look) in enumerate(shown.items()):
                 points = [
                     (x + aside(i, len(shown), 0.15), n)
                     for x, metric in enumerate(present)
-                    if (n := found.get(f"rouge.{arm}.{task}.{metric}"))
+                    if (n := found.get((arm, task, metric)))
                 ]
                 estimates(axis, points, look, arm, scale=100)
             axis.set_xticks(range(len(present)), [METRICS[metric] for metric in present])
@@ -41,9 +45,7 @@ def rouge(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         return panel
 
     documents = max(n.n for n in found.values())
-    data = [
-        row(n, arm=name.split(".")[1], task=name.split(".")[2], metric=name.split(".")[3]) for name, n in found.items()
-    ]
+    data = [row(n, arm=arm, task=task, metric=metric) for (arm, task, metric), n in found.items()]
     return Drawing(
         "rouge",
         "ROUGE of the summaries",

@@ -1,0 +1,138 @@
+"""What a prompt is hidden in: held-out text as tokens, into which a task's sentences are spliced.
+
+Sentences are encoded by themselves and spliced between haystack tokens, so every length is known beforehand and what is
+asked has the same tokens in the needle and in the answer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from stages.stage import StageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Format = Literal["landmark", "compact"]
+
+MIN_FILLER = 16
+"""Fewest haystack tokens: below it the depth of a needle means nothing."""
+
+
+class Codec(Protocol):
+    """What the tasks need of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    @property
+    def begin(self) -> Sequence[int]:
+        """What every document, and so every prompt, begins with; nothing where the tokenizer has no such token."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One prompt to be drawn: ``length`` tokens with a task's ``k``. ``depth``: where its needle lies, 0 (start) to 1
+    (end); None: needles lie at random places. ``absent``: a control, whose answer stands nowhere."""
+
+    length: int
+    k: int
+    depth: float | None = None
+    absent: bool = False
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a task has drawn.
+
+    ``tokens``: all of it, haystack and question. ``answers``: the known answer, in as many strings as it has. ``said``:
+    a right answer as a model would go on with it; "": a space and the answers, with commas between. ``values``: what
+    every needle holds, in order of position; ``asked``: which of them the answer needs (0: the first), none in a
+    control. ``needle_end``: index of the first token after the last needle that is needed (where it would be, in a
+    control without one). ``depth``: the place of that needle in the haystack, 0 (start) to 1 (end).
+    """
+
+    tokens: tuple[int, ...]
+    answers: tuple[str, ...]
+    needle_end: int
+    depth: float
+    values: tuple[str, ...] = ()
+    asked: tuple[int, ...] = ()
+    said: str = ""
+
+
+class Haystack:
+    """Text that needles are hidden in, ``tokens`` [tokens], and the tokenizer it was encoded with."""
+
+    def __init__(self, codec: Codec, tokens: NDArray[np.int32], format: Format) -> None:
+        self.codec, self.tokens, self.format = codec, tokens, format
+        self._encoded: dict[str, tuple[int, ...]] = {}
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokens of a sentence by itself; () for none."""
+        if text not in self._encoded:
+            self._encoded[text] = tuple(self.codec.encode(text)) if text else ()
+        return self._encoded[text]
+
+    def shortest(self, needles: Sequence[str], question: str, instruction: str = "") -> int:
+        """Tokens of the shortest prompt that holds all of these; two spare for each needle, whose numbers may differ
+        in tokens from those drawn."""
+        sentences = len(self.codec.begin) + len(self.encode(instruction)) + len(self.encode(question))
+        return sentences + sum(len(self.encode(needle)) + 2 for needle in needles) + MIN_FILLER
+
+    def hide(
+        self,
+        trial: Trial,
+        rng: random.Random,
+        needles: Sequence[str],
+        question: str,
+        *,
+        answers: Sequence[str],
+        values: Sequence[str] = (),
+        asked: Sequence[int] = (0,),
+        instruction: str = "",
+        said: str = "",
+    ) -> Prompt:
+        """Instruction, haystack with the needles in it, in their order, and the question: ``trial.length`` tokens.
+
+        ``asked``: the needles that the answer needs; in a control the one whose value stands for it. A single needle
+        lies at ``trial.depth``, all others at places that ``rng`` draws, as it does the stretch of haystack. Raises
+        StageError if they do not fit, or the haystack is too short.
+        """
+        start, end = (*self.codec.begin, *self.encode(instruction)), self.encode(question)
+        spliced = [self.encode(needle) for needle in needles]
+        filler = trial.length - len(start) - len(end) - sum(map(len, spliced))
+        if not MIN_FILLER <= filler <= len(self.tokens):
+            raise StageError(
+                "the needles of a prompt do not fit", field="length", value=trial.length, fix="raise the length"
+            )
+        if trial.depth is None:
+            places = sorted(rng.randint(0, filler) for _ in range(max(1, len(spliced))))
+        else:
+            places = [round(trial.depth * filler)]
+        first = rng.randint(0, len(self.tokens) - filler)
+        text = self.tokens[first : first + filler].tolist()
+        last = max(asked)
+        prompt, done, needle_end = list(start), 0, len(start) + places[0]
+        for index, needle in enumerate(spliced):
+            prompt += text[done : places[index]]
+            prompt += needle
+            done = places[index]
+            if index == last:
+                needle_end = len(prompt)
+        prompt += text[done:]
+        prompt += end
+        return Prompt(
+            tokens=tuple(prompt),
+            answers=tuple(answers),
+            needle_end=needle_end,
+            depth=round(places[last] / filler, 6) if trial.depth is None else trial.depth,
+            values=tuple(values),
+            asked=() if trial.absent else tuple(asked),
+            said=said,
+        )

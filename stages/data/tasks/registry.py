@@ -1,0 +1,32 @@
+"""The retrieval tasks, by name: those of this repository, and those that others ``register`` before a study is read.
+
+A task of this repository is a file of its own and its name in ``OWN``.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from stages.data.tasks.needles import BINDINGS, PASSKEY
+from stages.data.tasks.task import CONTROL, Task
+
+OWN = (PASSKEY, BINDINGS)
+TASKS: dict[str, Task] = {task.name: task for task in OWN}
+
+
+def register(task: Task) -> None:
+    """Make a task known. Raises ValueError if another one has its name, or the name is that of controls."""
+    if task.name.endswith(CONTROL):
+        raise ValueError(f"task {task.name!r}: {CONTROL!r} ends the names of controls. Fix: another name")
+    if TASKS.setdefault(task.name, task) is not task:
+        raise ValueError(f"task {task.name!r}: there is such a task already. Fix: another name")
+
+
+def task_of(name: str) -> Task:
+    """The record. Raises ValueError naming what is allowed."""
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, 1)
+        raise ValueError(
+            f"task {name!r}: allowed are {', '.join(TASKS)}" + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+    return TASKS[name]
