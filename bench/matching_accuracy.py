@@ -3,7 +3,7 @@
 The texts are those of ``FOLDER/**/*.txt``, or the manuals that come with Python and its packages. Every third text of
 sufficient length is an evaluation document; the others are training documents, in copies of which evaluation text is
 planted in the ways it gets into a corpus. Hosts that share text with an evaluation document by themselves are set
-aside and counted. Wanted is what the audit's rule promises: ``drop``, ``cut`` (or drop), or ``nothing``.
+aside and counted. Wanted is what the audit's rule promises: ``drop``, ``cut`` (or drop), ``only cut``, or ``nothing``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEAST_WORDS = 1_500
 LEAST_TEXTS, MOST_TEXTS = 3, 60
 
 Text = list[str]  # words with their punctuation
-Wanted = Literal["drop", "cut", "nothing"]
+Wanted = Literal["drop", "cut", "only cut", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ class Result:
     @property
     def right(self) -> int:
         """Documents treated as wanted."""
-        return {"drop": self.dropped, "cut": self.acted, "nothing": self.planted - self.acted}[self.kind.wanted]
+        cut = self.acted - self.dropped
+        as_wanted = {"drop": self.dropped, "cut": self.acted, "only cut": cut, "nothing": self.planted - self.acted}
+        return as_wanted[self.kind.wanted]
 
 
 def misread(share: float) -> Callable[[Text, random.Random], Text]:
@@ -77,6 +79,15 @@ def translated(text: Text, chance: random.Random) -> Text:
     return [f"q{_number(word):x}" for word in text]
 
 
+def another_translation(text: Text, chance: random.Random) -> Text:
+    """One word in five is the same, and in one stretch of 80 words in every 1,100 two in three; the others are words of
+    the same text."""
+    return [
+        word if chance.random() < (0.68 if i % 1100 < 80 else 0.2) else chance.choice(text)
+        for i, word in enumerate(text)
+    ]
+
+
 def verbatim(text: Text, chance: random.Random) -> Text:
     return text
 
@@ -94,6 +105,13 @@ def passage(length: int, change: Callable[[Text, random.Random], Text] = verbati
 
     name = change.__name__ if change is not verbatim else "verbatim"
     return Kind(f"{times} x {length} words, {name}", plant, "cut" if length >= 50 else "nothing")
+
+
+def quotations(length: int, times: int, hosts: int) -> Kind:
+    """``times`` verbatim passages in a document as long as ``hosts`` hosts."""
+    inner = passage(length, times=times)
+    name = f"{times} quotations of {length} words, long document"
+    return Kind(name, lambda book, host, chance: inner.plant(book, host * hosts, chance), "only cut")
 
 
 def whole(name: str, change: Callable[[Text, random.Random], Text], wanted: Wanted = "drop") -> Kind:
@@ -114,9 +132,10 @@ def _named(name: str, kind: Kind) -> Kind:
 
 KINDS = (
     _named("passage of 60 words", passage(60)),
+    *(_named(f"60 words, {p}% of letters misread", passage(60, misread(p / 100))) for p in (1, 3, 5, 8, 10)),
     _named("passage of 200 words", passage(200)),
     _named("200 words, modernised spelling", passage(200, modernised)),
-    *(_named(f"200 words, {p}% of letters misread", passage(200, misread(p / 100))) for p in (1, 3, 5)),
+    *(_named(f"200 words, {p}% of letters misread", passage(200, misread(p / 100))) for p in (1, 3, 5, 8, 10)),
     whole("whole, under other metadata", verbatim),
     whole("whole, modernised spelling", modernised),
     *(whole(f"whole, {p}% of letters misread", misread(p / 100)) for p in (1, 3, 5, 10)),
@@ -124,6 +143,9 @@ KINDS = (
     Kind("whole, inside an anthology", lambda book, host, chance: [*host, *host, *book, *host], "drop"),
     _named("one quotation of 25 words", passage(25)),
     _named("five quotations of 25 words", passage(25, times=5)),
+    quotations(52, 11, 12),
+    quotations(90, 20, 40),
+    whole("another translation", another_translation, "nothing"),
     whole("translated word by word", translated, "nothing"),
     Kind("clean", lambda book, host, chance: host, "nothing"),
 )
@@ -178,11 +200,11 @@ def main(arguments: Sequence[str]) -> None:
 
     results, books, aside = measure(texts_at_hand(arguments[0] if arguments else None), DecontaminateConfig())
     print(f"{books} evaluation documents; {aside} training documents set aside: they share text by themselves")
-    print(f"{'planted':34}{'n':>5}{'found':>7}{'acted':>7}{'dropped':>9}   {'wanted':9}{'as wanted, 95% interval'}")
+    print(f"{'planted':40}{'n':>5}{'found':>7}{'acted':>7}{'dropped':>9}   {'wanted':9}{'as wanted, 95% interval'}")
     for r in results:
         share = wilson(r.right, r.planted)
         print(
-            f"{r.kind.name:34}{r.planted:5}{r.found:7}{r.acted:7}{r.dropped:9}   {r.kind.wanted:9}"
+            f"{r.kind.name:40}{r.planted:5}{r.found:7}{r.acted:7}{r.dropped:9}   {r.kind.wanted:9}"
             f"{share.estimate:6.1%}  {share.low:.1%} to {share.high:.1%}"
         )
 

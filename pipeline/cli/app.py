@@ -80,9 +80,10 @@ def _usage(error: typer.TyperException) -> None:
 
 def _fail(message: str, code: int) -> None:
     from pipeline.cli.render import print_json
+    from pipeline.engine.escape import escaped
 
     if "--json" in sys.argv:
         print_json("error", {"message": message, "errors": message.splitlines(), "exit_code": code})
     else:
-        sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
+        sys.stderr.write("".join(f"error: {escaped(line)}\n" for line in message.rstrip("\n").split("\n")))
     raise SystemExit(code)

@@ -15,8 +15,9 @@ from typer.core import TyperGroup
 
 from pipeline.cli.options import Json, Root, Set, StudyName, look
 from pipeline.cli.render import line, note, print_json, table
+from pipeline.engine.escape import escaped
 from pipeline.errors import StudyError, UnknownName
-from stages.data.audit.wording import verdict
+from stages.data.audit.wording import REPORTED, verdict
 from stages.display.numbers import share, size
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from stages.data.decontaminate.files import FileKind
 
 CONTAMINATED = 1  # exit code of a scan that found something to act on
+INCOMPLETE = 4  # of one that found nothing in what it could read, which was not all
+SHOWN_PROBLEMS = 10
 SHOWN = 400  # characters of each side of a span on the terminal
 
 
@@ -196,8 +199,8 @@ def _print_totals(totals: dict[str, Any]) -> None:
 
 def _print_decision(row: dict[str, Any]) -> None:
     line()
-    line(f"{row['doc_id']}: {row['action']}, {row['bytes_in']:,} bytes in, {row['bytes_out']:,} out")
-    line(f"  {row['reason'] or 'nothing found in it'}")
+    line(f"{escaped(row['doc_id'])}: {row['action']}, {row['bytes_in']:,} bytes in, {row['bytes_out']:,} out")
+    line(f"  {escaped(row['reason'] or 'nothing found in it')}")
 
 
 def _print_books(found: dict[str, Any], limit: int) -> None:
@@ -256,7 +259,8 @@ def _print_pairs(pairs: Sequence[dict[str, Any]], limit: int) -> None:
 def _print_uncovered(rows: Sequence[dict[str, Any]], limit: int) -> None:
     for row in rows[:limit]:
         line()
-        line(f"{row['book_id']} bytes {row['book_start']}-{row['book_end']}, {row['words']:,} words found nowhere:")
+        where = f"{escaped(row['book_id'])} bytes {row['book_start']}-{row['book_end']}"
+        line(f"{where}, {row['words']:,} words found nowhere:")
         line(f"  {_one_line(row['text'])}")
     _left(len(rows), limit, "uncovered stretches")
 
@@ -266,13 +270,13 @@ def _print_spans(spans: Sequence[dict[str, Any]], limit: int) -> None:
         line()
         line(f"{span['words']:,} agreeing words, {share(span['identity'])} of the longer side")
         for side, name in (("doc", span["doc_id"]), ("book", span["book_id"])):
-            where = f"{name} bytes {span[f'{side}_start']}-{span[f'{side}_end']}"
+            where = f"{escaped(name)} bytes {span[f'{side}_start']}-{span[f'{side}_end']}"
             line(f"  {where}: {_one_line(span[f'{side}_text'])}")
     _left(len(spans), limit, "spans")
 
 
 def _one_line(text: str) -> str:
-    text = " ".join(text.split())
+    text = escaped(" ".join(text.split()))
     return text if len(text) <= SHOWN else text[:SHOWN] + " …"
 
 
@@ -297,6 +301,10 @@ def scan(
     id_column: Annotated[
         str | None, typer.Option("--id-column", help="Column or field with the id (default: file and row).")
     ] = None,
+    encoding: Annotated[
+        list[str] | None,
+        typer.Option("--encoding", help="Of the text, the first that fits; repeatable (utf-8).", metavar="NAME"),
+    ] = None,
     format_: Annotated[
         str | None, typer.Option("--format", help="parquet, jsonl or text, whatever the suffixes say.")
     ] = None,
@@ -308,10 +316,18 @@ def scan(
     min_span_words: Annotated[
         int | None, typer.Option("--min-span-words", help="Agreeing words from which a span counts (30).")
     ] = None,
+    min_item_words: Annotated[
+        int | None, typer.Option("--min-item-words", help="Shorter evaluation documents cannot be found (8).")
+    ] = None,
+    copy_share: Annotated[
+        float | None, typer.Option("--copy-share", help="Of a span's words that agree, or nearly, in a copy (0.85).")
+    ] = None,
     act_words: Annotated[
         int | None, typer.Option("--act-words", help="Words of the longest span to act on (50).")
     ] = None,
-    drop_words: Annotated[int | None, typer.Option("--drop-words", help="Words from which to drop (500).")] = None,
+    drop_words: Annotated[
+        int | None, typer.Option("--drop-words", help="Words in a dense stretch to drop from (500).")
+    ] = None,
     drop_document_share: Annotated[
         float | None, typer.Option("--drop-document-share", help="Share of the document from which to drop (0.2).")
     ] = None,
@@ -345,13 +361,16 @@ def scan(
     """Audit any files: no study file, nothing is changed.
 
     Exit codes: 0 nothing to act on, 1 at least one document holds evaluation text that would be cut or dropped,
-    2 usage or nothing to read, 130 interrupted (with --out the next call goes on from there).
+    2 usage or nothing to read, 4 nothing found but part of the input could not be read, 130 interrupted (with --out the
+    next call goes on from there).
     """
     given = {
         "ngram": ngram,
         "max_gap": max_gap,
         "max_drift": max_drift,
         "min_span_words": min_span_words,
+        "min_item_words": min_item_words,
+        "copy_share": copy_share,
         "act_words": act_words,
         "drop_words": drop_words,
         "drop_document_share": drop_document_share,
@@ -369,7 +388,8 @@ def scan(
 
     kind = cast("FileKind | None", format_)
     cores = jobs or len(os.sched_getaffinity(0))
-    options = Options(tuple(corpus), tuple(against), rule, out, text_column, id_column, kind, cores)
+    encodings = _encodings(encoding)
+    options = Options(tuple(corpus), tuple(against), rule, out, text_column, id_column, encodings, kind, cores)
     shown = _Shown(quiet)
     try:
         report = scan_corpus(options, shown)
@@ -381,17 +401,36 @@ def scan(
         note("interrupted" if out is None else "interrupted; the same command goes on from there")
         raise typer.Exit(130) from None
     shown.end()
-    for text in report.notes:
-        note(f"warning: {text}")
     if report.problems:
         kinds = ", ".join(sorted({problem["problem"] for problem in report.problems}))
         note(f"warning: {len(report.problems)} document(s) could not be read and were left out ({kinds})")
+        for problem in report.unread[:SHOWN_PROBLEMS]:
+            note(escaped(f"  {problem['name']}: {problem['problem']}: {problem['detail']}"))
+        _note_left(len(report.unread))
+    for text in report.notes:
+        note(escaped(f"warning: {text}"))
     if json:
         _print_scan_json(report, out)
     else:
         _print_scan(report, out, limit)
     if report.contaminated and not exit_zero:
         raise typer.Exit(CONTAMINATED)
+    if report.unread:
+        raise typer.Exit(INCOMPLETE)
+
+
+def _encodings(given: list[str] | None) -> tuple[str, ...]:
+    from stages.data.corpus.config import check_encodings
+
+    try:
+        return check_encodings(tuple(given or ("utf-8",)))
+    except ValueError as error:
+        raise StudyError(f"--{error}") from error
+
+
+def _note_left(count: int) -> None:
+    if count > SHOWN_PROBLEMS:
+        note(f"  and {count - SHOWN_PROBLEMS} more; --json lists all")
 
 
 def _rule(given: dict[str, Any], canaries: int) -> Any:
@@ -441,7 +480,7 @@ class _Shown:
 
 def _print_scan(report: ScanReport, out: Path | None, limit: int) -> None:
     metrics = report.totals["metrics"]
-    line(verdict(report.totals, report.books).removesuffix(" Nothing was removed: this audit only reports."))
+    line(escaped(verdict(report.totals, report.books).replace(REPORTED, "")))
     line(
         f"{metrics['documents_in']:,.0f} documents ({metrics['bytes_in'] / 1e6:,.1f} MB) of {metrics['files']:,.0f} "
         f"file(s) scanned: {metrics['documents_keep']:,.0f} clean, {metrics['documents_note']:,.0f} noted, "
@@ -465,6 +504,7 @@ def _print_scan(report: ScanReport, out: Path | None, limit: int) -> None:
 
 def _print_scan_json(report: ScanReport, out: Path | None) -> None:
     body = {
+        "complete": not report.unread,
         "contaminated": report.contaminated,
         "out": None if out is None else str(out),
         "totals": report.totals,

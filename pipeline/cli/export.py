@@ -49,6 +49,7 @@ def export(
     from model.export import export as write
 
     meta = jsonlib.loads(tokens.path("meta.json").read_text())
+    marks = {name: meta[f"{name}_id"] for name in ("bos", "eos", "pad") if meta.get(f"{name}_id") is not None}
     decoder = load(artifact.path("model"))
     write(
         decoder,
@@ -56,7 +57,7 @@ def export(
         like=artifact.path("model"),
         dtype=None if dtype is None else getattr(torch, dtype),
         tokenizer=tokens.path("tokenizer.json"),
-        special_tokens={"eos": meta["eos_id"], "pad": meta["pad_id"]},
+        special_tokens=marks,
     )
     files = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
     code = decoder.config.mixer.kind != "full"

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.engine.escape import escaped
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -20,7 +22,8 @@ ACTION_STYLE = {"run": "yellow", "reuse": "green", "skip": "dim", "blocked": "re
 
 def print_json(command: str, body: Mapping[str, Any]) -> None:
     """One JSON document on stdout."""
-    line(json.dumps({"schema_version": SCHEMA_VERSION, "command": command, **body}, indent=2))
+    text = json.dumps({"schema_version": SCHEMA_VERSION, "command": command, **body}, indent=2)
+    _write(text.replace("\x7f", "\\u007f"))  # the only control character that JSON leaves as it is
 
 
 def table(
@@ -34,6 +37,7 @@ def table(
     ``last_below``: on a terminal too narrow for whole rows the last column stands under its row, which leaves the
     others readable; a pipe always gets one line per row.
     """
+    rows = [[escaped(str(cell)) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _rich_table(columns, rows, styles or {}, last_below)
         return
@@ -80,7 +84,12 @@ def _print_row(console: Console, row: Sequence[Text], widths: Sequence[int]) -> 
 
 
 def line(text: str = "") -> None:
-    """One line on stdout, at once. Ends the command quietly where the reader, such as ``head``, has seen enough."""
+    """One line on stdout, at once, control characters escaped. Ends the command quietly where the reader, such as
+    ``head``, has seen enough."""
+    _write(escaped(text, keep="\n\t"))
+
+
+def _write(text: str) -> None:
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
@@ -91,4 +100,4 @@ def line(text: str = "") -> None:
 
 def note(text: str) -> None:
     """One line on stderr: for the person, not for the pipe."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(escaped(text, keep="\n\t") + "\n")

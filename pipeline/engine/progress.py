@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pipeline.engine.escape import escaped
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -147,23 +149,23 @@ class Display:
     def log(self, step: str, text: str) -> None:
         """A line of the step's log, shown with ``verbose``."""
         if self.verbose:
-            self._line(f"{step}  {text}")
+            self._line(f"{step}  {escaped(text)}")
 
     def warn(self, step: str, text: str) -> None:
         """Shown even when quiet."""
-        self._line(f"{step}  warning: {text}", style="yellow", always=True)
+        self._line(f"{step}  warning: {escaped(text)}", style="yellow", always=True)
 
     def done(self, step: str, seconds: float, headline: str) -> None:
         """A step is committed."""
         self._close(step)
         self.finished += 1
-        self._line(f"{step}  done in {span(seconds)}: {headline}", style="green")
+        self._line(f"{step}  done in {span(seconds)}: {escaped(headline)}", style="green")
 
     def adopted(self, step: str, headline: str) -> None:
         """Another driver has made it meanwhile."""
         self._close(step)
         self.reused += 1
-        self._line(f"{step}  made by another run meanwhile: {headline}")
+        self._line(f"{step}  made by another run meanwhile: {escaped(headline)}")
 
     def failed(self, step: str, message: str, log: str) -> None:
         """A step failed; shown even when quiet."""
@@ -205,7 +207,8 @@ class Display:
         if self.quiet and not always:
             return
         self._spoke = self.clock()
-        stamped = f"[{span(self._spoke - self._began):>6}] {text}"
+        shown = escaped(text, keep="\n")
+        stamped = f"[{span(self._spoke - self._began):>6}] {shown}"
         if self._screen is not None:
             from rich.text import Text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -243,11 +244,99 @@ def test_what_cannot_be_read_is_counted_and_what_stands_on_both_sides_is_told(cl
     (tmp_path / "train" / "notes.csv").write_text("a,b\n")
     said = cli("audit", "scan", "train", "eval", "--against", "eval", "--canaries", "0", "--json")
     problems = {problem["name"]: problem["problem"] for problem in said.json["problems"]}
-    assert problems == {"train/latin": "undecodable", "train/empty": "empty"}
+    assert problems == {"train/latin.txt": "undecodable", "train/empty.txt": "empty"}
     assert said.json["totals"]["metrics"]["documents_in"] == 6 and said.json["totals"]["metrics"]["problems"] == 2
     assert any("2 file(s) stand on both sides" in text for text in said.json["warnings"])
     assert any("1 file(s) of other kinds were left out" in text for text in said.json["warnings"])
     assert "2 document(s) could not be read" in said.err
+
+
+def test_a_scan_that_could_not_read_all_says_so_first_and_does_not_exit_with_0(cli: Command, tmp_path: Path) -> None:
+    clean = ("audit", "scan", "clean", "--against", "eval", "--canaries", "0")
+    (tmp_path / "clean" / "broken.jsonl.gz").write_bytes(gzip.compress(b"x" * 4000)[:25])
+    said = cli(*clean)
+    assert said.code == 4
+    assert said.out.startswith("Incomplete: 1 document(s) or file(s) could not be read (broken.jsonl.gz). None of the")
+    assert said.err.startswith("warning: 1 document(s) could not be read")
+    assert "broken.jsonl.gz: undecodable: damaged after 0" in said.err
+    body = cli(*clean, "--json", "--out", "found").json
+    assert next(key for key in body if key not in ("schema_version", "command")) == "complete" and not body["complete"]
+    assert "Incomplete: 1 document" in Path("found/audit.html").read_text()
+    (tmp_path / "clean" / "broken.jsonl.gz").unlink()
+    pq.write_table(pa.table({"body": ["a text"]}), "clean/other.parquet")
+    (tmp_path / "clean" / "gone.txt").symlink_to("nowhere")
+    said = cli(*clean)
+    assert said.code == 4 and "other.parquet: unreadable: no such column: text" in said.err
+    assert "gone.txt: unreadable" in said.err and "2 clean" in said.out
+    assert cli(*SCAN).code == 1, "what is found is said by the exit code first"
+
+
+def test_a_folder_behind_a_link_is_scanned_once(cli: Command, tmp_path: Path) -> None:
+    (tmp_path / "clean" / "more").symlink_to("../train")
+    (tmp_path / "clean" / "loop").symlink_to(".")
+    said = cli("audit", "scan", "clean", "--against", "eval", "--canaries", "0", "--json")
+    assert {pair["doc_id"] for pair in said.json["pairs"]} == {
+        "more/deep/er/anthology.txt", "more/note.txt", "more/passage.txt"
+    }  # fmt: skip
+    assert said.json["totals"]["metrics"]["documents_in"] == 2 + 4
+
+
+def test_an_encoding_that_is_named_is_read(cli: Command, tmp_path: Path) -> None:
+    (tmp_path / "clean" / "latin.txt").write_bytes(("caf\xe9 " + text_of(NOVEL)).encode("latin-1"))
+    (tmp_path / "clean" / "wide.txt").write_bytes(text_of(LETTER).encode("utf-16"))
+    scan = ("audit", "scan", "clean", "--against", "eval", "--canaries", "0")
+    assert cli(*scan).code == 4
+    said = cli(*scan, "--encoding", "utf-8", "--encoding", "latin-1", "--json")
+    assert said.json["complete"] and {p["doc_id"] for p in said.json["pairs"]} == {"latin.txt", "wide.txt"}
+    wrong = cli(*scan, "--encoding", "klingon")
+    assert wrong.code == 2 and "--encoding = 'klingon': no encoding of text" in wrong.err
+
+
+def test_items_shorter_than_a_span_are_found_whole_or_said_to_be_out_of_reach(cli: Command, tmp_path: Path) -> None:
+    items = [" ".join(prose(900 + n, n, 50_000)) for n in (5, 12, 25, 29, 45)]
+    texts = [*items, "\U0001f600 \U0001f680"]
+    lines = (json.dumps({"id": f"e{i}", "text": text}) for i, text in enumerate(texts))
+    (tmp_path / "items.jsonl").write_text("\n".join(lines))
+    middle = " ".join(items)
+    (tmp_path / "page.txt").write_text(text_of(prose(16, 900)) + middle + "\n" + text_of(prose(17, 900)))
+    scan = ("--against", "items.jsonl", "--id-column", "id", "--canaries", "0")
+    said = cli("audit", "scan", "page.txt", *scan, "--json")
+    assert said.code == 1
+    assert {(p["book_id"], p["action"]) for p in said.json["pairs"]} == {(f"e{i}", "excise") for i in range(1, 5)}
+    hidden = {row["book_id"]: row["reason"] for row in said.json["totals"]["cannot_be_found"]}
+    assert hidden == {"e0": "5 words, too few", "e5": "no words"}
+    clean = cli("audit", "scan", "clean", *scan)
+    assert clean.code == 0 and "None of the 4 evaluation documents that can be found shares" in clean.out
+    assert "2 evaluation document(s) cannot be found" in clean.out and "e5: no words" in clean.out
+
+
+def test_many_quotations_are_cut_and_another_translation_is_noted(cli: Command, tmp_path: Path) -> None:
+    chance = random.Random(5)
+    quoting = [word for i in range(11) for word in [*prose(300 + i, 4000), *NOVEL[700 * i : 700 * i + 52]]]
+    other = prose(77, len(NOVEL))
+    close = [0.68 if i % 400 < 80 else 0.2 for i in range(len(NOVEL))]
+    translation = [w if chance.random() < share else o for w, o, share in zip(NOVEL, other, close, strict=True)]
+    for name, words in (("quoting", quoting), ("translation", translation)):
+        (tmp_path / "clean" / f"{name}.txt").write_text(text_of(words))
+    said = cli("audit", "scan", "clean", "--against", "eval/novel.txt", "--canaries", "0", "--json")
+    found = {pair["doc_id"]: (pair["action"], pair["class"]) for pair in said.json["pairs"]}
+    assert found == {"quoting.txt": ("excise", "excerpt"), "translation.txt": ("note", "translation")}
+    (quotations,) = (pair for pair in said.json["pairs"] if pair["doc_id"] == "quoting.txt")
+    assert quotations["matched_words"] >= 572 and quotations["dense_words"] < 60
+
+
+def test_a_terminal_shows_control_characters_of_documents_as_text(cli: Command, tmp_path: Path) -> None:
+    evil = "\x1b]0;title\x07\x1b[31mred\x9b2J\u202egnp\nfake: line"
+    rows = [{"id": evil, "text": text_of(NOVEL)}, {"id": f"{evil}2", "text": ""}, {"id": "x", "text": "\x00"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for options in ((), ("--json",)):
+        said = cli("audit", "scan", "rows.jsonl", "--against", "eval", "--id-column", "id", *options)
+        assert said.code == 1 and not set("\x1b\x07\x9b\u202e\x00") & set(said.out + said.err)
+        assert not any(line.startswith("fake") for line in (said.out + said.err).splitlines())
+    assert (
+        "\\x1b]0;title\\x07\\x1b[31mred"
+        in cli("audit", "scan", "rows.jsonl", "--against", "eval", "--id-column", "id").out
+    )
 
 
 def test_any_number_of_threads_gives_the_same_bytes(cli: Command) -> None:

@@ -139,3 +139,19 @@ def test_no_progress_gives_plain_lines_even_on_a_terminal(clock: Clock):
 def test_spans_and_numbers_read_well():
     assert [span(s) for s in (0.4, 59.6, 60, 125, 7260)] == ["0s", "1m00s", "1m00s", "2m05s", "2h01m"]
     assert [number(v) for v in (3, 0.123456, 1234567.0)] == ["3", "0.1235", "1,234,567"]
+
+
+def test_control_characters_of_documents_are_shown_as_text(clock: Clock):
+    evil = "\x1b]0;title\x07\x1b[31mred\x9b\u202e\nfake line"
+    stream = io.StringIO()
+    display = Display(verbose=True, stream=stream, clock=clock)
+    display.begin(1, 0, 1)
+    display.started("ingest")
+    display.warn("ingest", evil)
+    display.log("ingest", evil)
+    display.done("ingest", 1.0, evil)
+    display.failed("tokenize", evil, "log")
+    assert not set("\x1b\x07\x9b\u202e") & set(stream.getvalue())
+    shown = r"\x1b]0;title\x07\x1b[31mred\x9b\u202e"
+    assert stream.getvalue().count(shown) == 4
+    assert sum(line.startswith("fake") for line in lines(stream)) <= 1, "only errors may have several lines"

@@ -24,6 +24,8 @@ NOTHING = "nothing"
 class Bytes:
     """One token per byte."""
 
+    begin: Sequence[int] = ()
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 

@@ -96,12 +96,16 @@ def test_bad_documents_are_named_counted_and_skipped(ingest: Any, books: Path) -
     (books / "test" / "31.txt").write_bytes(b"PK\0\0")
     (books / "train" / "30.txt").write_text("The same id in two splits.")
     documents, problems, context, _ = ingest(BOOKS)
-    assert set(documents) == {"books/13", "books/20", "books/30"}
-    assert documents["books/30"]["split"] == "test", "of a repeated id the evaluation document stays"
+    assert {name: row["split"] for name, row in documents.items()} == {
+        "books/13": "train",
+        "books/20": "validation",
+        "books/30": "test",
+        "books/30#2": "train",
+    }
     assert [(p["name"], p["problem"], p["action"]) for p in problems] == [
         ("books/11", "undecodable", "skipped"),
         ("books/12", "empty", "skipped"),
-        ("books/30", "duplicate_id", "skipped"),
+        ("books/30#2", "same_id", "renamed"),
         ("books/31", "nul_byte", "skipped"),
     ]
     assert any("1 document(s) skipped, undecodable: books/11" in line for line in context.warned)
@@ -175,10 +179,148 @@ def test_text_files_from_object_storage(ingest: Any) -> None:
         {"kind": "text", "name": "held", "url": "memory://held/three.txt", "split": "test"},
     )
     assert {name: row["text"] for name, row in documents.items()} == {
-        "held/three": "Three.",
-        "web/a/one": "One.",
-        "web/b/two": "Two.",
+        "held/three.txt": "Three.",
+        "web/a/one.txt": "One.",
+        "web/b/two.txt": "Two.",
     }
+
+
+NAMES = ("part.001", "part.002", "z.txt", "z.md", "a b#1.txt", "50%.txt", "q?.txt", "[1].txt", "p::q.txt", "p::q.gz")
+
+
+def test_any_name_is_a_name(ingest: Any, books: Path, tmp_path: Path) -> None:
+    """With its suffix; wildcards and fsspec's marks in names of files and folders stand for themselves."""
+    folder = tmp_path / "odd [x]"
+    folder.mkdir()
+    for name in NAMES:
+        packed = gzip.compress(name.encode()) if name.endswith(".gz") else name.encode()
+        (folder / name).write_bytes(packed)
+    documents, problems, *_ = ingest(BOOKS, {"kind": "text", "name": "t", "url": "odd [x]/*", "split": "train"})
+    assert {name for name in documents if name.startswith("t/")} == {f"t/{name}" for name in NAMES} and not problems
+    assert all(documents[f"t/{name}"]["text"] == name for name in NAMES)
+    one = {"kind": "text", "name": "t", "url": "odd [x]/[1].txt", "split": "train"}
+    assert "t/[1].txt" in ingest(BOOKS, one, out="one")[0]
+
+
+def test_names_with_marks_on_object_storage(ingest: Any, books: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/odd[1]/p::q.txt": b"One.", "/odd[1]/r.txt.gz": gzip.compress(b"Two."), "/odd[1]/[s].txt": b"Three."})
+    documents, *_ = ingest(BOOKS, {"kind": "text", "name": "t", "url": "memory://odd[1]/*", "split": "train"})
+    found = {name: row["text"] for name, row in documents.items() if name.startswith("t/")}
+    assert found == {"t/p::q.txt": "One.", "t/r.txt.gz": "Two.", "t/[s].txt": "Three."}
+    one = {"kind": "text", "name": "t", "url": "memory://odd[1]/[s].txt", "split": "train"}
+    assert ingest(BOOKS, one, out="one")[0]["t/[s].txt"]["text"] == "Three."
+
+
+def test_zstd_with_several_frames_and_one_cut_short(ingest: Any, books: Path, tmp_path: Path) -> None:
+    import zstandard
+
+    rows = [json.dumps({"text": f"Text {i}. " * 500, "id": i}).encode() + b"\n" for i in range(200)]
+    long_window = zstandard.ZstdCompressionParameters.from_level(3, window_log=29, enable_ldm=True)
+    frames = [
+        zstandard.ZstdCompressor(level=3).compress(b"".join(rows[:100])),
+        zstandard.ZstdCompressor(compression_params=long_window).compressobj().compress(b"") or b"",
+    ]
+    packer = zstandard.ZstdCompressor(compression_params=long_window).compressobj()
+    frames[1] = packer.compress(b"".join(rows[100:])) + packer.flush()
+    (tmp_path / "whole.jsonl.zst").write_bytes(b"".join(frames))
+    source = {"kind": "jsonl", "name": "z", "url": "whole.jsonl.zst", "columns": {"id": "id"}, "split": "train"}
+    documents, problems, *_ = ingest(BOOKS, source)
+    assert sum(name.startswith("z/") for name in documents) == 200 and not problems
+    (tmp_path / "cut.jsonl.zst").write_bytes(b"".join(frames)[:-20])
+    documents, problems, *_ = ingest(BOOKS, {**source, "url": "cut.jsonl.zst"}, out="cut")
+    assert [(p["name"], p["problem"]) for p in problems] == [("z/cut.jsonl.zst", "undecodable")]
+    (tmp_path / "no.jsonl.zst").write_bytes(b"not zstd at all")
+    assert [p["problem"] for p in ingest(BOOKS, {**source, "url": "no.jsonl.zst"}, out="no")[1]] == ["undecodable"]
+
+
+def test_columns_inside_columns(ingest: Any, books: Path, tmp_path: Path) -> None:
+    rows = [{"content": {"text": f"Text {i}.", "by": {"name": f"N{i}"}}, "content.id": str(i)} for i in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    columns = {"text": "content.text", "id": "content.id", "author": "content.by.name"}
+    for kind in ("parquet", "jsonl"):
+        source = {"kind": kind, "name": "n", "url": f"rows.{kind}", "split": "train", "columns": columns}
+        documents, *_ = ingest(BOOKS, source, out=kind)
+        assert (documents["n/1"]["text"], documents["n/1"]["author"]) == ("Text 1.", "N1")
+        wrong = {**source, "columns": {"text": "content.txt"}}
+        with pytest.raises(StageError, match=r"columns = 'content\.txt': no "):
+            ingest(BOOKS, wrong, out=f"{kind}-wrong")
+
+
+def test_a_shard_may_lack_what_is_optional(ingest: Any, books: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a"], "text": ["One."], "title": ["T"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["Two."]}), tmp_path / "b.parquet")
+    source = {"kind": "parquet", "name": "p", "url": "?.parquet", "split": "train"}
+    documents, *_ = ingest(BOOKS, {**source, "columns": {"title": "title", "id": "id"}})
+    assert documents["p/a"]["title"] == "T" and documents["p/b.parquet:0000000"]["title"] is None
+    with pytest.raises(StageError, match=r"columns = 'year': no file of source 'p' has such a column"):
+        ingest(BOOKS, {**source, "columns": {"year": "year"}}, out="year")
+    pq.write_table(pa.table({"body": ["Three."]}), tmp_path / "c.parquet")
+    with pytest.raises(StageError, match=r"c\.parquet: columns = 'text': no such column \(allowed: body\)"):
+        ingest(BOOKS, source, out="text")
+
+
+def test_deep_json_costs_its_line_only(ingest: Any, books: Path, tmp_path: Path) -> None:
+    def row(name: str, depth: int) -> str:
+        return json.dumps({"id": name, "text": f"Text of {name}."})[:-1] + ', "m": ' + "[" * depth + "]" * depth + "}"
+
+    brackets = json.dumps({"id": "brackets", "text": "[" * 5000})
+    (tmp_path / "t.jsonl").write_text("\n".join([row("deep", 100_000), row("flat", 300), row("less", 900), brackets]))
+    source = {"kind": "jsonl", "name": "j", "url": "t.jsonl", "split": "train", "columns": {"id": "id"}}
+    documents, problems, *_ = ingest(BOOKS, source)
+    assert {"j/flat", "j/brackets"} == {name for name in documents if name.startswith("j/")}
+    assert [(p["name"], p["problem"]) for p in problems] == [
+        ("j/t.jsonl:0000000", "undecodable"),
+        ("j/t.jsonl:0000002", "undecodable"),
+    ]
+
+
+def test_other_encodings_are_read_where_they_are_named(ingest: Any, books: Path, tmp_path: Path) -> None:
+    text = "Ein Café in München, naïve façade. " * 40
+    for encoding in ("latin-1", "utf-8", "utf-16", "utf-32", "utf-8-sig"):
+        (tmp_path / f"{encoding}.txt").write_bytes(text.encode(encoding))
+    line = json.dumps({"text": text}, ensure_ascii=False) + "\n"
+    (tmp_path / "wide.jsonl").write_bytes((line * 3).encode("utf-16"))
+    (tmp_path / "latin.jsonl").write_bytes((line * 3).encode("latin-1"))
+    source = {"kind": "text", "name": "t", "url": "*.txt", "split": "train"}
+    lines = {"kind": "jsonl", "name": "j", "url": "*.jsonl", "split": "train"}
+    _, problems, *_ = ingest(BOOKS, source, lines)
+    assert {p["name"] for p in problems if p["name"].startswith("t/")} == {
+        "t/latin-1.txt",
+        "t/utf-16.txt",
+        "t/utf-32.txt",
+    }
+    both = ["utf-8", "latin-1"]
+    documents, problems, *_ = ingest(BOOKS, {**source, "encoding": both}, {**lines, "encoding": both}, out="read")
+    assert not problems
+    assert {row["text"] for name, row in documents.items() if name[0] in "tj"} == {text}
+    assert len(documents) == 6 + 5 + 6
+    with pytest.raises(ValueError, match=r"encoding = 'klingon': no encoding of text"):
+        ingest(BOOKS, {**source, "encoding": "klingon"}, out="none")
+    with pytest.raises(ValueError, match=r"encoding = 'base64'"):
+        ingest(BOOKS, {**source, "encoding": "base64"}, out="none")
+
+
+def test_links_are_followed_once_and_not_in_circles(ingest: Any, books: Path, tmp_path: Path) -> None:
+    for name in ("train/one.txt", "elsewhere/two.txt", "elsewhere/deep/three.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for link, target in {"more": "../elsewhere", "again": "../elsewhere/deep", "loop": ".", "up": ".."}.items():
+        (tmp_path / "train" / link).symlink_to(target)
+    (tmp_path / "elsewhere" / "back").symlink_to("../train")
+    source = {"kind": "text", "name": "t", "url": "train/**/*.txt", "split": "train"}
+    documents, *_ = ingest(BOOKS, source)
+    assert sorted(row["text"] for name, row in documents.items() if name.startswith("t/")) == [
+        "elsewhere/deep/three.txt",
+        "elsewhere/two.txt",
+        "train/one.txt",
+    ]
+    (tmp_path / "train" / "gone.txt").symlink_to("nowhere.txt")
+    with pytest.raises(StageError, match=r"gone\.txt': a link that leads nowhere"):
+        ingest(BOOKS, source, out="gone")
 
 
 def test_a_hub_data_set_in_a_local_folder(ingest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

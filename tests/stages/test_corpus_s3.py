@@ -77,7 +77,7 @@ def test_sources_of_every_kind_are_read_from_s3(bucket: Any, tmp_path: Path) -> 
         "rows/a.parquet:0000001": "Two.",
         "lines/b.jsonl:0000000": "Three.",
         "lines/b.jsonl:0000001": "Four.",
-        "plain/deep/c": "Five.",
+        "plain/deep/c.txt": "Five.",
     }
     again, context = ingest(tmp_path, "second", *sources, work="s3://corpus/work")
     assert any("4 of 4 groups of files were read by an earlier attempt" in line for line in context.logged)

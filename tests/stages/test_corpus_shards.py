@@ -66,11 +66,11 @@ def test_an_interrupted_ingest_goes_on_with_the_groups_it_has_not_read(
     seen: list[str] = []
     reading = readers.read
 
-    def read(source: Any, file: Any) -> Any:
+    def read(source: Any, file: Any, columns: Any) -> Any:
         seen.append(file.name)
         if file.name == "3.txt" and seen.count("3.txt") == 1:
             raise RuntimeError("the power fails")
-        return reading(source, file)
+        return reading(source, file, columns)
 
     monkeypatch.setattr(ingesting, "read", read)
     with pytest.raises(RuntimeError):
@@ -94,24 +94,37 @@ def test_files_hold_a_bounded_amount_of_text_in_the_order_of_the_sources(
     output, _ = run(tmp_path, HELD_OUT, source)
     files = sorted((output / "documents").iterdir())
     held = [pq.read_table(path)["doc_id"].to_pylist() for path in files]
-    assert held == [["held/a"], ["t/a", "t/b", "t/c"], ["t/d"], ["t/e"]]
+    assert held == [["held/a.txt"], ["t/a.txt", "t/b.txt", "t/c.txt"], ["t/d.txt"], ["t/e.txt"]]
     texts = {text.doc_id: bytes(text.data).decode() for text in read_texts(output / "documents")}
     assert texts == {row["doc_id"]: row["text"] for row in read_documents(output / "documents")}
 
 
-def test_an_id_that_repeats_anywhere_is_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingesting, "GROUP_BYTES", 1)
-    for name, rows in {"a": ("x", "y"), "b": ("z", "x"), "c": ("x",)}.items():
-        table = {"text": [f"{name} {row}" for row in rows], "id": list(rows)}
-        table["part"] = ["test" if name == "b" else "train" for _ in rows]
-        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+@pytest.mark.parametrize("group_bytes", [1, 2**20])
+def test_of_documents_with_one_id_and_text_one_is_kept_and_other_texts_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_bytes: int
+) -> None:
+    monkeypatch.setattr(ingesting, "GROUP_BYTES", group_bytes)
+    files = {"a": "x y x#2", "b": "z x", "c": "x", "d": "y", "e": "x"}
+    for number, (name, ids) in enumerate(files.items()):
+        rows = ids.split()
+        texts = [f"a {row}" if name in "dac" else f"{name} {row}" for row in rows]
+        table = {"text": texts, "id": rows, "part": ["test" if name == "b" else "train" for _ in rows]}
+        pq.write_table(pa.table(table), tmp_path / f"{number}{name}.parquet")
     source = {"kind": "parquet", "name": "p", "url": "*.parquet", "columns": {"id": "id", "split": "part"}}
     output, context = run(tmp_path, source)
-    found = {row["doc_id"]: row["text"] for row in read_documents(output / "documents")}
-    assert found == {"p/x": "b x", "p/y": "a y", "p/z": "b z"}, "the evaluation copy is kept"
-    assert len(list((output / "documents").iterdir())) == 2, "a file without a row left is not written"
-    assert [row[:3] for row in problems(output)] == [("p/x", "duplicate_id", "skipped")] * 2
+    found = {row["doc_id"]: (row["text"], row["split"]) for row in read_documents(output / "documents")}
+    assert found == {
+        "p/x": ("b x", "test"), "p/x#3": ("a x", "train"), "p/x#4": ("e x", "train"), "p/x#2": ("a x#2", "train"),
+        "p/y": ("a y", "train"), "p/z": ("b z", "test"),
+    }, "the evaluation document keeps its id"  # fmt: skip
+    assert [row[:3] for row in problems(output)] == [
+        ("p/x", "duplicate_id", "skipped"),
+        ("p/x#3", "same_id", "renamed"),
+        ("p/x#4", "same_id", "renamed"),
+        ("p/y", "duplicate_id", "skipped"),
+    ]
     assert any("2 document(s) skipped, duplicate_id" in line for line in context.warned)
+    assert any("2 document(s) had the id of another with another text" in line for line in context.warned)
 
 
 def test_texts_no_table_can_hold_are_refused_without_reading_them(
@@ -122,8 +135,8 @@ def test_texts_no_table_can_hold_are_refused_without_reading_them(
     with gzip.open(tmp_path / "train" / "packed.txt.gz", "wb") as file:
         file.write(b"y" * 5000)
     output, _ = run(tmp_path, {**source, "url": "train/*"}, HELD_OUT)
-    assert {row["doc_id"] for row in read_documents(output / "documents")} == {"t/right", "held/a"}
-    assert {row[:2] for row in problems(output)} == {("t/long", "too_long"), ("t/packed.txt", "too_long")}
+    assert {row["doc_id"] for row in read_documents(output / "documents")} == {"t/right.txt", "held/a.txt"}
+    assert {row[:2] for row in problems(output)} == {("t/long.txt", "too_long"), ("t/packed.txt.gz", "too_long")}
 
 
 def test_a_text_of_a_table_that_is_not_utf8_costs_that_document_only(tmp_path: Path) -> None:
@@ -134,7 +147,7 @@ def test_a_text_of_a_table_that_is_not_utf8_costs_that_document_only(tmp_path: P
     source = {"kind": "parquet", "name": "p", "url": "rows.parquet", "split": "train", "columns": columns}
     output, _ = run(tmp_path, source, HELD_OUT)
     found = {row["doc_id"]: row["text"] for row in read_documents(output / "documents")}
-    assert found == {"p/1": "One.", "p/5": "Five.\n", "held/a": "Held out."}
+    assert found == {"p/1": "One.", "p/5": "Five.\n", "held/a.txt": "Held out."}
     assert problems(output) == [
         ("p/2", "undecodable", "skipped", "byte 3 is not UTF-8: 0xe9"),
         ("p/3", "nul_byte", "skipped", "NUL at byte 2: a binary file?"),
@@ -185,7 +198,7 @@ def test_evaluation_texts_in_the_training_set_are_named_and_all_of_them_stop_the
     (tmp_path / "held" / "b.txt").write_text("Held out as well.")
     output, context = run(tmp_path, source, HELD_OUT, out="out2")
     assert problems(output) == [
-        ("j/rows.jsonl:0000000", "evaluation_text", "kept", "its text is that of the evaluation document held/a")
+        ("j/rows.jsonl:0000000", "evaluation_text", "kept", "its text is that of the evaluation document held/a.txt")
     ]
     assert len(list(read_documents(output / "documents"))) == 4
     assert any("copies of evaluation documents" in line for line in context.warned)

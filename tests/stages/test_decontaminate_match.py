@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,11 +12,11 @@ from hypothesis import strategies as st
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import covered, decide_pair, excise, merged
 from stages.data.matching.chain import Span, scan
-from stages.data.matching.index import Index, build
+from stages.data.matching.index import Index, build, hidden, ngrams
 from stages.data.matching.normalize import words
 from tests.stages.words_reference import words_reference
 
-ODD = "𑀸aZé-‐–'’`_ \n\t.\u00ad\u0301ßŁøæ½²日ア한𝔘😀\u200b1"
+ODD = "ไเกาำ่ှာـाी𑀸aZé-‐–'’`_ \n\t.\u00ad\u0301ßŁøæ½²日ア한𝔘😀\u200b1"
 
 
 @settings(max_examples=300, deadline=None)
@@ -124,9 +125,12 @@ def test_documents_shorter_than_an_ngram_break_nothing() -> None:
     assert len(found(BOOK[:100], index)) == 1
 
 
-def span(first: int, last: int, matched: int | None = None, at: int = 0) -> Span:
+def span(first: int, last: int, matched: int | None = None, at: int = 0, near: int = 0) -> Span:
     size = last - first
-    return Span(0, first, last, at, at + size, size if matched is None else matched, 0, 1, 0, 1)
+    return Span(0, first, last, at, at + size, size - near if matched is None else matched, 0, 1, 0, 1, near)
+
+
+QUOTATIONS = [span(18_000 * i, 18_000 * i + 52, at=3000 * i) for i in range(11)]
 
 
 @pytest.mark.parametrize(
@@ -135,15 +139,86 @@ def span(first: int, last: int, matched: int | None = None, at: int = 0) -> Span
         ([span(0, 49)], 100, 100, "note"),  # short, whatever its share
         ([span(0, 50)], 1000, 10_000, "excise"),
         ([span(0, 50)], 250, 10_000, "drop"),  # 20% of the document
-        ([span(0, 50)], 1000, 1000, "drop"),  # 5% of the evaluation document
+        ([span(0, 50)], 1000, 1000, "excise"),  # 5% of the evaluation document, but one quotation
+        ([span(0, 200)], 10_000, 4000, "drop"),  # the same of a longer passage
+        ([span(0, 90), span(120, 210, at=500)], 10_000, 3000, "excise"),  # two quotations side by side
         ([span(0, 300), span(400, 600, at=400)], 100_000, 100_000, "drop"),  # 500 words together
+        ([span(0, 300), span(900, 1200, at=400)], 100_000, 100_000, "excise"),  # more other words between them
+        (QUOTATIONS, 990_000, 40_000, "excise"),  # 572 words, each by itself
+        (QUOTATIONS, 990_000, 5_000, "excise"),  # 11% of the evaluation document
+        (QUOTATIONS, 2_000, 40_000, "drop"),  # a document made of quotations
+        ([span(0, 60, near=25)], 10_000, 100_000, "excise"),  # misread
+        ([span(0, 600, near=250)], 100_000, 100_000, "drop"),
+        ([span(1000 * i, 1000 * i + 80, matched=55, at=1000 * i) for i in range(22)], 24_000, 24_000, "note"),
+        ([span(800 * i, 800 * i + 500, matched=340, at=800 * i) for i in range(30)], 24_000, 24_000, "drop"),
+        ([span(500, 512)], 10_000, 12, "excise"),  # the whole of a short item
+        ([span(500, 511)], 10_000, 12, "note"),
         ([span(0, 300), span(400, 599, at=400)], 100_000, 100_000, "excise"),
         ([span(0, 300), span(0, 300, at=5000)], 100_000, 100_000, "excise"),  # the same words twice count once
-        ([span(0, 600, matched=300)], 100_000, 100_000, "excise"),  # only words that agree count
+        ([span(0, 600, matched=300)], 100_000, 100_000, "note"),  # half of the words are others
     ],
 )
 def test_the_rule(spans: list[Span], document_words: int, book_words: int, action: str) -> None:
     assert decide_pair(0, spans, document_words, book_words, DecontaminateConfig()).action == action
+
+
+def test_a_badly_read_passage_is_found_to_its_ends(index: Index) -> None:
+    chance = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    passage = " ".join(BOOK[1000:1200])
+    misread = "".join(chance.choice(letters) if c != " " and chance.random() < 0.08 else c for c in passage).split()
+    found_spans = found(prose(4, 700) + misread + prose(5, 300), index)
+    assert max(span.alike for span in found_spans) >= 180
+    assert all(span.doc_first >= 695 and span.doc_last <= 905 for span in found_spans)
+
+
+def test_other_words_are_none_that_nearly_agree(index: Index) -> None:
+    words_of = BOOK[1000:1200]
+    words_of[3::8] = ["throughout"] * len(words_of[3::8])
+    (span,) = found(prose(4, 700) + words_of + prose(5, 300), index)
+    assert span.near <= 2 and span.matched >= 170
+
+
+@pytest.mark.parametrize("length", [8, 12, 25, 29])
+def test_a_short_item_is_found_as_a_whole_only(length: int) -> None:
+    item = prose(60 + length, length, 100_000)
+    index = build([("item", text_of(item)), ("book", text_of(BOOK))], 5, 2)
+    (span,) = found(prose(4, 300) + item + prose(5, 300), index)
+    assert (span.book, span.doc_first, span.doc_last, span.matched) == (0, 300, 300 + length, length)
+    assert found(prose(4, 300) + item[:-1] + prose(5, 300), index) == []
+    assert hidden(index, 30) == {}
+
+
+def test_what_cannot_be_found_is_known() -> None:
+    texts = [("smile", "😀 🚀 🌱".encode()), ("seven", b"one two three four five six seven"), ("one", b"one")]
+    texts += [("quoted", text_of(prose(70, 40))), ("book", text_of(BOOK))]
+    index = build(texts, 5, 2, np.unique(ngrams(words(text_of(prose(70, 40))).hashes, 5)))
+    said = {index.book_ids[book]: why for book, why in hidden(index, 30).items()}
+    assert set(said) == {"smile", "seven", "one", "quoted"}
+    assert said["smile"] == "no words" and said["seven"] == "7 words, too few" and said["one"] == "1 word, too few"
+    assert "exclusion lists" in said["quoted"]
+
+
+def test_an_arabic_stroke_and_vowel_signs_do_not_matter() -> None:
+    for one, two in (("كتـــاب جميل", "كتاب جميل"), ("किताब", "कताब"), ("น้ำ", "นํ้า"), ("𝓗𝓮𝓵𝓵𝓸", "hello")):
+        assert words(one.encode()).hashes.tolist() == words(two.encode()).hashes.tolist(), one
+
+
+def test_thai_is_cut_in_the_same_places_whatever_stands_around_it() -> None:
+    chance = random.Random(1)
+    syllables = ["กา", "เรา", "ที่", "น้ำ", "บ้าน", "ไป", "มา", "โลก", "คน", "ดี", "ฟ้า", "ชื่อ", "รัก", "แม่", "พ่อ", "ปลา"]
+
+    def thai(count: int) -> str:
+        return "".join(chance.choice(syllables) for _ in range(count))
+
+    book, passage = thai(3000), thai(300)
+    index = build([("book", (book + passage + thai(200)).encode())], 5, 2)
+    assert index.words_in(0) > 1500
+    found_spans = scan((thai(2000) + passage + thai(2000)).encode(), index, 25, 25, 30).spans
+    text = (thai(0) + passage).encode()
+    assert max(span.doc_end - span.doc_start for span in found_spans) >= len(text) - 40
+    spaced = "\u200b".join(passage[i : i + 7] for i in range(0, len(passage), 7))  # as some editors break lines
+    assert words(spaced.encode()).hashes.tolist() == words(passage.encode()).hashes.tolist()
 
 
 def test_cuts_leave_whole_paragraphs() -> None:

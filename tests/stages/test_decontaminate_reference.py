@@ -23,19 +23,19 @@ def scan_reference(text: str, books: list[str]) -> list[Span]:
     """The spans of ``chain.scan``: books that are no editions of one another, fewer than 512 chains at a time."""
     document, evaluation = words_reference(text), [words_reference(book) for book in books]
     spans = set()
+    a = [word[0] for word in document]
     for book, i0, i1, j0, j1 in chains_reference(document, evaluation):
         theirs = evaluation[book]
-        d0, d1, b0, b1 = i0, i1, j0, j1
-        while d0 > 0 and b0 > 0 and document[d0 - 1][0] == theirs[b0 - 1][0]:
-            d0, b0 = d0 - 1, b0 - 1
-        while d1 < len(document) and b1 < len(theirs) and document[d1][0] == theirs[b1][0]:
-            d1, b1 = d1 + 1, b1 + 1
-        matched = agreeing_reference([w[0] for w in document[d0:d1]], [w[0] for w in theirs[b0:b1]])
-        if matched >= LEAST:
+        b = [word[0] for word in theirs]
+        before, own_before = grown_reference(a[:i0][::-1], b[:j0][::-1])
+        after, own_after = grown_reference(a[i1:], b[j1:])
+        d0, d1, b0, b1 = i0 - before, i1 + after, j0 - own_before, j1 + own_after
+        matched, near = agreeing_reference(a[d0:d1], b[b0:b1])
+        if matched + near >= LEAST and 2 * matched >= LEAST:
             bytes_ = document[d0][2], document[d1 - 1][3], theirs[b0][2], theirs[b1 - 1][3]
-            spans.add(Span(book, d0, d1, b0, b1, matched, *bytes_))
+            spans.add(Span(book, d0, d1, b0, b1, matched, *bytes_, near))
     kept: list[Span] = []
-    for span in sorted(spans, key=lambda s: (-s.matched, s)):
+    for span in sorted(spans, key=lambda s: (-s.alike, s)):
         if not any(k.book == span.book and k.doc_first <= span.doc_first and span.doc_last <= k.doc_last for k in kept):
             kept.append(span)
     return sorted(kept)
@@ -74,26 +74,62 @@ def chains_reference(document: list[Word], evaluation: list[list[Word]]) -> list
                 live.append([book, i, i + N, j, j + N])
             else:
                 best[2], best[4] = i + N, j + N
-    return [chain for chain in done + live if min(chain[2] - chain[1], chain[4] - chain[3]) >= LEAST]
+    return [chain for chain in done + live if min(chain[2] - chain[1], chain[4] - chain[3]) >= 2 * LEAST // 3]
 
 
-def agreeing_reference(a: list[str], b: list[str]) -> int:
-    """Words of two aligned stretches that agree."""
+def alike_reference(one: str, two: str) -> bool:
+    """At most a third of the letters differ; words of ASCII letters."""
+    row = list(range(len(two) + 1))
+    for x, letter in enumerate(one, 1):
+        new = [x]
+        for y, other in enumerate(two, 1):
+            new.append(min(row[y - 1] + (letter != other), row[y] + 1, new[-1] + 1))
+        row = new
+    return row[-1] <= max(len(one), len(two)) // 3
+
+
+def grown_reference(a: list[str], b: list[str]) -> tuple[int, int]:
+    """How many words of ``a`` and of ``b`` a chain in front of both takes up."""
+
+    def both(i: int, j: int) -> bool:
+        return i + 1 < len(a) and j + 1 < len(b) and a[i : i + 2] == b[j : j + 2]
+
+    i = j = score = best = 0
+    end = (0, 0)
+    while score > best - 8 and i < len(a) and j < len(b):
+        if a[i] == b[j]:
+            i, j, score = i + 1, j + 1, score + 1
+            if score > best:
+                best, end = score, (i, j)
+        elif alike_reference(a[i], b[j]):
+            i, j, score = i + 1, j + 1, score + 1
+        else:
+            shifts = [at for s in (1, 2, 3) for at in ((s, 0), (0, s))]
+            di, dj = next((at for at in shifts if both(i + at[0], j + at[1])), (1, 1))
+            i, j, score = i + di, j + dj, score - 2 * max(di, dj)
+    return end
+
+
+def agreeing_reference(a: list[str], b: list[str]) -> tuple[int, int]:
+    """Words of two aligned stretches that agree, and that nearly agree."""
 
     def agree(i: int, j: int) -> bool:
         if i >= len(a) or j >= len(b) or a[i] != b[j]:
             return False
         return i + 1 >= len(a) or j + 1 >= len(b) or a[i + 1] == b[j + 1]
 
-    i = j = matched = 0
+    i = j = matched = near = 0
     nearest = [at for r in range(1, GAP + N + 1) for k in range(r, -1, -1) for at in ((r, k), (k, r))]
     while i < len(a) and j < len(b):
         if a[i] == b[j]:
             i, j, matched = i + 1, j + 1, matched + 1
+        elif alike_reference(a[i], b[j]):
+            i, j, near = i + 1, j + 1, near + 1
         else:
             di, dj = next((at for at in nearest if agree(i + at[0], j + at[1])), (1, 1))
+            near += sum(alike_reference(a[i + k], b[j + k]) for k in range(1, di)) if di == dj else 0
             i, j = i + di, j + dj
-    return matched
+    return matched, near
 
 
 def damaged(tokens: list[str], chance: random.Random, share: float) -> list[str]:

@@ -23,6 +23,8 @@ from stages.stage import StageError
 class ByteCodec:
     """One token a byte."""
 
+    begin = ()
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 

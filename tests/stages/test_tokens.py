@@ -12,9 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from stages.data.tasks.needles import PASSKEY
+from stages.data.tasks.prompts import PromptMaker, haystack_of
 from stages.data.tokens.config import TokenizeConfig, TokenizerConfig
 from stages.data.tokens.load import document_tokens, load_tokenizer, token_meta
-from stages.data.tokens.pin import pin_tokenizer
+from stages.data.tokens.pin import pin_tokenizer, vocabulary_size
+from stages.data.tokens.preview import preview
 from stages.data.tokens.stage import TOKENIZE, TOKENIZER
 from stages.stage import StageError
 from tests.support import LocalArtifact, LocalContext
@@ -190,6 +193,106 @@ def test_a_given_tokenizer_is_pinned_by_its_digest_and_checked(tmp_path, documen
 def test_lengths_that_cannot_be_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         TokenizeConfig(**fields)
+
+
+CONTROL = "Ends<|endoftext|> here </s> and <eos> and <pad> and <s>, <|begin_of_text|>! " * 6
+
+
+def imported(folder: Path, kind: str) -> TokenizerConfig:
+    """A tokenizer.json as others publish it: Llama's marks, an id gap, control tokens in the vocabulary."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if kind == "unigram":
+        pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -2.0)]
+        pieces += [(chr(c), -4.0) for c in range(33, 127)] + [(c, -4.0) for c in "\n\tÜïöéñ—“”;日本語🙂ë"]
+        tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+        tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    else:
+        vocabulary = {token: i for i, token in enumerate([*letters, "<s>", "</s>"])}
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens(["<s>"])
+        tokenizer.add_tokens([AddedToken("</s>", special=False), AddedToken("<|endoftext|>", special=True)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    body = json.loads(tokenizer.to_str())
+    if kind == "gap":
+        for token in body["added_tokens"]:
+            token["id"] += 1000 * (token["content"] == "</s>")
+        body["model"]["vocab"]["</s>"] += 1000
+    (folder / f"{kind}.json").write_text(json.dumps(body))
+    return pin_tokenizer(TokenizerConfig(kind="file", path=f"{kind}.json", eos_token="</s>"), folder)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bytes", "file", "unigram"])
+def test_strings_of_control_tokens_are_text_and_counted(tmp_path, kind):
+    rows = [{"doc_id": f"a/{i}", "source": "a", "split": s, "text": text} for i, (s, text) in enumerate(
+        [("train", CONTROL), ("train", "Nothing of the kind. " * 30), ("test", CONTROL)]
+    )]  # fmt: skip
+    (tmp_path / "c" / "documents").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c" / "documents" / "part-0.parquet")
+    config = {"bpe": TokenizerConfig(kind="bpe", vocab_size=270), "bytes": TokenizerConfig(kind="bytes")}.get(kind)
+    config = config or imported(tmp_path, kind)
+    sequences = TokenizeConfig(sequence_length=64, segment_length=16)
+    made, tokens = make(tmp_path, LocalArtifact(tmp_path / "c"), config, sequences)
+    tokenizer = load_tokenizer(made)
+    ((_, ids),) = document_tokens(tokens, "test")
+    inside = ids[len(tokenizer.begin) : -1].tolist()
+    control = {i for i, t in tokenizer.backend.get_added_tokens_decoder().items() if t.content != "<unk>"}
+    assert not set(inside) & control
+    assert tokenizer.decode(inside).split() == CONTROL.split() and ids[-1] == tokenizer.eos_id
+    assert tokenizer.encode("</s>")[-1] != tokenizer.eos_id
+    assert token_meta(tokens)["control_strings"] == 6 * 6 * 2
+
+
+def test_control_strings_are_told_and_survive_a_resumed_run(tmp_path):
+    documents = corpus(tmp_path / "c", {"t": ("train", 900), "v": ("test", 100)})
+    table = pq.read_table(documents.path("documents")).to_pylist()
+    table[0]["text"] = "A <eos> here. " * 40
+    pq.write_table(pa.Table.from_pylist(table), documents.path("documents") / "part-0.parquet")
+    pq.write_table(pa.Table.from_pylist(table[1:]), documents.path("documents") / "part-1.parquet")
+    work = LocalContext(str(tmp_path / "work"))
+    config = TokenizeConfig(sequence_length=64, segment_length=16)
+    made, _ = make(tmp_path, documents, TokenizerConfig(kind="bytes"), config)
+    for name in ("first", "again"):
+        (tmp_path / name).mkdir()
+        inputs = {"documents": documents, "tokenizer": made}
+        summary = TOKENIZE.run(config, inputs, tmp_path / name, work)
+        assert summary.metrics["control_strings"] == 40
+    assert sum("40 string(s) that look like control tokens" in line and ": t" in line for line in work.warned) == 2
+
+
+def test_documents_and_prompts_of_an_imported_llama_tokenizer_begin_with_its_mark(tmp_path, documents):
+    config = imported(tmp_path, "file")
+    sequences = TokenizeConfig(sequence_length=64, segment_length=16)
+    made, tokens = make(tmp_path, documents, config, sequences)
+    tokenizer = load_tokenizer(made)
+    assert tokenizer.begin == [tokenizer.backend.token_to_id("<s>")]
+    for split in ("train", "validation", "test"):
+        for _, ids in document_tokens(tokens, split):
+            assert ids[0] == tokenizer.bos_id and tokenizer.bos_id not in ids[1:].tolist()
+    haystack = haystack_of(document_tokens(tokens, "test"), tokenizer.eos_id, tokenizer.bos_id)
+    assert tokenizer.bos_id not in haystack.tolist()
+    prompt = PromptMaker(tokenizer, haystack, "compact", 0, "evaluation").item(PASSKEY, 128, 1, 0).prompt
+    assert prompt[0] == tokenizer.bos_id and len(prompt) < 128
+    plain, _ = make(tmp_path, documents, config.model_copy(update={"bos_token": ""}), sequences, "plain")
+    assert load_tokenizer(plain).begin == []
+    with pytest.raises(StageError, match=r"tokenizer\.bos_token = '<x>': no such token"):
+        make(tmp_path, documents, config.model_copy(update={"bos_token": "<x>"}), sequences, "none")
+
+
+def test_a_gap_in_the_ids_leaves_room_in_the_embedding(tmp_path, documents):
+    config = imported(tmp_path, "gap")
+    made, tokens = make(tmp_path, documents, config, TokenizeConfig(sequence_length=64, segment_length=16))
+    largest = max(load_tokenizer(made).backend.get_vocab().values())
+    assert largest > load_tokenizer(made).backend.get_vocab_size()
+    assert token_meta(tokens)["vocab_size"] == load_tokenizer(made).vocab_size == largest + 1
+    assert vocabulary_size(config) == preview(config).vocab_size == largest + 1
 
 
 def test_a_corpus_too_short_for_one_sequence_says_so(tmp_path, documents):

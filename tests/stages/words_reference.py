@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.data.matching.normalize import DROPPED, HYPHEN, IDEOGRAPH, LETTER, fold
+from stages.data.matching.normalize import DROPPED, HYPHEN, IDEOGRAPH, LETTER, UNSPACED, fold
 
 BASIS, PRIME, MASK = 0xCBF29CE484222325, 0x100000001B3, 2**64 - 1  # FNV-1a, 64 bit
 
@@ -10,7 +10,7 @@ BASIS, PRIME, MASK = 0xCBF29CE484222325, 0x100000001B3, 2**64 - 1  # FNV-1a, 64 
 def words_reference(text: str) -> list[tuple[str, int, int, int]]:
     """(folded word, hash, first byte, byte after it) of every word."""
     found: list[tuple[str, int, int]] = []
-    word, start, end, position, at = "", 0, 0, 0, 0
+    word, start, end, position, at, before = "", 0, 0, 0, 0, 0
 
     def close() -> None:
         nonlocal word
@@ -22,7 +22,12 @@ def words_reference(text: str) -> list[tuple[str, int, int, int]]:
         character = text[at]
         size = len(character.encode())
         kind, form = fold(character)
-        if kind == LETTER:
+        if word and kind == UNSPACED and (before == 0 or _begins(before, ord(form[0]))):
+            close()
+        if word and kind == LETTER and before:
+            close()
+        if kind in (LETTER, UNSPACED):
+            before = ord(form[0]) if kind == UNSPACED else 0
             start = start if word else position
             word, end = word + form, position + size
         elif kind == HYPHEN and word:
@@ -41,6 +46,10 @@ def words_reference(text: str) -> list[tuple[str, int, int, int]]:
         at, position = at + 1, position + size
     close()
     return [(word, _hash(word), start, end) for word, start, end in found]
+
+
+def _begins(before: int, code: int) -> bool:
+    return ((before * 31 + code) * 0x9E3779B1 >> 16) & 3 == 0
 
 
 def _hash(word: str) -> int:

@@ -69,6 +69,7 @@ def totals_of(audit: Audit, more: Mapping[str, float]) -> dict[str, Any]:
     metrics |= {name: float(counts[name]) for name in ("documents_in", "bytes_in")}
     metrics |= {
         "evaluation_documents": float(len(audit.books)),
+        "evaluation_documents_hidden": float(len(audit.hidden)),
         "coverage_max": max(audit.before.values(), default=0.0),
         "quotations_acted": float(audit.quotations.acted),
     }
@@ -77,6 +78,7 @@ def totals_of(audit: Audit, more: Mapping[str, float]) -> dict[str, Any]:
         "metrics": {**metrics, **more},
         "parameters": audit.rule.model_dump(mode="json"),
         "quotations": vars(audit.quotations),
+        "cannot_be_found": audit.cannot_be_found(),
         "evaluation_documents_shared": [
             {"a": ids[a], "b": ids[b], "split_a": "", "split_b": "", "share_of_smaller": round(share, 6)}
             for a, b, share in audit.index.shared

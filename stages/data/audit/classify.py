@@ -25,6 +25,7 @@ CLASSES = {
     "edition": "spans cover at least two thirds of both texts, fewer words agree: another edition, scan or translation "
     "of spelling",
     "anthology": "at least two thirds of the evaluation document stand inside a longer training document",
+    "translation": "in no span `copy_share` (85%) of the words agree or nearly agree: paraphrase or other translation",
     "shared source": "at least half of the text shared also stands in another evaluation work, or in two or more other "
     "training documents: both sides may quote a third",
     "excerpt": "a passage long enough to act on; also a volume or a part of the evaluation document",
@@ -53,19 +54,21 @@ def extent(spans: Sequence[Span], document_words: int, book_words: int) -> Exten
     agreeing = sum(s.matched for s in spans)
     return Extent(
         len(spans),
-        max(s.matched for s in spans),
+        max(s.alike for s in spans),
         in_document / max(1, document_words),
         in_book / max(1, book_words),
-        min(1.0, agreeing / max(1, sum(max(s.doc_last - s.doc_first, s.book_last - s.book_first) for s in spans))),
+        min(1.0, agreeing / max(1, sum(s.longer for s in spans))),
     )
 
 
-def class_of(found: Extent, shared: bool, rule: DecontaminateConfig) -> str:
-    """One of CLASSES."""
+def class_of(found: Extent, shared: bool, rule: DecontaminateConfig, copied: bool = True) -> str:
+    """One of CLASSES. ``copied``: at least one span is a copy (``decide.copies_of``)."""
     if found.of_book >= MOST and found.of_document >= MOST:
         return "whole" if found.identity >= SAME_TEXT else "edition"
     if found.of_book >= MOST:
         return "anthology"
+    if not copied:
+        return "translation"
     if shared:
         return "shared source"
     return "excerpt" if found.longest >= rule.act_words else "quotation"
@@ -126,10 +129,11 @@ def overlap(a: Sequence[Range], b: Sequence[Range]) -> int:
 
 
 class Measured(NamedTuple):
-    """The numbers of a pair that decide: words of the longest span, agreeing words, and their shares of both texts."""
+    """The numbers of a pair that decide: words of the longest span and of the densest stretch, the share of all in the
+    document, and of the densest stretch in the evaluation document."""
 
     longest: int
-    matched: int
+    dense: int
     document_share: float
     book_share: float
 
@@ -138,7 +142,7 @@ def margins(found: Measured, rule: DecontaminateConfig) -> dict[str, float]:
     """Value less threshold, one per threshold: at or above 0 it is reached. Words, words, share, share."""
     return {
         "margin_act_words": float(found.longest - rule.act_words),
-        "margin_drop_words": float(found.matched - rule.drop_words),
+        "margin_drop_words": float(found.dense - rule.drop_words),
         "margin_drop_document_share": found.document_share - rule.drop_document_share,
         "margin_drop_book_share": found.book_share - rule.drop_book_share,
     }
@@ -147,7 +151,7 @@ def margins(found: Measured, rule: DecontaminateConfig) -> dict[str, float]:
 def near_miss(action: str, found: Measured, rule: DecontaminateConfig) -> str:
     """The threshold that would have changed the action and was reached to NEAR or more but not wholly; "" for none."""
     drop = {
-        "drop_words": found.matched / rule.drop_words,
+        "drop_words": found.dense / rule.drop_words,
         "drop_document_share": found.document_share / rule.drop_document_share,
         "drop_book_share": found.book_share / rule.drop_book_share,
     }

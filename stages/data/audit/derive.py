@@ -79,8 +79,9 @@ def _pairs(
         for pair in document.decision.pairs:
             book = ids[pair.book]
             ranges[book].append((document.doc_id, merged((s.book_first, s.book_last) for s in pair.spans)))
-            whole = extent(pair.spans, document.words, audit.index.words_in(pair.book))
-            numbers = Measured(pair.longest, pair.matched, pair.document_share, pair.book_share)
+            words = audit.index.words_in(pair.book)
+            whole = extent(pair.spans, document.words, words)
+            numbers = Measured(pair.longest, pair.dense, pair.document_share, pair.dense / max(1, words))
             rows.append(
                 {
                     "doc_id": document.doc_id,
@@ -91,7 +92,8 @@ def _pairs(
                     "longest_words": pair.longest,
                     "document_share": pair.document_share,
                     "book_share": pair.book_share,
-                    "class": class_of(whole, (document.doc_id, book) in shared, rule),
+                    "dense_words": pair.dense,
+                    "class": class_of(whole, (document.doc_id, book) in shared, rule, bool(pair.copies)),
                     "spans": whole.spans,
                     "identity": whole.identity,
                     "document_covered": whole.of_document,
@@ -124,6 +126,7 @@ def _books(audit: Audit, found: Sequence[JudgedDocument]) -> list[dict[str, Any]
             "documents": documents[book],
             "top_document": top[book][1] or None,
             "removed": book in audit.removed_books,
+            "cannot_be_found": audit.hidden.get(book),
         }
         for book, row in enumerate(audit.books)
     ]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stages.data.decontaminate.canary import Planted
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import SEVERITY, Action, Coverage, Decision, decide_document, without_notes
-from stages.data.matching.index import Index
+from stages.data.matching.index import Index, hidden
 from stages.data.matching.shards import ScannedDocument, ShardScan
 
 
@@ -87,6 +87,18 @@ class Audit:
     quotations: Planted = field(default_factory=lambda: Planted("quotation", 0, 0, 0))
     rounds: int = 0
     rescan: dict[str, float] | None = None  # the last scan of the output, where training documents were cleaned
+
+    @cached_property
+    def hidden(self) -> dict[int, str]:
+        """Evaluation documents that cannot be found, whatever the training text holds -> why."""
+        return hidden(self.index, self.rule.min_span_words)
+
+    def cannot_be_found(self) -> list[dict[str, Any]]:
+        """The same by name."""
+        return [
+            {"book_id": self.index.book_ids[book], "words": self.index.words_in(book), "reason": reason}
+            for book, reason in self.hidden.items()
+        ]
 
     def found(self) -> Iterator[JudgedDocument]:
         """The training documents that share a verified span with an evaluation document, in order of the corpus."""

@@ -29,6 +29,7 @@ PAGE_SPANS, PAIR_SPANS, ALL_SPANS = 150, 200, 5000  # on a page of evidence, of 
 ACTIONS = {"keep": "kept", "note": "noted", "excise": "cut", "drop": "dropped"}
 
 Row = dict[str, Any]
+MOST_HIDDEN = 200  # evaluation documents listed that no scan can find
 
 
 @dataclass
@@ -212,7 +213,8 @@ def _summary(totals: Row, tables: Mapping[str, list[Row]], first_page: Mapping[s
         "rescanned": rescan is not None,
         "books": found[:TOP_BOOKS],
         "books_left": max(0, len(found) - TOP_BOOKS),
-        "clean_books": len(tables["books"]) - len(found),
+        "clean_books": len(tables["books"]) - len(found) - len(totals.get("cannot_be_found", [])),
+        "hidden": totals.get("cannot_be_found", [])[:MOST_HIDDEN],
         "remainders": list(longest.values())[:TOP_BOOKS],
         "counts": totals["classes"],
         "balance": totals.get("balance"),

@@ -45,6 +45,7 @@ class Options:
     out: Path | None = None
     text_column: str = "text"
     id_column: str | None = None
+    encoding: tuple[str, ...] = ("utf-8",)
     format: FileKind | None = None
     jobs: int = 1
 
@@ -59,6 +60,11 @@ class ScanReport:
     spans: list[dict[str, Any]]
     problems: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def unread(self) -> list[dict[str, str]]:
+        """The problems but those of documents that have no text."""
+        return [problem for problem in self.problems if problem["problem"] != "empty"]
 
     @property
     def contaminated(self) -> bool:
@@ -84,11 +90,14 @@ def scan_corpus(options: Options, progress: Progress = lambda *_: None) -> ScanR
     notes = _notes(corpus, evaluation, [*ignored_here, *ignored_there])
     with _folder(options.out) as out:
         work = out / WORK
-        index, books, problems = _index(evaluation, options, work / "evaluation", progress)
+        index, books, problems, columns = _index(evaluation, options, work / "evaluation", progress)
         audit, shards = _scanned(corpus, index, books, options, work, progress)
         problems += [problem for shard in shards for problem in shard.problems()]
         if not audit.counts()["documents_in"]:
+            for shard, error in shards[0].reading.faults:
+                raise _named(error, shard, "CORPUS") from error
             raise _unreadable("CORPUS", options.corpus, problems)
+        _check_id_column(options, columns.union(*(shard.columns() for shard in shards)))
         audit.recalls, audit.quotations = plant(_hosts(shards, audit), index, options.rule)
         _write_totals(audit, problems, corpus, evaluation, out / "audit.json")
         publish(audit, out)
@@ -141,14 +150,15 @@ def _notes(corpus: Sequence[FoundFile], evaluation: Sequence[FoundFile], ignored
 
 def _index(
     files: Sequence[FoundFile], options: Options, work: Path, progress: Progress
-) -> tuple[Index, list[dict[str, Any]], list[dict[str, str]]]:
-    reading = Reading(Columns(text=options.text_column, id=options.id_column))
+) -> tuple[Index, list[dict[str, Any]], list[dict[str, str]], set[str]]:
+    reading = Reading(Columns(text=options.text_column, id=options.id_column), options.encoding)
+    columns: set[str] = set()
     texts: list[tuple[str, bytes]] = []
     books: list[dict[str, Any]] = []
     problems: list[dict[str, str]] = []
     for number, file in enumerate(files):
         shard = FileShard(number, file, len(files) == 1, reading, work)
-        for raw in _raws(shard, "--against"):
+        for raw in _raws(shard, "--against", columns):
             if raw.problem:
                 problems.append({"file": file.name, "name": raw.id, "problem": raw.problem, "detail": raw.detail})
                 continue
@@ -158,7 +168,18 @@ def _index(
     if not texts:
         raise _unreadable("--against", options.against, problems)
     rule = options.rule
-    return build(texts, rule.ngram, rule.max_books_per_ngram, _excluded(rule)), books, problems
+    index = build(texts, rule.ngram, rule.max_books_per_ngram, _excluded(rule), rule.item_words)
+    return index, books, problems, columns
+
+
+def _check_id_column(options: Options, columns: set[str]) -> None:
+    if options.id_column is not None and options.id_column not in columns:
+        raise StageError(
+            "no file has such a column",
+            field="--id-column",
+            value=options.id_column,
+            fix="name the column that holds it",
+        )
 
 
 def _excluded(rule: DecontaminateConfig) -> Any:
@@ -170,9 +191,9 @@ def _excluded(rule: DecontaminateConfig) -> Any:
         ) from error
 
 
-def _raws(shard: FileShard, option: str) -> Iterator[Any]:
+def _raws(shard: FileShard, option: str, columns: set[str]) -> Iterator[Any]:
     try:
-        yield from shard.raws()
+        yield from shard.raws(columns)
     except StageError as error:
         raise _named(error, shard, option) from error
 
@@ -218,16 +239,13 @@ def _scanned(
         done["bytes"] += size
         tell()
 
-    reading = Reading(Columns(text=options.text_column, id=options.id_column), heard)
+    reading = Reading(Columns(text=options.text_column, id=options.id_column), options.encoding, heard)
     shards = [FileShard(n, file, len(files) == 1, reading, work / "problems") for n, file in enumerate(files)]
     warm_up(index, options.rule)
     basis = basis_of(index, options.rule)
 
     def one(shard: FileShard) -> ShardScan:
-        try:
-            return scan_shard(shard, index, options.rule, str(work.absolute()), basis)
-        except StageError as error:
-            raise _named(error, shard, "CORPUS") from error
+        return scan_shard(shard, index, options.rule, str(work.absolute()), basis)
 
     scans: list[ShardScan] = []
     pool = ThreadPoolExecutor(max(1, min(options.jobs, len(shards))), thread_name_prefix="scan")
@@ -252,11 +270,13 @@ def _hosts(shards: Sequence[FileShard], audit: Audit) -> list[bytes]:
     for shard, state in list(zip(shards, audit.shards, strict=True))[::step][:HOSTS]:
         found = {document.row for document in state.found}
         free = [row for row in range(min(state.scan.documents_in, 8 * each)) if row not in found][:each]
+        if not free:
+            continue
         rows = (raw for raw in shard.raws() if not raw.problem)
         for row, raw in enumerate(rows):
             if row in free:
                 hosts.append(raw.text[: 50 * HOST_BYTES].decode(errors="ignore").encode())
-            if not free or row >= free[-1]:
+            if row >= free[-1]:
                 break
     return hosts
 

@@ -26,6 +26,7 @@ _SHARED = [
 PAIRS = pa.schema(
     [
         *_SHARED,
+        ("dense_words", pa.int64()),
         ("class", pa.string()),
         ("spans", pa.int64()),
         *((name, pa.float64()) for name in ("identity", "document_covered", "book_covered")),
@@ -39,7 +40,7 @@ SPANS = pa.schema(
     [
         *((name, pa.string()) for name in ("doc_id", "book_id")),
         *((name, pa.int64()) for name in ("doc_start", "doc_end", "book_start", "book_end")),
-        *((name, pa.int64()) for name in ("doc_first", "doc_last", "book_first", "book_last", "words")),
+        *((name, pa.int64()) for name in ("doc_first", "doc_last", "book_first", "book_last", "words", "near")),
         ("identity", pa.float64()),
         *((name, pa.string()) for name in ("doc_text", "book_text")),
     ]
@@ -53,6 +54,7 @@ BOOKS = pa.schema(
         ("documents", pa.int64()),
         ("top_document", pa.string()),
         ("removed", pa.bool_()),
+        ("cannot_be_found", pa.string()),
     ]
 )
 SOURCES = pa.schema(
@@ -186,6 +188,7 @@ def _span_row(doc_id: str, values: dict[str, Any], index: Index) -> dict[str, An
         "book_first": span.book_first,
         "book_last": span.book_last,
         "words": span.matched,
+        "near": span.near,
         "identity": span.identity,
         "doc_text": values["doc_text"],
         "book_text": values["book_text"],

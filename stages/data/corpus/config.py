@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from stages.data.pinned import Pin
 from stages.stage import Config
@@ -33,11 +33,39 @@ class SplitShares(Config):
         return self
 
 
+def check_encodings(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names as they are. Raises ValueError for one that is no encoding of text."""
+    import codecs
+
+    for name in names:
+        try:
+            "".encode(name)  # also refuses codecs that turn bytes into bytes
+            codecs.lookup(name)
+        except (LookupError, UnicodeError):
+            fix = "Fix: name one that Python knows, such as latin-1, cp1252, utf-16"
+            raise ValueError(f"encoding = {name!r}: no encoding of text. {fix}") from None
+    return names
+
+
+Encodings = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    AfterValidator(check_encodings),
+    Field(
+        min_length=1,
+        description="of the text: the first that fits a file (a line of JSON Lines); a byte-order mark of UTF-16 or "
+        "UTF-32 counts where any but utf-8 is named",
+    ),
+]
+"""One name or several; in the order in which they are tried."""
+
+
 class Columns(Config):
     """Names of the columns that hold a document's parts; None where the table has no such column.
 
-    Without ``id`` a document is called ``<file>:<row>``. ``id_pattern`` is a regular expression whose first group is
-    taken out of the id column (``/(\\d+)$`` turns a Gutenberg address into its number).
+    A name with dots that is no column's leads into nested columns: ``content.text``. Files may lack any but ``text``
+    and ``split``. Without ``id`` a document is called ``<file>:<row>``. ``id_pattern`` is a regular expression whose
+    first group is taken out of the id column (``/(\\d+)$`` turns a Gutenberg address into its number).
     """
 
     text: str = "text"
@@ -98,6 +126,7 @@ class Pg19(SourceBase):
     url: str = Field(description="folder or fsspec URL; relative paths start at the study file")
     limit: int | None = Field(default=None, ge=1, description="books per split: those with the smallest hash of the id")
     ids: tuple[str, ...] | None = Field(default=None, description="only these books", min_length=1)
+    encoding: Encodings = ("utf-8",)
 
     @field_validator("ids", mode="before")
     @classmethod
@@ -140,14 +169,16 @@ class JsonLines(TableSource):
     """JSON Lines files (``.gz`` and the like are unpacked), one object a document."""
 
     kind: Literal["jsonl"] = "jsonl"
+    encoding: Encodings = ("utf-8",)
 
 
 class TextFiles(SourceBase):
-    """Plain text files, one file a document; its id is the path below the glob's fixed part, without suffix."""
+    """Plain text files, one file a document; its id is the path below the glob's fixed part."""
 
     kind: Literal["text"] = "text"
     url: str = Field(description="path, glob or fsspec URL; relative paths start at the study file")
     split: SplitName | SplitShares
+    encoding: Encodings = ("utf-8",)
 
 
 class Hub(SourceBase):
@@ -187,7 +218,7 @@ class IngestConfig(Config):
 
     sources: tuple[Source, ...] = Field(min_length=1)
     on_bad_document: Literal["skip", "fail"] = Field(
-        default="skip", description="undecodable, empty, NUL bytes, duplicate id, ...: skip and report, or stop"
+        default="skip", description="undecodable, empty, NUL bytes, duplicate, ...: skip and report, or stop"
     )
 
     @model_validator(mode="after")

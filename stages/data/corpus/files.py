@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import glob as globbing
 import hashlib
 import json
 import os
+import re
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -115,12 +119,105 @@ def split_of_file(source: Source, name: str) -> str | None:
     if isinstance(source, Pg19):
         return name.split("/", maxsplit=1)[0] if "/" in name else None
     if isinstance(source, TextFiles):
-        return split_of(text_id(name), source.split)
+        return split_of(without_suffix(name), source.split)
     if isinstance(source, Parquet | JsonLines) and isinstance(source.split, str):
         return source.split
     return None
 
 
-def text_id(name: str) -> str:
-    """``a/b.txt`` -> ``a/b``: the id of a plain text file's document."""
+def without_suffix(name: str) -> str:
+    """``a/b.txt`` -> ``a/b``: what the split of a text file goes by, so that a work is on one side in every format."""
     return str(PurePosixPath(name).with_suffix("")) if "." in os.path.basename(name) else name
+
+
+def glob_of(place: str, exists: Callable[[str], bool]) -> str:
+    """``place`` as a glob in which everything that is there by that very name stands for itself: names may hold
+    ``[``, ``]``, ``*`` and ``?``. ``exists``: whether a path is there."""
+    parts = place.split("/")
+    if not globbing.has_magic(place):
+        return place
+    known = 0
+    while known < len(parts) and (not parts[known] or exists("/".join(parts[: known + 1]))):
+        known += 1
+    return "/".join([*map(globbing.escape, parts[:known]), *parts[known:]])
+
+
+def unescaped(part: str) -> str:
+    """What ``glob.escape`` was given."""
+    return re.sub(r"\[([*?[])\]", r"\1", part)
+
+
+def walk(root: str) -> Iterator[tuple[str, list[str]]]:
+    """(folder, its file names) of ``root`` and all below, links to folders followed, in order of the paths. Every
+    folder comes once, under its own path where it has one below ``root``; hidden ones are left out, and links that
+    lead back to a folder they stand in."""
+    found: list[tuple[str, list[str]]] = []
+    seen: set[str] = set()
+    roots = [root]
+    while roots:
+        links: list[str] = []
+        for start in roots:
+            if os.path.realpath(start) in seen:
+                continue
+            for folder, folders, names in os.walk(start):
+                seen.add(os.path.realpath(folder))
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                here = os.path.realpath(folder)
+                paths = {name: os.path.join(folder, name) for name in folders}
+                links += [path for path in paths.values() if os.path.islink(path) and not _above(path, here)]
+                folders[:] = [n for n, path in paths.items() if os.path.realpath(path) not in seen]
+                found.append((folder, sorted(names)))
+        roots = sorted(links)
+    yield from sorted(found)
+
+
+def _above(link: str, folder: str) -> bool:
+    target = os.path.realpath(link)
+    return os.path.commonpath([target, folder]) == target
+
+
+def local_glob(pattern: str) -> list[str]:
+    """Files that match, sorted. As ``glob.glob(recursive=True)``, but ``**`` does not run in circles: see ``walk``.
+    Raises StageError for a link that leads nowhere."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        found = globbing.glob(pattern)
+    else:
+        first = parts.index("**")
+        roots = globbing.glob("/".join(parts[:first]) or "/") if first else ["."]
+        found = []
+        for root in roots:
+            for folder, names in walk(root):
+                inside = os.path.relpath(folder, root)
+                above = [] if inside == "." else inside.split(os.sep)
+                found += [os.path.join(folder, n) for n in names if _fits([*above, n], parts[first:])]
+    for name in found:
+        if os.path.islink(name) and not os.path.exists(name):
+            raise StageError(
+                "a link that leads nowhere",
+                field="file",
+                value=name,
+                fix="mend the link, or remove it",
+            )
+    return sorted({name for name in found if os.path.isfile(name)})
+
+
+def _fits(names: list[str], pattern: list[str]) -> bool:
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return _fits(names, pattern[1:]) or (bool(names) and names[0][0] != "." and _fits(names[1:], pattern))
+    if not names or (names[0][0] == "." and pattern[0][:1] != "."):
+        return False
+    return fnmatch.fnmatchcase(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
+
+
+def remote(location: str) -> tuple[Any, str]:
+    """(file system, path) of an fsspec URL as listings give it: ``::`` is part of the name, no chain."""
+    import fsspec
+
+    filesystem = fsspec.filesystem(location.split("://", 1)[0]) if "::" in location else None
+    if filesystem is None:
+        found: tuple[Any, str] = fsspec.core.url_to_fs(location)
+        return found
+    return filesystem, str(filesystem._strip_protocol(location))

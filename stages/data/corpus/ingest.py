@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.storage import join
-from stages.data.corpus.config import SPLITS, Hub, IngestConfig, Pg19, Source, SplitName
+from stages.data.corpus.config import SPLITS, Hub, IngestConfig, JsonLines, Parquet, Pg19, Source, SplitName
 from stages.data.corpus.documents import DocumentsWriter, part_name, write_documents, write_table
 from stages.data.corpus.files import DigestCache, ExternalFile
 from stages.data.corpus.pin import list_files, listing_digest
-from stages.data.corpus.readers import Raw, pg19_metadata, printable, read, read_hub, year_of
+from stages.data.corpus.readers import NO_FIELD, Raw, column_names, pg19_metadata, printable, read, read_hub, year_of
 from stages.data.pinned import unchanged
 from stages.data.saved import Saved, spread_saved
 from stages.stage import Context, StageError, Summary
@@ -46,6 +46,8 @@ IDS = pa.schema(
 )
 """What the driver holds of each document. part: the file of its group, row: the row in there."""
 
+FORMAT = 2  # of what a task leaves
+
 Group = tuple[Source, list[ExternalFile], SplitName | None]
 """One task's share: a source and some of its files, or one split of a hub source."""
 
@@ -60,14 +62,16 @@ def ingest(config: IngestConfig, output: Path, context: Context) -> Summary:
     groups = [group for source in config.sources for group in _groups(source, files[source.name])]
     size = sum(file.size for listed in files.values() for file in listed)
     parts: list[Saved] = []
+    seen: dict[str, set[str]] = {source.name: set() for source in config.sources}
     ids: list[pa.Table] = []
     problems: list[pa.Table] = []
     done = documents = 0
     made = spread_saved(
         _read_group, groups, join(context.work_url, "shards"), identity=_identity, worth_it=size > WORTH_TASKS
     )
-    for (_, members, _), part in zip(groups, made, strict=True):
+    for (source, members, _), part in zip(groups, made, strict=True):
         parts.append(part)
+        seen[source.name].update(part.value["columns"])
         ids.append(_table(part, "ids.parquet"))
         problems.append(_table(part, "problems.parquet"))
         documents += ids[-1].num_rows
@@ -75,19 +79,28 @@ def ingest(config: IngestConfig, output: Path, context: Context) -> Summary:
         context.progress(min(done, size) or len(parts), size or len(groups), "bytes", documents=float(documents))
     if resumed := sum(part.resumed for part in parts):
         context.log(f"{resumed} of {len(parts)} groups of files were read by an earlier attempt")
+    _check_columns(config, seen, problems, context)
     groups_of = pa.array([i for i, table in enumerate(ids) for _ in range(table.num_rows)], pa.int32())
     table = pa.concat_tables([IDS.empty_table(), *ids]).append_column("group", groups_of)
-    lost, repeated = _repeats(table)
+    lost, names, repeated, renamed = _repeats(table)
+    table = table.set_column(0, "doc_id", names)
     kept = table.filter(pa.array([not gone for gone in lost], pa.bool_())) if any(lost) else table
     found = [*dict.fromkeys(row for problem in problems for row in _rows(problem)), *repeated]
     found = _report(found, config, context)
     counts = Counter(kept["split"].to_pylist())
     _check_both_sides(counts, len(found), config)
     copies = _training_copies(kept, config, context)
+    if renamed:
+        names_told = ", ".join(row[0] for row in renamed[:3])
+        context.warn(
+            f"{len(renamed)} document(s) had the id of another with another text and got one of their own: {names_told}"
+            f"{', ...' if len(renamed) > 3 else ''} (see problems.parquet)"
+        )
 
-    _write_documents(parts, table, lost, output / "documents")
-    names = PROBLEMS.names
-    listed_problems = [dict(zip(names, row, strict=True)) for row in sorted([*found, *copies])]
+    changed = {row[0] for row in renamed}
+    _write_documents(parts, table, lost, changed, output / "documents")
+    fields = PROBLEMS.names
+    listed_problems = [dict(zip(fields, row, strict=True)) for row in sorted([*found, *renamed, *copies])]
     write_table(pa.Table.from_pylist(listed_problems, schema=PROBLEMS), output / "problems.parquet")
     listing = {name: [file.entry() for file in listed] for name, listed in files.items()}
     (output / "listing.json").write_text(json.dumps(listing, indent=1, sort_keys=True) + "\n")
@@ -96,10 +109,36 @@ def ingest(config: IngestConfig, output: Path, context: Context) -> Summary:
     metrics |= {f"bytes_{split}": float(text_bytes[split]) for split in SPLITS}
     metrics |= {"problems": float(len(found)), "files": float(sum(map(len, files.values())))}
     metrics |= {f"problems_{kind}": float(n) for kind, n in sorted(Counter(row[2] for row in found).items())}
-    metrics |= {"training_copies": float(len(copies))}
+    metrics |= {"training_copies": float(len(copies)), "documents_renamed": float(len(renamed))}
+    apart = f"; {len(renamed)} told apart from others of their id" if renamed else ""
     told = ", ".join(f"{counts[split]} {split} ({text_bytes[split] / 1e6:.1f} MB)" for split in SPLITS)
     skipped = f"; {len(found)} skipped" if found else ""
-    return Summary(f"{kept.num_rows} documents: {told}{skipped}", metrics, {"Problems": "problems.parquet"})
+    headline = f"{kept.num_rows} documents: {told}{skipped}{apart}"
+    return Summary(headline, metrics, {"Problems": "problems.parquet"})
+
+
+def _check_columns(
+    config: IngestConfig, seen: Mapping[str, set[str]], problems: Sequence[pa.Table], context: Context
+) -> None:
+    """Raises StageError where documents of a source could be read and none has the column of its text; a column of
+    something else that no file has is an error in Parquet, whose files say what they have, and is told of JSON Lines.
+    """
+    rows = pa.concat_tables([PROBLEMS.empty_table(), *problems])
+    without_text = set(rows.filter(pc.match_substring(rows["detail"], NO_FIELD))["source"].to_pylist())
+    for index, source in enumerate(config.sources):
+        if not isinstance(source, Parquet | JsonLines):
+            continue
+        for name in column_names(source.columns):
+            if name in seen[source.name] or not (seen[source.name] or source.name in without_text):
+                continue
+            if isinstance(source, Parquet) or name == source.columns.text:
+                raise StageError(
+                    f"no file of source {source.name!r} has such a column",
+                    field=f"corpus.sources.{index}.columns",
+                    value=name,
+                    fix="name the column that holds it; a nested one with dots: content.text",
+                )
+            context.warn(f"source {source.name}: no document has the column {name!r}")
 
 
 def _verified_files(source: Source, index: int) -> list[ExternalFile]:
@@ -133,12 +172,13 @@ def _groups(source: Source, files: list[ExternalFile]) -> list[Group]:
 def _identity(group: Group) -> str:
     source, files, split = group
     listed = [(printable(file.name), file.size, file.digest) for file in files]
-    return hashlib.sha256(json.dumps([source.key_fields(), listed, split], sort_keys=True).encode()).hexdigest()
+    said = [FORMAT, source.key_fields(), listed, split]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def _read_group(group: Group, folder: Path) -> int:
+def _read_group(group: Group, folder: Path) -> dict[str, Any]:
     """One task: the group's documents (repeats included) as ``part-*.parquet``, their ``ids.parquet`` and its
-    ``problems.parquet``. Returns the number of parts."""
+    ``problems.parquet``. Returns the number of parts, and which of the source's columns the files have."""
     source, files, _ = group
     ids: list[dict[str, Any]] = []
     problems: list[dict[str, str]] = []
@@ -150,7 +190,8 @@ def _read_group(group: Group, folder: Path) -> int:
             detail = f"titles and years are left out: {error}"
             problems.append(_problem(f"{source.name}/metadata.csv", source.name, "undecodable", detail))
     writer = DocumentsWriter(folder)
-    for raw in _raws(group):
+    seen: set[str] = set()
+    for raw in _raws(group, seen):
         if raw.problem:
             problems.append(_problem(f"{source.name}/{raw.id}", source.name, raw.problem, raw.detail))
             continue
@@ -163,15 +204,15 @@ def _read_group(group: Group, folder: Path) -> int:
         writer.close()
     write_table(pa.Table.from_pylist(ids, schema=IDS), folder / "ids.parquet")
     write_table(pa.Table.from_pylist(problems, schema=PROBLEMS), folder / "problems.parquet")
-    return writer.parts
+    return {"parts": writer.parts, "columns": sorted(seen)}
 
 
-def _raws(group: Group) -> Iterator[Raw]:
+def _raws(group: Group, seen: set[str]) -> Iterator[Raw]:
     source, files, split = group
     if isinstance(source, Hub) and split is not None:
         yield from read_hub(source, split)
     for file in files:
-        yield from read(source, file)
+        yield from read(source, file, seen)
 
 
 def _described(raw: Raw, about: dict[str, str] | None) -> Raw:
@@ -207,31 +248,53 @@ def _rows(table: pa.Table) -> Iterator[tuple[str, ...]]:
     return zip(*(table[name].to_pylist() for name in PROBLEMS.names), strict=True)
 
 
-def _repeats(table: pa.Table) -> tuple[list[bool], list[tuple[str, ...]]]:
-    """(is row i left out because another row has its id, a problem for each). Of several, an evaluation document is
-    kept before a training one: so the copy that goes is the one that would leak."""
+def _repeats(
+    table: pa.Table,
+) -> tuple[list[bool], pa.ChunkedArray, list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """(is row i left out because another has its id and text, the ids told apart, a problem for each row left out, one
+    for each that got another id).
+
+    Of several with one id and text an evaluation document is kept before a training one: so the copy that goes is the
+    one that would leak. In the same order those of one id and different texts are named ``id``, ``id#2``, ``id#3``.
+    """
     order = pc.sort_indices(table["doc_id"])
     names = table["doc_id"].take(order).combine_chunks()
     same = pc.equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False) if len(names) > 1 else []
     lost = [False] * table.num_rows
-    problems = []
+    repeated: list[tuple[str, ...]] = []
+    renamed: list[tuple[str, ...]] = []
+    if not any(same):
+        return lost, table["doc_id"], repeated, renamed
+    ids = table["doc_id"].to_pylist()
+    taken = {name for name in ids if "#" in name}  # what a new name could run into
     held_out_first = {"test": 0, "validation": 1, "train": 2}
+    places = order.to_pylist()
     start = 0
-    places = order.to_pylist() if any(same) else []
     while start < len(places):
         end = start + 1
         while end < len(places) and same[end - 1]:
             end += 1
         if end - start > 1:
             splits = {i: table["split"][i].as_py() for i in places[start:end]}
-            kept, *others = sorted(splits, key=lambda i: (held_out_first[splits[i]], i))
-            name = names[start].as_py()
-            for i in others:
-                lost[i] = True
-                detail = f"the copy in {splits[kept]} was kept, this one ({splits[i]}) not"
-                problems.append(tuple(_problem(name, name.split("/")[0], "duplicate_id", detail).values()))
+            name = ids[places[start]]
+            source = name.split("/")[0]
+            first: dict[bytes, int] = {}
+            number = 1
+            for i in sorted(splits, key=lambda i: (held_out_first[splits[i]], i)):
+                digest = table["sha256"][i].as_py()
+                if (kept := first.setdefault(digest, i)) != i:
+                    lost[i] = True
+                    detail = f"the same id and text: the copy in {splits[kept]} was kept, this one ({splits[i]}) not"
+                    repeated.append(tuple(_problem(name, source, "duplicate_id", detail).values()))
+                elif len(first) > 1:
+                    number += 1
+                    while f"{name}#{number}" in taken:
+                        number += 1
+                    ids[i] = f"{name}#{number}"
+                    detail = f"another document has the id {name} and another text"
+                    renamed.append(tuple(_problem(ids[i], source, "same_id", detail, "renamed").values()))
         start = end
-    return lost, problems
+    return lost, pa.chunked_array([pa.array(ids, pa.large_string())]), repeated, renamed
 
 
 def _report(problems: list[tuple[str, ...]], config: IngestConfig, context: Context) -> list[tuple[str, ...]]:
@@ -294,21 +357,30 @@ def _training_copies(kept: pa.Table, config: IngestConfig, context: Context) -> 
     return rows
 
 
-def _write_documents(parts: list[Saved], table: pa.Table, lost: list[bool], folder: Path) -> None:
-    """Put the groups' files one after the other, without the rows that are ``lost``."""
+def _write_documents(parts: list[Saved], table: pa.Table, lost: list[bool], renamed: set[str], folder: Path) -> None:
+    """Put the groups' files one after the other, without the rows that are ``lost`` and under their ids in ``table``
+    where these are ``renamed``."""
     folder.mkdir(parents=True, exist_ok=True)
     without: dict[tuple[int, int], set[int]] = {}
-    for i in (i for i, gone in enumerate(lost) if gone):
-        place = tuple(table[name][i].as_py() for name in ("group", "part", "row"))
-        without.setdefault(place[:2], set()).add(place[2])
+    called: dict[tuple[int, int], dict[int, str]] = {}
+    if renamed or any(lost):
+        places = zip(*(table[name].to_pylist() for name in ("group", "part", "row", "doc_id")), strict=True)
+        for (group, part, row, name), left_out in zip(places, lost, strict=True):
+            if left_out:
+                without.setdefault((group, part), set()).add(row)
+            elif name in renamed:
+                called.setdefault((group, part), {})[row] = name
     number = 0
     for group, part in enumerate(parts):
-        for index in range(part.value):
+        for index in range(part.value["parts"]):
             target = folder / part_name(number)
             part.take(part_name(index), target)
-            if gone := without.get((group, index)):
+            gone, new = without.get((group, index), set()), called.get((group, index), {})
+            if gone or new:
                 rows = pq.read_table(target)
                 target.unlink()  # the group's own file stays as it is: target may be a link to it
+                ids = [new.get(i, name) for i, name in enumerate(rows["doc_id"].to_pylist())]
+                rows = rows.set_column(0, rows.schema.field("doc_id"), pa.array(ids, pa.string()))
                 rows = rows.filter(pa.array([i not in gone for i in range(rows.num_rows)]))
                 if not rows.num_rows:
                     continue

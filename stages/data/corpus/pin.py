@@ -29,7 +29,17 @@ from stages.data.corpus.config import (
     SplitName,
     TextFiles,
 )
-from stages.data.corpus.files import DigestCache, ExternalFile, book_id, is_remote, stable_share
+from stages.data.corpus.files import (
+    DigestCache,
+    ExternalFile,
+    book_id,
+    glob_of,
+    is_remote,
+    local_glob,
+    remote,
+    stable_share,
+    unescaped,
+)
 from stages.data.pinned import agreed
 from stages.stage import StageError
 
@@ -185,12 +195,10 @@ def _described(found: Iterable[Found], digests: DigestCache) -> list[ExternalFil
 
 def _remote_file(name: str, url: str, info: Mapping[str, Any]) -> ExternalFile:
     """Size and entity tag where the storage lists one; otherwise the content is read and hashed."""
-    import fsspec
-
     tag = next((str(info[key]) for key in ("ETag", "etag", "md5Hash", "content_md5") if info.get(key)), None)
     if tag is not None:
         return ExternalFile(name, url, int(info["size"]), "etag:" + tag.strip('"'))
-    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem, path = remote(url)
     content = filesystem.cat_file(path)
     return ExternalFile(name, url, len(content), "sha256:" + hashlib.sha256(content).hexdigest())
 
@@ -198,31 +206,35 @@ def _remote_file(name: str, url: str, info: Mapping[str, Any]) -> ExternalFile:
 def _glob(url: str) -> Iterator[Found]:
     """The files that match; names are relative to the longest part without wildcards. What a storage says of its
     files comes with its listing: one request for a thousand files."""
-    fixed = _fixed_part(url)
     if is_remote(url):
-        import fsspec
-
         # never a listing that is older than this plan
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = remote(url)
         filesystem.invalidate_cache()
-        root = _fixed_part(path)
-        if globbing.has_magic(path):
-            listed = filesystem.glob(path, detail=True)
-        else:
+        pattern = glob_of(path, filesystem.exists) if "[" in path else path
+        root = _fixed_part(pattern)
+        if pattern == globbing.escape(path) or not globbing.has_magic(path):  # all of it is there by this very name
             listed = {path: filesystem.info(path)} if filesystem.isfile(path) else {}
+        else:
+            listed = filesystem.glob(pattern, detail=True)
         for found, info in listed.items():
             if info["type"] == "file":
                 yield str(PurePosixPath(found).relative_to(root)), filesystem.unstrip_protocol(found), info
         return
-    for found in globbing.glob(url, recursive=True):
-        if os.path.isfile(found):
-            yield Path(found).relative_to(fixed).as_posix(), found, None
+    pattern = glob_of(url, os.path.lexists)
+    fixed = _fixed_part(pattern)
+    for found in local_glob(pattern):
+        yield Path(found).relative_to(fixed).as_posix(), found, None
 
 
-def _fixed_part(url: str) -> str:
-    parts = url.split("/")
-    keep = next((i for i, part in enumerate(parts) if globbing.has_magic(part)), len(parts) - 1)
-    return "/".join(parts[:keep]) or "/"
+def _fixed_part(pattern: str) -> str:
+    """The folder that names of files are relative to."""
+    parts = pattern.split("/")
+    wild = (
+        i
+        for i, part in enumerate(parts)
+        if globbing.has_magic(part.replace("[[]", "").replace("[*]", "").replace("[?]", ""))
+    )
+    return "/".join(map(unescaped, parts[: next(wild, len(parts) - 1)])) or "/"
 
 
 def _pg19_files(source: Pg19, field: str) -> list[Found]:

@@ -13,11 +13,10 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from stages.data.corpus.config import (
     SPLITS,
@@ -32,14 +31,19 @@ from stages.data.corpus.config import (
     SplitShares,
     TextFiles,
 )
-from stages.data.corpus.files import ExternalFile, book_id, is_remote, split_of
+from stages.data.corpus.files import ExternalFile, book_id, split_of, without_suffix
 from stages.data.corpus.manuals import manual_pages
+from stages.data.corpus.opened import lines, opened, utf8
 from stages.stage import StageError
 
 MAX_TEXT_BYTES = 2**31 - 2**20
 """Longest text of a document: Parquet counts the bytes of a page, and so of a value, in 31 bits."""
 ROWS_BYTES = 16 * 2**20  # of a Parquet file's rows decoded at a time, about
+NO_FIELD = "has no field"
+MAX_DEPTH = 400
+"""Brackets inside brackets in a line of JSON: what Python's parser can do depends on who calls it."""
 _CHECKED_AT_ONCE = 2**24
+_BRACKETS = re.compile(rb'[\[{]|[\]}]|"(?:[^"\\]|\\.)*"')
 
 
 @dataclass(frozen=True)
@@ -57,15 +61,19 @@ class Raw:
     detail: str = ""
 
 
-def read(source: Source, file: ExternalFile) -> Iterator[Raw]:
+def read(source: Source, file: ExternalFile, seen: set[str] | None = None) -> Iterator[Raw]:
     """The documents in one of the source's files, in file order; a damaged file gives those before the damage and one
-    problem. Raises StageError for a missing column or split, or where the system does not let the file be read."""
+    problem. Raises StageError for a missing column of text or split, or where the system does not let the file be read.
+
+    ``seen`` takes up which of the source's columns the file has.
+    """
+    seen = set() if seen is None else seen
     if (name := printable(file.name)) != file.name:
         yield Raw(name, problem="undecodable", detail="the file's name is not UTF-8")
         return
     count = 0
     try:
-        for count, raw in enumerate(_documents(source, file), 1):  # noqa: B007 (said below)
+        for count, raw in enumerate(_documents(source, file, seen), 1):  # noqa: B007 (said below)
             yield raw
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -84,21 +92,19 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _documents(source: Source, file: ExternalFile) -> Iterator[Raw]:
+def _documents(source: Source, file: ExternalFile, seen: set[str]) -> Iterator[Raw]:
     if isinstance(source, PythonDocs):
         yield from _python_docs(source, file)
     elif isinstance(source, Pg19):
         if file.name != "metadata.csv":
-            yield _text_file(file, book_id(file.name), file.name.split("/")[0])
+            yield _text_file(file, book_id(file.name), file.name.split("/")[0], source.encoding)
     elif isinstance(source, TextFiles):
-        from stages.data.corpus.files import text_id
-
-        name = text_id(file.name)
-        yield _text_file(file, name, split_of(name, source.split))
+        where = split_of(without_suffix(file.name), source.split)
+        yield _text_file(file, file.name, where, source.encoding)
     elif isinstance(source, Parquet):
-        yield from _parquet(source, file)
+        yield from _parquet(source, file, seen)
     elif isinstance(source, JsonLines):
-        yield from _json_lines(source, file)
+        yield from _json_lines(source, file, seen)
 
 
 def read_hub(source: Hub, split: SplitName) -> Iterator[Raw]:
@@ -115,9 +121,17 @@ def read_hub(source: Hub, split: SplitName) -> Iterator[Raw]:
             value=wanted,
             fix="check path, revision, config and the names of its splits, and the network",
         ) from error
-    _check_columns(source.name, source.columns, rows.column_names)
+    nested = [path for name, feature in rows.features.items() for path in (name, *_below(name, feature))]
+    _check_columns(source.columns, nested, f"source {source.name!r}", every=True)
     for index, row in enumerate(rows):
         yield _row(row, source.columns, f"{split}:{index:07d}", split)
+
+
+def _below(name: str, feature: Any) -> Iterator[str]:
+    if isinstance(feature, dict):
+        for key, inner in feature.items():
+            yield f"{name}.{key}"
+            yield from _below(f"{name}.{key}", inner)
 
 
 def _reason(error: BaseException) -> str:
@@ -150,27 +164,18 @@ def year_of(value: object) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def _open(file: ExternalFile) -> AbstractContextManager[BinaryIO]:
-    """The file's bytes, unpacked where its name says that they are packed."""
-    if is_remote(file.location) or file.location.endswith((".gz", ".bz2", ".xz", ".zst")):
-        import fsspec
-
-        return cast(AbstractContextManager[BinaryIO], fsspec.open(file.location, "rb", compression="infer"))
-    return open(file.location, "rb")
-
-
 def _content(file: ExternalFile) -> bytes:
-    with _open(file) as stream:
+    with opened(file.location) as stream:
         return bytes(stream.read())
 
 
-def _text_file(file: ExternalFile, name: str, split: str) -> Raw:
+def _text_file(file: ExternalFile, name: str, split: str, encodings: Sequence[str]) -> Raw:
     """A file that is one document."""
     if file.size > MAX_TEXT_BYTES:  # packed or not: nothing of it is read
         return _too_long(Raw(name))
-    with _open(file) as stream:
+    with opened(file.location) as stream:
         content = stream.read(MAX_TEXT_BYTES + 4)  # one more than is allowed, with a byte-order mark
-    return checked(Raw(name, content, split))
+    return checked(Raw(name, utf8(content, encodings), split))
 
 
 def _too_long(raw: Raw) -> Raw:
@@ -225,69 +230,136 @@ def _python_docs(source: PythonDocs, file: ExternalFile) -> Iterator[Raw]:
             yield checked(Raw(name, text, split_of(name, source.split), title=name.removeprefix("stdlib.")))
 
 
-def _parquet(source: Parquet, file: ExternalFile) -> Iterator[Raw]:
-    import fsspec
-    import pyarrow as pa
+def _parquet(source: Parquet, file: ExternalFile, seen: set[str]) -> Iterator[Raw]:
     import pyarrow.parquet as pq
 
-    with fsspec.open(file.location, "rb") as stream:
+    with opened(file.location) as stream:
         try:
             table = pq.ParquetFile(stream)
         except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
             yield Raw(file.name, problem="undecodable", detail=f"not a Parquet file: {error}")
             return
-        _check_columns(source.name, source.columns, table.schema_arrow.names)
-        wanted = sorted({name for name in _column_names(source.columns) if name is not None})
+        there = list(_fields(table.schema_arrow))
+        wanted = _check_columns(source.columns, there, f"source {source.name!r}: {file.name}")
+        seen.update(wanted)
         bytes_of = sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
         rows = max(1, min(256, ROWS_BYTES * table.metadata.num_rows // max(1, bytes_of)))
         index = 0
         for batch in table.iter_batches(rows, columns=wanted):
-            columns = {
-                # as bytes: a text that is not UTF-8 is that document's problem, not the file's
-                name: column.cast(pa.large_binary())
-                if pa.types.is_large_string(column.type)
-                else column.cast(pa.binary())
-                if pa.types.is_string(column.type)
-                else column
-                for name, column in zip(batch.schema.names, batch.columns, strict=True)
-            }
+            columns = {name: _as_bytes(_column(batch, name)) for name in wanted}
             for place in range(batch.num_rows):
                 row = {name: column[place].as_py() for name, column in columns.items()}
                 yield _row(row, source.columns, f"{file.name}:{index:07d}", source.split)
                 index += 1
 
 
-def _json_lines(source: JsonLines, file: ExternalFile) -> Iterator[Raw]:
-    with _open(file) as stream:
-        for index, line in enumerate(stream):
+def _column(batch: Any, name: str) -> Any:
+    import pyarrow.compute as pc
+
+    if name in batch.schema.names:
+        return batch[name]
+    first = next(top for top in batch.schema.names if name.startswith(f"{top}."))
+    return pc.struct_field(batch[first], name.removeprefix(f"{first}.").split("."))
+
+
+def _as_bytes(column: Any) -> Any:
+    """A text that is not UTF-8 is that document's problem, not the file's."""
+    import pyarrow as pa
+
+    if pa.types.is_large_string(column.type):
+        return column.cast(pa.large_binary())
+    return column.cast(pa.binary()) if pa.types.is_string(column.type) else column
+
+
+def _fields(schema: Any) -> Iterator[str]:
+    """Names of the columns, those inside structs with dots."""
+    import pyarrow as pa
+
+    def below(prefix: str, fields: Any) -> Iterator[str]:
+        for field in fields:
+            yield prefix + field.name
+            if pa.types.is_struct(field.type):
+                yield from below(f"{prefix}{field.name}.", field.type)
+
+    yield from below("", schema)
+
+
+def _json_lines(source: JsonLines, file: ExternalFile, seen: set[str]) -> Iterator[Raw]:
+    wanted = set(column_names(source.columns))
+    with opened(file.location) as stream:
+        for index, line in enumerate(lines(stream, source.encoding)):
             if not line.strip():
                 continue
             name = f"{file.name}:{index:07d}"
+            if _deep(line):
+                detail = f"line {index + 1} has more than {MAX_DEPTH} brackets inside one another"
+                yield Raw(name, problem="undecodable", detail=detail)
+                continue
             try:
                 row = json.loads(line.decode("utf-8-sig"))
             except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
                 yield Raw(name, problem="undecodable", detail=f"line {index + 1} is not JSON: {error}")
                 continue
-            if not isinstance(row, dict) or source.columns.text not in row:
-                yield Raw(name, problem="undecodable", detail=f"line {index + 1} has no field {source.columns.text!r}")
+            if not isinstance(row, dict) or not _has(row, source.columns.text):
+                fields = f" (but {', '.join(sorted(row)[:10])})" if isinstance(row, dict) and row else ""
+                detail = f"line {index + 1} {NO_FIELD} {source.columns.text!r}{fields}"
+                yield Raw(name, problem="undecodable", detail=detail)
                 continue
+            seen.update(column for column in wanted - seen if _has(row, column))
             yield _row(row, source.columns, name, source.split)
 
 
-def _column_names(columns: Columns) -> list[str | None]:
-    return [columns.text, columns.id, columns.title, columns.author, columns.year, columns.split]
+def _deep(line: bytes) -> bool:
+    if line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for found in _BRACKETS.finditer(line):
+        depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(found.group(), 0)
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
-def _check_columns(source: str, columns: Columns, present: list[str]) -> None:
-    for name in _column_names(columns):
-        if name is not None and name not in present:
-            raise StageError(
-                "no such column",
-                field=f"source {source!r}: columns",
-                value=name,
-                allowed=", ".join(sorted(present)),
-                fix="name the column that holds it",
-            )
+def column_names(columns: Columns) -> list[str]:
+    """All columns that are named, those without which nothing can be read first."""
+    every = (columns.text, columns.split, columns.id, columns.title, columns.author, columns.year)
+    return [name for name in every if name is not None]
+
+
+def _check_columns(columns: Columns, present: Sequence[str], where: str, every: bool = False) -> list[str]:
+    """The named columns that are there. Raises StageError where there is none of text or split, or of ``every`` one."""
+    needed = column_names(columns) if every else [name for name in (columns.text, columns.split) if name is not None]
+    for name in needed:
+        if name not in present:
+            raise _no_column(name, present, where)
+    return sorted({name for name in column_names(columns) if name in present})
+
+
+def _no_column(name: str, present: Iterable[str], where: str) -> StageError:
+    return StageError(
+        "no such column",
+        field=f"{where}: columns",
+        value=name,
+        allowed=", ".join(sorted(present)),
+        fix="name the column that holds it",
+    )
+
+
+def _has(row: dict[str, Any], name: str) -> bool:
+    if name in row:
+        return True
+    first, dot, rest = name.partition(".")
+    inside = row.get(first)
+    return bool(dot) and isinstance(inside, dict) and _has(inside, rest)
+
+
+def _get(row: dict[str, Any], name: str) -> Any:
+    """The cell of a column, which may be nested (``content.text``); None where there is none."""
+    if name in row:
+        return row[name]
+    first, dot, rest = name.partition(".")
+    inside = row.get(first)
+    return _get(inside, rest) if dot and isinstance(inside, dict) else None
 
 
 def _row(row: dict[str, Any], columns: Columns, default_id: str, split: SplitName | SplitShares | None) -> Raw:
@@ -296,7 +368,7 @@ def _row(row: dict[str, Any], columns: Columns, default_id: str, split: SplitNam
     name = cell(columns.id) or default_id
     if columns.id_pattern is not None and (match := re.search(columns.id_pattern, name)) and match.group(1):
         name = match.group(1)
-    text = row.get(columns.text)
+    text = _get(row, columns.text)
     if not isinstance(text, str | bytes):
         problem = "empty" if text is None else "undecodable"
         return Raw(name, problem=problem, detail=f"{columns.text} holds {type(text).__name__}, not text")
@@ -310,7 +382,7 @@ def _row(row: dict[str, Any], columns: Columns, default_id: str, split: SplitNam
 
 
 def _cell(row: dict[str, Any], name: str | None) -> str | None:
-    value = row.get(name) if name is not None else None
+    value = _get(row, name) if name is not None else None
     if value is None or value in ("", b""):
         return None
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else printable(str(value))

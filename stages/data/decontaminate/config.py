@@ -47,17 +47,25 @@ class Excluded(Config):
 class DecontaminateConfig(MatchingConfig):
     """Chained n-gram matching; the defaults separate copies from quotations on real and planted contamination.
 
-    Per (training document, evaluation document), with the sum and the longest of its verified spans: below
-    ``act_words`` in the longest span it is noted; above, the document is dropped from ``drop_words``, or
-    ``drop_document_share`` of the document, or ``drop_book_share`` of the evaluation document on, and otherwise the
-    spans are cut out. Noted spans are cut out too where together they cover more than ``coverage_limit`` of an
-    evaluation document: in a short one 40 words are much.
+    Per (training document, evaluation document). A span is a copy where ``copy_share`` of its words agree or nearly
+    agree, else another translation or a paraphrase: noted, never acted on (unless such spans make up half of either
+    text). Of copies: below ``act_words`` in the longest span the pair is noted; above, the document is dropped if
+    ``drop_words`` stand densely (more copied words than others between them), or are ``drop_document_share`` of the
+    document together, or stand densely and are ``drop_book_share`` of the evaluation document, and otherwise the spans
+    are cut out: many quotations are no copy. Noted copies are cut out too where together they cover more than
+    ``coverage_limit`` of an evaluation document (in a short one 40 words are much), and so is the whole of an
+    evaluation document shorter than ``act_words``.
     """
 
-    act_words: int = Field(default=50, ge=1, description="matched words of the longest span to act on")
-    drop_words: int = Field(default=500, ge=1, description="matched words from which the document is dropped")
-    drop_document_share: float = Field(default=0.20, gt=0, le=1)
-    drop_book_share: float = Field(default=0.05, gt=0, le=1)
+    copy_share: float = Field(
+        default=0.85, gt=0, le=1, description="words of a span that agree or nearly agree, for it to be a copy"
+    )
+    act_words: int = Field(default=50, ge=1, description="words of the longest span to act on")
+    drop_words: int = Field(default=500, ge=1, description="words in a dense stretch from which to drop the document")
+    drop_document_share: float = Field(default=0.20, gt=0, le=1, description="of the document, all copies together")
+    drop_book_share: float = Field(
+        default=0.05, gt=0, le=1, description="of the evaluation document, in a dense stretch of four times act_words"
+    )
     coverage_limit: float = Field(default=0.01, ge=0, le=1, description="of an evaluation document, by noted spans")
     boilerplate: Literal["project-gutenberg-1", "none"] = Field(
         default="project-gutenberg-1", description="built-in list of licence wording that is no evidence"

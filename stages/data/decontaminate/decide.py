@@ -13,17 +13,25 @@ from stages.data.matching.chain import Scanned, Span
 Action = Literal["keep", "note", "excise", "drop"]
 SEVERITY: dict[Action, int] = {"keep": 0, "note": 1, "excise": 2, "drop": 3}
 
+SOME_QUOTATIONS = 4  # of the least length to act on: as many may stand together without being a copy
+
 _BLANK = b" \t\n\r\x0b\f"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What one training document shares with one evaluation document, and what follows from it."""
+    """What one training document shares with one evaluation document, and what follows from it.
+
+    Words are those that agree or nearly agree, in ``copies`` where there are any, else in all ``spans``. ``dense``:
+    those in the stretch of the document that holds most of them.
+    """
 
     book: int
     spans: tuple[Span, ...]
+    copies: tuple[Span, ...]
     matched: int
     longest: int
+    dense: int
     document_share: float
     book_share: float
     action: Action
@@ -43,25 +51,69 @@ class Decision:
 def decide_pair(
     book: int, spans: Sequence[Span], document_words: int, book_words: int, rule: DecontaminateConfig
 ) -> Pair:
-    """The rule for one pair. Words covered by several spans count once; a span's words count only if they agree."""
+    """The rule for one pair. Words covered by several spans count once."""
     spans = tuple(sorted(spans, key=lambda span: (span.doc_first, span)))
-    agreeing = sum(span.matched for span in spans)
-    in_document = min(agreeing, covered((span.doc_first, span.doc_last) for span in spans))
-    in_book = min(agreeing, covered((span.book_first, span.book_last) for span in spans))
-    longest = max(span.matched for span in spans)
+    copies = copies_of(spans, document_words, book_words, rule)
+    counted = copies or spans
+    alike = sum(span.alike for span in counted)
+    in_document = min(alike, covered((span.doc_first, span.doc_last) for span in counted))
+    in_book = min(alike, covered((span.book_first, span.book_last) for span in counted))
+    longest = max(span.alike for span in counted)
+    dense = densest(counted)
     document_share, book_share = in_document / document_words, in_book / book_words
     action: Action = "excise"
     reason = f"a span of {longest} words, {in_document} in all"
-    if longest < rule.act_words:
+    if not copies:
+        action = "note"
+        reason = f"{len(spans)} span(s) of {longest} words at most, of which fewer than {rule.copy_share:.0%} agree"
+    elif longest < rule.act_words and in_book < book_words:
         action, reason = "note", f"longest span {longest} words, acted on from {rule.act_words}"
-    elif in_document >= rule.drop_words:
-        action, reason = "drop", f"{in_document} shared words, dropped from {rule.drop_words}"
+    elif dense >= rule.drop_words:
+        action, reason = "drop", f"{dense} shared words in one stretch, dropped from {rule.drop_words}"
     elif document_share >= rule.drop_document_share:
         action, reason = "drop", f"{document_share:.0%} of the document, dropped from {rule.drop_document_share:.0%}"
-    elif book_share >= rule.drop_book_share:
+    elif dense >= rule.drop_book_share * book_words and dense >= SOME_QUOTATIONS * rule.act_words:
         action = "drop"
-        reason = f"{book_share:.1%} of the evaluation document, dropped from {rule.drop_book_share:.0%}"
-    return Pair(book, spans, in_document, longest, document_share, book_share, action, reason)
+        reason = f"{dense / book_words:.1%} of the evaluation document, dropped from {rule.drop_book_share:.0%}"
+    elif longest < rule.act_words:
+        reason = f"the whole of an evaluation document of {book_words} words"
+    return Pair(book, spans, copies, in_document, longest, dense, document_share, book_share, action, reason)
+
+
+def copies_of(
+    spans: Sequence[Span], document_words: int, book_words: int, rule: DecontaminateConfig
+) -> tuple[Span, ...]:
+    """The spans that are copies, not another translation: all of them where together they make up half of either
+    text, for a text that is another's from end to end is one, however much it was changed."""
+    in_document = covered((span.doc_first, span.doc_last) for span in spans)
+    in_book = covered((span.book_first, span.book_last) for span in spans)
+    if 2 * in_document >= document_words or 2 * in_book >= book_words:
+        return tuple(spans)
+    alike, longer = sum(span.alike for span in spans), sum(span.longer for span in spans)
+    # Where most is loose, a translator will have hit upon the same words here and there.
+    least = rule.copy_share if alike >= rule.copy_share * longer else (1 + rule.copy_share) / 2
+    return tuple(span for span in spans if span.alike >= least * span.longer)
+
+
+def densest(spans: Sequence[Span]) -> int:
+    """Words of the spans in the stretch of the document where they most outweigh the words between them."""
+    blocks: list[tuple[int, int, int]] = []  # first, last, words: overlapping spans united
+    for span in sorted(spans, key=lambda span: (span.doc_first, span.doc_last)):
+        if blocks and span.doc_first <= blocks[-1][1]:
+            first, last, words = blocks[-1]
+            last = max(last, span.doc_last)
+            blocks[-1] = (first, last, min(last - first, words + span.alike))
+        else:
+            blocks.append((span.doc_first, span.doc_last, min(span.doc_last - span.doc_first, span.alike)))
+    best = best_words = lead = words = end = 0
+    for first, last, own in blocks:
+        lead -= first - end
+        if lead <= 0:
+            lead = words = 0
+        lead, words, end = lead + own, words + own, last
+        if lead > best:
+            best, best_words = lead, words
+    return best_words
 
 
 def decide(scanned: Sequence[Scanned], book_words: Sequence[int], rule: DecontaminateConfig) -> list[Decision]:
@@ -88,11 +140,11 @@ def decide_document(document: Scanned, book_words: Sequence[int], rule: Decontam
 
 def without_notes(decision: Decision, over: Mapping[int, float]) -> Decision:
     """The decision where noted spans of the evaluation documents ``over`` (-> covered share) are cut out as well."""
-    if decision.action == "drop" or not any(p.action == "note" and p.book in over for p in decision.pairs):
+    if decision.action == "drop" or not any(p.action == "note" and p.copies and p.book in over for p in decision.pairs):
         return decision
     pairs = []
     for pair in decision.pairs:
-        if pair.action == "note" and pair.book in over:
+        if pair.action == "note" and pair.copies and pair.book in over:
             reason = f"{pair.reason}; but such spans cover {over[pair.book]:.1%} of the evaluation document"
             pairs.append(replace(pair, action="excise", reason=reason))
         else:
@@ -108,13 +160,13 @@ def _settled(pairs: Iterable[Pair]) -> Decision:
     worst = ordered[0]
     excised: list[tuple[int, int]] = []
     if worst.action == "excise":
-        excised = [(s.doc_start, s.doc_end) for pair in ordered if pair.action == "excise" for s in pair.spans]
+        excised = [(s.doc_start, s.doc_end) for pair in ordered if pair.action == "excise" for s in pair.copies]
     return Decision(worst.action, worst.reason, ordered, tuple(merged(excised)))
 
 
 class Coverage:
     """Which words of the evaluation documents spans cover, united over all decisions added: as large as those
-    documents at most, whatever the corpus. Of all spans (``acted``), or of those the decisions leave standing."""
+    documents at most, whatever the corpus. Of all spans (``acted``), or of the copies that the decisions leave."""
 
     def __init__(self, acted: bool) -> None:
         self._acted = acted
@@ -126,7 +178,8 @@ class Coverage:
         for pair in decision.pairs:
             if self._acted or (decision.action != "drop" and pair.action == "note"):
                 ranges = self._ranges[pair.book]
-                ranges += [(span.book_first, span.book_last) for span in pair.spans]
+                spans = pair.spans if self._acted else pair.copies
+                ranges += [(span.book_first, span.book_last) for span in spans]
                 if len(ranges) > self._merged_at[pair.book]:
                     ranges[:] = merged(ranges)
                     self._merged_at[pair.book] = max(1024, 2 * len(ranges))

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stages.data.corpus.config import Columns, JsonLines, Parquet, TextFiles
-from stages.data.corpus.files import ExternalFile, is_remote
+from stages.data.corpus.files import ExternalFile, glob_of, is_remote, local_glob, remote, walk
 from stages.data.corpus.readers import Raw, read
 from stages.data.matching.shards import HashedText
 from stages.stage import StageError
@@ -111,30 +111,30 @@ def _listed(place: str, option: str) -> tuple[bool, list[tuple[str, int, str]]]:
     path = os.path.abspath(os.path.expanduser(place.removeprefix("file://")))
     if os.path.isdir(path):
         several, names = True, list(_below(path))
-    elif globbing.has_magic(path) and not os.path.exists(path):
-        several, names = True, [n for n in globbing.glob(path, recursive=True) if os.path.isfile(n)]
+    elif globbing.has_magic(path) and not os.path.lexists(path):
+        several, names = True, local_glob(glob_of(path, os.path.lexists))
     else:
         several, names = False, [path] if os.path.isfile(path) else []
     listed = []
     for name in names:
-        status = os.stat(name)
-        listed.append((name, status.st_size, f"{status.st_size} {status.st_mtime_ns}"))
+        try:
+            status = os.stat(name)
+            listed.append((name, status.st_size, f"{status.st_size} {status.st_mtime_ns}"))
+        except OSError:  # a link that leads nowhere: told of when it is to be read
+            listed.append((name, 0, "not there"))
     return several, listed
 
 
 def _below(folder: str) -> Iterator[str]:
-    """Files in and below a folder; hidden ones are not part of a corpus."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(place, name) for name in sorted(names) if not name.startswith((".", "_")))
+    """Files in and below a folder, links to folders followed; hidden ones are not part of a corpus."""
+    for place, names in walk(folder):
+        yield from (os.path.join(place, name) for name in names if not name.startswith((".", "_")))
 
 
 def _remote(url: str) -> tuple[bool, list[tuple[str, int, str]]]:
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(url)
-    if globbing.has_magic(path):
-        several, found = True, filesystem.glob(path, detail=True)
+    filesystem, path = remote(url)
+    if globbing.has_magic(path) and not filesystem.exists(path):
+        several, found = True, filesystem.glob(glob_of(path, filesystem.exists), detail=True)
     elif filesystem.isdir(path):
         several, found = True, filesystem.find(path, detail=True)
     else:
@@ -162,8 +162,10 @@ class Reading:
     """What all shards of a scan share: how far it is, whether to stop, what could not be read. Threads write here."""
 
     columns: Columns
+    encoding: tuple[str, ...] = ("utf-8",)
     heard: Callable[[int, int], None] = lambda documents, size: None
     stop: threading.Event = field(default_factory=threading.Event)
+    faults: list[tuple[FileShard, StageError]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -191,49 +193,76 @@ class FileShard:
     def digest(self) -> str:
         """Of the file's place, size and time, not of its content."""
         identity = [self.file.location, self.file.stamp, self.file.kind, self.reading.columns.model_dump(), self.alone]
+        identity.append(self.reading.encoding)
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def texts(self) -> Iterator[HashedText]:
         """Documents in order. Raises Stopped where the command is to end."""
         problems = []
-        for raw in self.raws():
-            if raw.problem:
-                problems.append({"name": raw.id, "problem": raw.problem, "detail": raw.detail})
-                continue
-            data = np.frombuffer(raw.text, np.uint8)
-            yield HashedText(raw.id, hashlib.sha256(raw.text).hexdigest(), data)
-            self.reading.heard(1, len(data))
-            if self.reading.stop.is_set():
-                raise Stopped
+        columns: set[str] = set()
+        try:
+            for raw in self.raws(columns):
+                if raw.problem:
+                    problems.append({"name": raw.id, "problem": raw.problem, "detail": raw.detail})
+                    continue
+                data = np.frombuffer(raw.text, np.uint8)
+                yield HashedText(raw.id, hashlib.sha256(raw.text).hexdigest(), data)
+                self.reading.heard(1, len(data))
+                if self.reading.stop.is_set():
+                    raise Stopped
+        except StageError as error:  # of this file; the others may do
+            self.reading.faults.append((self, error))
+            problems.append(
+                {"name": self.file.name, "problem": "unreadable", "detail": f"{error.message}: {error.value}"}
+            )
         self.notes.mkdir(parents=True, exist_ok=True)
-        (self.notes / f"{self.name}-{self.digest()[:24]}.json").write_text(json.dumps(problems))
+        notes = {"problems": problems, "columns": sorted(columns)}
+        (self.notes / f"{self.name}-{self.digest()[:24]}.json").write_text(json.dumps(notes))
 
-    def raws(self) -> Iterator[Raw]:
-        """Documents as read, called by what they are called in the audit. Raises StageError for a missing column."""
-        seen: dict[str, int] = {}
-        for raw in read(_source(self.file, self.reading.columns), _external(self.file)):
+    def raws(self, columns: set[str] | None = None) -> Iterator[Raw]:
+        """Documents as read, called by what they are called in the audit. Raises StageError for a file without the
+        column of the text, and one that may not be read. ``columns`` takes up which columns the file has."""
+        seen: dict[str, int] = {}  # name -> the last number that it got
+        for raw in read(_source(self.file, self.reading), _external(self.file), columns):
             name = raw.id
             if not raw.problem:
-                if self.file.kind == "text":
-                    name = self.file.name
-                elif self.reading.columns.id is not None and not self.alone:
+                if self.file.kind != "text" and self.reading.columns.id is not None and not self.alone:
                     name = f"{self.file.name}:{name}"
-                seen[name] = seen.get(name, 0) + 1
-                name = name if seen[name] == 1 else f"{name}#{seen[name]}"
+                name = _apart(name, seen)
             yield Raw(name, raw.text, title=raw.title, problem=raw.problem, detail=raw.detail)
 
     def problems(self) -> list[dict[str, str]]:
         """What could not be read, once the file was."""
+        return [{"file": self.file.name, **problem} for problem in self._told().get("problems", ())]
+
+    def columns(self) -> list[str]:
+        """Which of the columns that were asked for the file has, once it was read."""
+        return list(self._told().get("columns", ()))
+
+    def _told(self) -> dict[str, Any]:
         path = self.notes / f"{self.name}-{self.digest()[:24]}.json"
-        found: list[dict[str, str]] = json.loads(path.read_text()) if path.exists() else []
-        return [{"file": self.file.name, **problem} for problem in found]
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return found
 
 
-def _source(file: FoundFile, columns: Columns) -> Parquet | JsonLines | TextFiles:
+def _apart(name: str, seen: dict[str, int]) -> str:
+    """``name``, or ``name#2``, ``name#3``, ... where it is taken."""
+    new, number = name, seen.get(name, 1)
+    while new in seen:
+        number += 1
+        new = f"{name}#{number}"
+    seen[name] = number
+    seen.setdefault(new, 1)
+    return new
+
+
+def _source(file: FoundFile, reading: Reading) -> Parquet | JsonLines | TextFiles:
     url: dict[str, Any] = {"name": "scan", "url": file.location, "split": "train"}
-    if file.kind == "text":
-        return TextFiles(**url)
-    return (Parquet if file.kind == "parquet" else JsonLines)(**url, columns=columns)
+    if file.kind == "parquet":
+        return Parquet(**url, columns=reading.columns)
+    if file.kind == "jsonl":
+        return JsonLines(**url, columns=reading.columns, encoding=reading.encoding)
+    return TextFiles(**url, encoding=reading.encoding)
 
 
 def _external(file: FoundFile) -> ExternalFile:

@@ -78,7 +78,8 @@ def _evaluation(config: DecontaminateConfig, documents: Artifact) -> tuple[Index
             value="no document in validation or test",
             fix="give a source documents in one of these splits",
         )
-    return build(texts, config.ngram, config.max_books_per_ngram, excluded_hashes(config)), books
+    excluded = excluded_hashes(config)
+    return build(texts, config.ngram, config.max_books_per_ngram, excluded, config.item_words), books
 
 
 class _Progress:
@@ -215,6 +216,7 @@ def _metrics(audit: Audit) -> dict[str, float]:
     metrics |= {name: float(counts[name]) for name in ("documents_in", "exact_copies", "bytes_in", "bytes_out")}
     metrics |= {
         "evaluation_documents": float(len(audit.books)),
+        "evaluation_documents_hidden": float(len(audit.hidden)),
         "evaluation_documents_removed": float(len(audit.removed_books)),
         "coverage_max": max(audit.before.values(), default=0.0),
         "coverage_after_max": max(audit.after.values(), default=0.0),
@@ -233,6 +235,7 @@ def _write_totals(audit: Audit, metrics: dict[str, float], path: Path) -> None:
     if audit.rescan is not None:
         totals["rescan"] = audit.rescan
     totals["quotations"] = vars(audit.quotations)
+    totals["cannot_be_found"] = audit.cannot_be_found()
     totals["excluded_ngrams"] = {
         name: int(count) for name, count in zip(index.book_ids, index.excluded, strict=True) if count
     }
@@ -257,6 +260,8 @@ def _headline(audit: Audit, metrics: dict[str, float]) -> str:
         f"{metrics['documents_note']:.0f} noted; {left:.1%} of the text is left; "
         f"coverage at most {metrics['coverage_max']:.1%}, after cleaning {metrics['coverage_after_max']:.1%}"
     )
+    if audit.hidden:
+        text += f"; {len(audit.hidden)} evaluation documents cannot be found"
     if "canary_recall" in metrics:
         text += f"; canaries found {metrics['canary_recall']:.0%}"
     return text
@@ -267,6 +272,12 @@ def _warn(audit: Audit, context: Context) -> None:
         acted = sum(document.decision.action in ("excise", "drop") for document in audit.found())
         if acted:
             context.warn(f"decontaminate: {acted} training documents hold evaluation text and were left as they are")
+    if audit.hidden:
+        names = ", ".join(f"{row['book_id']} ({row['reason']})" for row in audit.cannot_be_found()[:3])
+        context.warn(
+            f"decontaminate: {len(audit.hidden)} evaluation document(s) cannot be found, whatever the training text "
+            f"holds: {names}{', ...' if len(audit.hidden) > 3 else ''}"
+        )
     copies = [(a, b) for a, b, share in audit.index.shared if share >= 0.5]
     if copies:
         names = ", ".join(f"{audit.index.book_ids[a]} and {audit.index.book_ids[b]}" for a, b in copies[:3])

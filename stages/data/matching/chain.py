@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stages.data.matching.align import MARK, verified
 from stages.data.matching.boilerplate import body
-from stages.data.matching.index import MULTIPLIER, Index, bits_of, leaving, slot_of
+from stages.data.matching.index import MULTIPLIER, Index, bits_of, leaving, shortest, slot_of
 from stages.data.matching.normalize import as_bytes, empty_words, read_words, tables
 
 OPEN_CHAINS = 512  # at the same time; beyond it the stalest is closed
@@ -43,11 +43,23 @@ class Span(NamedTuple):
     doc_end: int
     book_start: int
     book_end: int
+    near: int = 0
+    """Words that disagree by a few letters only: misread, or spelled otherwise."""
 
     @property
     def identity(self) -> float:
         """Agreeing words over the words of the longer side."""
-        return self.matched / max(self.doc_last - self.doc_first, self.book_last - self.book_first)
+        return self.matched / self.longer
+
+    @property
+    def alike(self) -> int:
+        """Words that agree or nearly agree."""
+        return self.matched + self.near
+
+    @property
+    def longer(self) -> int:
+        """Words of the longer side."""
+        return max(self.doc_last - self.doc_first, self.book_last - self.book_first)
 
 
 class Scanned(NamedTuple):
@@ -59,7 +71,8 @@ class Scanned(NamedTuple):
 
 
 def scan(text: bytes | NDArray[np.uint8], index: Index, max_gap: int, max_drift: int, min_span_words: int) -> Scanned:
-    """All verified spans of at least ``min_span_words`` agreeing words in UTF-8 ``text``, without its boilerplate.
+    """All verified spans of at least ``min_span_words`` words in UTF-8 ``text``, without its boilerplate, and the whole
+    of evaluation documents that have fewer. Words count that agree or nearly agree; half of a span's least must agree.
 
     Positions of words count from the first word of the body, byte positions from the beginning of ``text``. Beside
     the text, memory is a hundredth of it: the words are not kept, those around a chain are made again.
@@ -90,6 +103,8 @@ def _chained(
             index.postings,
             index.first_word,
             index.bitmap,
+            index.whole,
+            min(index.floor, shortest(least)),
             max_gap,
             max_drift,
             least,
@@ -103,10 +118,10 @@ def _chained(
 
 
 def _spans(found: NDArray[np.int64], offset: int, index: Index) -> Iterator[Span]:
-    for book, d0, d1, b0, b1, matched, start, end in found.tolist():
+    for book, d0, d1, b0, b1, matched, start, end, near in found.tolist():
         base = int(index.first_word[book])
         own = int(index.starts[base + b0]), int(index.ends[base + b1 - 1])
-        yield Span(book, d0, d1, b0, b1, matched, offset + start, offset + end, *own)
+        yield Span(book, d0, d1, b0, b1, matched, offset + start, offset + end, *own, near)
 
 
 @njit(cache=True, nogil=True)
@@ -124,6 +139,8 @@ def _chains(
     postings: Any,
     first_word: Any,
     bitmap: Any,
+    whole: Any,
+    floor: int,
     max_gap: int,
     max_drift: int,
     least: int,
@@ -156,7 +173,9 @@ def _chains(
         for s in range(found):
             i, value = total + seeds[s, 0] + 1 - n, np.uint64(seeds[s, 1])
             if i - stalest > max_gap:
-                alive, count, stalest = _close_stale(live, alive, i - max_gap, first_word, out, count, least)
+                alive, count, stalest = _close_stale(
+                    live, alive, i - max_gap, first_word, whole, floor, out, count, least
+                )
                 run = NONE
             stalest = min(stalest, i + n)
             if value >> np.uint64(63) == 0:
@@ -165,19 +184,20 @@ def _chains(
                     live[run, I1], live[run, G1] = i + n, place + n  # no other can have come nearer
                 else:
                     alive, count, run = _chain(
-                        i, place, n, first_word, max_gap, max_drift, least, live, alive, out, count
+                        i, place, n, first_word, whole, floor, max_gap, max_drift, least, live, alive, out, count
                     )
                 next_word, next_place = i + 1, place + 1
                 continue
             first = np.int64(value & np.uint64((1 << 40) - 1))
             for p in range(first, first + np.int64((value >> np.uint64(40)) & np.uint64(0xFFFF))):
+                place = np.int64(postings[p])
                 alive, count, _ = _chain(
-                    i, np.int64(postings[p]), n, first_word, max_gap, max_drift, least, live, alive, out, count
+                    i, place, n, first_word, whole, floor, max_gap, max_drift, least, live, alive, out, count
                 )
         total += size
         block[:n] = block[size : size + n]
     for c in range(alive):
-        count = _close(live[c], first_word, out, count, least)
+        count = _close(live[c], first_word, whole, floor, out, count, least)
     return count, total
 
 
@@ -229,6 +249,8 @@ def _chain(
     place: Integer,
     n: int,
     first_word: Any,
+    whole: Any,
+    floor: int,
     max_gap: int,
     max_drift: int,
     least: int,
@@ -259,7 +281,7 @@ def _chain(
         for c in range(1, alive):
             if live[c, I1] < live[best, I1]:
                 best = c
-        count = _close(live[best], first_word, out, count, least)
+        count = _close(live[best], first_word, whole, floor, out, count, least)
     else:
         alive += 1
     live[best, I0], live[best, I1], live[best, G0], live[best, G1] = i, i + n, place, place + n
@@ -282,14 +304,14 @@ def _book_at(place: int, first_word: Any) -> int:
 
 @njit(cache=True, nogil=True)
 def _close_stale(
-    live: Any, alive: int, end: int, first_word: Any, out: Any, count: int, least: int
+    live: Any, alive: int, end: int, first_word: Any, whole: Any, floor: int, out: Any, count: int, least: int
 ) -> tuple[int, int, int]:
     """Close the chains that end before word ``end``. Returns (open chains, finished ones, least end of an open one)."""
     stalest = NONE
     c = 0
     while c < alive:
         if live[c, I1] < end:
-            count = _close(live[c], first_word, out, count, least)
+            count = _close(live[c], first_word, whole, floor, out, count, least)
             alive -= 1
             live[c] = live[alive]
         else:
@@ -299,14 +321,19 @@ def _close_stale(
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _close(chain: Any, first_word: Any, out: Any, count: int, least: int) -> int:
-    """Keep a finished chain unless it is shorter than a span must be: quotations of phrases, far too many to verify.
-    Equal words beyond its ends would have been seeds, unless they are no evidence."""
-    if min(chain[I1] - chain[I0], chain[G1] - chain[G0]) < least:
+def _close(chain: Any, first_word: Any, whole: Any, floor: int, out: Any, count: int, least: int) -> int:
+    """Keep a finished chain unless it is too short to grow into a span: quotations of phrases, far too many to verify.
+    Equal words beyond its ends would have been seeds, unless they are no evidence; misread ones are found when the
+    chain is verified. Of an evaluation document shorter than a span the chain must be as long as that of its copy. No
+    chain kept is shorter than ``floor``."""
+    size = min(chain[I1] - chain[I0], chain[G1] - chain[G0])
+    if size < floor:
+        return count
+    book = _book_at(chain[G0], first_word)
+    base = first_word[book]
+    if size < (shortest(least) if first_word[book + 1] - base >= least else whole[book]):
         return count
     if count < len(out):
-        book = _book_at(chain[G0], first_word)
-        base = first_word[book]
         out[count, 0], out[count, 1], out[count, 2] = book, chain[I0], chain[I1]
         out[count, 3], out[count, 4] = chain[G0] - base, chain[G1] - base
     return count + 1
@@ -314,7 +341,7 @@ def _close(chain: Any, first_word: Any, out: Any, count: int, least: int) -> int
 
 def _without_nested(spans: list[Span]) -> list[Span]:
     """In order of position, without spans that lie inside a better one of the same evaluation document."""
-    best_first = sorted(spans, key=lambda s: (-s.matched, s))
+    best_first = sorted(spans, key=lambda s: (-s.alike, s))
     ranges = np.array([(s.book, s.doc_first, s.doc_last) for s in best_first], np.int64).reshape(-1, 3)
     return sorted(span for span, keep in zip(best_first, _not_nested(ranges), strict=True) if keep)
 

@@ -2,7 +2,9 @@
 
 Two copies of a passage must give the same words whatever their typography: case and diacritics are folded, apostrophes
 and soft hyphens dropped (don’t = dont), ``to-day`` and a hyphen at a line break joined, ``--`` and every other sign
-separates. Ideographs and kana are words of their own.
+separates. Ideographs and kana are words of their own. Vowel signs and the lengthening stroke of Arabic are dropped as
+diacritics are. Scripts without spaces between words (Thai, Lao, Khmer, Burmese) are cut before letters that a hash of
+two letters chooses, one in four: what is copied is cut in the same places, whatever stands around it.
 """
 
 from __future__ import annotations
@@ -15,11 +17,22 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-SEPARATOR, LETTER, DROPPED, HYPHEN, IDEOGRAPH = range(5)
+SEPARATOR, LETTER, DROPPED, HYPHEN, IDEOGRAPH, UNSPACED = range(6)
+PLANES = 0x20000  # code points that the kernels have tables for; beyond are ideographs and what is no text
 _APOSTROPHES = frozenset("'’‘ʼ`´＇")
 _HYPHENS = frozenset("-‐‑")
 _UNDECOMPOSED = {"æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ł": "l", "þ": "th", "ð": "d", "ı": "i", "ħ": "h"}
 _BASIS, _PRIME = 0xCBF29CE484222325, 0x100000001B3  # FNV-1a, 64 bit
+_LENGTHENING = frozenset("\u0640\u07fa")  # tatweel: a stroke that makes a word as wide as its line
+_UNSPACED = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x1950, 0x19DF),
+    (0x1A20, 0x1AAF),
+    (0xA9E0, 0xA9FF),
+    (0xAA60, 0xAADF),
+)
 
 
 class Words(NamedTuple):
@@ -32,7 +45,7 @@ class Words(NamedTuple):
 
 def fold(character: str) -> tuple[int, str]:
     """(class, folded form) of one character; the form is empty for all but letters."""
-    if character in _APOSTROPHES:
+    if character in _APOSTROPHES or character in _LENGTHENING:
         return DROPPED, ""
     if character in _HYPHENS:
         return HYPHEN, ""
@@ -40,33 +53,40 @@ def fold(character: str) -> tuple[int, str]:
     if 0x3040 <= code <= 0x30FF or 0x3400 <= code <= 0x9FFF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code <= 0x3FFFF:
         return IDEOGRAPH, ""
     category = unicodedata.category(character)
-    if code > 0xFFFF or category[0] not in "LNMC":  # beyond the basic plane the kernels have no table
+    if code >= PLANES or category[0] not in "LNMC":
         return SEPARATOR, ""
-    if category in ("Mn", "Me", "Cf"):
+    if category in ("Mn", "Mc", "Me", "Cf"):
         return DROPPED, ""
     if category[0] not in "LN":
         return SEPARATOR, ""
-    form = "".join(_UNDECOMPOSED.get(c, c) for c in unicodedata.normalize("NFKD", character.casefold()))
+    form = "".join(_UNDECOMPOSED.get(c, c) for c in _decomposed(character))
     form = "".join(c for c in form if unicodedata.category(c)[0] in "LN")
-    return (LETTER, form) if form else (SEPARATOR, "")
+    if not form:
+        return SEPARATOR, ""
+    return UNSPACED if any(a <= code <= b for a, b in _UNSPACED) and category[0] == "L" else LETTER, form
+
+
+def _decomposed(character: str) -> str:
+    """In lower case, also where only what it stands for has a case: mathematical letters."""
+    return unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character.casefold()).casefold())
 
 
 class CharacterTables(NamedTuple):
     """What the kernels look characters up in."""
 
     ascii: NDArray[np.uint8]  # [256] folded byte of an ASCII letter or digit, 0 for every other byte
-    classes: NDArray[np.uint8]  # [65536] class of each code point of the basic plane
-    offsets: NDArray[np.int32]  # [65537] its folded form: flat[offsets[code] : offsets[code + 1]]
+    classes: NDArray[np.uint8]  # [PLANES] class of each code point
+    offsets: NDArray[np.int32]  # [PLANES + 1] its folded form: flat[offsets[code] : offsets[code + 1]]
     flat: NDArray[np.int32]
 
 
 @functools.cache
 def tables() -> CharacterTables:
     """Built once per process, in about 0.1 s."""
-    classes = np.zeros(0x10000, np.uint8)
-    offsets = np.zeros(0x10001, np.int32)
+    classes = np.zeros(PLANES, np.uint8)
+    offsets = np.zeros(PLANES + 1, np.int32)
     flat: list[int] = []
-    for code in range(0x10000):
+    for code in range(PLANES):
         classes[code], form = fold(chr(code)) if not 0xD800 <= code < 0xE000 else (SEPARATOR, "")
         flat.extend(map(ord, form))
         offsets[code + 1] = len(flat)
@@ -110,9 +130,15 @@ def _decode(data: Any, i: Any) -> Any:
 
 @njit(cache=True, nogil=True, inline="always")
 def _class_of(code: Any, classes: Any) -> Any:
-    if code < 0x10000:
+    if code < PLANES:
         return np.int64(classes[code])
     return IDEOGRAPH if 0x20000 <= code <= 0x3FFFF else SEPARATOR
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _begins(before: Any, code: Any) -> Any:
+    """Whether a letter of a script without spaces begins a word after the letter ``before``."""
+    return ((before * 31 + code) * 0x9E3779B1 >> 16) & 3 == 0
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -144,11 +170,14 @@ def read_words(
                 hashes[count] = _mixed((np.uint64(_BASIS) ^ np.uint64(code)) * np.uint64(_PRIME))
                 starts[count], ends[count] = i, i + length
                 count += 1
-            if kind != LETTER:
+            if kind not in (LETTER, UNSPACED):
                 i += length
                 continue
         start, end, h = i, i, np.uint64(_BASIS)
+        before = np.int64(0)  # the letter before, of a script without spaces
         while True:  # one turn a run of ASCII letters, then what follows it
+            if before and i < n and ascii[data[i]]:
+                break
             while i < n:
                 letter = ascii[data[i]]
                 if not letter:
@@ -160,7 +189,14 @@ def read_words(
                 break
             code, length = _decode(data, i)
             kind = _class_of(code, classes)
-            if kind == LETTER:
+            if kind == UNSPACED:
+                letter_here = np.int64(flat[offsets[code]])
+                if end > start and (before == 0 or _begins(before, letter_here)):
+                    break
+                before = letter_here
+            elif kind == LETTER and before:
+                break
+            if kind in (LETTER, UNSPACED):
                 for k in range(offsets[code], offsets[code + 1]):
                     h = (h ^ np.uint64(flat[k])) * np.uint64(_PRIME)
                 i += length

@@ -34,7 +34,7 @@ from stages.data.saved import on_disk, saved, spread_saved
 from stages.stage import Artifact
 
 EVIDENCE_CHARACTERS = 600  # of each side of a span
-FORMAT = 1  # of the result files
+FORMAT = 2  # of the result files
 DOCUMENTS_FILE, SPANS_FILE = "documents.parquet", "spans.arrow"  # of a scan
 WORTH_TASKS = 64 * 2**20  # below this many (compressed) bytes one core is done before workers have started
 
@@ -49,6 +49,7 @@ _INTEGERS = (
     "doc_end",
     "book_start",
     "book_end",
+    "near",
 )
 DOCUMENTS = pa.schema([("doc_id", pa.string()), ("sha256", pa.string()), ("bytes", pa.int64()), ("words", pa.int64())])
 SPANS = pa.schema(

@@ -64,7 +64,7 @@ def _rows(path: Path, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
                     if not isinstance(row, dict):
                         raise ValueError(f"line {number} holds no object")
                     yield number, row
-    except (ValueError, csv.Error) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    except (ValueError, RecursionError, csv.Error) as error:  # errors of Unicode and JSON are ValueErrors
         raise StageError(
             f"cannot be read: {error}",
             field=f"{field}.path",

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from stages.data.audit.audit import observe, publish, totals_of
 from stages.data.audit.findings import Audit
 from stages.data.corpus.documents import write_table
+from stages.data.corpus.files import without_suffix
 from stages.data.decontaminate.canary import plant
 from stages.data.decontaminate.exclude import excluded_hashes
 from stages.data.matching.index import build
@@ -98,7 +99,7 @@ def _audit(found: Sequence[TaskItem], config: TaskAuditConfig, documents: Artifa
         return None
     rule = config.rule
     encoded = [(name, text.encode()) for name, _, text in texts]
-    index = build(encoded, rule.ngram, rule.max_books_per_ngram, excluded_hashes(rule))
+    index = build(encoded, rule.ngram, rule.max_books_per_ngram, excluded_hashes(rule), rule.item_words)
     shards = documents_shards(documents)
     done = 0
 
@@ -110,6 +111,10 @@ def _audit(found: Sequence[TaskItem], config: TaskAuditConfig, documents: Artifa
     scans = scan_shards(shards, index, rule, context.work_url, progress)
     books = [{"doc_id": name, "title": title, "split": None} for name, title, _ in texts]
     audit = observe(index, books, rule, scans)
+    if audit.hidden:
+        names = ", ".join(f"{row['book_id']} ({row['reason']})" for row in audit.cannot_be_found()[:3])
+        more = ", ..." if len(audit.hidden) > 3 else ""
+        context.warn(f"{len(audit.hidden)} text(s) cannot be found, whatever the training text holds: {names}{more}")
     audit.recalls, audit.quotations = plant([], index, rule)
     return audit
 
@@ -132,10 +137,12 @@ def _by_text(found: Sequence[TaskItem], audit: Audit) -> dict[str, tuple[float, 
 
 
 def _by_id(wanted: set[str], documents: Artifact) -> dict[str, str]:
-    """Id -> the training document of that id, whatever source it came from."""
+    """Id -> the training document of that id, whatever source it came from; one that was told apart from others of its
+    id (``11#2``), and a text file (``11.txt``), by what stands before."""
     found: dict[str, str] = {}
     for name in _training_ids(documents):
-        for candidate in (name.partition("/")[2], name.rpartition("/")[2]):
+        whole, last = name.partition("/")[2], name.rpartition("/")[2]
+        for candidate in (whole, last, last.partition("#")[0], without_suffix(last)):
             if candidate in wanted:
                 found.setdefault(candidate, name)
     return found

@@ -30,6 +30,10 @@ class Codec(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
+    @property
+    def begin(self) -> Sequence[int]:
+        """What every document, and so every prompt, begins with; nothing where the tokenizer has no such token."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -78,7 +82,7 @@ class Haystack:
     def shortest(self, needles: Sequence[str], question: str, instruction: str = "") -> int:
         """Tokens of the shortest prompt that holds all of these; two spare for each needle, whose numbers may differ
         in tokens from those drawn."""
-        sentences = len(self.encode(instruction)) + len(self.encode(question))
+        sentences = len(self.codec.begin) + len(self.encode(instruction)) + len(self.encode(question))
         return sentences + sum(len(self.encode(needle)) + 2 for needle in needles) + MIN_FILLER
 
     def hide(
@@ -100,7 +104,7 @@ class Haystack:
         lies at ``trial.depth``, all others at places that ``rng`` draws, as it does the stretch of haystack. Raises
         StageError if they do not fit, or the haystack is too short.
         """
-        start, end = self.encode(instruction), self.encode(question)
+        start, end = (*self.codec.begin, *self.encode(instruction)), self.encode(question)
         spliced = [self.encode(needle) for needle in needles]
         filler = trial.length - len(start) - len(end) - sum(map(len, spliced))
         if not MIN_FILLER <= filler <= len(self.tokens):

@@ -184,9 +184,12 @@ class PromptMaker:
         )
 
 
-def haystack_of(documents: Iterator[tuple[str, NDArray[np.int32]]], eos_id: int) -> NDArray[np.int32]:
-    """Documents end to end without their end-of-text marks, [tokens] int32."""
+def haystack_of(
+    documents: Iterator[tuple[str, NDArray[np.int32]]], eos_id: int, bos_id: int | None = None
+) -> NDArray[np.int32]:
+    """Documents end to end without the marks of their begin and end, [tokens] int32."""
     import numpy as np
 
-    parts = [tokens[tokens != eos_id] for _, tokens in documents]
+    marks = [eos_id] if bos_id is None else [eos_id, bos_id]
+    parts = [tokens[~np.isin(tokens, marks)] for _, tokens in documents]
     return np.concatenate(parts).astype(np.int32) if parts else np.zeros(0, np.int32)

@@ -15,7 +15,8 @@ class TokenizerConfig(Config):
     digits), ``bytes`` has one token per byte, ``file`` takes any tokenizer.json, ``hub`` that of a repository on the
     Hugging Face Hub.
 
-    Every kind ends as one tokenizer.json with an end-of-document and a padding token.
+    Every kind ends as one tokenizer.json with an end-of-document and a padding token. Strings in documents that look
+    like control tokens (``</s>``) are text: only the study itself puts control tokens between documents.
     """
 
     kind: Literal["bpe", "bytes", "file", "hub"]
@@ -38,11 +39,20 @@ class TokenizerConfig(Config):
     pin: Pin | None = Field(default=None, description="file: digest of the file")
     eos_token: str | None = Field(default=None, description="file, hub: token that ends a document")
     pad_token: str | None = Field(default=None, description="file, hub: token that pads (default: the eos token)")
+    bos_token: str | None = Field(
+        default=None,
+        description="file, hub: token that begins a document (default: the one that the file itself puts before a "
+        'text, if it does; "": none)',
+    )
 
     @model_validator(mode="after")
     def _fields_of_kind(self) -> TokenizerConfig:
         needed = {"bpe": {"vocab_size"}, "file": {"path", "eos_token"}, "hub": {"path", "revision", "eos_token"}}
-        possible = {"bpe": {"train_bytes", "number_digits"}, "file": {"pin", "pad_token"}, "hub": {"pad_token"}}
+        possible = {
+            "bpe": {"train_bytes", "number_digits"},
+            "file": {"pin", "pad_token", "bos_token"},
+            "hub": {"pad_token", "bos_token"},
+        }
         here = needed.get(self.kind, set())
         for name in sorted(here):
             if getattr(self, name) is None:

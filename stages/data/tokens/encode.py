@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -17,20 +18,28 @@ if TYPE_CHECKING:
 
     from stages.data.tokens.known import KnownChunks
 
-Encoded = tuple["NDArray[np.int32]", list[int], list[int]]
-"""Tokens of a task's pieces, one after the other; tokens of each piece; words of each piece."""
+Encoded = tuple["NDArray[np.int32]", list[int], list[int], list[int]]
+"""Tokens of a task's pieces, one after the other; of each piece its tokens, its words, and the strings in it that look
+like control tokens, which are text."""
+
+CONTROL = (
+    "<s>", "</s>", "<bos>", "<eos>", "<pad>", "<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>",
+    "<|im_start|>", "<|im_end|>",
+)  # fmt: skip
+"""Control tokens of common tokenizers: in a text they are what another pipeline left there."""
 
 
 def encode(texts: list[str], tokenizer_json: str, seams: Seams | None, one_core: bool) -> Encoded:
     """See ``Encoded``. No special tokens are added. ``seams``: those of the tokenizer, by which chunks that were seen
     before are looked up; None: the library encodes everything. ``one_core``: it may not use others."""
+    control = _control(tokenizer_json)
+    counts = [sum(1 for _ in control.finditer(text)) for text in texts]
     with _threads(not one_core):
-        if seams is not None:
-            return known_chunks(tokenizer_json, seams).encode(texts)
-        return _whole(texts, tokenizer_json)
+        found = _whole(texts, tokenizer_json) if seams is None else known_chunks(tokenizer_json, seams).encode(texts)
+    return (*found, counts)
 
 
-def _whole(texts: list[str], tokenizer_json: str) -> Encoded:
+def _whole(texts: list[str], tokenizer_json: str) -> tuple[NDArray[np.int32], list[int], list[int]]:
     import numpy as np
 
     found = [
@@ -46,7 +55,17 @@ def library(tokenizer_json: str) -> Tokenizer:
     """Kept between the tasks of a worker: a large vocabulary takes as long to read as a megabyte to encode."""
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_str(tokenizer_json)
+    from stages.data.tokens.library import text_only
+
+    return text_only(Tokenizer.from_str(tokenizer_json))
+
+
+@lru_cache(maxsize=2)
+def _control(tokenizer_json: str) -> re.Pattern[str]:
+    from stages.data.tokens.library import control_strings
+
+    strings = {*control_strings(library(tokenizer_json)), *CONTROL}
+    return re.compile("|".join(map(re.escape, sorted(strings, key=lambda text: (-len(text), text)))))
 
 
 @lru_cache(maxsize=1)

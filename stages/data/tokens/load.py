@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyTokenizer:
-    """The study's tokenizer: text to ids and back, no specials added unless asked for."""
+    """The study's tokenizer: text to ids and back; no control tokens added, and none made of their strings."""
 
     backend: Any
     vocab_size: int
     eos_id: int
     pad_id: int
+    bos_id: int | None = None
+
+    @property
+    def begin(self) -> list[int]:
+        """What every document, and so every prompt, begins with: the bos token, or nothing."""
+        return [] if self.bos_id is None else [self.bos_id]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``."""
@@ -35,9 +41,11 @@ def load_tokenizer(artifact: Artifact) -> StudyTokenizer:
     """Open a tokenizer artifact."""
     from tokenizers import Tokenizer
 
+    from stages.data.tokens.library import text_only
+
     meta = json.loads(artifact.path("meta.json").read_text())
-    backend = Tokenizer.from_file(str(artifact.path("tokenizer.json")))
-    return StudyTokenizer(backend, meta["vocab_size"], meta["eos_id"], meta["pad_id"])
+    backend = text_only(Tokenizer.from_file(str(artifact.path("tokenizer.json"))))
+    return StudyTokenizer(backend, meta["vocab_size"], meta["eos_id"], meta["pad_id"], meta.get("bos_id"))
 
 
 def token_meta(artifact: Artifact) -> dict[str, Any]:

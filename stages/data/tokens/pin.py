@@ -58,8 +58,8 @@ def read_tokenizer(config: TokenizerConfig, *, needed: bool = True, said: str | 
 
 
 def vocabulary_size(config: TokenizerConfig) -> int | None:
-    """Size of the pinned tokenizer's vocabulary as far as it is known without making it; None for ``bpe``, which may
-    find fewer tokens than it was asked for, and for a repository that cannot be reached now.
+    """Rows of an embedding for the pinned tokenizer (its largest id and one), as far as known without making it; None
+    for ``bpe``, which may find fewer tokens than it was asked for, and for a repository that cannot be reached now.
 
     Raises StageError for a file that is no tokenizer.json or lacks a named token.
     """
@@ -78,7 +78,8 @@ def vocabulary_size(config: TokenizerConfig) -> int | None:
         raise StageError(
             "not a tokenizer", field="tokenizer.path", value=config.path, allowed=not_one, fix="give such a file"
         ) from error
-    for field, token in (("eos_token", config.eos_token), ("pad_token", config.pad_token)):
+    named = (("eos_token", config.eos_token), ("pad_token", config.pad_token), ("bos_token", config.bos_token or None))
+    for field, token in named:
         if token is not None and token not in tokens:
             special = ", ".join(t["content"] for t in body.get("added_tokens") or ()) or "any token of its vocabulary"
             raise StageError(
@@ -88,4 +89,6 @@ def vocabulary_size(config: TokenizerConfig) -> int | None:
                 allowed=special[:300],
                 fix="name one it has",
             )
-    return len(tokens)
+    from stages.data.tokens.library import read_library, rows
+
+    return rows(read_library(str(config.path), content))

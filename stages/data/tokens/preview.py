@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from stages.data.tokens.config import TokenizerConfig
+from stages.data.tokens.library import read_library, rows, text_only
 from stages.data.tokens.load import StudyTokenizer
 from stages.data.tokens.pin import read_tokenizer
-from stages.data.tokens.tokenizer import byte_level, read_library, token_id
+from stages.data.tokens.tokenizer import begin_id, byte_level, token_id
 
 
 class _Bytes:
@@ -42,4 +43,4 @@ def preview(config: TokenizerConfig) -> StudyTokenizer | None:
     backend.no_truncation()
     assert config.eos_token is not None
     eos = token_id(backend, "eos_token", config.eos_token)
-    return StudyTokenizer(backend, backend.get_vocab_size(), eos, eos)
+    return StudyTokenizer(text_only(backend), rows(backend), eos, eos, begin_id(backend, config))

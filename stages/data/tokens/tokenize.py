@@ -36,6 +36,7 @@ SPLITS = ("train", "validation", "test")
 ROWS_AT_ONCE = 2**14  # of documents.parquet
 WORTH_KNOWING = 4 * 2**20  # bytes of text; of fewer the library makes tokens before the kernels are loaded
 WORTH_TASKS = 16 * 2**20  # bytes of text; fewer are done before workers have started
+NAMED = 3  # documents in a warning
 _ENCODED = "encoded.npy"
 _SAMPLE = 2**14  # characters of the corpus on which seams are tried
 
@@ -62,15 +63,25 @@ def tokenize(
     folder = documents.path("documents")
     total, done, made = _text_bytes(folder), 0, 0
     eos = np.array([meta["eos_id"]], np.int32)
+    bos = np.array([] if meta.get("bos_id") is None else [meta["bos_id"]], np.int32)
+    begun: CountedDocument | None = None
+    with_control: list[str] = []
+    control = 0
     files = [path for path in document_files(folder) if pq.read_metadata(path).num_rows]
     encoded = _encoded(files, total, tokenizer.path("tokenizer.json").read_text(), context)
     with TableWriter(output / "documents.parquet", _document_schema(), rows=ROWS_AT_ONCE) as table:
-        for unit, (tokens, lengths, words) in encoded:
+        for unit, (tokens, lengths, words, controls) in encoded:
             start = 0
-            for (document, inside, last), length, count in zip(unit.layout, lengths, words, strict=True):
+            pieces_of = zip(unit.layout, lengths, words, controls, strict=True)
+            for (document, inside, last), length, count, strings in pieces_of:
                 document.words += count - inside
                 document.tokens += length
+                document.controls += strings
                 writer = rows[document.split]
+                if document is not begun:
+                    begun = document
+                    writer.add(document.doc_id, document.source, bos)
+                    document.tokens += len(bos)
                 writer.add(document.doc_id, document.source, tokens[start : start + length])
                 start += length
                 if last:
@@ -78,7 +89,10 @@ def tokenize(
                     document.tokens += 1
                     statistics = found.setdefault((document.source, document.split), Statistics())
                     _count(statistics, document, *writer.end())
-                    table.add(vars(document).copy())
+                    table.add({name: value for name, value in vars(document).items() if name != "controls"})
+                    control += document.controls
+                    if document.controls and (len(with_control) < NAMED):
+                        with_control.append(document.doc_id)
             done, made = done + unit.size, made + len(tokens)
             context.progress(min(done, total), total, "bytes", tokens=float(made))
     for writer in rows.values():
@@ -94,10 +108,19 @@ def tokenize(
         "vocab_size": meta["vocab_size"],
         "eos_id": meta["eos_id"],
         "pad_id": meta["pad_id"],
+        "bos_id": meta.get("bos_id"),
+        "control_strings": control,
         "splits": {name: vars(counts) for name, counts in splits.items()},
     }
     (output / "meta.json").write_text(json.dumps(described, indent=1))
-    return _summary(splits, found, config)
+    if control:
+        context.warn(
+            f"tokenize: {control} string(s) that look like control tokens stand in documents and were kept as text: "
+            f"{', '.join(with_control)}{', ...' if len(with_control) == NAMED else ''}"
+        )
+    summary = _summary(splits, found, config)
+    summary.metrics["control_strings"] = float(control)
+    return summary
 
 
 def _encoded(files: list[Path], total: int, tokenizer_json: str, context: Context) -> Iterator[tuple[Unit, Encoded]]:
@@ -163,8 +186,8 @@ def _read(part: Saved) -> Encoded:
     import numpy as np
 
     with part.on_disk(_ENCODED) as path, path.open("rb") as file:
-        tokens, lengths, words = (np.load(file) for _ in range(3))
-    return tokens, lengths.tolist(), words.tolist()
+        tokens, lengths, words, controls = (np.load(file) for _ in range(4))
+    return tokens, lengths.tolist(), words.tolist(), controls.tolist()
 
 
 def _seams(file: Path, tokenizer_json: str) -> Seams | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from stages.data.corpus.documents import read_texts
 from stages.data.pinned import digest_of, unchanged
 from stages.data.tokens.config import TokenizerConfig
+from stages.data.tokens.library import control_strings, read_library, rows, text_only
 from stages.data.tokens.pin import read_tokenizer
 from stages.stage import Artifact, Context, StageError, Summary
 
@@ -22,7 +23,7 @@ _CHUNK = 1 << 16  # bytes handed to the trainer at once, so that progress moves 
 
 
 def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, context: Context) -> Summary:
-    """Write tokenizer.json and meta.json {kind, vocab_size, eos_id, pad_id}.
+    """Write tokenizer.json and meta.json {kind, vocab_size, eos_id, pad_id, bos_id}.
 
     Raises StageError for a file without the named tokens or that does not round-trip text.
     """
@@ -35,7 +36,10 @@ def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, c
         tokenizer = read_library(config.path, content)
         eos = token_id(tokenizer, "eos_token", config.eos_token)
         pad = eos if config.pad_token is None else token_id(tokenizer, "pad_token", config.pad_token)
+        bos = begin_id(tokenizer, config)
+        tokenizer = _with_control(tokenizer, [i for i in (eos, pad, bos) if i is not None], context)
     else:
+        bos = None
         tokenizer = byte_level()
         if config.kind == "bpe":
             tokenizer = _with_numbers(_train(tokenizer, config, documents, context), config.number_digits)
@@ -43,9 +47,46 @@ def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, c
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.save(str(output / "tokenizer.json"))
-    meta = {"kind": config.kind, "vocab_size": tokenizer.get_vocab_size(), "eos_id": eos, "pad_id": pad}
+    meta = {"kind": config.kind, "vocab_size": rows(tokenizer), "eos_id": eos, "pad_id": pad, "bos_id": bos}
     (output / "meta.json").write_text(json.dumps(meta, indent=1))
-    return Summary(f"{config.kind} tokenizer, {meta['vocab_size']} tokens", {"vocab_size": float(meta["vocab_size"])})
+    size = rows(tokenizer)
+    begins = f", documents begin with {tokenizer.id_to_token(bos)}" if bos is not None else ""
+    return Summary(f"{config.kind} tokenizer, {size} tokens{begins}", {"vocab_size": float(size)})
+
+
+def begin_id(tokenizer: Library, config: TokenizerConfig) -> int | None:
+    """The token that begins a document: the one that is named, else the one that the tokenizer puts before any text by
+    itself, as Llama's do. Raises StageError for a name that it does not have."""
+    if config.bos_token is not None:
+        return token_id(tokenizer, "bos_token", config.bos_token) if config.bos_token else None
+    with_marks, without = (tokenizer.encode("a", add_special_tokens=marks).ids for marks in (True, False))
+    before = len(with_marks) - len(without)
+    starts = next((n for n in range(before + 1) if with_marks[n : n + len(without)] == without), 0)
+    return int(with_marks[0]) if starts == 1 else None
+
+
+def _with_control(tokenizer: Library, ids: list[int], context: Context) -> Library:
+    """With the tokens ``ids`` as control tokens, whose strings in a text do not become them."""
+    from tokenizers import AddedToken, Tokenizer
+
+    tokenizer.add_special_tokens([AddedToken(tokenizer.id_to_token(i), special=True, normalized=False) for i in ids])
+    if json.loads(tokenizer.to_str())["model"]["type"] == "Unigram":
+        # Its search may choose any piece; SentencePiece, where these come from, leaves the control pieces out.
+        described = json.loads(tokenizer.to_str())
+        control = set(control_strings(tokenizer))
+        pieces = described["model"]["vocab"]
+        least = min(score for _, score in pieces)
+        described["model"]["vocab"] = [[piece, least - 1000 if piece in control else score] for piece, score in pieces]
+        tokenizer = Tokenizer.from_str(json.dumps(described))
+    text_only(tokenizer)
+    taken = [
+        text
+        for text in control_strings(tokenizer)
+        if tokenizer.token_to_id(text) in tokenizer.encode(f"a {text} b", add_special_tokens=False).ids
+    ]
+    if taken:
+        context.warn(f"tokenizer: it has whole words for tokens; {', '.join(taken[:3])} in a text is a control token")
+    return tokenizer
 
 
 def byte_level(number_digits: int = 1) -> Library:
@@ -123,31 +164,6 @@ def _training_text(config: TokenizerConfig, documents: Artifact, context: Contex
             yield decoder.decode(text.data[start : min(end, start + _CHUNK)])
         done += end
         context.progress(done, total * share, "bytes")
-
-
-def read_library(path: str, content: bytes) -> Library:
-    """The tokenizer of a tokenizer.json. Raises StageError where it is none, or does not give text back."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_str(content.decode())
-    except Exception as error:  # the library raises bare Exception for every fault of the file
-        raise StageError(
-            f"not a tokenizer.json: {error}",
-            field="tokenizer.path",
-            value=path,
-            fix="give the file that tokenizers or transformers saved",
-        ) from error
-    probe = "The pass key is 4071.\n  x_1 = {y}\n"
-    decoded = tokenizer.decode(tokenizer.encode(probe, add_special_tokens=False).ids)
-    if decoded.split() != probe.split():
-        raise StageError(
-            f"the tokenizer does not give text back: {probe!r} becomes {decoded!r}",
-            field="tokenizer.path",
-            value=path,
-            fix="use one that keeps case and digits",
-        )
-    return tokenizer
 
 
 def token_id(tokenizer: Library, field: str, token: str) -> int:

@@ -21,6 +21,7 @@ class CountedDocument:
     bytes: int
     words: int = 0
     tokens: int = 0
+    controls: int = 0
 
 
 @dataclass

@@ -70,7 +70,7 @@ class Ablate(Stage[AblateConfig]):
             documents += found
             if config.saturation or config.trained_keys:
                 whole += perplexity.choose(document_tokens(inputs["tokens"], split), split, uncut, tokenizer.eos_id)[0]
-        haystack = haystack_of(document_tokens(inputs["tokens"], "test"), tokenizer.eos_id)
+        haystack = haystack_of(document_tokens(inputs["tokens"], "test"), tokenizer.eos_id, tokenizer.bos_id)
         segment = decoder.config.mixer.segment_length
         items = [
             item

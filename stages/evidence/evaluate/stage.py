@@ -48,7 +48,7 @@ class Evaluate(Stage[EvaluateConfig]):
                 value=config.perplexity.min_tokens_per_document,
                 fix="lower it, or add documents to the splits " + ", ".join(config.perplexity.splits),
             )
-        haystack = haystack_of(document_tokens(inputs["tokens"], "test"), tokenizer.eos_id)
+        haystack = haystack_of(document_tokens(inputs["tokens"], "test"), tokenizer.eos_id, tokenizer.bos_id)
         items = list(evaluation_items(config.retrieval, tokenizer, haystack, config.seed))
         further = config.retrieval.further
         more = list(evaluation_items(config.retrieval, tokenizer, haystack, config.seed, grids=further))

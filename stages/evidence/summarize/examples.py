@@ -50,7 +50,7 @@ def continuations(
     """One example per document that is long enough, up to ``config.documents``, sorted by doc_id."""
     examples: list[Example] = []
     for doc_id, text in documents:
-        ids = tokenizer.encode(text[: _characters(config)])
+        ids = [*tokenizer.begin, *tokenizer.encode(text[: _characters(config)])]
         end = config.prompt_tokens + config.new_tokens
         if len(ids) >= end:
             reference = tokenizer.decode(ids[config.prompt_tokens : end])
@@ -71,7 +71,8 @@ def condensations(
         found = opening(text, config.min_opening_words)
         if found is None:
             continue
-        ids = tokenizer.encode(text[found.end() : found.end() + _characters(config)].lstrip())[:room]
+        rest = text[found.end() : found.end() + _characters(config)].lstrip()
+        ids = [*tokenizer.begin, *tokenizer.encode(rest)][:room]
         if len(ids) == room:
             reference = " ".join(found.group().split())
             examples.append(Example(doc_id, "condense", (*ids, *cue), reference))
@@ -96,7 +97,7 @@ def from_pairs(pairs: Pairs, tokenizer: StudyTokenizer, config: SummarizeConfig)
                 value=pairs.path,
                 allowed='{"text": ..., "summary": ..., "id": optional} a line',
             )
-        ids = tokenizer.encode(row["text"][: _characters(config)])[:room]
+        ids = [*tokenizer.begin, *tokenizer.encode(row["text"][: _characters(config)])][:room]
         examples.append(Example(str(row.get("id", f"line-{number}")), "condense", (*ids, *cue), row["summary"]))
     return examples[: config.documents]
 

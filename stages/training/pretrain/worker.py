@@ -187,6 +187,8 @@ def open_batches(job: TrainingJob) -> Batches:
             if found >= HAYSTACK_TOKENS:
                 break
         haystack = np.concatenate(pieces)
+        if codec.bos_id is not None:
+            haystack = haystack[haystack != codec.bos_id]
 
         def prompts(length: int, count: int, first: int) -> Any:
             return training_rows(

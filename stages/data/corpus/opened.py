@@ -1,0 +1,135 @@
+"""An external file's bytes, unpacked where its name says that they are packed; its text in whatever encoding.
+
+Local files are opened by their path alone, so that no name (``a::b.gz``) is taken for an fsspec URL.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, BinaryIO, cast
+
+from stages.data.corpus.files import is_remote, remote
+
+ZSTD_WINDOW = 2**31  # bytes: what ``zstd --long=31`` may ask for; the usual limit of 2**27 refuses such files
+_CHUNK = 2**20
+_MARKED = {
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}  # in this order: the mark of UTF-32-LE begins with that of UTF-16-LE
+
+
+def opened(location: str) -> AbstractContextManager[BinaryIO]:
+    """The file's bytes as a stream. Damage raises OSError (without errno), EOFError, ValueError, zlib's or lzma's."""
+    if not is_remote(location):
+        return _unpacked(open(location.removeprefix("file://"), "rb"), location)
+    filesystem, path = remote(location)
+    return _unpacked(filesystem.open(path, "rb"), location)
+
+
+@contextmanager
+def _unpacked(file: Any, name: str) -> Iterator[BinaryIO]:
+    with file:
+        suffix = name[name.rfind(".") :].lower()
+        if suffix == ".gz":
+            import gzip
+
+            stream: Any = gzip.GzipFile(fileobj=file)
+        elif suffix == ".bz2":
+            import bz2
+
+            stream = bz2.BZ2File(file)
+        elif suffix == ".xz":
+            import lzma
+
+            stream = lzma.LZMAFile(file)  # noqa: SIM115 (closed below)
+        elif suffix == ".zst":
+            stream = io.BufferedReader(_Zstd(file), _CHUNK)
+        else:
+            stream = file
+        with stream:
+            yield cast(BinaryIO, stream)
+
+
+class _Zstd(io.RawIOBase):
+    """All frames of a zstd file. (The library's own reader takes a file cut short for a whole one.)"""
+
+    def __init__(self, file: BinaryIO) -> None:
+        import zstandard
+
+        self._file = file
+        self._error = zstandard.ZstdError
+        self._library = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
+        self._frame: Any = None
+        self._packed = b""
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            self._packed = self._packed or self._file.read(_CHUNK // 8)
+            if not self._packed and self._frame is not None:
+                raise EOFError("the file ended before the end of its last frame")
+            if not self._packed:
+                return 0
+            if self._frame is None:
+                self._frame = self._library.decompressobj()
+            try:
+                self._ready = memoryview(self._frame.decompress(self._packed))
+            except self._error as error:
+                raise ValueError(f"not zstd: {error}") from error
+            self._packed = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame = None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+
+def utf8(content: bytes, encodings: Sequence[str]) -> bytes:
+    """``content`` as UTF-8: from the first of ``encodings`` that fits, or from what its byte-order mark says where
+    any but UTF-8 is named. As it is where none fits: what is wrong with it is then said of UTF-8."""
+    if tuple(encodings) == ("utf-8",):
+        return content
+    if marked := marked_encoding(content):
+        encodings = (marked,)
+    for name in encodings:
+        kind = codecs.lookup(name).name
+        if kind in ("utf-16", "utf-32"):  # without a mark anything of even length would do
+            continue
+        try:
+            return content.decode(name).removeprefix("\ufeff").encode()
+        except UnicodeError:
+            continue
+    return content
+
+
+def marked_encoding(start: bytes) -> str | None:
+    """UTF-16 or UTF-32 in the order of bytes that the byte-order mark at the start shows."""
+    return next((name for mark, name in _MARKED.items() if start.startswith(mark)), None)
+
+
+def lines(stream: BinaryIO, encodings: Sequence[str]) -> Iterator[bytes]:
+    """The lines of a file as UTF-8 (see ``utf8``): of a file in UTF-16 or UTF-32 by its characters, else by its bytes.
+
+    Raises UnicodeDecodeError where a file with such a mark is damaged.
+    """
+    if tuple(encodings) == ("utf-8",):
+        yield from stream
+        return
+    buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(cast(Any, stream))
+    first = codecs.lookup(encodings[0]).name
+    wide = marked_encoding(buffered.peek(4)[:4]) or (first if first.startswith(("utf-16-", "utf-32-")) else None)
+    if wide is None:
+        yield from (utf8(line, encodings) for line in buffered)
+        return
+    text = io.TextIOWrapper(buffered, wide, newline="\n")
+    for number, line in enumerate(text):
+        yield (line.removeprefix("\ufeff") if not number else line).encode(errors="surrogatepass")
