@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stages.data.decontaminate.canary import Planted
 from stages.data.decontaminate.config import DecontaminateConfig
-from stages.data.decontaminate.decide import SEVERITY, Action, Coverage, Decision, decide_document, without_notes
+from stages.data.decontaminate.decide import SEVERITY, Action, Coverage, Decision, Left, decide_document, without_notes
 from stages.data.matching.index import Index, hidden
 from stages.data.matching.shards import ScannedDocument, ShardScan
 
@@ -114,11 +114,11 @@ class Audit:
 
     def judge(self) -> None:
         """Set ``before`` and ``over`` from the spans of the whole corpus."""
-        before, left = Coverage(acted=True), Coverage(acted=False)
+        before, left = Coverage(), Left()
         for state in self.shards:
             for scanned in state.found:
                 decision = decide_document(scanned.scanned, self.index.book_words, self.rule)
-                before.add(decision)
+                before.add_all(decision)
                 left.add(decision)
         self.before = before.shares(self.index.book_words)
         self.over = left.above(self.rule.coverage_limit, self.index.book_words)

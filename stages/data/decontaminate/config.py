@@ -53,8 +53,8 @@ class DecontaminateConfig(MatchingConfig):
     ``drop_words`` stand densely (more copied words than others between them), or are ``drop_document_share`` of the
     document together, or stand densely and are ``drop_book_share`` of the evaluation document, and otherwise the spans
     are cut out: many quotations are no copy. Noted copies are cut out too where together they cover more than
-    ``coverage_limit`` of an evaluation document (in a short one 40 words are much), and so is the whole of an
-    evaluation document shorter than ``act_words``.
+    ``coverage_limit`` of an evaluation document (in a short one 40 words are much), spans of every kind where together
+    they cover more than a tenth of it, and so is the whole of an evaluation document shorter than ``act_words``.
     """
 
     copy_share: float = Field(

@@ -14,6 +14,7 @@ Action = Literal["keep", "note", "excise", "drop"]
 SEVERITY: dict[Action, int] = {"keep": 0, "note": 1, "excise": 2, "drop": 3}
 
 SOME_QUOTATIONS = 4  # of the least length to act on: as many may stand together without being a copy
+LOOSE_LIMIT = 0.1  # of an evaluation document, by spans of any kind: above it even those of translations go
 
 _BLANK = b" \t\n\r\x0b\f"
 
@@ -120,10 +121,10 @@ def decide(scanned: Sequence[Scanned], book_words: Sequence[int], rule: Decontam
     """One decision per scanned document, in order.
 
     First each pair by itself; then, for evaluation documents that the noted spans of all documents together still
-    cover above ``coverage_limit``, those spans are cut out as well.
+    cover above ``coverage_limit`` (copies) or ``LOOSE_LIMIT`` (all), those spans are cut out as well.
     """
     decisions = [decide_document(document, book_words, rule) for document in scanned]
-    left = Coverage(acted=False)
+    left = Left()
     for decision in decisions:
         left.add(decision)
     over = left.above(rule.coverage_limit, book_words)
@@ -139,14 +140,17 @@ def decide_document(document: Scanned, book_words: Sequence[int], rule: Decontam
 
 
 def without_notes(decision: Decision, over: Mapping[int, float]) -> Decision:
-    """The decision where noted spans of the evaluation documents ``over`` (-> covered share) are cut out as well."""
-    if decision.action == "drop" or not any(p.action == "note" and p.copies and p.book in over for p in decision.pairs):
+    """The decision where what it leaves of the evaluation documents ``over`` (-> share that such spans cover) is cut
+    out as well: copies, and above ``LOOSE_LIMIT`` all spans."""
+    if decision.action == "drop" or not any(pair.book in over for pair in decision.pairs):
         return decision
     pairs = []
     for pair in decision.pairs:
-        if pair.action == "note" and pair.copies and pair.book in over:
-            reason = f"{pair.reason}; but such spans cover {over[pair.book]:.1%} of the evaluation document"
-            pairs.append(replace(pair, action="excise", reason=reason))
+        share = over.get(pair.book, 0.0)
+        cut = pair.spans if share > LOOSE_LIMIT else pair.copies if share else ()
+        if cut and (pair.action == "note" or cut != pair.copies):
+            reason = f"{pair.reason}; but such spans cover {share:.1%} of the evaluation document"
+            pairs.append(replace(pair, action="excise", copies=cut, reason=reason))
         else:
             pairs.append(pair)
     return _settled(pairs)
@@ -165,32 +169,52 @@ def _settled(pairs: Iterable[Pair]) -> Decision:
 
 
 class Coverage:
-    """Which words of the evaluation documents spans cover, united over all decisions added: as large as those
-    documents at most, whatever the corpus. Of all spans (``acted``), or of the copies that the decisions leave."""
+    """Which words of the evaluation documents spans cover, united over all that are added: as large as those documents
+    at most, whatever the corpus."""
 
-    def __init__(self, acted: bool) -> None:
-        self._acted = acted
+    def __init__(self) -> None:
         self._ranges: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self._merged_at: dict[int, int] = defaultdict(lambda: 1024)
 
-    def add(self, decision: Decision) -> None:
-        """Unite with the spans of one document."""
+    def add(self, book: int, spans: Iterable[Span]) -> None:
+        """Unite with spans of one evaluation document."""
+        ranges = self._ranges[book]
+        ranges += [(span.book_first, span.book_last) for span in spans]
+        if len(ranges) > self._merged_at[book]:
+            ranges[:] = merged(ranges)
+            self._merged_at[book] = max(1024, 2 * len(ranges))
+
+    def add_all(self, decision: Decision) -> None:
+        """Unite with all spans of one document, whatever becomes of them."""
         for pair in decision.pairs:
-            if self._acted or (decision.action != "drop" and pair.action == "note"):
-                ranges = self._ranges[pair.book]
-                spans = pair.spans if self._acted else pair.copies
-                ranges += [(span.book_first, span.book_last) for span in spans]
-                if len(ranges) > self._merged_at[pair.book]:
-                    ranges[:] = merged(ranges)
-                    self._merged_at[pair.book] = max(1024, 2 * len(ranges))
+            self.add(pair.book, pair.spans)
 
     def shares(self, book_words: Sequence[int]) -> dict[int, float]:
         """Evaluation document -> share of its words that is covered; those with none are left out."""
-        return {book: covered(ranges) / book_words[book] for book, ranges in sorted(self._ranges.items())}
+        shares = {book: covered(ranges) / book_words[book] for book, ranges in sorted(self._ranges.items())}
+        return {book: share for book, share in shares.items() if share}
+
+
+class Left:
+    """What decisions leave of the evaluation documents in the training text."""
+
+    def __init__(self) -> None:
+        self._copies, self._spans = Coverage(), Coverage()
+
+    def add(self, decision: Decision) -> None:
+        """The noted spans of one document, and the loose ones beside its excised copies."""
+        if decision.action == "drop":
+            return
+        for pair in decision.pairs:
+            noted = pair.action == "note"
+            self._copies.add(pair.book, pair.copies if noted else ())
+            self._spans.add(pair.book, pair.spans if noted else set(pair.spans).difference(pair.copies))
 
     def above(self, limit: float, book_words: Sequence[int]) -> dict[int, float]:
-        """Those with a share above ``limit``."""
-        return {book: share for book, share in self.shares(book_words).items() if share > limit}
+        """Those covered above ``limit`` by copies, or above ``LOOSE_LIMIT`` by spans of any kind -> share of these."""
+        copies = self._copies.shares(book_words)
+        every = self._spans.shares(book_words)
+        return {book: share for book, share in every.items() if share > LOOSE_LIMIT or copies.get(book, 0.0) > limit}
 
 
 def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ from stages.data.audit.findings import Audit, shard_states
 from stages.data.decontaminate.canary import HOST_BYTES, plant
 from stages.data.decontaminate.clean import CleanedShard, ShardToClean, Terms, clean_shards
 from stages.data.decontaminate.config import DecontaminateConfig
-from stages.data.decontaminate.decide import Coverage, Decision, decide_document, without_notes
+from stages.data.decontaminate.decide import Coverage, Decision, Left, decide_document, without_notes
 from stages.data.decontaminate.exclude import excluded_hashes
 from stages.data.matching import shards as scanning
 from stages.data.matching.index import Index, build
@@ -161,12 +161,12 @@ def _resized(sizes: np.ndarray[Any, Any], cleaned: CleanedShard) -> None:
 def _found_again(audit: Audit, scans: list[ShardScan], context: Context) -> tuple[list[int], Terms]:
     """(shards in which a scan of the output found what must be acted on, how); sets what the audit knows of it."""
     words = audit.index.book_words
-    everything, left = Coverage(acted=True), Coverage(acted=False)
+    everything, left = Coverage(), Left()
     decisions: list[tuple[int, str, Decision]] = []
     for i, scan in enumerate(scans):
         for document in scan.found():
             decision = decide_document(document.scanned, words, audit.rule)
-            everything.add(decision)
+            everything.add_all(decision)
             left.add(decision)
             decisions.append((i, document.doc_id, decision))
     audit.after = everything.shares(words)
