@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.data.decontaminate.config import DecontaminateConfig
-from stages.data.decontaminate.decide import covered, decide_pair, excise, merged
-from stages.data.matching.chain import Span, scan
+from stages.data.decontaminate.decide import covered, decide, decide_pair, excise, merged
+from stages.data.matching.chain import Scanned, Span, scan
 from stages.data.matching.index import Index, build, hidden, ngrams
 from stages.data.matching.normalize import words
 from tests.stages.words_reference import words_reference
@@ -160,6 +160,14 @@ QUOTATIONS = [span(18_000 * i, 18_000 * i + 52, at=3000 * i) for i in range(11)]
 )
 def test_the_rule(spans: list[Span], document_words: int, book_words: int, action: str) -> None:
     assert decide_pair(0, spans, document_words, book_words, DecontaminateConfig()).action == action
+
+
+@pytest.mark.parametrize(("book_words", "action"), [(4000, "excise"), (8100, "note")])
+def test_loose_spans_of_many_documents_are_cut_where_they_cover_a_tenth(book_words: int, action: str) -> None:
+    scanned = [Scanned(60_000, 10_000, [span(100, 180, matched=55, at=100 * i)]) for i in range(10)]
+    decisions = decide(scanned, [book_words], DecontaminateConfig())
+    assert {decision.action for decision in decisions} == {action}
+    assert all(bool(decision.excised) == (action == "excise") for decision in decisions)
 
 
 def test_a_badly_read_passage_is_found_to_its_ends(index: Index) -> None:
