@@ -164,7 +164,16 @@ def create_exclusive(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> b
             fs.pipe_file(path, data, mode="create")
     except FileExistsError:
         pass  # another won, or an earlier try of ours whose answer got lost
+    except OSError as error:
+        if not _precondition_failed(error):
+            raise
     return read_bytes(fs, path) == data
+
+
+def _precondition_failed(error: BaseException) -> bool:
+    """Is it the answer 412 to a conditional put? Of that s3fs makes an OSError like that for any other bad request."""
+    answer = getattr(error.__cause__, "response", None)
+    return isinstance(answer, dict) and answer.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412
 
 
 def _create_exclusive_local(path: str, data: bytes) -> bool:
@@ -219,10 +228,17 @@ def get_file(fs: fsspec.AbstractFileSystem, path: str, target: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def sizes_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, int]:
+    """Bytes of every file below ``path``, by its path. Some object stores go on listing a folder after its last file
+    went: such names are left out."""
+    found = fs.find(path, detail=True)
+    return {str(name): int(info["size"]) for name, info in found.items() if info["type"] == "file"}
+
+
 def get_tree(fs: fsspec.AbstractFileSystem, path: str, folder: Path) -> None:
     """Fetch every file below ``path`` to the same names below the local ``folder``."""
     base = path.rstrip("/") + "/"
-    for found in sorted(fs.find(path)):
+    for found in sorted(sizes_below(fs, path)):
         get_file(fs, found, folder / found[found.index(base) + len(base) :])
 
 

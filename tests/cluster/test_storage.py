@@ -11,8 +11,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from cluster import storage
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return str(request.getfixturevalue("s3_root"))
     return str(tmp_path / "root") if request.param == "local" else f"memory://{tmp_path.name}"
 
 
@@ -72,4 +74,4 @@ def test_unusable_storage_is_refused_with_url_reason_and_fix(tmp_path: Path):
 def test_a_writable_root_is_left_without_a_trace(url: str):
     storage.check_writable(url)
     fs, path = storage.filesystem(url)
-    assert fs.ls(path, detail=False) == []
+    assert storage.sizes_below(fs, path) == {}

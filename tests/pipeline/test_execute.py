@@ -189,6 +189,16 @@ def test_a_zombie_that_wakes_up_adopts_what_its_successor_made(store: Store, fau
     assert commit == outcome.steps["make"].commit and store.verify(commit) == []
 
 
+def test_three_drivers_on_a_real_object_store_share_the_work(
+    s3_root: str, tmp_path: Path, faults: Faults, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("INFINI_STUDY_CACHE", str(tmp_path / "cache"))
+    done = [result(one) for one in [driver(Store(s3_root), faults) for _ in range(3)]]
+    assert [(one["exit"], one["digests"]) for one in done] == [(0, expected)] * 3
+    made = [step for one in done for step, state in one["states"].items() if state == "done"]
+    assert sorted(made) == sorted(ORDER), "each step was computed by exactly one of the three"
+
+
 KILLS = [
     ("driver", "leased"),
     ("make", "half"),

@@ -27,9 +27,11 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path):
     url = str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}"
+    if request.param == "s3":
+        url = request.getfixturevalue("s3_root")
     fs, path = storage.filesystem(url)
     return fs, f"{path}/lease"
 
