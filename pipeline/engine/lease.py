@@ -24,6 +24,7 @@ from functools import cache
 from typing import Any
 
 from cluster import storage
+from pipeline.engine.records import read_object, typed
 from pipeline.errors import IntegrityError
 
 TTL = 30.0  # seconds; a heartbeat every sixth of it rides out a few failed writes
@@ -59,10 +60,6 @@ class Holder:
     beat: int
     time: float  # wall clock of the owner's machine, for people to read
     released: bool
-
-    @staticmethod
-    def from_json(value: Any) -> Holder:
-        return Holder(**{**value, "owner": Owner(**value["owner"])})
 
 
 @cache
@@ -106,10 +103,10 @@ def current(fs: Any, folder: str) -> Holder | None:
     while numbers := _numbers(fs, folder):
         path = f"{folder}/{numbers[-1]}.json"
         try:
-            value = storage.read_json(fs, path)
-            if value is not None:
-                return Holder.from_json(value)
-        except (ValueError, TypeError, KeyError) as error:
+            data = storage.read_bytes(fs, path)
+            if data is not None:
+                return typed(Holder, read_object(data))
+        except ValueError as error:
             raise IntegrityError(f"{path}: not a lease ({error}). Fix: delete it if no run is active") from error
         # Superseded and cleaned up between the two looks, so there is a higher one now.
     return None

@@ -23,6 +23,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from dataclasses import replace as replace_field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from cluster import storage
 from pipeline.engine import lease as leases
 from pipeline.engine.artifact import StoredArtifact, build_manifest
+from pipeline.engine.records import read_object, typed
 from pipeline.errors import IntegrityError, StudyError
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Commit:
-    """What COMMIT.json says. ``digest`` is the sha256 of the manifest: equal digests mean equal files.
+    """What COMMIT.json says. ``digest`` is the sha256 of the manifest: equal digests mean equal files. ``sha256`` is that
+    of all else COMMIT.json says, "" in one made before there was such.
 
     ``meta`` is ``Step.record()`` (step, code_version, config, inputs, arm, seed, source_digest) and what the run
     added: ``seconds``, ``version``, ``git_commit``, ``host``, ``deterministic``, ``warnings``, ``study``.
@@ -59,6 +62,7 @@ class Commit:
     figures: tuple[str, ...]
     created: str  # UTC, ISO 8601, seconds
     meta: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str = ""
 
     @property
     def step(self) -> str:
@@ -93,6 +97,56 @@ class Garbage:
     path: str
     bytes: int
     reason: str
+
+
+@dataclass(frozen=True)
+class _Tracked:
+    """What mlflow.json says."""
+
+    tracking_uri: str
+    experiment_id: str
+    run_id: str
+    model_id: str = ""
+
+
+@dataclass(frozen=True)
+class _Meta:
+    """Of which type those fields of ``Commit.meta`` are that the engine and the command line read."""
+
+    step: str = ""
+    code_version: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    arm: str | None = None
+    seed: int | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _RecordedStep:
+    """What the record of a study must say of each step."""
+
+    key: str
+    stage: str
+    code_version: int
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    arm: str | None
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class _StudyRecord:
+    """What studies/<name>.json must say."""
+
+    study: str
+    study_key: str
+    steps: Mapping[str, _RecordedStep]
+
+
+def _sha256(commit: Mapping[str, Any]) -> str:
+    """The digest of a commit's fields but this one."""
+    return hashlib.sha256(storage.to_json({k: v for k, v in commit.items() if k != "sha256"})).hexdigest()
 
 
 def default_cache() -> Path:
@@ -153,13 +207,16 @@ class Store:
         if data is None:
             return None
         try:
-            value = json.loads(data)
-            if value.pop("schema") != SCHEMA:
+            value = read_object(data)
+            if value.get("schema") != SCHEMA:
                 raise ValueError(f"its schema is not {SCHEMA}")
-            commit = Commit(**{**value, "figures": tuple(value["figures"])})
+            commit = typed(Commit, value)
+            typed(_Meta, commit.meta)
+            if "sha256" in value and commit.sha256 != _sha256(value):
+                raise ValueError("it was changed after it was committed")
             if (commit.stage, commit.key) != (stage, key):
                 raise ValueError(f"it belongs to {commit.stage} {commit.key[:12]}")
-        except (ValueError, TypeError, KeyError) as error:
+        except ValueError as error:
             raise IntegrityError(
                 f"{path}: not a readable commit ({error}). Fix: delete this file; the step is then made again"
             ) from error
@@ -213,9 +270,18 @@ class Store:
         except IntegrityError as error:
             return [str(error)]
 
+    def keys(self, stage: str | None = None) -> Iterator[tuple[str, str]]:
+        """(stage, key) of every artifact that was begun, or those of one stage, by stage and key."""
+        for name in self._names(self.base) if stage is None else [stage]:
+            if name in ("studies", "mlartifacts") or name.startswith(".") or not self.fs.isdir(f"{self.base}/{name}"):
+                continue
+            for key in self._names(f"{self.base}/{name}"):
+                if _KEY.fullmatch(key):
+                    yield name, key
+
     def commits(self, stage: str | None = None) -> Iterator[Commit]:
         """Every committed artifact, or those of one stage, by stage and key."""
-        for name, key in self._keys(stage):
+        for name, key in self.keys(stage):
             commit = self.lookup(name, key)
             if commit is not None:
                 yield commit
@@ -284,7 +350,9 @@ class Store:
             now,
             dict(meta),
         )
-        data = storage.to_json({"schema": SCHEMA, **asdict(mine)})
+        value = json.loads(storage.to_json({"schema": SCHEMA, **asdict(mine)}))  # as it will be read
+        mine = replace_field(mine, sha256=_sha256(value))
+        data = storage.to_json({**value, "sha256": mine.sha256})
         path = f"{self.folder(stage, key)}/COMMIT.json"
         for retry in storage.retrying():
             with retry:
@@ -329,8 +397,13 @@ class Store:
         storage.write_atomic(self.fs, f"{self.folder(stage, key)}/mlflow.json", storage.to_json(value))
 
     def mlflow(self, stage: str, key: str) -> dict[str, str] | None:
-        """What ``note_mlflow`` was told of the run that made the artifact, or None if it was not tracked."""
-        return storage.read_json(self.fs, f"{self.folder(stage, key)}/mlflow.json")
+        """What ``note_mlflow`` was told of the run that made the artifact, or None if it was not tracked or the note
+        cannot be read: it only leads to the run."""
+        data = storage.read_bytes(self.fs, f"{self.folder(stage, key)}/mlflow.json")
+        try:
+            return None if data is None else asdict(typed(_Tracked, read_object(data)))
+        except ValueError:
+            return None
 
     # Named studies
 
@@ -342,12 +415,17 @@ class Store:
     def study_record(self, study: str) -> dict[str, Any]:
         """``{study, study_key, steps: {id: {key, stage, config, ...}}}`` of the last run, or {} if there was none."""
         path = self._study_path(study)
+        data = storage.read_bytes(self.fs, path)
+        if data is None:
+            return {}
         try:
-            return storage.read_json(self.fs, path) or {}
+            value = read_object(data)
+            typed(_StudyRecord, value)
         except ValueError as error:
             raise IntegrityError(
                 f"{path}: not readable ({error}). Fix: delete it; the next run writes it anew"
             ) from error
+        return value
 
     def studies(self) -> list[str]:
         """Names of the recorded studies. Raises StudyError for a store that cannot be read."""
@@ -371,7 +449,7 @@ class Store:
         checkpoints are what the next run resumes from. Raises IntegrityError before deleting anything.
         """
         found: list[Garbage] = []
-        for stage, key in self._keys():
+        for stage, key in self.keys():
             place = self.folder(stage, key)
             commit = self.lookup(stage, key)
             if leases.live(self.fs, self.lease_folder(stage, key)):
@@ -403,14 +481,6 @@ class Store:
             return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in self.fs.ls(folder, detail=False))
         except (FileNotFoundError, NotADirectoryError):
             return []
-
-    def _keys(self, stage: str | None = None) -> Iterator[tuple[str, str]]:
-        for name in self._names(self.base) if stage is None else [stage]:
-            if name in ("studies", "mlartifacts") or name.startswith(".") or not self.fs.isdir(f"{self.base}/{name}"):
-                continue
-            for key in self._names(f"{self.base}/{name}"):
-                if _KEY.fullmatch(key):
-                    yield name, key
 
     def _attempts(self, stage: str, key: str) -> list[str]:
         names = self._names(f"{self.folder(stage, key)}/attempts")

@@ -325,7 +325,15 @@ def test_a_damaged_store_is_exit_code_4_and_says_how_to_mend_it(cli: Command):
     assert said.code == 4 and "100 bytes instead of" in said.err and "--force ingest" in said.err
     assert cli(*run, "--force", "ingest").code == 0
     commit = next(Path("store/ingest").glob("*/COMMIT.json"))
+    edited = commit.read_text().replace('"sha256"', '"sha-of-old"')
+    commit.write_text(edited)
+    said = cli("verify", "--root", "store")
+    assert said.code == 0 and "1 of them were committed before commits had a digest" in said.out
     commit.write_text("{")
+    said = cli("verify", "--root", "store", "--json")
+    assert said.code == 4 and [p[0].split(": ")[1] for p in json.loads(said.out)["problems"].values()] == [
+        "not a readable commit (Expecting property name enclosed in double quotes"
+    ]
     said = cli("plan", "tiny.yaml", "--root", "store")
     assert said.code == 4 and len(said.faults) == 1 and "Fix: delete this file" in said.faults[0]
     commit.unlink()
