@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -38,7 +39,8 @@ def filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
         fs, path = fsspec.core.url_to_fs(str(url), use_listings_cache=False)
     except (ValueError, ImportError) as error:
         raise StorageError(
-            f"root = {str(url)!r}: {error} (allowed: a local path, file://, memory://, s3:// or another fsspec URL)"
+            f"root = {redacted(str(url))!r}: {redacted(str(error))} (allowed: a local path, file://, memory://, s3:// "
+            "or another fsspec URL)"
         ) from error
     return fs, path.rstrip("/") if len(path) > 1 else path
 
@@ -60,8 +62,19 @@ def local_path(url: str | Path) -> Path | None:
 def reason(error: BaseException) -> str:
     """An error of any filesystem in one line."""
     if isinstance(error, OSError) and error.strerror:
-        return str(error.strerror)
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return redacted(str(error.strerror))
+    return redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+_PASSWORD = re.compile(r"(://[^:/?#@\s]*:)[^\s?'\"]*@")
+_TOKEN = re.compile(r"(https?://)[^:/?#@\s]+@")
+_PARAMETER = re.compile(r"([?&;][\w-]*(?:password|passwd|pwd|token|secret|key)[\w-]*=)[^&;\s'\"]*", re.IGNORECASE)
+
+
+def redacted(text: str) -> str:
+    """``text`` with ``***`` for every password, token and key in its URLs: what may be printed and stored. Two URLs
+    that differ in these alone become one."""
+    return _PARAMETER.sub(r"\1***", _TOKEN.sub(r"\1***@", _PASSWORD.sub(r"\1***@", text)))
 
 
 def join(url: str | Path, *names: str) -> str:
@@ -265,6 +278,7 @@ def check_writable(url: str | Path) -> None:
         fs.rm_file(probe)
     except Exception as error:  # every filesystem raises its own kinds; all mean: cannot be used
         raise StorageError(
-            f"root = {str(url)!r}: storage cannot be written: {reason(error)} (allowed: a folder or bucket this user "
-            "may write to). Fix: choose another with --root, or check permissions, credentials and free space"
+            f"root = {redacted(str(url))!r}: storage cannot be written: {reason(error)} (allowed: a folder or "
+            "bucket this user may write to). Fix: choose another with --root, or check permissions, credentials and "
+            "free space"
         ) from error

@@ -31,7 +31,7 @@ _DIGESTS: dict[tuple[int, int, int, int], str] = {}
 
 
 def sha256_file(path: Path, again: bool = False) -> str:
-    """Hex digest of a local file's bytes, read once in this process (``again``: in any case). Raises FileNotFoundError."""
+    """Hex digest of a local file, read once in this process (``again``: in any case). Raises FileNotFoundError."""
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         known = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

@@ -29,14 +29,15 @@ def typed(kind: type[T], value: Any) -> T:
     from pydantic import ValidationError
 
     try:
-        return _adapter(kind).validate_json(json.dumps(value), strict=True)
+        made: T = _adapter(kind).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return made
 
 
 @functools.cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)

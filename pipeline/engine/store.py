@@ -43,8 +43,8 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Commit:
-    """What COMMIT.json says. ``digest`` is the sha256 of the manifest: equal digests mean equal files. ``sha256`` is that
-    of all else COMMIT.json says, "" in one made before there was such.
+    """What COMMIT.json says. ``digest`` is the sha256 of the manifest: equal digests mean equal files. ``sha256``
+    is that of all else COMMIT.json says, "" in one made before there was such.
 
     ``meta`` is ``Step.record()`` (step, code_version, config, inputs, arm, seed, source_digest) and what the run
     added: ``seconds``, ``version``, ``git_commit``, ``host``, ``deterministic``, ``warnings``, ``study``.
@@ -248,14 +248,15 @@ class Store:
             raise StudyError(self._unreadable(error)) from error
         if not there:
             raise StudyError(
-                f"root = {self.root!r}: there is no store, nothing was run there yet (allowed: the --root of an "
-                "earlier run). Fix: give that one, or run a study first"
+                f"root = {storage.redacted(self.root)!r}: there is no store, nothing was run there yet (allowed: the "
+                "--root of an earlier run). Fix: give that one, or run a study first"
             )
 
     def _unreadable(self, error: Exception) -> str:
         return (
-            f"root = {self.root!r}: storage cannot be read: {storage.reason(error)} (allowed: a folder or bucket this "
-            "user may read). Fix: choose another with --root, or check permissions, credentials and network"
+            f"root = {storage.redacted(self.root)!r}: storage cannot be read: {storage.reason(error)} (allowed: "
+            "a folder or bucket this user may read). Fix: choose another with --root, or check permissions, "
+            "credentials and network"
         )
 
     def artifact(self, commit: Commit) -> StoredArtifact:
@@ -392,18 +393,20 @@ class Store:
     def note_mlflow(
         self, stage: str, key: str, *, tracking_uri: str, experiment_id: str, run_id: str, model_id: str = ""
     ) -> None:
-        """Remember the MLflow run that makes this artifact, and the logged model if it is one."""
-        value = {"tracking_uri": tracking_uri, "experiment_id": experiment_id, "run_id": run_id, "model_id": model_id}
-        storage.write_atomic(self.fs, f"{self.folder(stage, key)}/mlflow.json", storage.to_json(value))
+        """Remember the MLflow run that makes this artifact, and the logged model if it is one; of the URI no
+        password."""
+        value = _Tracked(storage.redacted(tracking_uri), experiment_id, run_id, model_id)
+        storage.write_atomic(self.fs, f"{self.folder(stage, key)}/mlflow.json", storage.to_json(asdict(value)))
 
     def mlflow(self, stage: str, key: str) -> dict[str, str] | None:
-        """What ``note_mlflow`` was told of the run that made the artifact, or None if it was not tracked or the note
-        cannot be read: it only leads to the run."""
+        """What ``note_mlflow`` was told of the run that made the artifact, ``tracking_uri`` as ``storage.redacted`` has
+        it; None if it was not tracked or the note cannot be read: it only leads to the run."""
         data = storage.read_bytes(self.fs, f"{self.folder(stage, key)}/mlflow.json")
         try:
-            return None if data is None else asdict(typed(_Tracked, read_object(data)))
+            noted = typed(_Tracked, read_object(data or b""))
         except ValueError:
             return None
+        return asdict(replace_field(noted, tracking_uri=storage.redacted(noted.tracking_uri)))
 
     # Named studies
 
