@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import audit, export, init, inspect, power, run, view
+from pipeline.cli.render import spell_what_cannot_be_shown
 from pipeline.errors import UserError
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a step failed, 2 usage or study file, 4 integrity, 5 cluster unreachable,
     130 interrupted."""
+    spell_what_cannot_be_shown()
     try:
         code = app(standalone_mode=False)
     except UserError as error:

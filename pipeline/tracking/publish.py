@@ -77,8 +77,8 @@ def publish(study: RecordedStudy, store: Store, stage: Stage[Any], step_id: str,
     commits = study.commits(store)
     to, mark = place(study, store, commits), target / ".key"
     content = f"{commits[step_id].attempt} {hashlib.sha256(repr(to).encode()).hexdigest()}"
-    if mark.is_file() and mark.read_text() == content:
+    if mark.is_file() and mark.read_text(encoding="utf-8") == content:
         return
     shutil.copytree(store.artifact(commits[step_id]).path(), target, dirs_exist_ok=True)
     stage.publish(target, to)
-    mark.write_text(content)
+    mark.write_text(content, encoding="utf-8")
