@@ -11,6 +11,7 @@ import typer
 from pipeline.cli import audit, export, init, inspect, power, run, view
 from pipeline.cli.render import spell_what_cannot_be_shown
 from pipeline.errors import UserError
+from pipeline.interrupt import terminable
 
 app = typer.Typer(
     name="infini-study",
@@ -53,7 +54,8 @@ def main() -> None:
     130 interrupted."""
     spell_what_cannot_be_shown()
     try:
-        code = app(standalone_mode=False)
+        with terminable():
+            code = app(standalone_mode=False)
     except UserError as error:
         _fail(str(error), error.exit_code)
     except typer.TyperException as error:  # a wrong option or argument

@@ -56,7 +56,6 @@ def serve(uri: str, port: int, say: Callable[[str], None]) -> int:
     server = subprocess.Popen(  # its errors go to stderr; stdout has only greetings
         command, env={**os.environ, **quiet}, stdout=subprocess.DEVNULL, start_new_session=True
     )
-    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         address = f"http://127.0.0.1:{port}"
         if _answers(address, server):
@@ -68,12 +67,7 @@ def serve(uri: str, port: int, say: Callable[[str], None]) -> int:
     except KeyboardInterrupt:
         return 0
     finally:
-        signal.signal(signal.SIGTERM, before)
         _end(server)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _answers(address: str, server: subprocess.Popen[bytes]) -> bool:

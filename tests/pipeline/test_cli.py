@@ -315,6 +315,18 @@ def test_damaged_documents_are_named_and_skipped(cli: Command, books: Path):
     assert said.code == 1 and "on_bad_document = 'fail'" in said.err and "7 bad document(s)" in said.err
 
 
+def test_sigterm_before_the_first_step_ends_as_ctrl_c_does(cli: Command, tmp_path: Path):
+    write_study(tmp_path)
+    command = [sys.executable, "-m", "pipeline.cli", "run", "tiny.yaml", "--until", "ingest", "--root", "store"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        assert any("starting Ray" in line for line in run.stderr)
+        run.terminate()
+        said = run.stderr.read()
+    assert run.returncode == 130 and "running again goes on from there" in said
+
+
 def test_a_damaged_store_is_exit_code_4_and_says_how_to_mend_it(cli: Command):
     run = ("run", "tiny.yaml", "--until", "decontaminate", "--address", "inline", "--root", "store")
     assert cli(*run).code == 0

@@ -304,8 +304,9 @@ def test_on_ray_a_step_that_can_never_start_is_refused(on_ray: None, store: Stor
 
 
 def test_on_ray_a_killed_driver_leaves_what_the_next_run_completes(
-    store: Store, faults: Faults, expected: dict[str, str]
+    store: Store, faults: Faults, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # make prints what that cannot hold
     faults.fail_at("count", "step 2", kind="kill_driver")
     killed = driver(store, faults, address="local")
     killed.communicate(timeout=120)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import pytest
 
+from pipeline.engine import progress
 from pipeline.engine.progress import Display, number, span
 
 
@@ -139,3 +141,18 @@ def test_no_progress_gives_plain_lines_even_on_a_terminal(clock: Clock):
 def test_spans_and_numbers_read_well():
     assert [span(s) for s in (0.4, 59.6, 60, 125, 7260)] == ["0s", "1m00s", "1m00s", "2m05s", "2h01m"]
     assert [number(v) for v in (3, 0.123456, 1234567.0)] == ["3", "0.1235", "1,234,567"]
+
+
+def test_what_cannot_tick_is_spoken_of_every_ten_seconds(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(progress, "EVERY", 0.001)
+    spoken = threading.Event()
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            spoken.set()
+            return super().write(text)
+
+    stream = Stream()
+    with Display(stream=stream).during("starting Ray"):
+        assert spoken.wait(30)
+    assert "still starting Ray (0s)" in stream.getvalue()
