@@ -328,7 +328,7 @@ def gc(
 ) -> None:
     """What no named study needs any more; lists it, deletes only with --delete."""
     store = open_store(root)
-    found = store.gc(store.kept(), delete=delete)
+    found = store.gc(store.kept(), delete=delete, say=note)
     total = sum(g.bytes for g in found)
     if json:
         entries = [{"path": g.path, "bytes": g.bytes, "reason": g.reason} for g in found]

@@ -291,6 +291,8 @@ class _Run:
                 result = Failed(f"its result could not be committed: {error}", result.log)
             else:
                 active.relinquished = active.relinquished or active.lease.lost or "lost"
+        if isinstance(result, Failed) and not active.relinquished:
+            active.relinquished = self._overtaken(active)
         active.lease.release()
         if active.relinquished and not self.stopping:
             if self._again(active):
@@ -302,6 +304,13 @@ class _Run:
             self._settle(step, "cancelled")
             self.display.cancelled(step.id)
             self.tracker.step_failed(step.id, "cancelled", "KILLED")
+
+    def _overtaken(self, active: _Active) -> str:
+        """Why the lease is lost, "" while it is held. A driver that was frozen may see its step fail, its files removed
+        by whoever took over, before its heartbeat sees why."""
+        with contextlib.suppress(OSError, IntegrityError):
+            active.lease.held()
+        return active.lease.lost or ""
 
     def _commit(self, active: _Active, done: Done) -> bool:
         """Commit if the lease still is ours; False if it is not (the attempt is discarded then)."""

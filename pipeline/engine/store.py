@@ -20,13 +20,13 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from dataclasses import replace as replace_field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster import storage
 from pipeline.engine import lease as leases
@@ -37,6 +37,7 @@ from pipeline.errors import IntegrityError, StudyError
 if TYPE_CHECKING:
     from stages.stage import Summary
 
+A, B = TypeVar("A"), TypeVar("B")
 SCHEMA = 1
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -227,11 +228,7 @@ class Store:
         cannot be read."""
         pairs = list(dict.fromkeys(wanted))
         try:
-            if self.local:
-                found = [self.lookup(*pair) for pair in pairs]
-            else:
-                with ThreadPoolExecutor(max_workers=16) as pool:
-                    found = list(pool.map(lambda pair: self.lookup(*pair), pairs))
+            found = self._map(lambda pair: self.lookup(*pair), pairs)
         except IntegrityError:
             raise
         except Exception as error:  # every kind of storage raises its own; all mean: cannot be used
@@ -445,32 +442,80 @@ class Store:
         """Keys that the last plan of any recorded study needs."""
         return {s["key"] for study in self.studies() for s in self.study_record(study).get("steps", {}).values()}
 
-    def gc(self, keep: set[str], *, delete: bool = False) -> list[Garbage]:
-        """What nobody needs: artifacts outside ``keep``, and attempts that lost. Dry unless ``delete``.
+    def gc(
+        self,
+        keep: set[str],
+        *,
+        delete: bool = False,
+        ttl: float = leases.TTL,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> list[Garbage]:
+        """What nobody needs: artifacts outside ``keep``, attempts that lost, what cut off writes left. Dry unless
+        ``delete``.
 
-        A key whose lease may be alive is left alone; the work folder of an unfinished step in ``keep`` stays, its
-        checkpoints are what the next run resumes from. Raises IntegrityError before deleting anything.
+        A key whose lease beats is left alone: unreleased leases beside garbage are watched for up to ``ttl`` seconds,
+        after ``say`` was told. The work folder of an unfinished step in ``keep`` stays, its checkpoints are what the
+        next run resumes from. Raises IntegrityError before deleting anything.
         """
-        found: list[Garbage] = []
-        for stage, key in self.keys():
-            place = self.folder(stage, key)
-            commit = self.lookup(stage, key)
-            if leases.live(self.fs, self.lease_folder(stage, key)):
-                continue
-            if key not in keep:
-                found.append(Garbage(place, self._size(place), "no named study needs it"))
-                continue
-            for name in self._attempts(stage, key):
-                if commit is None or name != commit.attempt:
-                    path = f"{place}/attempts/{name}"
-                    found.append(Garbage(path, self._size(path), "an attempt that was not committed"))
-            if commit is not None and self.fs.exists(f"{place}/work"):
-                found.append(Garbage(f"{place}/work", self._size(f"{place}/work"), "left over after the commit"))
+        found = self._all_garbage(self.keys(), keep)
+        held, silent = leases.watch(self.fs, [self.lease_folder(*place) for place in found], ttl=ttl, say=say)
+        taken = []
+        for request in silent if delete else ():  # so that a driver that was only frozen finds its lease lost
+            lease = request.take()
+            if isinstance(lease, leases.Lease):
+                taken.append(lease)
+            else:
+                held.add(request.folder)
+        # A driver may have committed and let go of its lease between the two looks: what both call garbage is some.
+        again = self._all_garbage([place for place in found if self.lease_folder(*place) not in held], keep)
+        garbage = [g for place, there in again.items() for g in there if g.path in {g.path for g in found[place]}]
+        garbage += self._cut_off([self.base, f"{self.base}/studies"])
         if delete:
-            for garbage in found:
-                storage.remove_tree(self.fs, f"{garbage.path}.manifest.json")
-                storage.remove_tree(self.fs, garbage.path)
-        return found
+            for one in garbage:
+                storage.remove_tree(self.fs, f"{one.path}.manifest.json")
+                storage.remove_tree(self.fs, one.path)
+            for lease in taken:
+                lease.release()
+        return garbage
+
+    def _all_garbage(self, places: Iterable[tuple[str, str]], keep: set[str]) -> dict[tuple[str, str], list[Garbage]]:
+        """By (stage, key), those that have some."""
+        pairs = list(places)
+        found = zip(pairs, self._map(lambda pair: list(self._garbage(*pair, keep)), pairs), strict=True)
+        return {pair: garbage for pair, garbage in found if garbage}
+
+    def _garbage(self, stage: str, key: str, keep: set[str]) -> Iterator[Garbage]:
+        place = self.folder(stage, key)
+        sizes = storage.sizes_below(self.fs, place)
+        commit = self.lookup(stage, key)
+        if key not in keep:
+            if sizes or self.local:
+                yield Garbage(place, sum(sizes.values()), "no named study needs it")
+            return
+
+        def below(folder: str) -> int:
+            return sum(size for path, size in sizes.items() if path.startswith(f"{folder}/"))
+
+        for name in self._attempts(stage, key):
+            path = f"{place}/attempts/{name}"
+            there = self.local or any(file.startswith((f"{path}/", f"{path}.")) for file in sizes)
+            if there and (commit is None or name != commit.attempt):
+                yield Garbage(path, below(path), "an attempt that was not committed")
+        work = f"{place}/work"
+        if commit is not None and (below(work) or (self.local and self.fs.exists(work))):
+            yield Garbage(work, below(work), "left over after the commit")
+        yield from self._cut_off([place, f"{place}/lease", f"{place}/attempts"])
+
+    def _cut_off(self, folders: Iterable[str]) -> Iterator[Garbage]:
+        """Files that a process killed in the middle of a write left in ``folders``; only local files are written beside
+        their place. One younger than an hour may still be written."""
+        for folder in folders if self.local else ():
+            for name in self._names(folder):
+                path = Path(folder) / name
+                if re.fullmatch(r"\..+\.tmp|\.writable-.+", name):
+                    with contextlib.suppress(FileNotFoundError):  # written to its end meanwhile
+                        if time.time() - path.stat().st_mtime > 3600:
+                            yield Garbage(str(path), path.stat().st_size, "left by a write that was cut off")
 
     # Helpers
 
@@ -489,5 +534,9 @@ class Store:
         names = self._names(f"{self.folder(stage, key)}/attempts")
         return sorted({n.removesuffix(".manifest.json") for n in names if not n.startswith(".")})
 
-    def _size(self, path: str) -> int:
-        return int(self.fs.du(path)) if self.fs.exists(path) else 0
+    def _map(self, ask: Callable[[A], B], of: Iterable[A]) -> list[B]:
+        """``ask`` of each, in order; of a remote store many at a time."""
+        if self.local:
+            return list(map(ask, of))
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            return list(pool.map(ask, of))

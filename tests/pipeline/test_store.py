@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -225,14 +228,52 @@ def test_gc_keeps_what_named_studies_need_and_is_dry_by_default(store: Store):
     assert {commit.key for commit in store.commits()} == {step.key for step in kept}
 
 
-def test_gc_leaves_a_key_with_a_live_lease_alone(store: Store):
+class Skewed:
+    """The clock of a machine that is four hours behind."""
+
+    monotonic, sleep = time.monotonic, time.sleep
+
+    @staticmethod
+    def time() -> float:
+        return time.time() - 4 * 3600
+
+
+def test_gc_leaves_a_key_with_a_live_lease_alone(store: Store, monkeypatch: pytest.MonkeyPatch):
     attempt = store.attempt("ingest", KEY, 1)
     (attempt.directory / "x").write_text("being written")
     storage.write_atomic(store.fs, store.work_url("ingest", KEY) + "/checkpoint", b"")
-    lease = LeaseRequest(store.fs, store.lease_folder("ingest", KEY), this_process()).take()
-    assert store.gc(set()) == []
+    there = replace(this_process(), machine="another machine")
+    lease = LeaseRequest(store.fs, store.lease_folder("ingest", KEY), there, ttl=3).take()
+    monkeypatch.setattr("pipeline.engine.lease.time", Skewed)
+    lease.start(lambda reason: None)
+    assert store.gc({KEY}, delete=True) == store.gc(set(), delete=True) == []
     lease.release()
     assert [garbage.path for garbage in store.gc(set())] == [store.folder("ingest", KEY)]
+
+
+def test_gc_takes_the_lease_of_a_silent_driver_which_then_cannot_commit(store: Store):
+    attempt = store.attempt("ingest", KEY, 1)
+    (attempt.directory / "x").write_text("finished by a driver that is frozen now")
+    sealed = store.seal(attempt)
+    there = replace(this_process(), machine="another machine")
+    frozen = LeaseRequest(store.fs, store.lease_folder("ingest", KEY), there).take()
+    found = store.gc({KEY}, delete=True, ttl=0.2)
+    assert [garbage.reason for garbage in found] == ["an attempt that was not committed"]
+    assert sealed.id in found[0].path and not frozen.held()
+
+
+def test_gc_finds_what_cut_off_writes_left(tmp_path: Path):
+    store = Store(tmp_path)
+    make(store)
+    folder = Path(store.folder("ingest", KEY))
+    (folder / "lease").mkdir()
+    left = [folder / "lease" / ".1.json.00ff.tmp", folder / ".COMMIT.json.00ff.tmp", tmp_path / ".writable-00ff"]
+    for path in [*left, young := folder / ".mlflow.json.00ff.tmp"]:
+        path.write_text("half")
+        os.utime(path, (0, 0) if path != young else None)
+    assert {garbage.path for garbage in store.gc({KEY})} == set(map(str, left))
+    store.gc({KEY}, delete=True)
+    assert young.is_file() and not any(path.exists() for path in left) and store.gc({KEY}) == []
 
 
 def test_the_record_of_a_study_holds_its_last_plan(store: Store):
