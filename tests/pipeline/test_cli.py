@@ -87,7 +87,7 @@ STUDY_FILES: dict[str, tuple[str | bytes, str]] = {
     "binary": (bytes(range(256)), r"not a text file in UTF-8 \(byte 128 is 0x80\).*Fix"),
     "utf-16": (STUDY.encode("utf-16"), r"not a text file in UTF-8"),
     "control character": (STUDY + 'description: "\x07"\n', r"not YAML: unacceptable character"),
-    "too deep": ("a: " + "[" * 3000, r"nested too deeply"),
+    "too deep": ("a: " + "[" * 3000, r"nested more than 40 levels deep"),
     "python object": (replaced("tiny", "!!python/object/apply:os.system [ls]"), r"not YAML: could not determine"),
     "not the number it says": (replaced("name: tiny", "name: !!int x"), r"not YAML: invalid literal"),
     "section unknown": (STUDY + "abalte: {}\n", r"abalte: unknown key; did you mean 'ablate'"),
