@@ -106,7 +106,8 @@ def read_bytes(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
     try:
         if is_local(fs):
             return Path(path).read_bytes()
-        return bytes(fs.cat_file(path))
+        # What is read whole is small: one request, where s3fs would ask for the size first.
+        return bytes(fs.cat_file(path, **({"max_concurrency": 1} if "s3" in fs.protocol else {})))
     except FileNotFoundError:
         return None
 

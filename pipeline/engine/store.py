@@ -223,17 +223,39 @@ class Store:
             ) from error
         return commit
 
-    def lookup_many(self, wanted: Iterable[tuple[str, str]]) -> dict[str, Commit]:
-        """The commits there are, by key; remote stores are asked in parallel. Raises StudyError for a store that
-        cannot be read."""
+    def present(self, stages: Iterable[str]) -> dict[str, set[str]]:
+        """By stage, the keys that have a folder: one listing a stage. Raises StudyError for a store that cannot be
+        read."""
+
+        def names(stage: str) -> set[str]:
+            try:
+                found = self.fs.ls(f"{self.base}/{stage}", detail=False)
+            except FileNotFoundError:
+                return set()
+            return {str(path).rstrip("/").rsplit("/", 1)[-1] for path in found}
+
+        wanted = list(dict.fromkeys(stages))
+        return dict(zip(wanted, self._ask(names, wanted), strict=True))
+
+    def lookup_many(
+        self, wanted: Iterable[tuple[str, str]], present: Mapping[str, set[str]] | None = None
+    ) -> dict[str, Commit]:
+        """The commits there are, by key; those without a folder in the listing (``present``) are not asked for. Raises
+        StudyError for a store that cannot be read."""
         pairs = list(dict.fromkeys(wanted))
+        if present is None:
+            present = self.present(stage for stage, _ in pairs)
+        there = [(stage, key) for stage, key in pairs if key in present[stage]]
+        return {c.key: c for c in self._ask(lambda pair: self.lookup(*pair), there) if c is not None}
+
+    def _ask(self, ask: Callable[[A], B], of: Iterable[A]) -> list[B]:
+        """``_map`` for reading. Raises StudyError for a store that cannot be read."""
         try:
-            found = self._map(lambda pair: self.lookup(*pair), pairs)
+            return self._map(ask, of)
         except IntegrityError:
             raise
         except Exception as error:  # every kind of storage raises its own; all mean: cannot be used
             raise StudyError(self._unreadable(error)) from error
-        return {commit.key: commit for commit in found if commit is not None}
 
     def check_there(self) -> None:
         """For commands that only look: raises StudyError where there is no store, or none that can be read."""
@@ -279,10 +301,7 @@ class Store:
 
     def commits(self, stage: str | None = None) -> Iterator[Commit]:
         """Every committed artifact, or those of one stage, by stage and key."""
-        for name, key in self.keys(stage):
-            commit = self.lookup(name, key)
-            if commit is not None:
-                yield commit
+        yield from (c for c in self._map(lambda pair: self.lookup(*pair), self.keys(stage)) if c is not None)
 
     def begun(self, stage: str, key: str) -> bool:
         """Has anybody started on this key? The plan of a run names steps it never came to, so it is no sign of that;

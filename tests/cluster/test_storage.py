@@ -51,6 +51,20 @@ def test_writing_leaves_only_the_file_and_reading_a_missing_one_gives_none(url: 
     assert storage.read_json(fs, f"{path}/b/y.json") is None
 
 
+def test_a_small_file_is_one_request_on_s3(s3_root: str, monkeypatch: pytest.MonkeyPatch):
+    fs, path = storage.filesystem(s3_root)
+    storage.write_atomic(fs, f"{path}/COMMIT.json", b"{}")
+    asked, call = [], fs._call_s3
+
+    async def counted(method, *arguments, **options):
+        asked.append(method)
+        return await call(method, *arguments, **options)
+
+    monkeypatch.setattr(fs, "_call_s3", counted)
+    assert storage.read_bytes(fs, f"{path}/COMMIT.json") == b"{}" and storage.read_bytes(fs, f"{path}/none") is None
+    assert asked == ["get_object", "get_object"]
+
+
 def test_a_tree_comes_back_as_it_went(url: str, tmp_path: Path):
     source = tmp_path / "source"
     (source / "deep" / "er").mkdir(parents=True)
