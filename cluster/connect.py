@@ -11,8 +11,10 @@ import contextlib
 import importlib
 import os
 import secrets
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,11 +87,14 @@ def connect(
     object_store_bytes: int = 400 * 2**20,
     temp_dir: str | None = None,
     timeout_s: float = 5.0,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Connection:
     """Start Ray in this process (``local``) or join the cluster at ``host:port`` or ``auto``.
 
-    An already initialised Ray is used as it is and left running. Raises ClusterError within about ``timeout_s``
-    where nothing answers, and for ``ray://`` (the client is slow; jobs are submitted instead).
+    An already initialised Ray is used as it is and left running. An embedded one that does not start in the 30 s Ray
+    gives itself is tried once more, after ``say`` was told. Raises ClusterError within about ``timeout_s`` where
+    nothing answers, after the second try, and for ``ray://`` (the client is slow; jobs are submitted instead).
+    KeyboardInterrupt: SIGTERM came while Ray, which then has a handler of its own, was starting.
     """
     set_environment()
     if address == LOCAL:
@@ -101,28 +106,43 @@ def connect(
     if ray.is_initialized():
         return _connection(address, owned=False)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if address == LOCAL:
+        options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": object_store_bytes}
+        options |= {"_temp_dir": _short_temp_dir(temp_dir), "runtime_env": {"worker_process_setup_hook": _hook()}}
+    else:
+        variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+        options["runtime_env"] = {"env_vars": variables, "worker_process_setup_hook": _hook()}
     try:
-        if address == LOCAL:
-            ray.init(
-                address=LOCAL,
-                num_cpus=cpus,
-                include_dashboard=False,
-                object_store_memory=object_store_bytes,
-                _temp_dir=_short_temp_dir(temp_dir),
-                runtime_env={"worker_process_setup_hook": _hook()},
-                **options,
-            )
-        else:
-            variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-            ray.init(
-                address=address,
-                runtime_env={"env_vars": variables, "worker_process_setup_hook": _hook()},
-                **options,
-            )
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError) as error:
+        _init(address, options)
+    except ClusterError as error:
+        if address != LOCAL:
+            raise
+        say(f"{error.args[0].partition('. Fix:')[0]}; trying once more")
+        _init(address, options)
+    return _connection(address, owned=True)
+
+
+def _init(address: str, options: Mapping[str, Any]) -> None:
+    """``ray.init``, of which nothing stays when it fails. Raises ClusterError."""
+    import psutil
+    import ray
+
+    before = set(psutil.Process().children(recursive=True))
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, **options)
+    except SystemExit as error:  # what Ray's own handler of SIGTERM does
+        raise KeyboardInterrupt from error
+    except Exception as error:  # a start that takes too long is a bare Exception there
+        ray.shutdown()
+        for process in set(psutil.Process().children(recursive=True)) - before:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise ClusterError(f"address = {address!r}: Ray did not start or join: {reason}. {_FIX}") from error
-    return _connection(address, owned=True)
+    finally:
+        if threading.current_thread() is threading.main_thread() and callable(handler):
+            signal.signal(signal.SIGTERM, handler)  # the caller's own; Ray puts its own in its place
 
 
 def _hook() -> Callable[[], None]:

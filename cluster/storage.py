@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -38,7 +39,8 @@ def filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
         fs, path = fsspec.core.url_to_fs(str(url), use_listings_cache=False)
     except (ValueError, ImportError) as error:
         raise StorageError(
-            f"root = {str(url)!r}: {error} (allowed: a local path, file://, memory://, s3:// or another fsspec URL)"
+            f"root = {redacted(str(url))!r}: {redacted(str(error))} (allowed: a local path, file://, memory://, s3:// "
+            "or another fsspec URL)"
         ) from error
     return fs, path.rstrip("/") if len(path) > 1 else path
 
@@ -60,8 +62,19 @@ def local_path(url: str | Path) -> Path | None:
 def reason(error: BaseException) -> str:
     """An error of any filesystem in one line."""
     if isinstance(error, OSError) and error.strerror:
-        return str(error.strerror)
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return redacted(str(error.strerror))
+    return redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+_PASSWORD = re.compile(r"(://[^:/?#@\s]*:)[^\s?'\"]*@")
+_TOKEN = re.compile(r"(https?://)[^:/?#@\s]+@")
+_PARAMETER = re.compile(r"([?&;][\w-]*(?:password|passwd|pwd|token|secret|key)[\w-]*=)[^&;\s'\"]*", re.IGNORECASE)
+
+
+def redacted(text: str) -> str:
+    """``text`` with ``***`` for every password, token and key in its URLs: what may be printed and stored. Two URLs
+    that differ in these alone become one."""
+    return _PARAMETER.sub(r"\1***", _TOKEN.sub(r"\1***@", _PASSWORD.sub(r"\1***@", text)))
 
 
 def join(url: str | Path, *names: str) -> str:
@@ -93,7 +106,8 @@ def read_bytes(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
     try:
         if is_local(fs):
             return Path(path).read_bytes()
-        return bytes(fs.cat_file(path))
+        # What is read whole is small: one request, where s3fs would ask for the size first.
+        return bytes(fs.cat_file(path, **({"max_concurrency": 1} if "s3" in fs.protocol else {})))
     except FileNotFoundError:
         return None
 
@@ -164,7 +178,16 @@ def create_exclusive(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> b
             fs.pipe_file(path, data, mode="create")
     except FileExistsError:
         pass  # another won, or an earlier try of ours whose answer got lost
+    except OSError as error:
+        if not _precondition_failed(error):
+            raise
     return read_bytes(fs, path) == data
+
+
+def _precondition_failed(error: BaseException) -> bool:
+    """Is it the answer 412 to a conditional put? Of that s3fs makes an OSError like that for any other bad request."""
+    answer = getattr(error.__cause__, "response", None)
+    return isinstance(answer, dict) and answer.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412
 
 
 def _create_exclusive_local(path: str, data: bytes) -> bool:
@@ -219,10 +242,17 @@ def get_file(fs: fsspec.AbstractFileSystem, path: str, target: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def sizes_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, int]:
+    """Bytes of every file below ``path``, by its path. Some object stores go on listing a folder after its last file
+    went: such names are left out."""
+    found = fs.find(path, detail=True)
+    return {str(name): int(info["size"]) for name, info in found.items() if info["type"] == "file"}
+
+
 def get_tree(fs: fsspec.AbstractFileSystem, path: str, folder: Path) -> None:
     """Fetch every file below ``path`` to the same names below the local ``folder``."""
     base = path.rstrip("/") + "/"
-    for found in sorted(fs.find(path)):
+    for found in sorted(sizes_below(fs, path)):
         get_file(fs, found, folder / found[found.index(base) + len(base) :])
 
 
@@ -249,6 +279,7 @@ def check_writable(url: str | Path) -> None:
         fs.rm_file(probe)
     except Exception as error:  # every filesystem raises its own kinds; all mean: cannot be used
         raise StorageError(
-            f"root = {str(url)!r}: storage cannot be written: {reason(error)} (allowed: a folder or bucket this user "
-            "may write to). Fix: choose another with --root, or check permissions, credentials and free space"
+            f"root = {redacted(str(url))!r}: storage cannot be written: {reason(error)} (allowed: a folder or "
+            "bucket this user may write to). Fix: choose another with --root, or check permissions, credentials and "
+            "free space"
         ) from error

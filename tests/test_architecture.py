@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = (
     "pipeline.api", "pipeline.cli", "pipeline.tracking", "pipeline.study", "pipeline.engine", "pipeline.plugins",
-    "pipeline.errors",
+    "pipeline.errors", "pipeline.interrupt",
     "stages.verdict", "stages.evidence", "stages.training", "stages.data", "stages.statistics", "stages.display",
     "stages.record", "stages.stage", "model", "cluster",
 )  # fmt: skip
@@ -72,6 +72,7 @@ def test_the_engine_knows_no_study_and_no_stage_but_the_contract() -> None:
         "pipeline.engine",
         "pipeline.plugins",
         "pipeline.errors",
+        "pipeline.interrupt",
         "stages.stage",
         "cluster",
     }

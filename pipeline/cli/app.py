@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import audit, export, init, inspect, power, run, view
+from pipeline.cli.render import spell_what_cannot_be_shown
 from pipeline.errors import UserError
+from pipeline.interrupt import terminable
 
 app = typer.Typer(
     name="infini-study",
@@ -44,14 +46,25 @@ def _options(
     pass
 
 
-_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)
+_OF_THE_MACHINE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+)
 
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a step failed, 2 usage or study file, 4 integrity, 5 cluster unreachable,
     130 interrupted."""
+    spell_what_cannot_be_shown()
     try:
-        code = app(standalone_mode=False)
+        with terminable():
+            code = app(standalone_mode=False)
     except UserError as error:
         _fail(str(error), error.exit_code)
     except typer.TyperException as error:  # a wrong option or argument

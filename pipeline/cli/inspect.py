@@ -187,7 +187,7 @@ def show(
         return
     line(f"{commit.step}  {commit.key}")
     line(f"  {commit.headline}")
-    line(f"  made {commit.created} in {seconds(float(commit.meta.get('seconds', 0)))}; folder {artifact.path()}")
+    line(f"  made {commit.created} in {seconds(float(commit.meta.get('seconds', 0)))}; folder {artifact.place}")
     if tracked:
         line(f"  MLflow run {tracked['run_id']}")
     for name, source in commit.meta.get("inputs", {}).items():
@@ -271,10 +271,21 @@ def verify(
     store = open_store(root)
     if study is not None and key is None:
         raise StudyError(f"--study = {study!r}: says whose step KEY is. Fix: name a step, or leave --study out")
-    commits = [find(store, key, study)] if key else list(store.commits())
-    problems = {c.key: found for c in commits if (found := store.verify(c))}
+    checked, problems = 0, {}
+    old: list[str] = []  # keys of commits without a digest
+    for name, whole in [(c.stage, c.key) for c in [find(store, key, study)]] if key else store.keys():
+        try:
+            commit = store.lookup(name, whole)
+        except IntegrityError as error:
+            checked, problems[whole] = checked + 1, [str(error)]
+            continue
+        if commit is not None:
+            checked += 1
+            old += [] if commit.sha256 else [whole]
+            if found := store.verify(commit):
+                problems[whole] = found
     if json:
-        print_json("verify", {"checked": len(commits), "problems": problems})
+        print_json("verify", {"checked": checked, "problems": problems, "commits_without_digest": old})
         if problems:
             raise typer.Exit(IntegrityError.exit_code)
         return
@@ -283,9 +294,11 @@ def verify(
             line(problem)
     if problems:
         raise IntegrityError(
-            f"{len(problems)} of {len(commits)} artifacts are damaged. Fix: run --force STEP makes one again"
+            f"{len(problems)} of {checked} artifacts are damaged. Fix: run --force STEP makes one again"
         )
-    line(f"{len(commits)} artifacts, all files as committed")
+    line(f"{checked} artifacts, all files as committed")
+    if old:
+        line(f"{len(old)} of them were committed before commits had a digest: of these only the files are checked")
 
 
 def logs(key: KeyArgument, study: OfStudy = None, root: Root = None) -> None:
@@ -315,7 +328,7 @@ def gc(
 ) -> None:
     """What no named study needs any more; lists it, deletes only with --delete."""
     store = open_store(root)
-    found = store.gc(store.kept(), delete=delete)
+    found = store.gc(store.kept(), delete=delete, say=note)
     total = sum(g.bytes for g in found)
     if json:
         entries = [{"path": g.path, "bytes": g.bytes, "reason": g.reason} for g in found]

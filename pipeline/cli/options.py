@@ -56,7 +56,9 @@ Force = Annotated[
 Tracking = Annotated[
     str | None,
     typer.Option(
-        "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow server (default: SQLite below the root)."
+        "--tracking-uri",
+        envvar="MLFLOW_TRACKING_URI",
+        help="MLflow server (default: SQLite below the root). One with a password: by the environment.",
     ),
 ]
 
@@ -72,6 +74,7 @@ def tracking_uri(given: str | None, store: Store) -> str:
     Raises StudyError for one MLflow does not know, and for a remote root without one: SQLite cannot live in object
     storage.
     """
+    from cluster.storage import redacted
     from pipeline.tracking.track import default_tracking_uri
 
     if not given:
@@ -79,7 +82,7 @@ def tracking_uri(given: str | None, store: Store) -> str:
     scheme, separator, _ = given.partition("://")
     if separator and scheme.split("+")[0] not in _TRACKING:
         raise StudyError(
-            f"--tracking-uri = {given!r}: MLflow knows no {scheme}:// (allowed: {', '.join(_TRACKING)}). "
+            f"--tracking-uri = {redacted(given)!r}: MLflow knows no {scheme}:// (allowed: {', '.join(_TRACKING)}). "
             "Fix: give the http(s) address of a server, or sqlite:////folder/mlflow.db"
         )
     return given

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,31 @@ SCHEMA_VERSION = 1
 
 VERDICT_STYLE = {"supported": "green", "refuted": "red", "inconclusive": "yellow", "not measured": "dim"}
 ACTION_STYLE = {"run": "yellow", "reuse": "green", "skip": "dim", "blocked": "red"}
+
+
+_SPELLED = {
+    "−": "-", "–": "-", "—": "-", "…": "...", "’": "'", "“": '"', "”": '"', "×": "x", "±": "+-", "≤": "<=", "≥": ">=",
+    "·": "*", "→": "->", "β": "beta", "λ": "lambda", "σ": "sigma",
+}  # fmt: skip
+
+
+def spell_what_cannot_be_shown() -> None:
+    """From now on characters that the terminal's or the pipe's encoding does not have are spelled in those it has,
+    where Python would end the command on them."""
+    codecs.register_error("spelled", _spelled)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what else stands in their place takes any text
+            stream.reconfigure(errors="spelled")
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(map(_spelling, error.object[error.start : error.end])), error.end
+
+
+def _spelling(character: str) -> str:
+    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return _SPELLED.get(character) or plain or character.encode("ascii", "backslashreplace").decode()
 
 
 def print_json(command: str, body: Mapping[str, Any]) -> None:

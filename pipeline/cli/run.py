@@ -232,11 +232,13 @@ def _execute(
 
 def _unseen(opened: Loaded, decisions: dict[str, StepDecision], uri: str) -> bool:
     """Is the study complete, but unknown to this tracking server? Its report is its own, so that one is asked for."""
+    from cluster import storage
+
     step = opened.plan["report"]
     if decisions[step.id].action != "reuse":
         return False
     made = opened.store.mlflow(step.stage.name, step.key)
-    return made is None or made["tracking_uri"] != uri
+    return made is None or made["tracking_uri"] != storage.redacted(uri)
 
 
 def _print_outcome(opened: Loaded, outcome: Outcome, tracking: str | None, json: bool) -> None:
@@ -284,9 +286,10 @@ def _note_troubles(outcome: Outcome) -> None:
 
 
 def _ui_options(opened: Loaded, tracking: str | None) -> str:
+    from cluster import storage
     from pipeline.tracking.publish import root_option
 
-    return root_option(opened.store.root) + (f" --tracking-uri {tracking}" if tracking else "")
+    return root_option(opened.store.root) + (f" --tracking-uri {storage.redacted(tracking)}" if tracking else "")
 
 
 def _publish_report(opened: Loaded) -> Path | None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cluster.storage import redacted
 from pipeline.errors import StudyError
 
 _VIEW = "workflowType=machine_learning"  # else MLflow opens its pages for language-model applications
@@ -43,16 +44,18 @@ def serve(uri: str, port: int, say: Callable[[str], None]) -> int:
     """
     database = uri.removeprefix("sqlite:///")
     if database != uri and not Path(database).is_file():
-        raise StudyError(f"no MLflow runs at {uri}. Fix: run a study first, or give its --root or --tracking-uri")
+        raise StudyError(
+            f"no MLflow runs at {redacted(uri)}. Fix: run a study first, or give its --root or --tracking-uri"
+        )
     port = free_port(port)
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     quiet |= {"MLFLOW_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    quiet["MLFLOW_BACKEND_STORE_URI"] = uri  # a command line, and the password in it, is seen by every user
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
     server = subprocess.Popen(  # its errors go to stderr; stdout has only greetings
         command, env={**os.environ, **quiet}, stdout=subprocess.DEVNULL, start_new_session=True
     )
-    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         address = f"http://127.0.0.1:{port}"
         if _answers(address, server):
@@ -64,12 +67,7 @@ def serve(uri: str, port: int, say: Callable[[str], None]) -> int:
     except KeyboardInterrupt:
         return 0
     finally:
-        signal.signal(signal.SIGTERM, before)
         _end(server)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _answers(address: str, server: subprocess.Popen[bytes]) -> bool:

@@ -70,10 +70,11 @@ def ui(
     ] = 5000,
 ) -> None:
     """MLflow in the browser, on this machine only: runs, lineage, the contamination audit, the verdicts."""
+    from cluster import storage
     from pipeline.cli.serve import serve
 
     uri = tracking_uri(tracking, open_store(root))
     if uri.startswith(("http://", "https://")):
-        line(uri)
+        line(storage.redacted(uri))
         return
     raise typer.Exit(serve(uri, port, line))

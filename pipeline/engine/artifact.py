@@ -26,10 +26,18 @@ class Entry:
     sha256: str
 
 
-def sha256_file(path: Path) -> str:
-    """Hex digest of a local file's bytes."""
+_DIGESTS: dict[tuple[int, int, int, int], str] = {}
+"""sha256 of the files this process has read whole, by device, inode, size and time of change in ns."""
+
+
+def sha256_file(path: Path, again: bool = False) -> str:
+    """Hex digest of a local file, read once in this process (``again``: in any case). Raises FileNotFoundError."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        status = os.fstat(file.fileno())
+        known = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if again or known not in _DIGESTS:
+            _DIGESTS[known] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _DIGESTS[known]
 
 
 def build_manifest(folder: Path) -> tuple[bytes, list[Entry]]:
@@ -58,7 +66,8 @@ class StoredArtifact:
     """Implements ``stages.stage.Artifact``.
 
     ``base`` is the URL of the committed attempt's folder. Of a local store the files are used in place; from
-    another they are fetched one by one into ``cache`` and their sha256 checked then. Sizes are always checked.
+    another they are fetched one by one into ``cache``, and again where what lies there is damaged. The sha256 of
+    every file is checked before its first use in a process.
     """
 
     stage: str
@@ -91,34 +100,46 @@ class StoredArtifact:
         wanted = list(self._entries(name.strip("/")))
         folder = storage.local_path(self.base)
         if folder is None:
-            folder = Path(self.cache) / self.stage / self.key / self.base.rsplit("/", 1)[-1]
+            folder = self.copies
             self._fetch(folder, wanted)
         for entry in wanted:
             if entry.path not in self._checked:
-                self._check_size(folder / entry.path, entry)
+                self._check(folder / entry.path, entry)
                 self._checked.add(entry.path)
         return folder / name if name else folder
+
+    @property
+    def place(self) -> str:
+        """The artifact's folder for people to read: a local path, or the URL of a remote one. Nothing is fetched."""
+        return str(storage.local_path(self.base) or self.base)
+
+    @property
+    def copies(self) -> Path:
+        """Folder on this machine for files fetched from a remote store."""
+        return Path(self.cache) / self.stage / self.key / self.base.rsplit("/", 1)[-1]
 
     def json(self, name: str) -> Any:
         """The parsed JSON file ``name``."""
         return json.loads(self.path(name).read_text(encoding="utf-8"))
 
     def damages(self, deep: bool) -> Iterator[str]:
-        """One line per file that is missing, has another size or (``deep``) another sha256, in the store itself."""
+        """One line per file that is missing, has another size or (``deep``) another sha256: in the store itself, and
+        among the copies this machine keeps of a remote store's files."""
         fs, base = storage.filesystem(self.base)
+        sizes = storage.sizes_below(fs, base)
         for entry in self.manifest.values():
             where = f"{base}/{entry.path}"
-            try:
-                size = fs.size(where)
-            except FileNotFoundError:
+            if where not in sizes:
                 yield f"{where}: missing"
-                continue
-            if size != entry.size:
-                yield f"{where}: {size} bytes instead of {entry.size}"
+            elif sizes[where] != entry.size:
+                yield f"{where}: {sizes[where]} bytes instead of {entry.size}"
             elif deep:
                 with fs.open(where, "rb") as file:
                     if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
                         yield f"{where}: sha256 differs from the manifest"
+            copy = self.copies / entry.path
+            if deep and not storage.is_local(fs) and copy.is_file() and sha256_file(copy, again=True) != entry.sha256:
+                yield f"{copy}: this machine's copy differs from the manifest. Fix: delete it, it is fetched again"
 
     def _entries(self, name: str) -> Iterator[Entry]:
         found = [e for p, e in self.manifest.items() if not name or p == name or p.startswith(name + "/")]
@@ -131,24 +152,26 @@ class StoredArtifact:
         fs, base = storage.filesystem(self.base)
         for entry in entries:
             target = folder / entry.path
-            if target.is_file() and target.stat().st_size == entry.size:
-                continue  # whole: files appear in the cache only after their digest was checked
+            if entry.path in self._checked or (target.is_file() and sha256_file(target) == entry.sha256):
+                continue
             part = target.with_name(f".{target.name}.{os.getpid()}.fetched")
             try:
                 try:
                     storage.get_file(fs, f"{base}/{entry.path}", part)
                 except FileNotFoundError:
                     raise IntegrityError(f"{base}/{entry.path}: missing from the store. Fix: {self.fix}") from None
-                if sha256_file(part) != entry.sha256:
+                if sha256_file(part, again=True) != entry.sha256:
                     raise IntegrityError(f"{base}/{entry.path}: sha256 differs from the manifest. Fix: {self.fix}")
                 os.replace(part, target)
             finally:
                 part.unlink(missing_ok=True)
 
-    def _check_size(self, path: Path, entry: Entry) -> None:
+    def _check(self, path: Path, entry: Entry) -> None:
         try:
-            size = path.stat().st_size
+            size, digest = path.stat().st_size, sha256_file(path)
         except FileNotFoundError:
             raise IntegrityError(f"{path}: missing from the store. Fix: {self.fix}") from None
         if size != entry.size:
             raise IntegrityError(f"{path}: {size} bytes instead of {entry.size}. Fix: {self.fix}")
+        if digest != entry.sha256:
+            raise IntegrityError(f"{path}: sha256 differs from the manifest. Fix: {self.fix}")

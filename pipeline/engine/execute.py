@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import signal
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +26,7 @@ from pipeline.engine.store import Commit, Store
 from pipeline.engine.tracker import Tracker
 from pipeline.engine.worker import Done, Failed, Job, Message
 from pipeline.errors import IntegrityError, StudyError
+from pipeline.interrupt import terminable
 from stages.stage import Execution
 
 if TYPE_CHECKING:
@@ -117,7 +116,8 @@ def execute(
     display.begin(len(plan.steps), len(run.outcome.ids("reused")), len(run.pending))
     try:
         if run.pending:
-            run.carry_out(address)
+            with terminable():
+                run.carry_out(address)
         elif tracker is not None:  # a server that has not seen what is there already
             tracker.begin(plan, run.commits)
             run.outcome.warnings += [("tracking", text) for text in tracker.finish("FINISHED")]
@@ -184,7 +184,8 @@ class _Run:
             )
         self.store.check_writable()
         self.display.note(f"starting Ray ({address})" if address != runners.INLINE else "running in this process")
-        self.runner = runners.start(address, self.execution.max_failures)
+        with self.display.during("starting Ray"):
+            self.runner = runners.start(address, self.execution.max_failures, self.display.note)
         try:
             self.runner.check((s.id, s.stage.needs(s.config, self.execution)) for s in self.pending)
             self.store.record_study(self.plan.record())
@@ -192,8 +193,7 @@ class _Run:
             self.meta = {"study": self.plan.study, "version": version(), "git_commit": git_commit()}
             self.tracker.begin(self.plan, self.commits)
             try:
-                with _terminable():  # only now: Ray installs a handler of its own when it starts
-                    self._loop()
+                self._loop()
             except KeyboardInterrupt:
                 self.outcome.interrupted = True
                 self.display.note("interrupted: ending running steps (again to end at once)")
@@ -205,7 +205,8 @@ class _Run:
         finally:
             self.runner.close()
             status = "KILLED" if self.outcome.interrupted else "FAILED" if self.outcome.exit_code else "FINISHED"
-            self.outcome.warnings += [("tracking", text) for text in self.tracker.finish(status)]
+            with self.display.during("writing to MLflow"):
+                self.outcome.warnings += [("tracking", text) for text in self.tracker.finish(status)]
 
     def _loop(self) -> None:
         while (self.pending and not self.stopping) or self.active:
@@ -213,7 +214,7 @@ class _Run:
             if not self.active and not self.requests:
                 break  # nothing runs and nobody is waited for: what is pending is blocked
             results = self.runner.wait(TICK)
-            self._pass_on(self.runner.drain())
+            self._pass_on(self.runner.drain(10.0 if results else 1.0))  # a step's messages come before its end
             for step_id, result in results:
                 self._finish(self.active.pop(step_id), result)
             self._mind_leases()
@@ -290,6 +291,8 @@ class _Run:
                 result = Failed(f"its result could not be committed: {error}", result.log)
             else:
                 active.relinquished = active.relinquished or active.lease.lost or "lost"
+        if isinstance(result, Failed) and not active.relinquished:
+            active.relinquished = self._overtaken(active)
         active.lease.release()
         if active.relinquished and not self.stopping:
             if self._again(active):
@@ -301,6 +304,13 @@ class _Run:
             self._settle(step, "cancelled")
             self.display.cancelled(step.id)
             self.tracker.step_failed(step.id, "cancelled", "KILLED")
+
+    def _overtaken(self, active: _Active) -> str:
+        """Why the lease is lost, "" while it is held. A driver that was frozen may see its step fail, its files removed
+        by whoever took over, before its heartbeat sees why."""
+        with contextlib.suppress(OSError, IntegrityError):
+            active.lease.held()
+        return active.lease.lost or ""
 
     def _commit(self, active: _Active, done: Done) -> bool:
         """Commit if the lease still is ours; False if it is not (the attempt is discarded then)."""
@@ -406,20 +416,3 @@ class _Run:
     def _warn(self, step_id: str, text: str) -> None:
         self.outcome.warnings.append((step_id, text))
         self.display.warn(step_id, text)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM (a batch system's end of time) ends a run as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -18,12 +18,13 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from cluster import storage
+from pipeline.engine.records import read_object, typed
 from pipeline.errors import IntegrityError
 
 TTL = 30.0  # seconds; a heartbeat every sixth of it rides out a few failed writes
@@ -59,10 +60,6 @@ class Holder:
     beat: int
     time: float  # wall clock of the owner's machine, for people to read
     released: bool
-
-    @staticmethod
-    def from_json(value: Any) -> Holder:
-        return Holder(**{**value, "owner": Owner(**value["owner"])})
 
 
 @cache
@@ -106,21 +103,13 @@ def current(fs: Any, folder: str) -> Holder | None:
     while numbers := _numbers(fs, folder):
         path = f"{folder}/{numbers[-1]}.json"
         try:
-            value = storage.read_json(fs, path)
-            if value is not None:
-                return Holder.from_json(value)
-        except (ValueError, TypeError, KeyError) as error:
+            data = storage.read_bytes(fs, path)
+            if data is not None:
+                return typed(Holder, read_object(data))
+        except ValueError as error:
             raise IntegrityError(f"{path}: not a lease ({error}). Fix: delete it if no run is active") from error
         # Superseded and cleaned up between the two looks, so there is a higher one now.
     return None
-
-
-def live(fs: Any, folder: str, ttl: float = TTL) -> bool:
-    """Might a driver still hold this lease? Judged by the wall clock with a wide margin; for ``gc`` only."""
-    holder = current(fs, folder)
-    return not (
-        holder is None or holder.released or holder.owner.dead() or abs(time.time() - holder.time) > max(10 * ttl, 300)
-    )
 
 
 class LeaseRequest:
@@ -154,6 +143,16 @@ class LeaseRequest:
         assert winner is not None  # files are only ever superseded by a higher number
         return winner
 
+    def state(self) -> Literal["free", "silent", "held", "unknown"]:
+        """Whose the lease is, as far as earlier calls tell: nobody's; of a holder that ``take`` would take it from; of
+        one that was seen to beat; or not watched for long enough. Nothing is taken."""
+        holder, before = current(self.fs, self.folder), self._seen
+        if holder is None or holder.released:
+            return "free"
+        if self._stale(holder):
+            return "silent"
+        return "held" if before is not None and before != holder else "unknown"
+
     def _stale(self, holder: Holder) -> bool:
         if holder.released or holder.owner.dead():
             return True
@@ -161,6 +160,37 @@ class LeaseRequest:
             self._seen, self._seen_at = holder, self.clock()
             return False
         return self.clock() - self._seen_at > self.ttl
+
+
+def watch(
+    fs: Any,
+    folders: Iterable[str],
+    *,
+    ttl: float = TTL,
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[set[str], list[LeaseRequest]]:
+    """Those of the lease folders that a driver holds, seen from its heartbeat, and a request for each that has been
+    silent for ``ttl`` seconds, which can take it at once. Clocks are not compared. ``say``: told if it takes time."""
+    owner, held, silent, said = this_process(), set[str](), [], False
+    waiting = [LeaseRequest(fs, folder, owner, ttl=ttl, clock=clock) for folder in folders]
+    while waiting:
+        unknown = []
+        for request in waiting:
+            state = request.state()
+            if state == "unknown":
+                unknown.append(request)
+            elif state == "held":
+                held.add(request.folder)
+            elif state == "silent":
+                silent.append(request)
+        if unknown and not said:
+            said = True
+            say(f"watching the leases of {len(unknown)} unfinished steps for a heartbeat, up to {ttl:g} s")
+        if waiting := unknown:
+            pause(ttl / 30)
+    return held, silent
 
 
 class Lease:
@@ -226,6 +256,8 @@ class Lease:
         if highest > self.number:
             holder = current(self.fs, self.folder)
             self.lost = f"taken over by {holder.owner if holder else 'another driver'}"
+        elif highest < self.number:
+            self.lost = "deleted as garbage"
         return self.lost is None
 
     def _write(self, holder: Holder) -> None:

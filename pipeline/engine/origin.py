@@ -36,7 +36,7 @@ def git_commit(root: Path = ROOT) -> str | None:
 def _source(root: Path) -> dict[str, Any] | None:
     """The ``project`` table of this project's pyproject.toml in ``root``."""
     try:
-        project: dict[str, Any] = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+        project: dict[str, Any] = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     except (OSError, ValueError, KeyError):
         return None
     return project if project.get("name") == NAME else None

@@ -184,15 +184,16 @@ def matching(plan: Plan, names: Iterable[str]) -> set[str]:
 
 
 def decide(plan: Plan, store: Store, selection: Selection | None = None) -> dict[str, StepDecision]:
-    """Run, reuse, skip or blocked for every step, with the reason; reads one small file per step, and
-    those of a stage's other artifacts where one of its steps is to run.
+    """Run, reuse, skip or blocked for every step, with the reason; lists each stage once, reads one small file for each
+    step that has a folder, and those of a stage's other artifacts where one of its steps is to run.
 
     A step is ``blocked`` when it is selected but needs one that is neither selected nor made.
     """
     selection = selection or Selection()
     targets = selection.targets(plan)
     forced = matching(plan, selection.force) if selection.force else set()
-    commits = store.lookup_many([(step.stage.name, step.key) for step in plan.steps])
+    present = store.present(step.stage.name for step in plan.steps)
+    commits = store.lookup_many([(step.stage.name, step.key) for step in plan.steps], present)
     history = History(store)
     decisions: dict[str, StepDecision] = {}
     for step in plan.steps:
@@ -212,7 +213,9 @@ def decide(plan: Plan, store: Store, selection: Selection | None = None) -> dict
                 forced.add(step.id)
                 decisions[step.id] = StepDecision("run", f"{rerun[0]} is made again")
             else:
-                decisions[step.id] = StepDecision("run", _reason(step, history))
+                begun = step.key in present[step.stage.name] and store.begun(step.stage.name, step.key)
+                reason = "started earlier, not finished" if begun else _reason(step, history)
+                decisions[step.id] = StepDecision("run", reason)
     return decisions
 
 
@@ -221,18 +224,22 @@ class History:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._made: dict[str, list[Commit]] = {}
+        self._made: dict[str, dict[tuple[Any, Any], list[Commit]]] = {}  # by stage, then arm and seed, the newest first
 
     def nearest(self, name: str, key: str, record: Mapping[str, Any], anyone: bool = False) -> Commit | None:
         """The artifact of stage ``name``, of the same arm and seed, with the fewest differences to the step of this
         key and ``Step.record()``, the newest of these; with ``anyone`` that of another arm or seed where there is none
         of its own."""
         if name not in self._made:
-            found = self.store.commits(name)
-            self._made[name] = sorted((c for c in found if "config" in c.meta), key=lambda c: c.created, reverse=True)
-        others = [commit for commit in self._made[name] if commit.key != key]
-        own = [c for c in others if (c.meta.get("arm"), c.meta.get("seed")) == (record["arm"], record["seed"])]
-        candidates = own or (others if anyone else [])
+            self._made[name] = {}
+            for c in sorted(self.store.commits(name), key=lambda c: c.created, reverse=True):
+                if "config" in c.meta:
+                    self._made[name].setdefault((c.meta.get("arm"), c.meta.get("seed")), []).append(c)
+        made = self._made[name]
+        candidates = [c for c in made.get((record["arm"], record["seed"]), ()) if c.key != key]
+        if anyone and not candidates:
+            others = [c for commits in made.values() for c in commits if c.key != key]
+            candidates = sorted(others, key=lambda c: c.created, reverse=True)
         return min(candidates, key=lambda commit: len(differences(commit.meta, record)), default=None)
 
     def changes(self, step: Step, before: Commit) -> list[str]:
@@ -241,8 +248,6 @@ class History:
 
 
 def _reason(step: Step, history: History) -> str:
-    if history.store.begun(step.stage.name, step.key):
-        return "started earlier, not finished"
     before = history.nearest(step.stage.name, step.key, step.record())
     if before is None:
         return "never made"

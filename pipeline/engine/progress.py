@@ -6,10 +6,12 @@ Without a terminal a line is written at each start and end, and every ten second
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -126,6 +128,23 @@ class Display:
     def note(self, text: str) -> None:
         """A line about the run as a whole."""
         self._line(text)
+
+    @contextlib.contextmanager
+    def during(self, what: str) -> Iterator[None]:
+        """Something that may take long and cannot call ``tick``: a line every ten seconds says that it goes on."""
+        ended, began = threading.Event(), self.clock()
+
+        def remind() -> None:
+            while not ended.wait(EVERY):
+                self._line(f"still {what} ({span(self.clock() - began)})")
+
+        thread = threading.Thread(target=remind, name=what, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def started(self, step: str) -> None:
         """A step is being computed from now on."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from cluster import connect
@@ -32,8 +32,9 @@ class Runner(Protocol):
     def wait(self, seconds: float) -> list[tuple[str, Result]]:
         """What has finished, after at most ``seconds``. All of its messages can then be drained."""
 
-    def drain(self) -> list[Message]:
-        """Messages since the last call, in order of each step."""
+    def drain(self, seconds: float = 10.0) -> list[Message]:
+        """Messages since the last call, in order of each step; those that do not come within ``seconds`` come with the
+        next."""
 
     def cancel(self, step: str, force: bool = False) -> None:
         """Interrupt a job; ``force`` ends its process. ``wait`` will return it as Cancelled."""
@@ -42,12 +43,13 @@ class Runner(Protocol):
         """Leave, ending what was started for this run."""
 
 
-def start(address: str, max_retries: int) -> Runner:
-    """The runner for an address: ``inline``, ``local`` (embedded Ray), ``auto`` or ``host:port``.
+def start(address: str, max_retries: int, say: Callable[[str], None] = lambda text: None) -> Runner:
+    """The runner for an address: ``inline``, ``local`` (embedded Ray), ``auto`` or ``host:port``. ``say``: told what a
+    person should know meanwhile.
 
     Raises ClusterUnreachable.
     """
-    return InlineRunner() if address == INLINE else RayRunner(address, max_retries)
+    return InlineRunner() if address == INLINE else RayRunner(address, max_retries, say)
 
 
 class InlineRunner:
@@ -80,7 +82,7 @@ class InlineRunner:
     def send(self, messages: list[Message], last: bool = False) -> None:
         self._messages += messages
 
-    def drain(self) -> list[Message]:
+    def drain(self, seconds: float = 10.0) -> list[Message]:
         messages, self._messages = self._messages, []
         return messages
 
@@ -105,9 +107,9 @@ def _pause(seconds: float) -> None:
 class RayRunner:
     """One Ray task per job, one small actor on the driver's node for their messages."""
 
-    def __init__(self, address: str, max_retries: int) -> None:
+    def __init__(self, address: str, max_retries: int, say: Callable[[str], None]) -> None:
         try:
-            self.connection = connect.connect(address)
+            self.connection = connect.connect(address, say=say)
         except connect.ClusterError as error:
             raise ClusterUnreachable(str(error)) from error
         import ray
@@ -162,11 +164,11 @@ class RayRunner:
             text = str(error).strip().splitlines()
             return Failed(f"its worker was lost and so were the tries after it: {type(error).__name__}: {text[0]}")
 
-    def drain(self) -> list[Message]:
+    def drain(self, seconds: float = 10.0) -> list[Message]:
         if self._fetching is None:
             self._fetching = self._mailbox.drain.remote()
         try:
-            messages: list[Message] = self._ray.get(self._fetching, timeout=10)
+            messages: list[Message] = self._ray.get(self._fetching, timeout=seconds)
         except self._ray.exceptions.GetTimeoutError:
             return []  # asked for already; it comes with the next call
         self._fetching = None

@@ -57,7 +57,7 @@ def _file(name: str) -> Path | None:
 
 @functools.cache
 def _imported(file: Path) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_imports(file.read_text())))
+    return tuple(dict.fromkeys(_imports(file.read_text(encoding="utf-8"))))
 
 
 def _imports(text: str) -> Iterator[str]:

@@ -20,28 +20,32 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from dataclasses import replace as replace_field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster import storage
 from pipeline.engine import lease as leases
 from pipeline.engine.artifact import StoredArtifact, build_manifest
+from pipeline.engine.records import read_object, typed
 from pipeline.errors import IntegrityError, StudyError
 
 if TYPE_CHECKING:
     from stages.stage import Summary
 
+A, B = TypeVar("A"), TypeVar("B")
 SCHEMA = 1
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Commit:
-    """What COMMIT.json says. ``digest`` is the sha256 of the manifest: equal digests mean equal files.
+    """What COMMIT.json says. ``digest`` is the sha256 of the manifest: equal digests mean equal files. ``sha256``
+    is that of all else COMMIT.json says, "" in one made before there was such.
 
     ``meta`` is ``Step.record()`` (step, code_version, config, inputs, arm, seed, source_digest) and what the run
     added: ``seconds``, ``version``, ``git_commit``, ``host``, ``deterministic``, ``warnings``, ``study``.
@@ -59,6 +63,7 @@ class Commit:
     figures: tuple[str, ...]
     created: str  # UTC, ISO 8601, seconds
     meta: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str = ""
 
     @property
     def step(self) -> str:
@@ -93,6 +98,56 @@ class Garbage:
     path: str
     bytes: int
     reason: str
+
+
+@dataclass(frozen=True)
+class _Tracked:
+    """What mlflow.json says."""
+
+    tracking_uri: str
+    experiment_id: str
+    run_id: str
+    model_id: str = ""
+
+
+@dataclass(frozen=True)
+class _Meta:
+    """Of which type those fields of ``Commit.meta`` are that the engine and the command line read."""
+
+    step: str = ""
+    code_version: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    arm: str | None = None
+    seed: int | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _RecordedStep:
+    """What the record of a study must say of each step."""
+
+    key: str
+    stage: str
+    code_version: int
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    arm: str | None
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class _StudyRecord:
+    """What studies/<name>.json must say."""
+
+    study: str
+    study_key: str
+    steps: Mapping[str, _RecordedStep]
+
+
+def _sha256(commit: Mapping[str, Any]) -> str:
+    """The digest of a commit's fields but this one."""
+    return hashlib.sha256(storage.to_json({k: v for k, v in commit.items() if k != "sha256"})).hexdigest()
 
 
 def default_cache() -> Path:
@@ -153,33 +208,54 @@ class Store:
         if data is None:
             return None
         try:
-            value = json.loads(data)
-            if value.pop("schema") != SCHEMA:
+            value = read_object(data)
+            if value.get("schema") != SCHEMA:
                 raise ValueError(f"its schema is not {SCHEMA}")
-            commit = Commit(**{**value, "figures": tuple(value["figures"])})
+            commit = typed(Commit, value)
+            typed(_Meta, commit.meta)
+            if "sha256" in value and commit.sha256 != _sha256(value):
+                raise ValueError("it was changed after it was committed")
             if (commit.stage, commit.key) != (stage, key):
                 raise ValueError(f"it belongs to {commit.stage} {commit.key[:12]}")
-        except (ValueError, TypeError, KeyError) as error:
+        except ValueError as error:
             raise IntegrityError(
                 f"{path}: not a readable commit ({error}). Fix: delete this file; the step is then made again"
             ) from error
         return commit
 
-    def lookup_many(self, wanted: Iterable[tuple[str, str]]) -> dict[str, Commit]:
-        """The commits there are, by key; remote stores are asked in parallel. Raises StudyError for a store that
-        cannot be read."""
+    def present(self, stages: Iterable[str]) -> dict[str, set[str]]:
+        """By stage, the keys that have a folder: one listing a stage. Raises StudyError for a store that cannot be
+        read."""
+
+        def names(stage: str) -> set[str]:
+            try:
+                found = self.fs.ls(f"{self.base}/{stage}", detail=False)
+            except FileNotFoundError:
+                return set()
+            return {str(path).rstrip("/").rsplit("/", 1)[-1] for path in found}
+
+        wanted = list(dict.fromkeys(stages))
+        return dict(zip(wanted, self._ask(names, wanted), strict=True))
+
+    def lookup_many(
+        self, wanted: Iterable[tuple[str, str]], present: Mapping[str, set[str]] | None = None
+    ) -> dict[str, Commit]:
+        """The commits there are, by key; those without a folder in the listing (``present``) are not asked for. Raises
+        StudyError for a store that cannot be read."""
         pairs = list(dict.fromkeys(wanted))
+        if present is None:
+            present = self.present(stage for stage, _ in pairs)
+        there = [(stage, key) for stage, key in pairs if key in present[stage]]
+        return {c.key: c for c in self._ask(lambda pair: self.lookup(*pair), there) if c is not None}
+
+    def _ask(self, ask: Callable[[A], B], of: Iterable[A]) -> list[B]:
+        """``_map`` for reading. Raises StudyError for a store that cannot be read."""
         try:
-            if self.local:
-                found = [self.lookup(*pair) for pair in pairs]
-            else:
-                with ThreadPoolExecutor(max_workers=16) as pool:
-                    found = list(pool.map(lambda pair: self.lookup(*pair), pairs))
+            return self._map(ask, of)
         except IntegrityError:
             raise
         except Exception as error:  # every kind of storage raises its own; all mean: cannot be used
             raise StudyError(self._unreadable(error)) from error
-        return {commit.key: commit for commit in found if commit is not None}
 
     def check_there(self) -> None:
         """For commands that only look: raises StudyError where there is no store, or none that can be read."""
@@ -191,14 +267,15 @@ class Store:
             raise StudyError(self._unreadable(error)) from error
         if not there:
             raise StudyError(
-                f"root = {self.root!r}: there is no store, nothing was run there yet (allowed: the --root of an "
-                "earlier run). Fix: give that one, or run a study first"
+                f"root = {storage.redacted(self.root)!r}: there is no store, nothing was run there yet (allowed: the "
+                "--root of an earlier run). Fix: give that one, or run a study first"
             )
 
     def _unreadable(self, error: Exception) -> str:
         return (
-            f"root = {self.root!r}: storage cannot be read: {storage.reason(error)} (allowed: a folder or bucket this "
-            "user may read). Fix: choose another with --root, or check permissions, credentials and network"
+            f"root = {storage.redacted(self.root)!r}: storage cannot be read: {storage.reason(error)} (allowed: "
+            "a folder or bucket this user may read). Fix: choose another with --root, or check permissions, "
+            "credentials and network"
         )
 
     def artifact(self, commit: Commit) -> StoredArtifact:
@@ -213,12 +290,18 @@ class Store:
         except IntegrityError as error:
             return [str(error)]
 
+    def keys(self, stage: str | None = None) -> Iterator[tuple[str, str]]:
+        """(stage, key) of every artifact that was begun, or those of one stage, by stage and key."""
+        for name in self._names(self.base) if stage is None else [stage]:
+            if name in ("studies", "mlartifacts") or name.startswith(".") or not self.fs.isdir(f"{self.base}/{name}"):
+                continue
+            for key in self._names(f"{self.base}/{name}"):
+                if _KEY.fullmatch(key):
+                    yield name, key
+
     def commits(self, stage: str | None = None) -> Iterator[Commit]:
         """Every committed artifact, or those of one stage, by stage and key."""
-        for name, key in self._keys(stage):
-            commit = self.lookup(name, key)
-            if commit is not None:
-                yield commit
+        yield from (c for c in self._map(lambda pair: self.lookup(*pair), self.keys(stage)) if c is not None)
 
     def begun(self, stage: str, key: str) -> bool:
         """Has anybody started on this key? The plan of a run names steps it never came to, so it is no sign of that;
@@ -284,7 +367,9 @@ class Store:
             now,
             dict(meta),
         )
-        data = storage.to_json({"schema": SCHEMA, **asdict(mine)})
+        value = json.loads(storage.to_json({"schema": SCHEMA, **asdict(mine)}))  # as it will be read
+        mine = replace_field(mine, sha256=_sha256(value))
+        data = storage.to_json({**value, "sha256": mine.sha256})
         path = f"{self.folder(stage, key)}/COMMIT.json"
         for retry in storage.retrying():
             with retry:
@@ -324,13 +409,20 @@ class Store:
     def note_mlflow(
         self, stage: str, key: str, *, tracking_uri: str, experiment_id: str, run_id: str, model_id: str = ""
     ) -> None:
-        """Remember the MLflow run that makes this artifact, and the logged model if it is one."""
-        value = {"tracking_uri": tracking_uri, "experiment_id": experiment_id, "run_id": run_id, "model_id": model_id}
-        storage.write_atomic(self.fs, f"{self.folder(stage, key)}/mlflow.json", storage.to_json(value))
+        """Remember the MLflow run that makes this artifact, and the logged model if it is one; of the URI no
+        password."""
+        value = _Tracked(storage.redacted(tracking_uri), experiment_id, run_id, model_id)
+        storage.write_atomic(self.fs, f"{self.folder(stage, key)}/mlflow.json", storage.to_json(asdict(value)))
 
     def mlflow(self, stage: str, key: str) -> dict[str, str] | None:
-        """What ``note_mlflow`` was told of the run that made the artifact, or None if it was not tracked."""
-        return storage.read_json(self.fs, f"{self.folder(stage, key)}/mlflow.json")
+        """What ``note_mlflow`` was told of the run that made the artifact, ``tracking_uri`` as ``storage.redacted`` has
+        it; None if it was not tracked or the note cannot be read: it only leads to the run."""
+        data = storage.read_bytes(self.fs, f"{self.folder(stage, key)}/mlflow.json")
+        try:
+            noted = typed(_Tracked, read_object(data or b""))
+        except ValueError:
+            return None
+        return asdict(replace_field(noted, tracking_uri=storage.redacted(noted.tracking_uri)))
 
     # Named studies
 
@@ -342,12 +434,17 @@ class Store:
     def study_record(self, study: str) -> dict[str, Any]:
         """``{study, study_key, steps: {id: {key, stage, config, ...}}}`` of the last run, or {} if there was none."""
         path = self._study_path(study)
+        data = storage.read_bytes(self.fs, path)
+        if data is None:
+            return {}
         try:
-            return storage.read_json(self.fs, path) or {}
+            value = read_object(data)
+            typed(_StudyRecord, value)
         except ValueError as error:
             raise IntegrityError(
                 f"{path}: not readable ({error}). Fix: delete it; the next run writes it anew"
             ) from error
+        return value
 
     def studies(self) -> list[str]:
         """Names of the recorded studies. Raises StudyError for a store that cannot be read."""
@@ -364,32 +461,80 @@ class Store:
         """Keys that the last plan of any recorded study needs."""
         return {s["key"] for study in self.studies() for s in self.study_record(study).get("steps", {}).values()}
 
-    def gc(self, keep: set[str], *, delete: bool = False) -> list[Garbage]:
-        """What nobody needs: artifacts outside ``keep``, and attempts that lost. Dry unless ``delete``.
+    def gc(
+        self,
+        keep: set[str],
+        *,
+        delete: bool = False,
+        ttl: float = leases.TTL,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> list[Garbage]:
+        """What nobody needs: artifacts outside ``keep``, attempts that lost, what cut off writes left. Dry unless
+        ``delete``.
 
-        A key whose lease may be alive is left alone; the work folder of an unfinished step in ``keep`` stays, its
-        checkpoints are what the next run resumes from. Raises IntegrityError before deleting anything.
+        A key whose lease beats is left alone: unreleased leases beside garbage are watched for up to ``ttl`` seconds,
+        after ``say`` was told. The work folder of an unfinished step in ``keep`` stays, its checkpoints are what the
+        next run resumes from. Raises IntegrityError before deleting anything.
         """
-        found: list[Garbage] = []
-        for stage, key in self._keys():
-            place = self.folder(stage, key)
-            commit = self.lookup(stage, key)
-            if leases.live(self.fs, self.lease_folder(stage, key)):
-                continue
-            if key not in keep:
-                found.append(Garbage(place, self._size(place), "no named study needs it"))
-                continue
-            for name in self._attempts(stage, key):
-                if commit is None or name != commit.attempt:
-                    path = f"{place}/attempts/{name}"
-                    found.append(Garbage(path, self._size(path), "an attempt that was not committed"))
-            if commit is not None and self.fs.exists(f"{place}/work"):
-                found.append(Garbage(f"{place}/work", self._size(f"{place}/work"), "left over after the commit"))
+        found = self._all_garbage(self.keys(), keep)
+        held, silent = leases.watch(self.fs, [self.lease_folder(*place) for place in found], ttl=ttl, say=say)
+        taken = []
+        for request in silent if delete else ():  # so that a driver that was only frozen finds its lease lost
+            lease = request.take()
+            if isinstance(lease, leases.Lease):
+                taken.append(lease)
+            else:
+                held.add(request.folder)
+        # A driver may have committed and let go of its lease between the two looks: what both call garbage is some.
+        again = self._all_garbage([place for place in found if self.lease_folder(*place) not in held], keep)
+        garbage = [g for place, there in again.items() for g in there if g.path in {g.path for g in found[place]}]
+        garbage += self._cut_off([self.base, f"{self.base}/studies"])
         if delete:
-            for garbage in found:
-                storage.remove_tree(self.fs, f"{garbage.path}.manifest.json")
-                storage.remove_tree(self.fs, garbage.path)
-        return found
+            for one in garbage:
+                storage.remove_tree(self.fs, f"{one.path}.manifest.json")
+                storage.remove_tree(self.fs, one.path)
+            for lease in taken:
+                lease.release()
+        return garbage
+
+    def _all_garbage(self, places: Iterable[tuple[str, str]], keep: set[str]) -> dict[tuple[str, str], list[Garbage]]:
+        """By (stage, key), those that have some."""
+        pairs = list(places)
+        found = zip(pairs, self._map(lambda pair: list(self._garbage(*pair, keep)), pairs), strict=True)
+        return {pair: garbage for pair, garbage in found if garbage}
+
+    def _garbage(self, stage: str, key: str, keep: set[str]) -> Iterator[Garbage]:
+        place = self.folder(stage, key)
+        sizes = storage.sizes_below(self.fs, place)
+        commit = self.lookup(stage, key)
+        if key not in keep:
+            if sizes or self.local:
+                yield Garbage(place, sum(sizes.values()), "no named study needs it")
+            return
+
+        def below(folder: str) -> int:
+            return sum(size for path, size in sizes.items() if path.startswith(f"{folder}/"))
+
+        for name in self._attempts(stage, key):
+            path = f"{place}/attempts/{name}"
+            there = self.local or any(file.startswith((f"{path}/", f"{path}.")) for file in sizes)
+            if there and (commit is None or name != commit.attempt):
+                yield Garbage(path, below(path), "an attempt that was not committed")
+        work = f"{place}/work"
+        if commit is not None and (below(work) or (self.local and self.fs.exists(work))):
+            yield Garbage(work, below(work), "left over after the commit")
+        yield from self._cut_off([place, f"{place}/lease", f"{place}/attempts"])
+
+    def _cut_off(self, folders: Iterable[str]) -> Iterator[Garbage]:
+        """Files that a process killed in the middle of a write left in ``folders``; only local files are written beside
+        their place. One younger than an hour may still be written."""
+        for folder in folders if self.local else ():
+            for name in self._names(folder):
+                path = Path(folder) / name
+                if re.fullmatch(r"\..+\.tmp|\.writable-.+", name):
+                    with contextlib.suppress(FileNotFoundError):  # written to its end meanwhile
+                        if time.time() - path.stat().st_mtime > 3600:
+                            yield Garbage(str(path), path.stat().st_size, "left by a write that was cut off")
 
     # Helpers
 
@@ -404,17 +549,13 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def _keys(self, stage: str | None = None) -> Iterator[tuple[str, str]]:
-        for name in self._names(self.base) if stage is None else [stage]:
-            if name in ("studies", "mlartifacts") or name.startswith(".") or not self.fs.isdir(f"{self.base}/{name}"):
-                continue
-            for key in self._names(f"{self.base}/{name}"):
-                if _KEY.fullmatch(key):
-                    yield name, key
-
     def _attempts(self, stage: str, key: str) -> list[str]:
         names = self._names(f"{self.folder(stage, key)}/attempts")
         return sorted({n.removesuffix(".manifest.json") for n in names if not n.startswith(".")})
 
-    def _size(self, path: str) -> int:
-        return int(self.fs.du(path)) if self.fs.exists(path) else 0
+    def _map(self, ask: Callable[[A], B], of: Iterable[A]) -> list[B]:
+        """``ask`` of each, in order; of a remote store many at a time."""
+        if self.local:
+            return list(map(ask, of))
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            return list(pool.map(ask, of))

@@ -272,8 +272,9 @@ def _output_to(file: IO[str], whole_process: bool) -> Iterator[None]:
     kept = os.dup(1), os.dup(2)
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
-    try:
-        yield
+    try:  # Python's own through the file as well: it takes every character, a process's stdout may not
+        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            yield
     finally:
         with contextlib.suppress(ValueError, OSError):
             sys.stdout.flush()

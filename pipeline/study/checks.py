@@ -30,7 +30,48 @@ if TYPE_CHECKING:
 
 def disagreements(study: Study) -> list[str]:
     """All of them, one line each: field, value, what is wrong, the fix."""
-    return [*_repeats(study.model_dump(mode="json"), ""), *_mixture(study), *_arms(study), *_claims(study)]
+    values = study.model_dump(mode="json")
+    return [
+        *_repeats(values, ""), *_sizes(values, ""), *_models(study), *_warmup(study), *_mixture(study), *_arms(study),
+        *_claims(study),
+    ]  # fmt: skip
+
+
+_LARGEST = 10**11  # of anything that is counted: tokens, steps, prompts
+_LARGEST_OF = {"trunk.dim": 10**6, "trunk.layers": 10**4, "trunk.heads": 10**4, "trunk.kv_heads": 10**4}
+_LONGEST = 4096  # characters of a path, a URL or a name
+_MOST_MODELS = 10_000
+
+
+def _sizes(value: Any, place: str) -> Iterator[str]:
+    """Numbers and texts that cannot be meant: work with them would end in no memory, or never."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _sizes(item, f"{place}.{name}" if place else name)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _sizes(item, f"{place}.{index}")
+    elif isinstance(value, int) and value > (most := _LARGEST_OF.get(place, _LARGEST)):
+        yield f"{place} = {value:.6g}: cannot be meant (allowed: at most {most:,}). Fix: a smaller number"
+    elif isinstance(value, str) and len(value) > _LONGEST and place != "description":
+        yield f"{place} = {value[:40]!r}...: {len(value)} characters (allowed: at most {_LONGEST})"
+
+
+def _models(study: Study) -> Iterator[str]:
+    if (models := len(study.arms) * len(study.seeds)) > _MOST_MODELS:
+        yield (
+            f"arms, seeds: {len(study.arms)} x {len(study.seeds)} = {models} models (allowed: at most {_MOST_MODELS}). "
+            "Fix: several studies with one store"
+        )
+
+
+def _warmup(study: Study) -> Iterator[str]:
+    for name, section in (("base", study.base), ("pretrain", study.pretrain)):
+        if section.steps is not None and section.warmup_steps > section.steps:
+            yield (
+                f"{name}.warmup_steps = {section.warmup_steps}: training ends before, at {name}.steps = "
+                f"{section.steps} (allowed: at most that many)"
+            )
 
 
 def _repeats(value: Any, place: str) -> Iterator[str]:

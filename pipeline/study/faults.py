@@ -32,6 +32,8 @@ _SAYINGS: Mapping[str, str] = {
     "less_than_equal": "must be at most {le:.12g}",
     "literal_error": "allowed are {expected}",
     "too_short": "entries needed: at least {min_length}",
+    "too_long": "entries allowed: at most {max_length}",
+    "string_too_long": "characters allowed: at most {max_length}",
     "string_too_short": "characters needed: at least {min_length}",
     "string_pattern_mismatch": "must have the form {pattern}",
     "union_tag_invalid": "unknown kind; allowed are {expected_tags}",

@@ -127,7 +127,7 @@ def _split_override(text: str) -> tuple[str, str]:
 
 def _from_here(dotted: str, value: Any) -> Any:
     """A path typed on the command line is meant from the working directory, not from the study file's folder."""
-    if dotted.rpartition(".")[2] in ("url", "path") and isinstance(value, str) and Path(value).exists():
+    if dotted.rpartition(".")[2] in ("url", "path") and isinstance(value, str) and os.path.exists(value):
         return str(Path(value).resolve())
     return value
 

@@ -30,6 +30,8 @@ from stages.stage import Config, Execution
 from stages.training.pretrain.stage import BaseSettings, PretrainSettings
 from stages.verdict.claims.config import ClaimsConfig
 
+LONGEST_NAME = 100  # characters; they become names of files and runs
+
 BASE_ARM = "base"
 """Under this arm's name the base is evaluated: what every arm has been before its training."""
 
@@ -41,9 +43,9 @@ class Study(Config):
     """A whole study. A section that is left out (``ablate``, ``calibrate``, ``capacity``, ``control``, ``summarize``)
     is not run, and the claims that need it are reported as not measured; without ``dedup`` repeats stay in the text."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=LONGEST_NAME)
     description: str = ""
-    seeds: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] = Field(min_length=1, max_length=1000)
     corpus: IngestConfig
     decontaminate: DecontaminateConfig = DecontaminateConfig()
     dedup: DedupConfig | None = None
@@ -53,7 +55,7 @@ class Study(Config):
     tokenize: TokenizeConfig
     trunk: TrunkConfig
     base: BaseSettings
-    arms: dict[str, MixerConfig] = Field(min_length=1)
+    arms: dict[str, MixerConfig] = Field(min_length=1, max_length=1000)
     pretrain: PretrainSettings
     evaluate: EvaluateSettings
     ablate: AblateConfig | None = None
@@ -77,6 +79,8 @@ class Study(Config):
     @classmethod
     def _arm_names(cls, arms: dict[str, MixerConfig]) -> dict[str, MixerConfig]:
         for name in arms:
+            if len(name) > LONGEST_NAME:
+                raise ValueError(f"arm name {name[:40]!r}...: characters allowed: at most {LONGEST_NAME}")
             if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
                 raise ValueError(f"arm name {name!r}: allowed are lower-case letters, digits and '-'")
             if name == BASE_ARM:

@@ -9,9 +9,40 @@ import yaml
 
 from pipeline.errors import StudyError
 
+_LONGEST = 100_000  # characters; the parser takes about a second for them
+_DEEPEST = 40  # levels of nesting; a study file has six
+_MOST = 100_000  # values, those behind aliases counted at each of their places
+
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML 1.2's core schema for scalars, as far as study files need it."""
+    """YAML 1.2's core schema for scalars, as far as study files need it, and no more of it than a person writes."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._sizes: dict[int, int] = {}  # values of each finished node, by its identity; the document keeps all alive
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()
+        line = event.start_mark.line + 1
+        if self._depth == _DEEPEST:
+            raise StudyError(f"line {line}: not a study file: nested more than {_DEEPEST} levels deep")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(event, yaml.AliasEvent):
+            if id(node) not in self._sizes:
+                raise StudyError(f"line {line}: *{event.anchor} stands within what it names. Fix: write it out")
+            return node
+        inside: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for pair in inside for part in pair] if isinstance(node, yaml.MappingNode) else inside
+        self._sizes[id(node)] = size = 1 + sum(self._sizes[id(part)] for part in parts)
+        if size > _MOST:
+            raise StudyError(
+                f"line {line}: not a study file: more than {_MOST} values, those behind aliases counted wherever they "
+                "are named"
+            )
+        return node
 
 
 _StrictLoader.yaml_implicit_resolvers = {}
@@ -46,11 +77,35 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[str, Any]:
     return value
 
 
+def _text(loader: _StrictLoader, node: yaml.ScalarNode) -> str:
+    value = str(loader.construct_scalar(node))
+    if found := re.search("[\0\ud800-\udfff]", value):
+        raise StudyError(
+            f"line {node.start_mark.line + 1}: text with the character {found[0]!a}, which no name, path or URL "
+            "can hold. Fix: remove it"
+        )
+    return value
+
+
 _StrictLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_StrictLoader.add_constructor("tag:yaml.org,2002:str", _text)
+
+
+def _brackets(text: str) -> int:
+    """The most brackets open at a time, in quotes too."""
+    deepest = depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def parse(text: str, name: str) -> Any:
     """Parse one document. Raises StudyError naming ``name`` and the line."""
+    if len(text) > _LONGEST:
+        raise StudyError(f"{name}: not a study file: {len(text)} characters (allowed: at most {_LONGEST})")
+    if _brackets(text) > _DEEPEST:  # the parser looks ahead, for minutes
+        raise StudyError(f"{name}: not a study file: nested more than {_DEEPEST} levels deep")
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:

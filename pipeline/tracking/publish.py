@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -27,8 +28,13 @@ def root_option(root: str) -> str:
 
 
 def run_url(tracking_uri: str, experiment: str, run: str) -> str:
-    """Address of a run in a browser: of the server, or of ``infini-study ui`` on this machine."""
-    server = tracking_uri.rstrip("/") if tracking_uri.startswith(("http://", "https://")) else LOCAL_SERVER
+    """Address of a run in a browser: of the server (who may enter is the reader's to say), or of ``infini-study ui`` on
+    this machine."""
+    server = (
+        re.sub(r"//[^/]*@", "//", tracking_uri).rstrip("/")
+        if tracking_uri.startswith(("http://", "https://"))
+        else LOCAL_SERVER
+    )
     return f"{server}/#/experiments/{experiment}/runs/{run}?{VIEW}"
 
 
@@ -71,8 +77,8 @@ def publish(study: RecordedStudy, store: Store, stage: Stage[Any], step_id: str,
     commits = study.commits(store)
     to, mark = place(study, store, commits), target / ".key"
     content = f"{commits[step_id].attempt} {hashlib.sha256(repr(to).encode()).hexdigest()}"
-    if mark.is_file() and mark.read_text() == content:
+    if mark.is_file() and mark.read_text(encoding="utf-8") == content:
         return
     shutil.copytree(store.artifact(commits[step_id]).path(), target, dirs_exist_ok=True)
     stage.publish(target, to)
-    mark.write_text(content)
+    mark.write_text(content, encoding="utf-8")

@@ -98,6 +98,7 @@ class MlflowTracker(Tracker):
 
     def __init__(self, tracking_uri: str, store: Store) -> None:
         self.store, self.tracking_uri = store, tracking_uri
+        self.noted_uri = storage.redacted(tracking_uri)  # as the store notes it
         self.problems: list[str] = []
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -172,8 +173,8 @@ class MlflowTracker(Tracker):
                 self._failed(error)
 
     def _failed(self, error: Exception) -> None:
-        text = str(error).strip().splitlines()
-        problem = f"MLflow at {self.tracking_uri}: {type(error).__name__}: {text[0] if text else ''}"
+        text = storage.redacted(str(error)).strip().splitlines()
+        problem = f"MLflow at {self.noted_uri}: {type(error).__name__}: {text[0] if text else ''}"
         if problem not in self.problems:
             self.problems.append(problem)
         self._failures += 1
@@ -229,7 +230,7 @@ class MlflowTracker(Tracker):
     def _reuse(self, step: Step, commit: Commit) -> None:
         """Link to the run that made the artifact; where this server has none, log the artifact to a run of its own."""
         made = self.store.mlflow(commit.stage, commit.key)
-        if made is None or made["tracking_uri"] != self.tracking_uri or not self._has(made["run_id"]):
+        if made is None or made["tracking_uri"] != self.noted_uri or not self._has(made["run_id"]):
             made = self._made_here(step)
         if made is None:
             self._start_step(step, adopted="true")
@@ -308,7 +309,7 @@ class MlflowTracker(Tracker):
             tag = InputTag("mlflow.data.context", name)
             datasets.append(DatasetInput(dataset=dataset._to_mlflow_entity(), tags=[tag]))
             made = self.store.mlflow(source.stage.name, source.key) or {}
-            if made.get("model_id") and made["tracking_uri"] == self.tracking_uri:
+            if made.get("model_id") and made["tracking_uri"] == self.noted_uri:
                 models.append(LoggedModelInput(made["model_id"]))
         if datasets:
             self._client.log_inputs(run, datasets=datasets, models=models or None)
@@ -382,7 +383,7 @@ class MlflowTracker(Tracker):
         links = {}
         for source in (self._plan[source] for source in step.inputs.values()):
             made = self.store.mlflow(source.stage.name, source.key)
-            here = made is not None and made["tracking_uri"] == self.tracking_uri
+            here = made is not None and made["tracking_uri"] == self.noted_uri
             links[source.id] = run_link(made["experiment_id"], made["run_id"]) if made and here else ""
         return lineage(commit.headline, _pages(commit), links, (self._experiment, run), _TAG)
 

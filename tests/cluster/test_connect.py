@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,49 @@ def test_an_address_without_a_cluster_is_refused_by_name(address: str):
     with pytest.raises(connect.ClusterError, match="address") as caught:
         connect.reachable(address, timeout_s=2)
     assert address in str(caught.value)
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_ray_that_does_not_start_in_time_is_tried_once_more(failures: int, monkeypatch: pytest.MonkeyPatch):
+    """The fault is injected where Ray raises it."""
+    import ray
+
+    heard: list[str] = []
+    late = iter([True] * failures)
+
+    def start(**options):
+        if next(late, False):
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connect, "_connection", lambda address, owned: address)
+    if failures == 1:
+        assert connect.connect(say=heard.append) == "local"
+    else:
+        with pytest.raises(connect.ClusterError, match=r"Ray did not start or join: The current node.*Fix:") as caught:
+            connect.connect(say=heard.append)
+        assert caught.value.exit_code == 5 and "\n" not in str(caught.value)
+    assert len(heard) == 1 and heard[0].endswith("trying once more") and next(late, None) is None
+
+
+def test_sigterm_while_ray_starts_is_an_interrupt_and_the_handler_stays(monkeypatch: pytest.MonkeyPatch):
+    import ray
+
+    from pipeline.interrupt import terminable
+
+    def start(**options):
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does at once
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal ends it")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with terminable():
+        own = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            connect.connect()
+        assert signal.getsignal(signal.SIGTERM) is own
 
 
 def test_a_head_node_that_hangs_counts_as_unreachable(silent_port: int):

@@ -11,8 +11,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from cluster import storage
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return str(request.getfixturevalue("s3_root"))
     return str(tmp_path / "root") if request.param == "local" else f"memory://{tmp_path.name}"
 
 
@@ -49,6 +51,20 @@ def test_writing_leaves_only_the_file_and_reading_a_missing_one_gives_none(url: 
     assert storage.read_json(fs, f"{path}/b/y.json") is None
 
 
+def test_a_small_file_is_one_request_on_s3(s3_root: str, monkeypatch: pytest.MonkeyPatch):
+    fs, path = storage.filesystem(s3_root)
+    storage.write_atomic(fs, f"{path}/COMMIT.json", b"{}")
+    asked, call = [], fs._call_s3
+
+    async def counted(method, *arguments, **options):
+        asked.append(method)
+        return await call(method, *arguments, **options)
+
+    monkeypatch.setattr(fs, "_call_s3", counted)
+    assert storage.read_bytes(fs, f"{path}/COMMIT.json") == b"{}" and storage.read_bytes(fs, f"{path}/none") is None
+    assert asked == ["get_object", "get_object"]
+
+
 def test_a_tree_comes_back_as_it_went(url: str, tmp_path: Path):
     source = tmp_path / "source"
     (source / "deep" / "er").mkdir(parents=True)
@@ -72,4 +88,4 @@ def test_unusable_storage_is_refused_with_url_reason_and_fix(tmp_path: Path):
 def test_a_writable_root_is_left_without_a_trace(url: str):
     storage.check_writable(url)
     fs, path = storage.filesystem(url)
-    assert fs.ls(path, detail=False) == []
+    assert storage.sizes_below(fs, path) == {}

@@ -63,7 +63,7 @@ class Make(_Toy):
         for index in range(config.n):
             (output / "numbers" / f"{index}.json").write_text(json.dumps(index + 1))
             context.progress(index + 1, config.n, "numbers")
-        print("printed by make")
+        print("printed by make: λ")
         context.warn("one number is odd")
         return Summary(f"{config.n} numbers", {"numbers": config.n})
 

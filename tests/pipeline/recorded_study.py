@@ -47,7 +47,12 @@ def _evaluate(folder: Path) -> None:
 
 def _report(folder: Path) -> None:
     empty: dict[str, Any] = {"estimate": None, "low": None, "high": None, "n": 3, "unit": ""}
-    verdict = {"claim": "C1", "name": "memory-is-used", "verdict": "inconclusive", "summary": "too few seeds"} | empty
+    verdict = {
+        "claim": "C1",
+        "name": "memory-is-used",
+        "verdict": "inconclusive",
+        "summary": "λ = −1 ± σ: too few seeds for é or 字",
+    } | empty
     pd.DataFrame([verdict]).to_parquet(folder / "verdicts.parquet")
     said = {**verdict, "label": "inconclusive", "decision": "inconclusive", "qualifier": ""}
     (folder / "report.json").write_text(json.dumps({"verdicts": [said], "numbers": {}}))

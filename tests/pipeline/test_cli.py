@@ -87,7 +87,7 @@ STUDY_FILES: dict[str, tuple[str | bytes, str]] = {
     "binary": (bytes(range(256)), r"not a text file in UTF-8 \(byte 128 is 0x80\).*Fix"),
     "utf-16": (STUDY.encode("utf-16"), r"not a text file in UTF-8"),
     "control character": (STUDY + 'description: "\x07"\n', r"not YAML: unacceptable character"),
-    "too deep": ("a: " + "[" * 3000, r"nested too deeply"),
+    "too deep": ("a: " + "[" * 3000, r"nested more than 40 levels deep"),
     "python object": (replaced("tiny", "!!python/object/apply:os.system [ls]"), r"not YAML: could not determine"),
     "not the number it says": (replaced("name: tiny", "name: !!int x"), r"not YAML: invalid literal"),
     "section unknown": (STUDY + "abalte: {}\n", r"abalte: unknown key; did you mean 'ablate'"),
@@ -315,6 +315,18 @@ def test_damaged_documents_are_named_and_skipped(cli: Command, books: Path):
     assert said.code == 1 and "on_bad_document = 'fail'" in said.err and "7 bad document(s)" in said.err
 
 
+def test_sigterm_before_the_first_step_ends_as_ctrl_c_does(cli: Command, tmp_path: Path):
+    write_study(tmp_path)
+    command = [sys.executable, "-m", "pipeline.cli", "run", "tiny.yaml", "--until", "ingest", "--root", "store"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        assert any("starting Ray" in line for line in run.stderr)
+        run.terminate()
+        said = run.stderr.read()
+    assert run.returncode == 130 and "running again goes on from there" in said
+
+
 def test_a_damaged_store_is_exit_code_4_and_says_how_to_mend_it(cli: Command):
     run = ("run", "tiny.yaml", "--until", "decontaminate", "--address", "inline", "--root", "store")
     assert cli(*run).code == 0
@@ -325,7 +337,15 @@ def test_a_damaged_store_is_exit_code_4_and_says_how_to_mend_it(cli: Command):
     assert said.code == 4 and "100 bytes instead of" in said.err and "--force ingest" in said.err
     assert cli(*run, "--force", "ingest").code == 0
     commit = next(Path("store/ingest").glob("*/COMMIT.json"))
+    edited = commit.read_text().replace('"sha256"', '"sha-of-old"')
+    commit.write_text(edited)
+    said = cli("verify", "--root", "store")
+    assert said.code == 0 and "1 of them were committed before commits had a digest" in said.out
     commit.write_text("{")
+    said = cli("verify", "--root", "store", "--json")
+    assert said.code == 4 and [p[0].split(": ")[1] for p in json.loads(said.out)["problems"].values()] == [
+        "not a readable commit (Expecting property name enclosed in double quotes"
+    ]
     said = cli("plan", "tiny.yaml", "--root", "store")
     assert said.code == 4 and len(said.faults) == 1 and "Fix: delete this file" in said.faults[0]
     commit.unlink()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from pipeline.cli import app
 from tests.pipeline.recorded_study import NEVER_MADE, key, record
 
+REPOSITORY = Path(__file__).parents[2]
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -43,6 +46,22 @@ def test_status_explain_and_report_need_no_file(cli: Command) -> None:
     assert code == 0 and json.loads(out)["reason"] == "planned, not made yet"
     code, out, _ = cli("report", "quickstart")
     assert code == 0 and "memory-is-used" in out
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("ascii", "lambda = -1 +- sigma: too few seeds for e or \\u5b57"),
+        ("latin-1", "lambda = -1 ± sigma: too few seeds for é or \\u5b57"),
+        ("utf-8", "λ = −1 ± σ: too few seeds for é or 字"),
+    ],
+)
+def test_what_the_output_cannot_hold_is_spelled(tmp_path: Path, encoding: str, shown: str) -> None:
+    record(tmp_path / "store")
+    command = [sys.executable, "-m", "pipeline.cli", "report", "quickstart", "--root", str(tmp_path / "store")]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, cwd=REPOSITORY, env=environment, check=False)
+    assert done.returncode == 0 and shown in done.stdout.decode(encoding), done.stderr
 
 
 def test_steps_are_those_of_the_named_study(cli: Command) -> None:

@@ -189,6 +189,35 @@ def test_a_zombie_that_wakes_up_adopts_what_its_successor_made(store: Store, fau
     assert commit == outcome.steps["make"].commit and store.verify(commit) == []
 
 
+def test_a_driver_that_was_frozen_in_a_step_says_that_it_lost_it_and_adopts(
+    store: Store, faults: Faults, expected: dict[str, str]
+):
+    """Its step finds its files removed by the driver that took over, before its heartbeat finds out why."""
+    faults.fail_at("make", "half", kind="wait")
+    frozen = driver(store, faults, "1.0")
+    faults.await_visit("make", "half")
+    os.kill(frozen.pid, signal.SIGSTOP)
+    try:
+        outcome = run(store, faults, ttl=1.0, poll=0.05)
+    finally:
+        faults.release()
+        os.kill(frozen.pid, signal.SIGCONT)
+    assert outcome.computed == ORDER
+    output, errors = frozen.communicate(timeout=120)
+    assert json.loads(output)["exit"] == 0 and json.loads(output)["digests"] == expected
+    assert f"make  warning: lost its lease (taken over by process {os.getpid()} on " in errors
+
+
+def test_three_drivers_on_a_real_object_store_share_the_work(
+    s3_root: str, tmp_path: Path, faults: Faults, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("INFINI_STUDY_CACHE", str(tmp_path / "cache"))
+    done = [result(one) for one in [driver(Store(s3_root), faults) for _ in range(3)]]
+    assert [(one["exit"], one["digests"]) for one in done] == [(0, expected)] * 3
+    made = [step for one in done for step, state in one["states"].items() if state == "done"]
+    assert sorted(made) == sorted(ORDER), "each step was computed by exactly one of the three"
+
+
 KILLS = [
     ("driver", "leased"),
     ("make", "half"),
@@ -294,8 +323,9 @@ def test_on_ray_a_step_that_can_never_start_is_refused(on_ray: None, store: Stor
 
 
 def test_on_ray_a_killed_driver_leaves_what_the_next_run_completes(
-    store: Store, faults: Faults, expected: dict[str, str]
+    store: Store, faults: Faults, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # make prints what that cannot hold
     faults.fail_at("count", "step 2", kind="kill_driver")
     killed = driver(store, faults, address="local")
     killed.communicate(timeout=120)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster import storage
-from pipeline.engine.lease import Holder, Lease, LeaseRequest, current, live, this_process
+from pipeline.engine.lease import Holder, Lease, LeaseRequest, current, this_process, watch
 
 
 class Clock:
@@ -27,9 +27,11 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path):
     url = str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}"
+    if request.param == "s3":
+        url = request.getfixturevalue("s3_root")
     fs, path = storage.filesystem(url)
     return fs, f"{path}/lease"
 
@@ -127,9 +129,26 @@ def test_a_zombie_that_beats_late_cannot_take_the_lease_back(place, clock):
     assert isinstance(take(place, clock), Holder)
 
 
-def test_live_tells_whether_somebody_may_be_at_work(place, clock):
-    assert not live(*place)
+def test_watching_tells_leases_that_beat_from_silent_ones_whatever_their_clocks_say(place, clock):
+    fs, folder = place
+    leases = {name: take((fs, f"{folder}/{name}"), clock) for name in ("beats", "silent", "released")}
+    for lease in leases.values():
+        lease._write(replace(lease._holder, time=lease._holder.time - 4 * 3600))  # of machines whose clocks are behind
+    leases["released"].release()
+    said = []
+
+    def pause(seconds: float) -> None:
+        clock.now += 20
+        leases["beats"].beat()
+
+    folders = [f"{folder}/{name}" for name in (*leases, "never")]
+    held, silent = watch(fs, folders, ttl=30, clock=clock, pause=pause, say=said.append)
+    assert held == {f"{folder}/beats"} and [request.folder for request in silent] == [f"{folder}/silent"]
+    assert said == ["watching the leases of 2 unfinished steps for a heartbeat, up to 30 s"]
+    assert isinstance(silent[0].take(), Lease) and not leases["silent"].held()
+
+
+def test_a_lease_that_was_deleted_is_lost(place, clock):
     lease = take(place, clock)
-    assert live(*place)
-    lease.release()
-    assert not live(*place)
+    place[0].rm(place[1], recursive=True)
+    assert not lease.held() and not lease.beat()

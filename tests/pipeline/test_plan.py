@@ -56,6 +56,23 @@ def actions(decisions) -> dict[str, str]:
     return {step: decision.action for step, decision in decisions.items()}
 
 
+def test_a_plan_lists_each_stage_once_and_reads_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store, whole = Store(f"memory://{tmp_path.name}-requests", tmp_path / "cache"), plan()
+    asked: list[str] = []
+    for name in ("ls", "cat_file", "info"):
+        ask = getattr(store.fs, name)
+        monkeypatch.setattr(store.fs, name, lambda *a, ask=ask, name=name, **o: (asked.append(name), ask(*a, **o))[1])
+    assert set(actions(decide(whole, store)).values()) == {"run"}
+    listings = asked.count("ls")
+    assert asked.count("cat_file") == 0 and listings <= 2 * 3, (
+        "of three stages; one more where earlier artifacts are sought"
+    )
+    make(store, whole)
+    asked.clear()
+    assert set(actions(decide(whole, store)).values()) == {"reuse"}
+    assert (asked.count("ls"), asked.count("cat_file")) == (3, len({step.key for step in whole.steps}))
+
+
 def test_a_change_reaches_the_keys_of_everything_downstream_and_nothing_else():
     before, after = plan(), plan(lr=2)
     changed = {a.id for a, b in zip(before.steps, after.steps, strict=True) if a.key != b.key}

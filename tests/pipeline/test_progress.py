@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import pytest
 
+from pipeline.engine import progress
 from pipeline.engine.progress import Display, number, span
 
 
@@ -155,3 +157,18 @@ def test_control_characters_of_documents_are_shown_as_text(clock: Clock):
     shown = r"\x1b]0;title\x07\x1b[31mred\x9b\u202e"
     assert stream.getvalue().count(shown) == 4
     assert sum(line.startswith("fake") for line in lines(stream)) <= 1, "only errors may have several lines"
+
+
+def test_what_cannot_tick_is_spoken_of_every_ten_seconds(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(progress, "EVERY", 0.001)
+    spoken = threading.Event()
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            spoken.set()
+            return super().write(text)
+
+    stream = Stream()
+    with Display(stream=stream).during("starting Ray"):
+        assert spoken.wait(30)
+    assert "still starting Ray (0s)" in stream.getvalue()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +21,10 @@ from tests.faults.toys import toy_plan
 KEY, OTHER = "a" * 64, "b" * 64
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "s3":
+        return Store(request.getfixturevalue("s3_root"), tmp_path / "cache")
     root = tmp_path / "root" if request.param == "local" else f"memory://{tmp_path.name}"
     return Store(root, tmp_path / "cache")
 
@@ -89,6 +94,74 @@ def test_verify_names_every_damaged_file(store: Store):
     assert f"{stored_file(store, commit, 'docs/a.txt')}: missing" in store.verify(commit, deep=False)
 
 
+def flip(store: Store, path: str) -> None:
+    """Change one byte of a stored file; its size stays."""
+    data = bytearray(store.fs.cat_file(path))
+    data[-1] ^= 1
+    storage.write_atomic(store.fs, path, bytes(data))
+
+
+def test_a_flipped_byte_in_an_input_is_found_at_its_first_use(store: Store):
+    commit = make(store)
+    flip(store, stored_file(store, commit, "docs/a.txt"))
+    with pytest.raises(IntegrityError, match=r"docs/a\.txt: sha256 differs from the manifest\. Fix: make it again"):
+        store.artifact(commit).path("docs")
+    assert store.artifact(commit).path("b.bin").stat().st_size == 1000
+
+
+@pytest.mark.parametrize("change", [lambda path: path.write_text("HELLO"), lambda path: path.write_text("longer text")])
+def test_a_damaged_copy_of_a_remote_file_is_named_by_verify_and_fetched_again(tmp_path: Path, change):
+    store = Store(f"memory://{tmp_path.name}-copies", tmp_path / "cache")
+    commit = make(store)
+    copy = store.artifact(commit).path("docs/a.txt")
+    change(copy)
+    assert store.verify(commit) == [
+        f"{copy}: this machine's copy differs from the manifest. Fix: delete it, it is fetched again"
+    ]
+    assert store.artifact(commit).path("docs/a.txt").read_text() == "hello"
+    assert store.verify(commit) == []
+
+
+def commit_file(store: Store) -> str:
+    return f"{store.folder('ingest', KEY)}/COMMIT.json"
+
+
+def edit_commit(store: Store, **fields: object) -> None:
+    value = json.loads(store.fs.cat_file(commit_file(store)))
+    value = {name: item for name, item in {**value, **fields}.items() if item is not ...}
+    storage.write_atomic(store.fs, commit_file(store), json.dumps(value).encode())
+
+
+def test_an_edited_number_in_a_commit_is_found(store: Store):
+    made = make(store)
+    edit_commit(store, metrics={"documents": 2.0})
+    with pytest.raises(IntegrityError, match=r"changed after it was committed.*Fix: delete this file"):
+        store.lookup("ingest", KEY)
+    edit_commit(store, metrics={"documents": 1.0})  # written with another layout, it says the same
+    assert store.lookup("ingest", KEY) == made
+
+
+def test_a_commit_made_before_commits_had_a_digest_is_accepted(store: Store):
+    made = make(store)
+    edit_commit(store, sha256=...)
+    found = store.lookup("ingest", KEY)
+    assert found is not None and found.sha256 == "" and found.metrics == made.metrics and store.verify(found) == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"bytes": "many"}, {"figures": "a.png"}, {"metrics": [1]}, {"metrics": {"a": "b"}}, {"digest": None}]
+    + [{"meta": meta} for meta in (3, {"inputs": []}, {"seconds": "long"}, {"config": 1})]
+    + [{"files": ...}],
+    ids=str,
+)
+def test_a_commit_with_a_field_of_another_type_is_named_with_the_field(store: Store, fields: dict[str, object]):
+    make(store)
+    edit_commit(store, sha256=..., **fields)
+    with pytest.raises(IntegrityError, match=r"COMMIT\.json: not a readable commit \(.*: .*\)\. Fix: delete this file"):
+        store.lookup("ingest", KEY)
+
+
 def test_reading_a_damaged_input_fails_with_its_name_and_the_fix(store: Store):
     commit = make(store)
     storage.write_atomic(store.fs, stored_file(store, commit, "docs/a.txt"), b"hello, and more")
@@ -105,7 +178,10 @@ def test_a_remote_file_that_changed_but_kept_its_size_is_not_taken(tmp_path: Pat
         store.artifact(commit).path("docs/a.txt")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": 99}'])
+DEEP = b"[" * 100_000
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": 99}', DEEP, b'{"schema": ' + DEEP], ids=range(6))
 def test_a_damaged_commit_is_an_integrity_error_with_its_path(store: Store, content: bytes):
     make(store)
     path = f"{store.folder('ingest', KEY)}/COMMIT.json"
@@ -152,14 +228,52 @@ def test_gc_keeps_what_named_studies_need_and_is_dry_by_default(store: Store):
     assert {commit.key for commit in store.commits()} == {step.key for step in kept}
 
 
-def test_gc_leaves_a_key_with_a_live_lease_alone(store: Store):
+class Skewed:
+    """The clock of a machine that is four hours behind."""
+
+    monotonic, sleep = time.monotonic, time.sleep
+
+    @staticmethod
+    def time() -> float:
+        return time.time() - 4 * 3600
+
+
+def test_gc_leaves_a_key_with_a_live_lease_alone(store: Store, monkeypatch: pytest.MonkeyPatch):
     attempt = store.attempt("ingest", KEY, 1)
     (attempt.directory / "x").write_text("being written")
     storage.write_atomic(store.fs, store.work_url("ingest", KEY) + "/checkpoint", b"")
-    lease = LeaseRequest(store.fs, store.lease_folder("ingest", KEY), this_process()).take()
-    assert store.gc(set()) == []
+    there = replace(this_process(), machine="another machine")
+    lease = LeaseRequest(store.fs, store.lease_folder("ingest", KEY), there, ttl=3).take()
+    monkeypatch.setattr("pipeline.engine.lease.time", Skewed)
+    lease.start(lambda reason: None)
+    assert store.gc({KEY}, delete=True) == store.gc(set(), delete=True) == []
     lease.release()
     assert [garbage.path for garbage in store.gc(set())] == [store.folder("ingest", KEY)]
+
+
+def test_gc_takes_the_lease_of_a_silent_driver_which_then_cannot_commit(store: Store):
+    attempt = store.attempt("ingest", KEY, 1)
+    (attempt.directory / "x").write_text("finished by a driver that is frozen now")
+    sealed = store.seal(attempt)
+    there = replace(this_process(), machine="another machine")
+    frozen = LeaseRequest(store.fs, store.lease_folder("ingest", KEY), there).take()
+    found = store.gc({KEY}, delete=True, ttl=0.2)
+    assert [garbage.reason for garbage in found] == ["an attempt that was not committed"]
+    assert sealed.id in found[0].path and not frozen.held()
+
+
+def test_gc_finds_what_cut_off_writes_left(tmp_path: Path):
+    store = Store(tmp_path)
+    make(store)
+    folder = Path(store.folder("ingest", KEY))
+    (folder / "lease").mkdir()
+    left = [folder / "lease" / ".1.json.00ff.tmp", folder / ".COMMIT.json.00ff.tmp", tmp_path / ".writable-00ff"]
+    for path in [*left, young := folder / ".mlflow.json.00ff.tmp"]:
+        path.write_text("half")
+        os.utime(path, (0, 0) if path != young else None)
+    assert {garbage.path for garbage in store.gc({KEY})} == set(map(str, left))
+    store.gc({KEY}, delete=True)
+    assert young.is_file() and not any(path.exists() for path in left) and store.gc({KEY}) == []
 
 
 def test_the_record_of_a_study_holds_its_last_plan(store: Store):
@@ -170,6 +284,16 @@ def test_the_record_of_a_study_holds_its_last_plan(store: Store):
     assert steps["make"]["config"] == {"n": 5} and steps["make"]["key"] == toy_plan(n=5)["make"].key
     with pytest.raises(StudyError, match="not usable as a name"):
         store.study_record("../../etc/passwd")
+
+
+@pytest.mark.parametrize("content", [DEEP, b"[]", b"{}", b'{"study": "toy", "study_key": "", "steps": {"a": 1}}'])
+def test_a_damaged_record_of_a_study_is_named_with_the_fix(store: Store, content: bytes):
+    storage.write_atomic(store.fs, f"{store.base}/studies/toy.json", content)
+    with pytest.raises(IntegrityError, match=r"studies/toy\.json: not readable .* Fix: delete it"):
+        store.study_record("toy")
+    assert store.mlflow("ingest", KEY) is None
+    storage.write_atomic(store.fs, f"{store.folder('ingest', KEY)}/mlflow.json", content)
+    assert store.mlflow("ingest", KEY) is None
 
 
 def test_an_attempt_without_files_cannot_be_sealed(store: Store):

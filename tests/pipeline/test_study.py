@@ -28,6 +28,15 @@ def test_the_shipped_studies_are_valid(name):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("trunk.dim=1000000000000", r"trunk\.dim = 1e\+12: cannot be meant \(allowed: at most 1,000,000\)\. Fix:"),
+        ("pretrain.steps=1000000000000", r"pretrain\.steps = 1e\+12: cannot be meant"),
+        ("evaluate.retrieval.lengths=[1000000000000]", r"evaluate\.retrieval\.lengths\.0 = 1e\+12: cannot be meant"),
+        ("pretrain.warmup_steps=5", r"pretrain\.warmup_steps = 5: training ends before, at pretrain\.steps = 4"),
+        ("base.warmup_steps=5", r"base\.warmup_steps = 5: training ends before"),
+        (f"name={'t' * 5000}", r"name = 't{79}\.\.\.: characters allowed: at most 100$"),
+        (f"arms={{{'l' * 500}: {{kind: local}}}}", r"arm name 'l{40}'\.\.\.: characters allowed: at most 100"),
+        (f"corpus.sources.0.url={'b' * 5000}", r"corpus\.sources\.0\.url = 'b{40}'\.\.\.: 5000 characters"),
+        (f"seeds={list(range(1001))}", r"seeds = a list: entries allowed: at most 1000"),
         ("pretrain.step=1", r"pretrain\.step: unknown key; did you mean 'steps'"),
         ("pretrain.steps=ten", r"pretrain\.steps = 'ten': a whole number"),
         ("pretrain.steps=0", r"pretrain\.steps = 0: .*at least 1"),

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 
+from cluster import storage
 from pipeline.cli.serve import serve
 from pipeline.engine.execute import Outcome, execute
 from pipeline.engine.origin import git_commit, version
@@ -217,7 +219,8 @@ def test_a_failed_step_says_why(tracked: Tracked):
 
 def test_tracking_that_fails_is_a_warning_and_the_study_is_done(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    outcome = run(toy_plan(), Store(tmp_path / "root"), f"sqlite:///{tmp_path}/file/mlflow.db")
+    outcome = run(toy_plan(), Store(tmp_path / "root"), f"sqlite:///{tmp_path}/file/mlflow.db?password=hunter2")
+    assert "password=***" in repr(outcome.warnings) and "hunter2" not in repr(outcome.warnings)
     assert outcome.exit_code == 0 and len(outcome.computed) == 4
     assert any(step == "tracking" and "not tracked" in text for step, text in outcome.warnings)
 
@@ -232,6 +235,50 @@ def test_configs_become_flat_params_within_mlflows_limits():
     flat = dict(flatten(config))
     assert flat["trunk.dim"] == "64" and flat["lengths"] == "[1, 2]" and flat["tasks.1.k"] == "2"
     assert flat["trunk.bias"] == "null" and len(flat["text"]) == 6000
+
+
+@pytest.mark.slow
+def test_the_password_of_the_tracking_uri_is_kept_nowhere(tmp_path: Path):
+    """Runs are tracked by a server that is reached with one, and by one that cannot be reached."""
+    served = Store(tmp_path / "served")
+    run(toy_plan(), served, default_tracking_uri(served.root))
+    command = [sys.executable, "-m", "pipeline.cli", "ui", "--root", served.root, "--port", "0"]
+    store, plan = Store(tmp_path / "root"), toy_plan(n=5)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ui:
+        assert ui.stdout is not None
+        address = ui.stdout.readline().split()[1].partition("/#")[0]
+        uri = address.replace("//", "//me:hunter2@")
+        assert run(plan, store, uri).warnings == [("make", "one number is odd")]
+        noted = store.mlflow("make", plan["make"].key)
+        assert run(plan, store, uri.replace("hunter2", "hunter3")).warnings == []
+        assert store.mlflow("make", plan["make"].key) == noted, "the same server with another password"
+        ui.terminate()
+    assert noted is not None and noted["tracking_uri"] == address.replace("//", "//me:***@")
+    commits = {"make": store.lookup("make", plan["make"].key)}
+    assert place(plan, store, commits).runs[plan["make"].key].startswith(f"{address}/#/")
+    unreachable = run(plan, store, uri.replace("/me", "/you")).warnings
+    assert unreachable and "hunter2" not in repr(unreachable)
+    assert [path for path in (tmp_path / "root").rglob("*.*") if b"hunter" in path.read_bytes()] == []
+
+
+def test_a_note_with_a_password_of_an_older_run_is_read_without_it(tmp_path: Path):
+    store = Store(tmp_path)
+    note = {"tracking_uri": "postgresql://me:hunter2@db/mlflow", "experiment_id": "1", "run_id": "2", "model_id": ""}
+    storage.write_atomic(store.fs, f"{store.folder('make', 'a' * 64)}/mlflow.json", storage.to_json(note))
+    assert store.mlflow("make", "a" * 64) == note | {"tracking_uri": "postgresql://me:***@db/mlflow"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql+psycopg2://me:p@ss/w:rd@db:5432/x", "postgresql+psycopg2://me:***@db:5432/x"),
+        ("https://token@host/api and http://host:80/a", "https://***@host/api and http://host:80/a"),
+        ("mysql://db/x?ssl_key=/k&Password=p&user=me", "mysql://db/x?ssl_key=***&Password=***&user=me"),
+        ("sqlite:////folder/a.db", "sqlite:////folder/a.db"),
+    ],
+)
+def test_what_is_secret_in_a_url_is_starred(text: str, shown: str):
+    assert storage.redacted(text) == shown and storage.redacted(shown) == shown
 
 
 def test_ui_refuses_a_used_port_and_a_store_without_runs(tracked: Tracked, tmp_path: Path):
@@ -253,6 +300,8 @@ def test_ui_leads_to_the_newest_run_and_ends_whole(tracked: Tracked):
         newest = next(line for line in ui.stdout if line.startswith("newest run of toy: "))
         parent = next(run for run in tracked.runs if "mlflow.parentRunId" not in run.data.tags)
         assert f"/runs/{parent.info.run_id}?" in newest
+        seen = [" ".join(process.cmdline()) for process in psutil.Process(ui.pid).children(recursive=True)]
+        assert seen and not [text for text in seen if "sqlite:" in text], "any user may read a command line"
         ui.terminate()
         assert ui.wait(30) == 0
     with pytest.raises(ConnectionRefusedError):

@@ -36,3 +36,32 @@ def test_python_objects_stay_text():
 def test_broken_yaml_names_the_place():
     with pytest.raises(StudyError, match=r"study.yaml: line 2, column"):
         parse("a: [1,\nb: }", "study.yaml")
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, r"line 6: not a study file: more than 100000 values, those behind aliases counted"),
+        ("a: &a [1, *a]", r"line 1: \*a stands within what it names"),
+        ("[" * 50_000, r"nested more than 40 levels deep"),
+        ("a: " + "[" * 45_000 + "]" * 45_000, r"nested more than 40 levels deep"),
+        ("- " * 45_000, r"line 1: not a study file: nested more than 40 levels deep"),
+        (f"seeds: {list(range(20_000))}", r"\d+ characters \(allowed: at most 100000\)"),
+        ('\nurl: "bo\\0oks"', r"line 2: text with the character '\\x00'.*Fix: remove it"),
+        ('url: "\\ud800"', r"line 1: text with the character '\\ud800'"),
+        ('"\\0": 1', r"line 1: text with the character"),
+    ],
+    ids=range(9),
+)
+def test_what_no_person_writes_is_refused_at_once(text: str, message: str):
+    with pytest.raises(StudyError, match=f"^study.yaml: .*{message}"):
+        parse(text, "study.yaml")
+
+
+def test_an_alias_stands_for_what_it_names():
+    assert parse("a: &a {n: [1, 2]}\nb: *a\nc: [*a, *a]", "f")["c"] == [{"n": [1, 2]}] * 2

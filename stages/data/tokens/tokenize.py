@@ -68,7 +68,7 @@ def tokenize(
     with_control: list[str] = []
     control = 0
     files = [path for path in document_files(folder) if pq.read_metadata(path).num_rows]
-    encoded = _encoded(files, total, tokenizer.path("tokenizer.json").read_text(), context)
+    encoded = _encoded(files, total, tokenizer.path("tokenizer.json").read_text(encoding="utf-8"), context)
     with TableWriter(output / "documents.parquet", _document_schema(), rows=ROWS_AT_ONCE) as table:
         for unit, (tokens, lengths, words, controls) in encoded:
             start = 0

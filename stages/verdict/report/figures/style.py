@@ -132,7 +132,8 @@ def finish(drawing: Drawing, folder: Path) -> FinishedFigure:
     _png(wide, folder / names["png"])
     wide.set_layout_engine("none")  # everything has its place: the SVG needs no second look
     for kind, figure in (("svg", wide), ("narrow", _layout(drawing, 1, NARROW))):
-        (folder / names[kind]).write_text(page_svg(_svg(figure), f"{drawing.name}-{kind}", drawing.title))
+        page = page_svg(_svg(figure), f"{drawing.name}-{kind}", drawing.title)
+        (folder / names[kind]).write_text(page, encoding="utf-8")
     pd.DataFrame(drawing.data).to_csv(folder / names["data"], index=False, float_format="%.6g", lineterminator="\n")
     return FinishedFigure(
         drawing.name, drawing.title, drawing.caption, **names, sources=tuple(dict.fromkeys(drawing.sources))
