@@ -46,7 +46,8 @@ def export(
     """Write ``decoder`` so that ``AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)`` opens it.
 
     like, dtype, shard_bytes: as ``checkpoint.save`` takes them. tokenizer: a tokenizer.json, which ``AutoTokenizer``
-    then opens. special_tokens: ids of bos, eos, pad; needs the tokenizer, which knows their texts.
+    then opens. special_tokens: ids of bos, eos, pad; needs the tokenizer, which knows their texts. Other tokens at which
+    ``like`` stops (an instruct model's end of turn) stay stop tokens, behind the eos named here.
     Raises ValueError for a tokenizer that has no such token or more tokens than the decoder.
     """
     directory = Path(directory)
@@ -58,7 +59,11 @@ def export(
     texts = {} if tokenizer is None else _texts(Path(tokenizer), decoder.config.vocab_size, special_tokens or {})
     save(decoder, directory, like=like, dtype=dtype, shard_bytes=shard_bytes)
     fields: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    stops = fields.get("eos_token_id")
     fields |= {f"{name}_token_id": number for name, number in (special_tokens or {}).items()}
+    if stops is not None and "eos" in (special_tokens or {}):
+        stops = dict.fromkeys([fields["eos_token_id"], *(stops if isinstance(stops, list) else [stops])])
+        fields["eos_token_id"] = list(stops) if len(stops) > 1 else fields["eos_token_id"]
     if decoder.config.mixer.kind != "full":
         gates = sorted({name.rpartition(".")[2] for name in gates_of(decoder)})
         fields |= {"auto_map": AUTO_MAP, "keep_in_float32": gates}

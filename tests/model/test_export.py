@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.checkpoint import load
+from model.checkpoint import load, save
 from model.config import RopeScaling
 from model.decoder import Decoder
 from model.export import export, sources
@@ -179,6 +179,16 @@ def test_special_tokens_are_named_in_config_and_tokenizer(tmp_path: Path, vocabu
     assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == 0
     names = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert (names["eos_token"], names["pad_token"]) == ("<eos>", "<pad>")
+
+
+def test_an_instruct_bases_other_stop_tokens_stay(tmp_path: Path, vocabulary: Path) -> None:
+    save(made("full"), tmp_path / "base")
+    fields = json.loads((tmp_path / "base" / "config.json").read_text())
+    for stops, kept in (([3, 0], [0, 3]), (3, [0, 3]), ([0], 0), (None, 0)):
+        (tmp_path / "base" / "config.json").write_text(json.dumps(fields | {"eos_token_id": stops}))
+        export(made("local"), tmp_path, like=tmp_path / "base", tokenizer=vocabulary, special_tokens={"eos": 0})
+        assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == kept
+        assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == "<eos>"
 
 
 def test_the_code_that_comes_along_needs_torch_and_transformers_only() -> None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from model.config import MixerConfig, TrunkConfig
 from stages.stage import Execution, StageError
-from stages.training.pretrain.imported import folder_digest
+from stages.training.pretrain.imported import check_folder, folder_digest
 from stages.training.pretrain.stage import BASE, PRETRAIN, BaseConfig, PretrainConfig
 from tests.stages.pretraining import SEGMENT, TRUNK, VOCABULARY, make_inputs, pretrain_config
 from tests.support import LocalArtifact, LocalContext
@@ -214,13 +214,20 @@ class TestImportedBase:
         run = Run({**inputs, "base": base}, tmp_path, pretrain_config(steps=4))()
         assert run.log("loss")[-1] < run.log("loss")[0]
 
-    def test_vocabulary_must_be_the_tokenizers(
+    def test_a_vocabulary_padded_beyond_the_tokenizer_is_kept_and_a_smaller_one_refused(
         self, llama: Path, inputs: dict[str, LocalArtifact], tmp_path: Path
     ) -> None:
-        (tmp_path / "meta.json").write_text('{"vocab_size": 50}')
         other = {**inputs, "tokenizer": LocalArtifact(tmp_path)}
-        with pytest.raises(StageError, match=f"has {VOCABULARY} tokens, the study's tokenizer 50.*Fix"):
-            self.imported(self.config(llama), other, tmp_path)
+        (tmp_path / "meta.json").write_text(f'{{"vocab_size": {VOCABULARY - 7}}}')
+        base = self.imported(self.config(llama), other, tmp_path)
+        assert json.loads(base.path("model/config.json").read_text())["vocab_size"] == VOCABULARY
+        (tmp_path / "meta.json").write_text(f'{{"vocab_size": {VOCABULARY + 1}}}')
+        message = f"has {VOCABULARY} tokens, the study's tokenizer {VOCABULARY + 1}.*Fix"
+        with pytest.raises(StageError, match=message):
+            check_folder(self.config(llama), VOCABULARY + 1)
+        (tmp_path / "again").mkdir()
+        with pytest.raises(StageError, match=message):
+            self.imported(self.config(llama), other, tmp_path / "again")
 
     def test_other_content_than_pinned_is_refused(
         self, llama: Path, inputs: dict[str, LocalArtifact], tmp_path: Path

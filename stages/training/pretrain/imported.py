@@ -32,7 +32,7 @@ def check_folder(config: BaseConfig, vocabulary: int | None, digest: Callable[[P
     """Everything about a local checkpoint that its files tell without loading it; nothing for a Hub id.
 
     ``vocabulary``: size of the study's tokenizer, None where it is not known yet. Raises StageError for a folder that
-    is missing, not the pinned one, of another architecture, shape or vocabulary size.
+    is missing, not the pinned one, of another architecture or shape, or with fewer tokens than the tokenizer.
     """
     assert config.path is not None and config.revision is not None  # checked by the config
     folder = Path(config.path).expanduser()
@@ -56,11 +56,12 @@ def check_folder(config: BaseConfig, vocabulary: int | None, digest: Callable[[P
 
 
 def _check_shape(config: BaseConfig, trunk: TrunkConfig, size: int, vocabulary: int | None) -> None:
-    if vocabulary is not None and size != vocabulary:
+    if vocabulary is not None and size < vocabulary:  # more rows than tokens is padding: Qwen, OLMo
         raise StageError(
             f"the checkpoint has {size} tokens, the study's tokenizer {vocabulary}",
             field="base.path",
             value=config.path,
+            allowed=f"checkpoints of {vocabulary} tokens or more",
             fix="use the checkpoint's own tokenizer: tokenizer: {kind: file, path: .../tokenizer.json}",
         )
     derived = {"kv_heads": "n_kv_heads", "head_dim": "d_head", "ffn_dim": "d_ffn"}  # where None stands for a default
@@ -116,7 +117,8 @@ def find(config: BaseConfig, context: Context) -> Path:
 def import_base(config: BaseConfig, vocabulary: int, output: Path, context: Context) -> Summary:
     """Write the imported model below ``output``, with an empty training log.
 
-    Raises StageError if the checkpoint is of another architecture, vocabulary size or shape than the study's.
+    Raises StageError if the checkpoint is of another architecture or shape than the study's, or has fewer tokens than
+    its tokenizer.
     """
     from model.checkpoint import graft, save
     from stages.training.pretrain.checkpoint import RunState
