@@ -1,9 +1,10 @@
-"""Weights on disk in Hugging Face's Llama layout: ``config.json`` and ``model.safetensors``, in one file or in shards.
+"""Weights on disk in the layout of Hugging Face's Llama and its relatives: ``config.json`` and ``model.safetensors``, in
+one file or in shards.
 
-What full attention wrote, any Llama program reads. What other arms wrote opens with ``LlamaForCausalLM`` too (which
-leaves out what Llama lacks), and as itself with ``load``, or with transformers' Auto classes after ``model.export``.
-Tensors are never rounded unless asked for: a checkpoint imported in its own dtype and saved again is the same bit for
-bit.
+What full attention wrote, any program for its family reads. What other arms wrote opens with ``LlamaForCausalLM`` too
+(which leaves out what Llama lacks), and as itself with ``load``, or with transformers' Auto classes after
+``model.export``. Tensors are never rounded unless asked for: a checkpoint imported in its own dtype and saved again is
+the same bit for bit.
 """
 
 from __future__ import annotations
@@ -20,14 +21,12 @@ from torch import Tensor
 
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.decoder import Decoder
-from model.llama import BLOCK, llama_fields, read_config, shape
+from model.llama import BLOCK, INDEX, WEIGHTS, llama_fields, read_config, shape, weight_files
 
 HEAD = "lm_head.weight"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 _TRUNK = re.compile(
-    r"(embed_tokens|norm|lm_head|layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj"
-    r"|input_layernorm|post_attention_layernorm))\.weight"
+    r"(embed_tokens|norm|lm_head|layers\.\d+\.(self_attn\.([qkvo]_proj|[qk]_norm)|mlp\.(gate|up|down)_proj"
+    r"|input_layernorm|post_attention_layernorm|post_feedforward_layernorm))\.(weight|bias)"
 )
 """The decoder's parameters that a Llama has; all others belong to the arm."""
 
@@ -88,9 +87,9 @@ def graft(
 ) -> Decoder:
     """A base checkpoint's trunk under another mixer: every arm of a study starts from the same tensors.
 
-    directory: a folder of ``save``, or any Llama-family one of Hugging Face's. Parameters the base does not have are
-    initialised from ``seed``; those the new mixer does not have are left behind. dtype: of all but the gates, which are
-    float32; None for the checkpoint's own.
+    directory: a folder of ``save``, or one of Hugging Face's of a family that ``llama.py`` knows. Parameters the base
+    does not have are initialised from ``seed``; those the new mixer does not have are left behind. dtype: of all but the
+    gates, which are float32; None for the checkpoint's own.
     """
     tensors, trunk, vocab_size = import_hf(directory, dtype)
     config = ModelConfig(trunk=trunk, mixer=mixer, vocab_size=vocab_size)
@@ -190,19 +189,10 @@ def _shards(tensors: dict[str, Tensor], limit: int | None) -> dict[str, list[str
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
-    index = directory / INDEX
-    names = [WEIGHTS]
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index}: not an index of safetensors: no weight_map of names and files") from error
     tensors: dict[str, Tensor] = {}
-    for name in names:
-        if not (directory / name).is_file():
-            raise ValueError(f"{directory / name}: no such file (allowed: safetensors, in one file or with an index)")
+    for file in weight_files(directory):
         try:
-            tensors |= load_file(directory / name)
+            tensors |= load_file(file)
         except SafetensorError as error:
-            raise ValueError(f"{directory / name}: not a safetensors file, or a part of one: {error}") from error
+            raise ValueError(f"{file}: not a safetensors file, or a part of one: {error}") from error
     return tensors

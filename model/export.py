@@ -1,10 +1,10 @@
 """A folder that transformers opens on a machine that does not have this package.
 
-Full attention is a Llama and is exported as one: no code, any Llama program runs it. Every other arm takes its code
-along: the files of ``model/`` that its decoder is made of, flattened into the folder (``model/mixers/base.py`` becomes
-``mixers_base.py``, its imports relative ones), behind the interface of ``huggingface/modeling_infini_study.py``, which
-config.json names. transformers runs that code only if it is called with ``trust_remote_code=True``; without, it says
-what it misses.
+Full attention is a Llama, or of its base's family, and is exported as one: no code, any program for the family runs it.
+Every other arm takes its code along: the files of ``model/`` that its decoder is made of, flattened into the folder
+(``model/mixers/base.py`` becomes ``mixers_base.py``, its imports relative ones), behind the interface of
+``huggingface/modeling_infini_study.py``, which config.json names. transformers runs that code only if it is called with
+``trust_remote_code=True``; without, it says what it misses.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 
 from model.checkpoint import gates_of, save
 from model.decoder import Decoder
+from model.llama import family_of
 
 ROOT = Path(__file__).parent
 NAMED = r'"(\.mixers\.\w+):\w+"'
@@ -46,8 +47,8 @@ def export(
     """Write ``decoder`` so that ``AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)`` opens it.
 
     like, dtype, shard_bytes: as ``checkpoint.save`` takes them. tokenizer: a tokenizer.json, which ``AutoTokenizer``
-    then opens. special_tokens: ids of bos, eos, pad; needs the tokenizer, which knows their texts. Other tokens at which
-    ``like`` stops (an instruct model's end of turn) stay stop tokens, behind the eos named here.
+    then opens. special_tokens: ids of bos, eos, pad; needs the tokenizer, which knows their texts. Other tokens that
+    ``like`` stops at (an instruct model's end of turn) stay stop tokens, behind the eos named here.
     Raises ValueError for a tokenizer that has no such token or more tokens than the decoder.
     """
     directory = Path(directory)
@@ -64,7 +65,7 @@ def export(
     if stops is not None and "eos" in (special_tokens or {}):
         stops = dict.fromkeys([fields["eos_token_id"], *(stops if isinstance(stops, list) else [stops])])
         fields["eos_token_id"] = list(stops) if len(stops) > 1 else fields["eos_token_id"]
-    if decoder.config.mixer.kind != "full":
+    if family_of(decoder.config) is None:
         gates = sorted({name.rpartition(".")[2] for name in gates_of(decoder)})
         fields |= {"auto_map": AUTO_MAP, "keep_in_float32": gates}
         for name, text in sources().items():

@@ -33,9 +33,7 @@ class RMTMixer(FullMixer):
     def mix(
         self, x: Tensor, state: LayerState, *, position: int, rope: Rope, knockout: Knockout, keep_state: bool
     ) -> tuple[Tensor, LayerState]:
-        y, after = super().mix(
-            x, LayerState(cached=state.live), position=position, rope=rope, knockout=knockout, keep_state=keep_state
-        )
+        y, after = self.causal(x, LayerState(cached=state.live), position=position, rope=rope)
         return y, LayerState(live=after.cached)
 
 

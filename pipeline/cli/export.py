@@ -47,6 +47,7 @@ def export(
 
     from model.checkpoint import load
     from model.export import export as write
+    from model.llama import family_of
 
     meta = jsonlib.loads(tokens.path("meta.json").read_text())
     decoder = load(artifact.path("model"))
@@ -59,7 +60,7 @@ def export(
         special_tokens={"eos": meta["eos_id"], "pad": meta["pad_id"]},
     )
     files = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
-    code = decoder.config.mixer.kind != "full"
+    code = family_of(decoder.config) is None
     if json:
         print_json("export", {"step": commit.step, "key": commit.key, "directory": str(directory), "files": files})
         return

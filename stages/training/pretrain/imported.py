@@ -1,4 +1,4 @@
-"""``base: {init: hf}``: a Llama-family checkpoint as the shared starting point."""
+"""``base: {init: hf}``: a checkpoint of Llama or a family next to it as the shared starting point."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from model.config import MixerConfig, RopeScaling, TrunkConfig
-from model.llama import read_config, shape
+from model.llama import read_config, shape, weight_files
 from stages.data.pinned import agreed
 from stages.stage import Context, StageError, Summary
 from stages.training.pretrain.config import BaseConfig
@@ -48,6 +48,7 @@ def check_folder(config: BaseConfig, vocabulary: int | None, digest: Callable[[P
         )
     try:
         trunk, size = shape(read_config(folder), folder)
+        weight_files(folder)
     except ValueError as error:
         raise StageError(str(error), field="base.path", value=config.path) from error
     _check_shape(config, trunk, size, vocabulary)
@@ -82,8 +83,8 @@ def _check_shape(config: BaseConfig, trunk: TrunkConfig, size: int, vocabulary: 
 def _as_written(value: object) -> object:
     """A field of the trunk as it stands in a study file."""
     if isinstance(value, RopeScaling):
-        return "{" + ", ".join(f"{name}: {part}" for name, part in value.given().items()) + "}"
-    return value
+        return "{" + ", ".join(f"{name}: {_as_written(part)}" for name, part in value.given().items()) + "}"
+    return list(value) if isinstance(value, tuple) else value
 
 
 def find(config: BaseConfig, context: Context) -> Path:
