@@ -67,6 +67,9 @@ class KeyValue:
     def detach(self) -> KeyValue:
         return KeyValue(self.k.detach(), self.v.detach())
 
+    def compact(self) -> KeyValue:
+        return KeyValue(compact(self.k), compact(self.v))
+
     def last(self, n: int) -> KeyValue:
         start = max(len(self) - n, 0)
         return KeyValue(self.k[:, start:], self.v[:, start:])
@@ -78,6 +81,14 @@ class KeyValue:
     @property
     def bytes(self) -> int:
         return self.k.numel() * self.k.element_size() + self.v.numel() * self.v.element_size()
+
+
+def compact(x: Tensor) -> Tensor:
+    """``x``, copied if it is a view: a state of views would keep all that its chunk computed alive for as long as the
+    state is held."""
+    if not torch.compiler.is_compiling() and x.untyped_storage().nbytes() == x.nbytes:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def join(before: KeyValue | None, k: Tensor, v: Tensor) -> KeyValue:

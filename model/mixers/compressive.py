@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import MixerConfig, TrunkConfig
-from model.mixers.base import KeyValue, Knockout, LayerState, attend, join, lower_right, split_axis
+from model.mixers.base import KeyValue, Knockout, LayerState, attend, compact, join, lower_right, split_axis
 from model.mixers.xl import XLMixer, rotated
 from model.rope import Rope, rotate
 
@@ -90,8 +90,9 @@ class CompressiveMixer(XLMixer):
         q, own, shown = rotate(q, cos, sin), rotated(own, cos, sin), rotated(shown, cos, sin)
         y, live, cached = self.recur(q, own, shown, state.live, state.cached, position, queue)
         kept = queue.part(queue.bounds(end // self.segment_length)[0], first + len(slots))
-        memory = Queue(kept.k, kept.v, inputs[:, new * c :]).detach()
-        return y, LayerState(live=live, cached=cached and cached.detach(), memory=memory, auxiliary=auxiliary)
+        memory = Queue(*(compact(t.detach()) for t in (kept.k, kept.v, inputs[:, new * c :])))
+        cached = cached and cached.detach().compact()
+        return y, LayerState(live=live and live.compact(), cached=cached, memory=memory, auxiliary=auxiliary)
 
     def reconstruction(self, q: Tensor, own: KeyValue, compressed: Tensor, position: int) -> Tensor | None:
         """The attention-reconstruction loss times its weight, a scalar; None where nothing is trained, or no segment

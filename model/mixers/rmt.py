@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.mixers.base import Knockout, LayerState
+from model.mixers.base import Knockout, LayerState, compact
 from model.mixers.full import FullMixer
 from model.mixers.stream import Layers, Stream, Trunk
 from model.rope import Rope
@@ -74,4 +74,4 @@ class RMTStream(Stream):
                 memory = y[:, -m:]
             layers = tuple(LayerState() for _ in after) if closes else after
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-        return y, layers or (), memory
+        return y, layers or (), compact(memory)

@@ -44,5 +44,4 @@ def banded(
     y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     if past is None or not keep_state:
         return y, LayerState()
-    held = past.last(n - 1)  # copies: views would keep the whole chunk's keys and values alive
-    return y, LayerState(live=KeyValue(held.k.clone(), held.v.clone()))
+    return y, LayerState(live=past.last(n - 1).compact())

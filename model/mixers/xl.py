@@ -45,7 +45,7 @@ class XLMixer(Mixer):
         q, own, shown = self.seen_twice(x)
         q, own, shown = rotate(q, cos, sin), rotated(own, cos, sin), rotated(shown, cos, sin)
         y, live, cached = self.recur(q, own, shown, state.live, state.cached, position)
-        return y, LayerState(live=live, cached=cached and cached.detach())
+        return y, LayerState(live=live and live.compact(), cached=cached and cached.detach().compact())
 
     def seen_twice(self, x: Tensor) -> tuple[Tensor, KeyValue, KeyValue]:
         """Of x [B, T, C], without positions: queries [B, T, H, d]; keys and values [B, T, K, d] as their own segment
