@@ -13,6 +13,7 @@ Shapes: B batch, T tokens, C model size, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from dataclasses import dataclass
@@ -53,6 +54,11 @@ class DecoderState:
         """Cut from the graph: for streaming without gradients into the past."""
         carried = None if self.carried is None else self.carried.detach()
         return DecoderState(tuple(layer.detach() for layer in self.layers), self.position, carried)
+
+    def rows(self, rows: Tensor) -> DecoderState:
+        """The state of documents ``rows`` (whole numbers, any of them any number of times) of the batch: after it the
+        documents go on as copies, as beam search wants."""
+        return cast(DecoderState, _rows(self, rows))
 
     def elements(self) -> int:
         """Numbers held of the context, over the batch: memories, caches, carried vectors. The live segment is not in
@@ -165,8 +171,10 @@ class Decoder(nn.Module):
     def hidden(
         self, tokens: Tensor, state: DecoderState | None = None, knockout: AnyKnockout = None
     ) -> tuple[Tensor, DecoderState]:
-        """Normed last-layer outputs [B, T, C] (``project`` makes logits of them) and the state after tokens [B, T]."""
-        return self._run(tokens, state, knockout, keep_state=True)
+        """Normed last-layer outputs [B, T, C] (``project`` makes logits of them) and the state after tokens [B, T], or
+        after vectors [B, T, C] that stand for embedded tokens."""
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        return self._run(tokens, state, knockout, keep_state=True, recompute_layers=recompute)
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of ``hidden`` [..., C]."""
@@ -297,7 +305,7 @@ class Decoder(nn.Module):
 
         before = state or DecoderState((), 0)
         x, layers, carried = self.stream(
-            self.embed_tokens(tokens),
+            tokens if tokens.is_floating_point() else self.embed_tokens(tokens),
             before.layers or None,
             before.carried,
             before.position,
@@ -357,6 +365,17 @@ class Decoder(nn.Module):
             worst = min if name.endswith("_min") else max
             numbers[name] = statistics.fmean(values) if name.endswith("_mean") else worst(values)
         return numbers
+
+
+def _rows(value: Any, rows: Tensor) -> Any:
+    """``rows`` of the tensors [B, ...] that a state is made of."""
+    if isinstance(value, Tensor):
+        return value.index_select(0, rows.to(value.device)) if value.ndim else None  # None: of an auxiliary loss
+    if isinstance(value, tuple):
+        return tuple(_rows(part, rows) for part in value)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    return type(value)(**{field.name: _rows(getattr(value, field.name), rows) for field in dataclasses.fields(value)})
 
 
 def _cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -28,6 +28,9 @@ NAMED = r'"(\.mixers\.\w+):\w+"'
 """Mixers as ``model.arms`` names them; its formulas are not needed to run a model."""
 PACKAGE = ROOT.name
 ENTRY = ROOT / "huggingface" / "modeling_infini_study.py"
+ANY_LENGTH = 2**20
+"""Longest position an arm is said to have that reads text of any length: programs cut prompts there, so it must not be
+the base's, and some make tensors of that size, so it must not be without bound."""
 AUTO_MAP = {
     "AutoConfig": "modeling_infini_study.InfiniStudyConfig",
     "AutoModelForCausalLM": "modeling_infini_study.InfiniStudyForCausalLM",
@@ -65,6 +68,8 @@ def export(
     if stops is not None and "eos" in (special_tokens or {}):
         stops = dict.fromkeys([fields["eos_token_id"], *(stops if isinstance(stops, list) else [stops])])
         fields["eos_token_id"] = list(stops) if len(stops) > 1 else fields["eos_token_id"]
+    if decoder.config.mixer.kind != "full":
+        fields["max_position_embeddings"] = ANY_LENGTH
     if family_of(decoder.config) is None:
         gates = sorted({name.rpartition(".")[2] for name in gates_of(decoder)})
         fields |= {"auto_map": AUTO_MAP, "keep_in_float32": gates}

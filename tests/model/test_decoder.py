@@ -413,3 +413,21 @@ def test_a_decoder_survives_copy_and_pickle() -> None:
         expected = model(ids)[0]
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(other(ids)[0], expected)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_rows_of_a_state_go_on_as_those_documents_do(arm: str) -> None:
+    model, ids, rows = decoder(arm), tokens(), torch.tensor([2, 0, 0])
+    with torch.no_grad():
+        _, state = model(ids[:, :21])
+        expected, _ = model(ids[:, 21:], state)
+        found, _ = model(ids[rows, 21:], state.rows(rows))
+    torch.testing.assert_close(found, expected[rows], rtol=0, atol=1e-12)
+    assert state.rows(rows).elements() == state.elements()
+
+
+@pytest.mark.parametrize("arm", ["infini-delta", "rmt", "landmark"])
+def test_embedded_tokens_are_read_as_the_tokens_are(arm: str) -> None:
+    model, ids = decoder(arm), tokens()
+    with torch.no_grad():
+        assert torch.equal(model.hidden(model.embed_tokens(ids))[0], model.hidden(ids)[0])
