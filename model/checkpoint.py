@@ -1,5 +1,5 @@
-"""Weights on disk in the layout of Hugging Face's Llama and its relatives: ``config.json`` and ``model.safetensors``, in
-one file or in shards.
+"""Weights on disk in the layout of Hugging Face's Llama and its relatives: ``config.json`` and ``model.safetensors``,
+in one file or in shards.
 
 What full attention wrote, any program for its family reads. What other arms wrote opens with ``LlamaForCausalLM`` too
 (which leaves out what Llama lacks), and as itself with ``load``, or with transformers' Auto classes after
@@ -35,13 +35,13 @@ def save(
     decoder: Decoder,
     directory: str | Path,
     *,
-    like: str | Path | None = None,
+    like: str | Path | dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     shard_bytes: int | None = None,
 ) -> None:
     """Write config.json and the weights (tied heads once) into ``directory``, made if absent.
 
-    like: folder of the checkpoint the decoder was made from; fields of its config.json that do not change the
+    like: folder of the checkpoint the decoder was made from, or its config.json; fields of it that do not change the
     computation (special tokens, longest position) are carried over. dtype: of the tensors (None: as they are); gates
     keep theirs. shard_bytes: start another file before one gets larger (None: a single file).
     """
@@ -59,7 +59,7 @@ def save(
         total = sum(tensor.nbytes for tensor in tensors.values())
         places = {name: file for file, names in files.items() for name in names}
         _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
-    fields = llama_fields(decoder.config, None if like is None else read_config(Path(like)))
+    fields = llama_fields(decoder.config, like if like is None or isinstance(like, dict) else read_config(Path(like)))
     stored = str(tensors["model.embed_tokens.weight"].dtype).removeprefix("torch.")
     _write_json(directory / "config.json", {"torch_dtype": stored} | fields)
 
@@ -88,8 +88,8 @@ def graft(
     """A base checkpoint's trunk under another mixer: every arm of a study starts from the same tensors.
 
     directory: a folder of ``save``, or one of Hugging Face's of a family that ``llama.py`` knows. Parameters the base
-    does not have are initialised from ``seed``; those the new mixer does not have are left behind. dtype: of all but the
-    gates, which are float32; None for the checkpoint's own.
+    does not have are initialised from ``seed``; those the new mixer does not have are left behind. dtype: of all but
+    the gates, which are float32; None for the checkpoint's own.
     """
     tensors, trunk, vocab_size = import_hf(directory, dtype)
     config = ModelConfig(trunk=trunk, mixer=mixer, vocab_size=vocab_size)
@@ -107,10 +107,26 @@ def import_hf(
     source = Path(source)
     fields = read_config(source)
     trunk, vocab_size = shape(fields, source)
-    tensors = {_from_hf(name): tensor for name, tensor in _read_tensors(source).items()}
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+    tensors = _named(_read_tensors(source), trunk, source)
     if BLOCK in fields:  # another arm's own parameters stay behind
         tensors = {name: tensor for name, tensor in tensors.items() if _is_trunk(name)}
+    dtypes = {tensor.dtype: name for name, tensor in tensors.items()}
+    if dtype is None and len(dtypes) > 1:
+        found = ", ".join(f"{name} is {str(kind).removeprefix('torch.')}" for kind, name in dtypes.items())
+        raise ValueError(f"{source}: dtype = None, but the tensors' differ: {found} (fix: name a dtype)")
+    return {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}, trunk, vocab_size
+
+
+def filled(config: ModelConfig, tensors: dict[str, Tensor], source: Path) -> Decoder:
+    """A decoder that holds ``tensors``, by Hugging Face's names; ``source``: where errors say they are from. Raises
+    ValueError as ``load`` does."""
+    return _fill(config, _named(tensors, config.trunk, source), source, seed=0, fresh=False)
+
+
+def _named(tensors: dict[str, Tensor], trunk: TrunkConfig, source: Path) -> dict[str, Tensor]:
+    """``tensors`` in the decoder's names, a tied head once."""
+    tensors = {_from_hf(name): tensor for name, tensor in tensors.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     if trunk.tie_embeddings and (head := tensors.pop(HEAD, None)) is not None:
         embeddings = tensors.get("embed_tokens.weight")
         if embeddings is not None and not torch.equal(head, embeddings):
@@ -118,11 +134,7 @@ def import_hf(
                 f"{source}/config.json: tie_word_embeddings = True, but {HEAD} differs from the embeddings "
                 "(fix: set it to false there)"
             )
-    dtypes = {tensor.dtype: name for name, tensor in tensors.items()}
-    if dtype is None and len(dtypes) > 1:
-        found = ", ".join(f"{name} is {str(kind).removeprefix('torch.')}" for kind, name in dtypes.items())
-        raise ValueError(f"{source}: dtype = None, but the tensors' differ: {found} (fix: name a dtype)")
-    return {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}, trunk, vocab_size
+    return tensors
 
 
 def gates_of(decoder: Decoder) -> set[str]:
