@@ -250,9 +250,10 @@ class TrunkConfig:
     @property
     def limit(self) -> tuple[str, int] | None:
         """The field that bounds how far attention may reach to be the base's, and the tokens; None: nothing does."""
+        scaling = None if self.rope_scaling is None else self.rope_scaling.limit
         bounds = {
             "sliding_window": self.sliding_window,
-            "rope_scaling.original_max_position_embeddings": self.rope_scaling and self.rope_scaling.limit,
+            "rope_scaling.original_max_position_embeddings": scaling,
         }
         known = [(tokens, name) for name, tokens in bounds.items() if tokens is not None]
         return min(known)[::-1] if known else None

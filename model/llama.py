@@ -228,7 +228,7 @@ def family_of(config: ModelConfig) -> str | None:
         "nope_layers": bool(trunk.nope_layers),
         "sliding_window": trunk.sliding_window is not None,
     }
-    plain = {"attention_bias": "none", "qk_norm": "none", "norm_position": "before"}
+    plain: dict[str, Any] = {"attention_bias": "none", "qk_norm": "none", "norm_position": "before"}
     plain |= {"nope_layers": False, "sliding_window": False}
     biased = trunk.attention_bias == "qkvo"
     bias = {"attention_bias": "qkvo" if biased else "none"}

@@ -8,7 +8,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from model.config import MixerConfig, TrunkConfig
 from stages.stage import Execution, StageError
@@ -83,6 +85,20 @@ def test_the_loss_falls_and_is_reported(whole: Run) -> None:
     assert len(monitored) == 2 and all(0 < gate < 1 for gate, *_ in monitored)
     cost = json.loads((whole.output / "cost.json").read_text())
     assert cost["parameters"] > 0 and cost["tokens_per_s"] > 0
+
+
+@pytest.mark.parametrize("rule", ["linear", "delta"])
+def test_rows_read_in_pieces_train_the_same_model(inputs: dict[str, LocalArtifact], tmp_path: Path, rule: str) -> None:
+    once = Run(inputs, tmp_path / "once", pretrain_config({"rule": rule}, steps=4))()
+    config = pretrain_config({"rule": rule}, steps=4, chunk_tokens=2 * SEGMENT)
+    pieces = Run(inputs, tmp_path / "pieces", config)()
+    found, expected = (dict(load_file(run.output / "model" / "model.safetensors")) for run in (pieces, once))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-5)
+    assert "chunk_tokens" not in once.config.key_fields() and pieces.config.key_fields()["chunk_tokens"] == 2 * SEGMENT
+    for chunk in (SEGMENT + 1, config.sequence_length):
+        with pytest.raises(ValidationError, match=f"chunk_tokens = {chunk}: allowed are multiples"):
+            pretrain_config(chunk_tokens=chunk)
 
 
 def test_every_arm_of_a_seed_sees_the_same_batches(
