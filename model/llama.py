@@ -157,7 +157,7 @@ def _rope(fields: dict[str, Any], source: Path) -> tuple[float, RopeScaling | No
         before = before or rope.get("original_max_position_embeddings") or longest
         rope["original_max_position_embeddings"] = before
         if kind in ("yarn", "longrope") and "factor" not in rope and longest and before:
-            rope["factor"] = max(longest / before, 1.0)
+            rope["factor"] = longest / before
     if "factor" not in rope:
         raise ValueError(f"{where}.factor is missing (allowed: a number >= 1)")
     unknown = set(rope) - {field.name for field in dataclasses.fields(RopeScaling)}
