@@ -23,7 +23,9 @@ class Arm:
     formula: (ModelConfig, tokens) -> ``formulas.Parts``. options: fields of MixerConfig that not every kind has; set
     for another kind they are an error. whole_segments: sequences are a whole number of segments long. as_built:
     parameters, by the end of their name, that start as the mixer made them, not at random. undecayed: matrices without
-    weight decay. variants: names under which a study usually has the kind, with their fields (default: its own name).
+    weight decay. reach: MixerConfig -> tokens that softmax attention with positions reaches back, the token itself
+    included (None: all). variants: names under which a study usually has the kind, with their fields (default: its own
+    name).
     """
 
     kind: str
@@ -36,6 +38,7 @@ class Arm:
     whole_segments: bool = True
     as_built: tuple[str, ...] = ()
     undecayed: tuple[str, ...] = ()
+    reach: Callable[[Any], int | None] = lambda m: m.segment_length
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -73,6 +76,11 @@ def has_effect(option: str, kind: str) -> bool:
 def kinds_with(option: str) -> tuple[str, ...]:
     """The kinds that ``option`` is special to; none: it means something to all."""
     return tuple(arm.kind for arm in KINDS.values() if option in arm.options)
+
+
+def reach_of(mixer: Any) -> int | None:
+    """Tokens that attention of a MixerConfig reaches back; None: all."""
+    return arm_of(mixer.kind).reach(mixer)
 
 
 def variants() -> dict[str, dict[str, Any]]:
@@ -123,6 +131,7 @@ for _arm in (
         mixer=".mixers.xl:XLMixer",
         formula=".formulas:xl",
         sentence=lambda m: f"segments of {m.segment_length} tokens and the one before",
+        reach=lambda m: 2 * m.segment_length,
     ),
     Arm(
         kind="compressive",
@@ -133,6 +142,7 @@ for _arm in (
             f"compressed {m.compression}:1"
         ),
         options=("compression", "compressed_tokens", "reconstruction_weight"),
+        reach=lambda m: 2 * m.segment_length + m.compression * (m.compressed_tokens or m.segment_length),
     ),
     Arm(
         kind="memorizing",
@@ -142,6 +152,7 @@ for _arm in (
             f"segments of {m.segment_length} tokens and the one before; one layer retrieves {m.top_k} earlier tokens"
         ),
         options=("gate_init", "memory_layer", "cache_tokens", "top_k"),
+        reach=lambda m: 2 * m.segment_length,
         as_built=("beta",),
     ),
     Arm(
@@ -151,6 +162,7 @@ for _arm in (
         formula=".formulas:rmt",
         sentence=lambda m: f"segments of {m.segment_length} tokens that hand on {m.memory_tokens} memory tokens",
         options=("bptt_segments", "memory_tokens"),
+        reach=lambda m: m.segment_length + 2 * m.memory_tokens,
         undecayed=("stream.memory",),
     ),
     Arm(
@@ -160,6 +172,7 @@ for _arm in (
         formula=".formulas:landmark",
         sentence=lambda m: f"about {m.segment_length} tokens, and {m.top_blocks} retrieved blocks of {m.block_tokens}",
         options=("block_tokens", "top_blocks"),
+        reach=lambda m: None,
         whole_segments=False,
         undecayed=("stream.landmark",),
     ),
@@ -169,6 +182,7 @@ for _arm in (
         formula=".formulas:linear",
         sentence=lambda m: f"linear attention, {m.feature_map}, no segments",
         options=("feature_map", "eps"),
+        reach=lambda m: 0,
         whole_segments=False,
     ),
     Arm(
@@ -177,6 +191,7 @@ for _arm in (
         formula=".formulas:deltanet",
         sentence=lambda m: f"fast weights, {m.feature_map}, no segments",
         options=("feature_map",),
+        reach=lambda m: 0,
         whole_segments=False,
     ),
     Arm(
@@ -184,6 +199,7 @@ for _arm in (
         mixer=".mixers.full:FullMixer",
         formula=".formulas:full",
         sentence=lambda m: "over everything",
+        reach=lambda m: None,
         whole_segments=False,
     ),
 ):

@@ -1,9 +1,10 @@
-"""Weights on disk in Hugging Face's Llama layout: ``config.json`` and ``model.safetensors``, in one file or in shards.
+"""Weights on disk in the layout of Hugging Face's Llama and its relatives: ``config.json`` and ``model.safetensors``,
+in one file or in shards.
 
-What full attention wrote, any Llama program reads. What other arms wrote opens with ``LlamaForCausalLM`` too (which
-leaves out what Llama lacks), and as itself with ``load``, or with transformers' Auto classes after ``model.export``.
-Tensors are never rounded unless asked for: a checkpoint imported in its own dtype and saved again is the same bit for
-bit.
+What full attention wrote, any program for its family reads. What other arms wrote opens with ``LlamaForCausalLM`` too
+(which leaves out what Llama lacks), and as itself with ``load``, or with transformers' Auto classes after
+``model.export``. Tensors are never rounded unless asked for: a checkpoint imported in its own dtype and saved again is
+the same bit for bit.
 """
 
 from __future__ import annotations
@@ -20,14 +21,12 @@ from torch import Tensor
 
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.decoder import Decoder
-from model.llama import BLOCK, llama_fields, read_config, shape
+from model.llama import BLOCK, INDEX, WEIGHTS, llama_fields, read_config, shape, weight_files
 
 HEAD = "lm_head.weight"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 _TRUNK = re.compile(
-    r"(embed_tokens|norm|lm_head|layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj"
-    r"|input_layernorm|post_attention_layernorm))\.weight"
+    r"(embed_tokens|norm|lm_head|layers\.\d+\.(self_attn\.([qkvo]_proj|[qk]_norm)|mlp\.(gate|up|down)_proj"
+    r"|input_layernorm|post_attention_layernorm|post_feedforward_layernorm))\.(weight|bias)"
 )
 """The decoder's parameters that a Llama has; all others belong to the arm."""
 
@@ -36,13 +35,13 @@ def save(
     decoder: Decoder,
     directory: str | Path,
     *,
-    like: str | Path | None = None,
+    like: str | Path | dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     shard_bytes: int | None = None,
 ) -> None:
     """Write config.json and the weights (tied heads once) into ``directory``, made if absent.
 
-    like: folder of the checkpoint the decoder was made from; fields of its config.json that do not change the
+    like: folder of the checkpoint the decoder was made from, or its config.json; fields of it that do not change the
     computation (special tokens, longest position) are carried over. dtype: of the tensors (None: as they are); gates
     keep theirs. shard_bytes: start another file before one gets larger (None: a single file).
     """
@@ -60,7 +59,7 @@ def save(
         total = sum(tensor.nbytes for tensor in tensors.values())
         places = {name: file for file, names in files.items() for name in names}
         _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
-    fields = llama_fields(decoder.config, None if like is None else read_config(Path(like)))
+    fields = llama_fields(decoder.config, like if like is None or isinstance(like, dict) else read_config(Path(like)))
     stored = str(tensors["model.embed_tokens.weight"].dtype).removeprefix("torch.")
     _write_json(directory / "config.json", {"torch_dtype": stored} | fields)
 
@@ -88,9 +87,9 @@ def graft(
 ) -> Decoder:
     """A base checkpoint's trunk under another mixer: every arm of a study starts from the same tensors.
 
-    directory: a folder of ``save``, or any Llama-family one of Hugging Face's. Parameters the base does not have are
-    initialised from ``seed``; those the new mixer does not have are left behind. dtype: of all but the gates, which are
-    float32; None for the checkpoint's own.
+    directory: a folder of ``save``, or one of Hugging Face's of a family that ``llama.py`` knows. Parameters the base
+    does not have are initialised from ``seed``; those the new mixer does not have are left behind. dtype: of all but
+    the gates, which are float32; None for the checkpoint's own.
     """
     tensors, trunk, vocab_size = import_hf(directory, dtype)
     config = ModelConfig(trunk=trunk, mixer=mixer, vocab_size=vocab_size)
@@ -108,10 +107,26 @@ def import_hf(
     source = Path(source)
     fields = read_config(source)
     trunk, vocab_size = shape(fields, source)
-    tensors = {_from_hf(name): tensor for name, tensor in _read_tensors(source).items()}
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+    tensors = _named(_read_tensors(source), trunk, source)
     if BLOCK in fields:  # another arm's own parameters stay behind
         tensors = {name: tensor for name, tensor in tensors.items() if _is_trunk(name)}
+    dtypes = {tensor.dtype: name for name, tensor in tensors.items()}
+    if dtype is None and len(dtypes) > 1:
+        found = ", ".join(f"{name} is {str(kind).removeprefix('torch.')}" for kind, name in dtypes.items())
+        raise ValueError(f"{source}: dtype = None, but the tensors' differ: {found} (fix: name a dtype)")
+    return {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}, trunk, vocab_size
+
+
+def filled(config: ModelConfig, tensors: dict[str, Tensor], source: Path) -> Decoder:
+    """A decoder that holds ``tensors``, by Hugging Face's names; ``source``: where errors say they are from. Raises
+    ValueError as ``load`` does."""
+    return _fill(config, _named(tensors, config.trunk, source), source, seed=0, fresh=False)
+
+
+def _named(tensors: dict[str, Tensor], trunk: TrunkConfig, source: Path) -> dict[str, Tensor]:
+    """``tensors`` in the decoder's names, a tied head once."""
+    tensors = {_from_hf(name): tensor for name, tensor in tensors.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     if trunk.tie_embeddings and (head := tensors.pop(HEAD, None)) is not None:
         embeddings = tensors.get("embed_tokens.weight")
         if embeddings is not None and not torch.equal(head, embeddings):
@@ -119,11 +134,7 @@ def import_hf(
                 f"{source}/config.json: tie_word_embeddings = True, but {HEAD} differs from the embeddings "
                 "(fix: set it to false there)"
             )
-    dtypes = {tensor.dtype: name for name, tensor in tensors.items()}
-    if dtype is None and len(dtypes) > 1:
-        found = ", ".join(f"{name} is {str(kind).removeprefix('torch.')}" for kind, name in dtypes.items())
-        raise ValueError(f"{source}: dtype = None, but the tensors' differ: {found} (fix: name a dtype)")
-    return {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}, trunk, vocab_size
+    return tensors
 
 
 def gates_of(decoder: Decoder) -> set[str]:
@@ -190,19 +201,10 @@ def _shards(tensors: dict[str, Tensor], limit: int | None) -> dict[str, list[str
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
-    index = directory / INDEX
-    names = [WEIGHTS]
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index}: not an index of safetensors: no weight_map of names and files") from error
     tensors: dict[str, Tensor] = {}
-    for name in names:
-        if not (directory / name).is_file():
-            raise ValueError(f"{directory / name}: no such file (allowed: safetensors, in one file or with an index)")
+    for file in weight_files(directory):
         try:
-            tensors |= load_file(directory / name)
+            tensors |= load_file(file)
         except SafetensorError as error:
-            raise ValueError(f"{directory / name}: not a safetensors file, or a part of one: {error}") from error
+            raise ValueError(f"{file}: not a safetensors file, or a part of one: {error}") from error
     return tensors

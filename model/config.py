@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from model.arms import arm_of, has_effect, kinds_with
+from model.arms import arm_of, has_effect, kinds_with, reach_of
 
 Rule = Literal["linear", "delta"]
 FeatureMap = Literal["elu1", "relu", "dpfp1", "dpfp2", "dpfp3", "softmax"]
 Gate = Literal["head", "channel", "token"]
 StateDtype = Literal["float32", "float64", "bfloat16"]
+AttentionBias = Literal["none", "qkv", "qkvo"]
+QKNorm = Literal["none", "head", "whole"]
+NormPosition = Literal["before", "after"]
 
 
 def feature_dim(name: FeatureMap, d: int) -> int:
@@ -121,39 +124,50 @@ class RopeScaling:
 
     linear: all frequencies divided by ``factor`` (arXiv:2306.15595). llama3: only the slow ones, with a smooth
     transition (Llama 3.1). yarn: per dimension, between beta_fast and beta_slow turns within the original context, and
-    cos and sin times the attention factor (arXiv:2309.00071). A field that the type does not use is an error.
+    cos and sin times the attention factor (arXiv:2309.00071). dynamic and longrope (arXiv:2402.13753) change with the
+    length of the text beyond the original context, and a state that is carried on cannot: here they are what they are
+    within it (dynamic: no scaling; longrope: short_factor, a divisor per frequency), and attention that reaches further
+    is refused. A field that the type does not use is an error.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
-    type: Literal["linear", "llama3", "yarn"]
+    type: Literal["linear", "llama3", "yarn", "dynamic", "longrope"]
     factor: float
-    original_max_position_embeddings: int | None = None  # tokens the base was trained on (llama3, yarn)
+    original_max_position_embeddings: int | None = None  # tokens the base was trained on (all but linear)
     low_freq_factor: float | None = None  # llama3: slower than this many turns in those tokens: divided by factor
     high_freq_factor: float | None = None  # llama3: faster than this many: unchanged
     beta_fast: float | None = None  # yarn: turns above which a dimension is unchanged; None: 32
     beta_slow: float | None = None  # yarn: turns below which it is divided by factor; None: 1
-    attention_factor: float | None = None  # yarn: of cos and sin; None: from factor and the mscales
+    attention_factor: float | None = None  # yarn, longrope: of cos and sin; None: from factor (and the mscales)
     mscale: float | None = None  # yarn: with mscale_all_dim, the attention factor's numerator
     mscale_all_dim: float | None = None
     truncate: bool | None = None  # yarn: whole dimensions as bounds of the transition; None: yes
+    short_factor: tuple[float, ...] | None = None  # longrope: divisors of the head_dim / 2 frequencies, fastest first
+    long_factor: tuple[float, ...] | None = None  # longrope: those of longer text; kept for export
 
     def __post_init__(self) -> None:
         required = {
             "linear": (),
             "llama3": ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
             "yarn": ("original_max_position_embeddings",),
+            "dynamic": ("original_max_position_embeddings",),
+            "longrope": ("original_max_position_embeddings", "short_factor", "long_factor"),
         }
         if self.type not in required:
             raise ValueError(f"rope_scaling.type = {self.type!r}: allowed are {', '.join(required)}")
-        optional = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate")
-        known = {"type", "factor", *required[self.type], *(optional if self.type == "yarn" else ())}
+        optional = {
+            "yarn": ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"),
+            "longrope": ("attention_factor",),
+        }
+        known = {"type", "factor", *required[self.type], *optional.get(self.type, ())}
         for name, value in asdict(self).items():
             if value is None and name in required[self.type]:
                 raise ValueError(f"rope_scaling.{name} is missing: type = {self.type!r} needs it")
             if value is not None and name not in known:
                 raise ValueError(f"rope_scaling.{name} = {value!r}: has no effect with type = {self.type!r}")
-            if value is not None and name not in ("type", "truncate") and not value > 0:
+            numbers = value if isinstance(value, tuple) else (value,)
+            if value is not None and name not in ("type", "truncate") and not all(number > 0 for number in numbers):
                 raise ValueError(f"rope_scaling.{name} = {value!r}: allowed are numbers > 0")
         if self.factor < 1:
             raise ValueError(f"rope_scaling.factor = {self.factor}: allowed are numbers >= 1")
@@ -169,10 +183,16 @@ class RopeScaling:
         """The fields that are set, as they stand in a study file."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
+    @property
+    def limit(self) -> int | None:
+        """Tokens within which RoPE is what it is here; None: any number."""
+        return self.original_max_position_embeddings if self.type in ("dynamic", "longrope") else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkConfig:
-    """A Llama-style decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
+    """A Llama-style decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU; and what other families change of it, the
+    same for every arm."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
@@ -186,9 +206,15 @@ class TrunkConfig:
     rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
+    attention_bias: AttentionBias = "none"  # of which projections (Qwen 2: qkv)
+    # RMSNorm of queries and keys before RoPE and memory: "head", each head's (Qwen 3), "whole", all heads' (OLMo 2)
+    qk_norm: QKNorm = "none"
+    norm_position: NormPosition = "before"  # of attention and feed-forward; "after", before the residual sum: OLMo 2
+    nope_layers: tuple[int, ...] = ()  # 0-based layers without RoPE (SmolLM3)
+    sliding_window: int | None = None  # tokens the base's attention sees, itself included (Mistral); None: all
 
     def __post_init__(self) -> None:
-        for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim"):
+        for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "sliding_window"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} = {value}: allowed are whole numbers >= 1")
@@ -201,11 +227,36 @@ class TrunkConfig:
             raise ValueError(f"kv_heads = {self.n_kv_heads}: must divide heads = {self.heads}")
         if self.d_head % 2:
             raise ValueError(f"head_dim = {self.d_head}: RoPE needs an even number")
+        if not all(0 <= layer < self.layers for layer in self.nope_layers):
+            raise ValueError(f"nope_layers = {list(self.nope_layers)}: allowed are layers 0 to {self.layers - 1}")
+        divisors = self.rope_scaling and self.rope_scaling.short_factor
+        if divisors and len(divisors) != self.d_head // 2:
+            raise ValueError(
+                f"rope_scaling.short_factor has {len(divisors)} numbers: allowed are head_dim / 2 = {self.d_head // 2}"
+            )
 
     def key_fields(self) -> dict[str, Any]:
-        """All fields, but no scaling where there is none: a study's keys do not depend on what it does not use."""
+        """All fields, but no scaling where there is none, and of what other families change only what is changed: a
+        study's keys do not depend on what it does not use."""
         scaling = {} if self.rope_scaling is None else {"rope_scaling": self.rope_scaling.given()}
-        return {name: value for name, value in asdict(self).items() if name != "rope_scaling"} | scaling
+        used = {name: value for name, value in self.to_dict().items() if name != "rope_scaling"}
+        return used | scaling
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, without those of ``_FAMILIES`` that are at their defaults."""
+        plain = {option.name: option.default for option in fields(self) if option.name in _FAMILIES}
+        return {name: value for name, value in asdict(self).items() if name not in plain or value != plain[name]}
+
+    @property
+    def limit(self) -> tuple[str, int] | None:
+        """The field that bounds how far attention may reach to be the base's, and the tokens; None: nothing does."""
+        scaling = None if self.rope_scaling is None else self.rope_scaling.limit
+        bounds = {
+            "sliding_window": self.sliding_window,
+            "rope_scaling.original_max_position_embeddings": scaling,
+        }
+        known = [(tokens, name) for name, tokens in bounds.items() if tokens is not None]
+        return min(known)[::-1] if known else None
 
     @property
     def n_kv_heads(self) -> int:
@@ -220,6 +271,10 @@ class TrunkConfig:
         return -(-8 * self.dim // 3 // 32) * 32 if self.ffn_dim is None else self.ffn_dim
 
 
+_FAMILIES = {"attention_bias", "qk_norm", "norm_position", "nope_layers", "sliding_window"}
+"""Fields of TrunkConfig that are not Llama's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A whole model: trunk, mixer and vocabulary size."""
@@ -231,9 +286,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.mixer.kind == "memorizing":
             retrieving_layer(self.trunk, self.mixer)
+        check_reach(self.trunk, self.mixer)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"trunk": self.trunk.to_dict()}
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> ModelConfig:
@@ -245,9 +301,30 @@ class ModelConfig:
             if unknown:
                 raise ValueError(f"{cls.__name__}: unknown field {sorted(unknown)[0]!r}")
         if scaling is not None:
-            trunk["rope_scaling"] = RopeScaling(**scaling)
+            trunk["rope_scaling"] = RopeScaling(**_with_tuples(scaling))
         return ModelConfig(
-            trunk=TrunkConfig(**trunk), mixer=MixerConfig(**value["mixer"]), vocab_size=value["vocab_size"]
+            trunk=TrunkConfig(**_with_tuples(trunk)),
+            mixer=MixerConfig(**value["mixer"]),
+            vocab_size=value["vocab_size"],
+        )
+
+
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON's lists as the tuples they were."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def check_reach(trunk: TrunkConfig, mixer: MixerConfig) -> None:
+    """Raises ValueError if attention of ``mixer`` reaches further than that of the trunk's base can (see
+    ``TrunkConfig.limit``). Full attention takes the base's own window, and is refused behind the limit of its RoPE when
+    it gets there."""
+    if trunk.limit is None or mixer.kind == "full":
+        return
+    (name, tokens), reach = trunk.limit, reach_of(mixer)
+    if reach is None or reach > tokens:
+        raise ValueError(
+            f"kind = {mixer.kind!r}: attention reaches {'everything' if reach is None else f'{reach} tokens'}, that of "
+            f"the trunk is known for trunk.{name} = {tokens} (fix: a smaller segment_length, or another arm)"
         )
 
 

@@ -44,12 +44,16 @@ def cost(config: ModelConfig, sequence_length: int, *, kv_bytes: int = 4) -> Cos
     weights = trunk.layers * (2 * trunk.dim * d * (trunk.heads + kv) + 3 * trunk.dim * trunk.d_ffn)
     head = config.vocab_size * trunk.dim
     norms = (2 * trunk.layers + 1) * trunk.dim
+    if trunk.qk_norm != "none":
+        norms += trunk.layers * d * (2 if trunk.qk_norm == "head" else trunk.heads + kv)
+    biased = {"none": 0, "qkv": d * (trunk.heads + 2 * kv), "qkvo": d * (trunk.heads + 2 * kv) + trunk.dim}
+    biases = trunk.layers * biased[trunk.attention_bias]
     vectors = sequence_length if arm.vectors is None else arm.vectors
     mixing = 4 * trunk.heads * d * arm.pairs + arm.flops
     forward = 2 * weights * vectors / sequence_length + 2 * head + mixing / sequence_length
     more = 0 if arm.training_pairs is None else arm.training_pairs - arm.pairs
     return Cost(
-        parameters=weights + norms + head * (1 if trunk.tie_embeddings else 2) + arm.parameters,
+        parameters=weights + norms + biases + head * (1 if trunk.tie_embeddings else 2) + arm.parameters,
         flops_per_token_forward=forward,
         flops_per_token_training=3 * (forward + 4 * trunk.heads * d * more / sequence_length)
         + arm.training_flops / sequence_length,

@@ -2,6 +2,8 @@
 
     x = embed(tokens);  x += mixer(norm(x));  x += swiglu(norm(x));  logits = head(norm(x))
 
+or with the inner norms after mixer and swiglu instead.
+
 What is unusual: the whole context is an explicit value (``DecoderState``), so one pass over a document, any chunking
 of it, and token-by-token decoding give the same numbers; and the vocabulary projection of long sequences is chunked,
 so that its memory does not grow with T. Parameter names are Hugging Face Llama's without the ``model.`` prefix.
@@ -11,6 +13,7 @@ Shapes: B batch, T tokens, C model size, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from dataclasses import dataclass
@@ -52,6 +55,11 @@ class DecoderState:
         carried = None if self.carried is None else self.carried.detach()
         return DecoderState(tuple(layer.detach() for layer in self.layers), self.position, carried)
 
+    def rows(self, rows: Tensor) -> DecoderState:
+        """The state of documents ``rows`` (whole numbers, any of them any number of times) of the batch: after it the
+        documents go on as copies, as beam search wants."""
+        return cast(DecoderState, _rows(self, rows))
+
     def elements(self) -> int:
         """Numbers held of the context, over the batch: memories, caches, carried vectors. The live segment is not in
         it: see ``live_kv_elements``."""
@@ -85,18 +93,30 @@ class SwiGLU(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm residual block."""
+    """Residual block with Hugging Face's names. Its norms are before attention and feed-forward (Llama), or after them
+    (OLMo 2, whose ``post_attention_layernorm`` is what its name says)."""
 
     def __init__(self, config: ModelConfig, number: int) -> None:
         super().__init__()
         trunk = config.trunk
-        self.input_layernorm = nn.RMSNorm(trunk.dim, eps=trunk.norm_eps)
+        self.norms_after = trunk.norm_position == "after"
+        if not self.norms_after:
+            self.input_layernorm = nn.RMSNorm(trunk.dim, eps=trunk.norm_eps)
         self.self_attn = build(trunk, config.mixer, number)
         self.post_attention_layernorm = nn.RMSNorm(trunk.dim, eps=trunk.norm_eps)
         self.mlp = SwiGLU(trunk)
+        if self.norms_after:
+            self.post_feedforward_layernorm = nn.RMSNorm(trunk.dim, eps=trunk.norm_eps)
+
+    def mixer_input(self, x: Tensor) -> Tensor:
+        """What the mixer is given of x [B, T, C]."""
+        return x if self.norms_after else cast(Tensor, self.input_layernorm(x))
 
     def forward(self, x: Tensor, state: LayerState | None, options: dict[str, Any]) -> tuple[Tensor, LayerState]:
-        y, state = self.self_attn(self.input_layernorm(x), state, **options)
+        y, state = self.self_attn(self.mixer_input(x), state, **options)
+        if self.norms_after:
+            x = x + self.post_attention_layernorm(y)
+            return x + self.post_feedforward_layernorm(self.mlp(x)), state
         x = x + y
         return x + self.mlp(self.post_attention_layernorm(x)), state
 
@@ -128,10 +148,12 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights: std fan_in^-1/2 (0.02 at width 2,500, and alive at width 64), residual outputs divided by
-        sqrt(2 layers), norms 1, gates ``gate_init``."""
+        sqrt(2 layers), norms 1, biases 0, gates ``gate_init``."""
         as_built = arm_of(self.config.mixer.kind).as_built
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2 or name.endswith(as_built):
+                if name.endswith("_proj.bias"):
+                    nn.init.zeros_(parameter)
                 continue
             std = parameter.shape[1] ** -0.5
             if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -149,8 +171,10 @@ class Decoder(nn.Module):
     def hidden(
         self, tokens: Tensor, state: DecoderState | None = None, knockout: AnyKnockout = None
     ) -> tuple[Tensor, DecoderState]:
-        """Normed last-layer outputs [B, T, C] (``project`` makes logits of them) and the state after tokens [B, T]."""
-        return self._run(tokens, state, knockout, keep_state=True)
+        """Normed last-layer outputs [B, T, C] (``project`` makes logits of them) and the state after tokens [B, T], or
+        after vectors [B, T, C] that stand for embedded tokens."""
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        return self._run(tokens, state, knockout, keep_state=True, recompute_layers=recompute)
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of ``hidden`` [..., C]."""
@@ -281,7 +305,7 @@ class Decoder(nn.Module):
 
         before = state or DecoderState((), 0)
         x, layers, carried = self.stream(
-            self.embed_tokens(tokens),
+            tokens if tokens.is_floating_point() else self.embed_tokens(tokens),
             before.layers or None,
             before.carried,
             before.position,
@@ -334,13 +358,24 @@ class Decoder(nn.Module):
         seen: dict[str, list[float]] = {}
         for module in self.layers:
             layer = cast(Layer, module)
-            for name, value in layer.self_attn.health(layer.input_layernorm(x)).items():
+            for name, value in layer.self_attn.health(layer.mixer_input(x)).items():
                 seen.setdefault(name, []).append(value)
             x, _ = layer(x, None, options)
         for name, values in seen.items():
             worst = min if name.endswith("_min") else max
             numbers[name] = statistics.fmean(values) if name.endswith("_mean") else worst(values)
         return numbers
+
+
+def _rows(value: Any, rows: Tensor) -> Any:
+    """``rows`` of the tensors [B, ...] that a state is made of."""
+    if isinstance(value, Tensor):
+        return value.index_select(0, rows.to(value.device)) if value.ndim else None  # None: of an auxiliary loss
+    if isinstance(value, tuple):
+        return tuple(_rows(part, rows) for part in value)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    return type(value)(**{field.name: _rows(getattr(value, field.name), rows) for field in dataclasses.fields(value)})
 
 
 def _cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

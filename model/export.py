@@ -1,10 +1,10 @@
 """A folder that transformers opens on a machine that does not have this package.
 
-Full attention is a Llama and is exported as one: no code, any Llama program runs it. Every other arm takes its code
-along: the files of ``model/`` that its decoder is made of, flattened into the folder (``model/mixers/base.py`` becomes
-``mixers_base.py``, its imports relative ones), behind the interface of ``huggingface/modeling_infini_study.py``, which
-config.json names. transformers runs that code only if it is called with ``trust_remote_code=True``; without, it says
-what it misses.
+Full attention is a Llama, or of its base's family, and is exported as one: no code, any program for the family runs it.
+Every other arm takes its code along: the files of ``model/`` that its decoder is made of, flattened into the folder
+(``model/mixers/base.py`` becomes ``mixers_base.py``, its imports relative ones), behind the interface of
+``huggingface/modeling_infini_study.py``, which config.json names. transformers runs that code only if it is called with
+``trust_remote_code=True``; without, it says what it misses.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ import torch
 
 from model.checkpoint import gates_of, save
 from model.decoder import Decoder
+from model.llama import family_of
 
 ROOT = Path(__file__).parent
 NAMED = r'"(\.mixers\.\w+):\w+"'
 """Mixers as ``model.arms`` names them; its formulas are not needed to run a model."""
 PACKAGE = ROOT.name
 ENTRY = ROOT / "huggingface" / "modeling_infini_study.py"
+ANY_LENGTH = 2**20
+"""Longest position an arm is said to have that reads text of any length: programs cut prompts there, so it must not be
+the base's, and some make tensors of that size, so it must not be without bound."""
 AUTO_MAP = {
     "AutoConfig": "modeling_infini_study.InfiniStudyConfig",
     "AutoModelForCausalLM": "modeling_infini_study.InfiniStudyForCausalLM",
@@ -46,7 +50,8 @@ def export(
     """Write ``decoder`` so that ``AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)`` opens it.
 
     like, dtype, shard_bytes: as ``checkpoint.save`` takes them. tokenizer: a tokenizer.json, which ``AutoTokenizer``
-    then opens. special_tokens: ids of bos, eos, pad; needs the tokenizer, which knows their texts.
+    then opens. special_tokens: ids of bos, eos, pad; needs the tokenizer, which knows their texts. Other tokens that
+    ``like`` stops at (an instruct model's end of turn) stay stop tokens, behind the eos named here.
     Raises ValueError for a tokenizer that has no such token or more tokens than the decoder.
     """
     directory = Path(directory)
@@ -58,8 +63,14 @@ def export(
     texts = {} if tokenizer is None else _texts(Path(tokenizer), decoder.config.vocab_size, special_tokens or {})
     save(decoder, directory, like=like, dtype=dtype, shard_bytes=shard_bytes)
     fields: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    stops = fields.get("eos_token_id")
     fields |= {f"{name}_token_id": number for name, number in (special_tokens or {}).items()}
+    if stops is not None and "eos" in (special_tokens or {}):
+        stops = dict.fromkeys([fields["eos_token_id"], *(stops if isinstance(stops, list) else [stops])])
+        fields["eos_token_id"] = list(stops) if len(stops) > 1 else fields["eos_token_id"]
     if decoder.config.mixer.kind != "full":
+        fields["max_position_embeddings"] = ANY_LENGTH
+    if family_of(decoder.config) is None:
         gates = sorted({name.rpartition(".")[2] for name in gates_of(decoder)})
         fields |= {"auto_map": AUTO_MAP, "keep_in_float32": gates}
         for name, text in sources().items():

@@ -96,9 +96,12 @@ def infini(config: ModelConfig, length: int) -> Parts:
 
 def window(config: ModelConfig, length: int) -> Parts:
     """Its keys and values are its live segment."""
-    n, layers = config.mixer.segment_length, config.trunk.layers
+    return _banded(config, length, config.mixer.segment_length)
+
+
+def _banded(config: ModelConfig, length: int, n: int) -> Parts:
     pairs = triangle(min(length, n)) + max(length - n, 0) * n
-    return Parts(pairs=layers * pairs, live_kv=min(n, length) * kv_per_token(config))
+    return Parts(pairs=config.trunk.layers * pairs, live_kv=min(n, length) * kv_per_token(config))
 
 
 def xl(config: ModelConfig, length: int) -> Parts:
@@ -156,7 +159,9 @@ def memorizing(config: ModelConfig, length: int) -> Parts:
 
 
 def full(config: ModelConfig, length: int) -> Parts:
-    """All of it is state."""
+    """All of it is state; on a trunk with a sliding window, the window is live."""
+    if config.trunk.sliding_window is not None:
+        return _banded(config, length, config.trunk.sliding_window)
     return Parts(pairs=config.trunk.layers * triangle(length), state_kv=length * kv_per_token(config))
 
 

@@ -18,11 +18,19 @@ class Rope:
 
     def __init__(self, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> None:
         self.frequencies, self.attention_factor = frequencies(head_dim, theta, scaling)
+        self.limit = None if scaling is None else scaling.limit
         self._tables: dict[tuple[int, int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    @staticmethod
+    def none(head_dim: int) -> Rope:
+        """No rotation, whatever the position: of layers without RoPE."""
+        rope = Rope(head_dim, 1.0)
+        rope.frequencies = torch.zeros_like(rope.frequencies)
+        return rope
 
     def table(self, start: int, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos, sin [length, d/2] of positions start .. start + length - 1, in ``dtype`` but float32 at least; both
-        times the attention factor, which is 1 but for yarn."""
+        times the attention factor, which is 1 but for yarn and longrope."""
         key = (start, length, device, torch.promote_types(dtype, torch.float32))
         if key not in self._tables:
             while len(self._tables) > 3:  # one table serves all layers of a pass; old ones go first
@@ -42,15 +50,20 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None)
     """Radians per token [d/2], float64, fastest first, and the factor of cos and sin.
 
     Scaled as ``transformers`` does (linear: arXiv:2306.15595; yarn: arXiv:2309.00071, sec. 3; llama3: the release of
-    Llama 3.1), but in float64.
+    Llama 3.1; longrope: arXiv:2402.13753), but in float64, and as it is for text within ``scaling.limit``.
     """
     plain = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
-    if scaling is None:
+    if scaling is None or scaling.type == "dynamic":
         return plain, 1.0
+    context = scaling.original_max_position_embeddings
+    if scaling.type == "longrope":
+        assert context is not None and scaling.short_factor is not None  # checked by the config
+        attention = math.sqrt(1 + math.log(scaling.factor) / math.log(context))
+        divisors = torch.tensor(scaling.short_factor, dtype=torch.float64, device="cpu")
+        return plain / divisors, scaling.attention_factor or attention
     slowed = plain / scaling.factor
     if scaling.type == "linear":
         return slowed, 1.0
-    context = scaling.original_max_position_embeddings
     assert context is not None  # checked by the config
     if scaling.type == "llama3":
         low, high = scaling.low_freq_factor, scaling.high_freq_factor

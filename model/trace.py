@@ -29,7 +29,7 @@ def through_layers(decoder: Decoder, tokens: Tensor, state: DecoderState | None,
     for number, module in enumerate(decoder.layers):
         layer = cast(Layer, module)
         held = before.layers[number] if before.layers else LayerState()
-        visit(number, layer.self_attn, layer.input_layernorm(x), held)
+        visit(number, layer.self_attn, layer.mixer_input(x), held)
         options = {"position": before.position, "rope": decoder.rope, "keep_state": True}
         x, new = layer(x, held, options)
         after.append(new)

@@ -4,12 +4,13 @@
 that ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` works where only torch, safetensors and
 transformers are installed. Nothing in this package imports it.
 
-What transformers carries from call to call as ``past_key_values`` is a ``StudyCache`` around the decoder's state. It
-cannot be cropped or reordered, so assisted generation and beam search are refused.
+What transformers carries from call to call as ``past_key_values`` is a ``StudyCache`` around the decoder's state. Its
+rows can be reordered, so beams can be searched; it cannot be cropped, so assisted generation is refused.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from model.config import ModelConfig
 from model.decoder import Decoder, DecoderState
 from model.generate import PREFILL_TOKENS
-
-IGNORED = -100
-"""Label of a token that is not scored."""
+from model.mixers.stream import Stream
 
 
 class InfiniStudyConfig(PretrainedConfig):
@@ -67,10 +66,19 @@ class StudyCache:
         return -1
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        raise NotImplementedError("beam search needs a state that can be reordered (allowed: greedy, sampling)")
+        """Each row goes on as row ``beam_idx`` [B] was. Raises ValueError if the two have not equally many pads."""
+        parts = []
+        for part in self.parts:
+            place = torch.full_like(beam_idx, -1, dtype=torch.long)
+            place[part.rows] = torch.arange(len(part.rows), device=place.device)
+            wanted = place[beam_idx[part.rows]]
+            if bool((wanted < 0).any()):
+                raise ValueError("reorder_cache: rows with different numbers of pads (allowed: beams of one prompt)")
+            parts.append(dataclasses.replace(part, state=part.state and part.state.rows(wanted)))
+        self.parts = tuple(parts)
 
     def crop(self, max_length: int) -> None:
-        raise NotImplementedError("a memory cannot forget its last tokens (allowed: greedy, sampling)")
+        raise NotImplementedError("a memory cannot forget its last tokens (allowed: greedy, sampling, beams)")
 
 
 class InfiniStudyForCausalLM(PreTrainedModel, GenerationMixin):
@@ -79,7 +87,7 @@ class InfiniStudyForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = InfiniStudyConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    supports_gradient_checkpointing = False
+    supports_gradient_checkpointing = True
     _is_stateful = True
     _no_split_modules = ("Layer",)
     _supports_sdpa = True
@@ -91,6 +99,7 @@ class InfiniStudyForCausalLM(PreTrainedModel, GenerationMixin):
         # what the constructors compute must be real, though transformers builds models on the "meta" device
         with torch.device("cpu"):
             self.model = Decoder(own)
+        self.gradient_checkpointing = False
         self.lm_head = self.model.lm_head  # where Llama has it; None where it is tied
         self.model.lm_head = None
         self.post_init()
@@ -100,6 +109,13 @@ class InfiniStudyForCausalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # the cache is made in forward
+
+    def _prepare_cache_for_generation(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        wanted = generation_config.cache_implementation
+        if wanted not in (None, "dynamic"):
+            raise ValueError(f"cache_implementation = {wanted!r}: the state is the model's own (allowed: None)")
+        generation_config.cache_implementation = None
+        return super()._prepare_cache_for_generation(generation_config, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: the decoder draws its weights when it is made."""
@@ -116,72 +132,152 @@ class InfiniStudyForCausalLM(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """transformers' own, and the new size in the model's own configuration too, so that it is saved with it."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        size = self.get_input_embeddings().weight.shape[0]
+        self.model.config = dataclasses.replace(self.model.config, vocab_size=size)
+        self.config.infini_study = self.model.config.to_dict()
+        return embeddings
+
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: StudyCache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
-        **unused: Any,
+        **others: Any,
     ) -> CausalLMOutputWithPast | tuple[Tensor, ...]:
-        """Logits [B, T, V] of input_ids [B, T], which follow ``past_key_values`` (None: they start their documents).
+        """Logits [B, T, V] of input_ids [B, T], or of inputs_embeds [B, T, C] in their place, which follow
+        ``past_key_values`` (None: they start their documents).
 
         attention_mask [B, T]: 0 at pads, which may stand left of the text, or right of it where nothing follows: then
         no cache is returned. Logits at left pads are 0. logits_to_keep: only the last so many (0: all).
-        labels [B, T]: adds the mean loss of predicting each label that is not -100 from the tokens before it.
+        labels [B, T]: adds the loss of predicting each label that is not -100 from the tokens before it: the mean, or
+        the sum over ``num_items_in_batch``; in training the arm's auxiliary loss with it. output_hidden_states: adds
+        the embeddings, each layer's outputs [B, T, C] and, as the last, the normed ones that logits are made of.
         """
-        if unused.get("inputs_embeds") is not None:
-            raise ValueError("inputs_embeds: this model reads tokens (allowed: input_ids)")
-        length = input_ids.shape[1]
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("input_ids, inputs_embeds: needs exactly one of them")
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        length = inputs.shape[1]
         kept = min(logits_to_keep or length, length)
         if labels is not None and kept < length:
             raise ValueError(f"logits_to_keep = {logits_to_keep}: labels need all logits (allowed: 0)")
+        if past_key_values is not None and not isinstance(past_key_values, StudyCache):
+            raise ValueError(
+                f"past_key_values = {type(past_key_values).__name__}: the state is the model's own (allowed: None, or "
+                "what an earlier call returned)"
+            )
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_hidden_states and type(self.model.stream) is not Stream:
+            kind = self.model.config.mixer.kind
+            raise ValueError(f"output_hidden_states: {kind!r} has other vectors among the text's (allowed: False)")
+        if others.get("output_attentions"):
+            raise ValueError("output_attentions: the weights are never made (allowed: False)")
+        if attention_mask is None:
+            _one_document_a_row(others.get("position_ids"))
         before = past_key_values or StudyCache()
         parts, open_end = before.parts, True
         if not parts:
-            parts, open_end = _start(attention_mask, input_ids)
+            parts, open_end = _start(attention_mask, inputs)
         if use_cache and not open_end:
             raise ValueError("attention_mask: pads at the right cannot be continued (allowed: padding_side = 'left')")
-        outputs, after = [], []
+        self.model.activation_checkpointing = self.gradient_checkpointing and self.training
+        outputs, every, after, auxiliary = [], [], [], []
         for part in parts:
-            hidden, state = self._read(input_ids[part.rows, part.pads :], part.state, kept)
+            with _Recorder(self.model, on=bool(output_hidden_states)) as recorder:
+                hidden, state, extra = self._read(inputs[part.rows, part.pads :], part.state, kept)
             outputs.append(F.pad(hidden, (0, 0, kept - hidden.shape[1], 0)))
+            every.append([F.pad(x, (0, 0, part.pads, 0)) for x in recorder.outputs()])
             after.append(Rows(part.rows, 0, state))
+            auxiliary += [loss * (len(part.rows) / len(inputs)) for loss in extra]
         order = torch.cat([part.rows for part in parts]).argsort()
         weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         logits = F.linear(torch.cat(outputs)[order], weight)
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED)
-        cache = StudyCache(tuple(after), before.length + length) if open_end and use_cache is not False else None
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+            scale = {name: others[name] for name in ("num_items_in_batch", "shift_labels") if name in others}
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **scale)
+            loss = torch.stack([loss, *auxiliary]).sum() if auxiliary else loss
+        wanted = not self.training if use_cache is None else use_cache
+        cache = StudyCache(tuple(after), before.length + length) if open_end and wanted else None
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=cache,
+            hidden_states=tuple(torch.cat(layer)[order] for layer in zip(*every, strict=True)) or None,
+        )
         return output if return_dict is not False else output.to_tuple()
 
-    def _read(self, tokens: Tensor, state: DecoderState | None, kept: int) -> tuple[Tensor, DecoderState]:
-        """Outputs at the last ``kept`` of tokens [B, T] (all, if there are fewer) and the state after them; read in
-        passes of bounded size unless gradients are wanted."""
+    def _read(self, inputs: Tensor, state: DecoderState | None, kept: int) -> tuple[Tensor, DecoderState, list[Tensor]]:
+        """Outputs at the last ``kept`` of tokens [B, T] or vectors [B, T, C] (all, if there are fewer), the state after
+        them, and auxiliary losses; read in passes of bounded size unless gradients are wanted."""
         segment = self.model.config.mixer.segment_length
-        chunk = max(1, PREFILL_TOKENS // tokens.shape[0] // segment) * segment
-        pieces = (tokens,) if torch.is_grad_enabled() else torch.split(tokens, chunk, 1)
+        chunk = max(1, PREFILL_TOKENS // inputs.shape[0] // segment) * segment
+        pieces = (inputs,) if torch.is_grad_enabled() else torch.split(inputs, chunk, 1)
         outputs: list[Tensor] = []
-        ahead = tokens.shape[1]  # tokens from this piece's first to the last
+        ahead = inputs.shape[1]  # tokens from this piece's first to the last
         for piece in pieces:
             y, state = self.model.hidden(piece, state)
             ahead -= piece.shape[1]
             if kept > ahead:
                 outputs.append(y[:, -(kept - ahead) :])
         assert state is not None
-        return torch.cat(outputs, dim=1), state
+        auxiliary = [layer.auxiliary for layer in state.layers if layer.auxiliary is not None]
+        return torch.cat(outputs, dim=1), state, auxiliary
 
 
-def _start(mask: Tensor | None, tokens: Tensor) -> tuple[tuple[Rows, ...], bool]:
+class _Recorder:
+    """While it is entered, what goes into the first layer and comes out of each, the last's normed: all of it, piece
+    after piece."""
+
+    def __init__(self, decoder: Decoder, *, on: bool) -> None:
+        self.decoder, self.on = decoder, on
+        self.seen: list[list[Tensor]] = [[] for _ in range(len(decoder.layers) + 1)]
+        self.hooks: list[Any] = []
+
+    def __enter__(self) -> _Recorder:
+        if self.on:
+            for number, layer in enumerate(self.decoder.layers):
+                self.hooks.append(layer.register_forward_pre_hook(self._keep(number, lambda args: args[0])))
+            self.hooks.append(self.decoder.norm.register_forward_hook(self._keep(-1, lambda output: output)))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def outputs(self) -> list[Tensor]:
+        """[B, T, C] each."""
+        return [torch.cat(pieces, dim=1) for pieces in self.seen if pieces]
+
+    def _keep(self, number: int, taken: Any) -> Any:
+        def hook(module: nn.Module, *values: Any) -> None:
+            self.seen[number].append(taken(values[-1]))
+
+        return hook
+
+
+def _one_document_a_row(positions: Tensor | None) -> None:
+    """Raises ValueError for positions that start again within a row: documents packed into one."""
+    if positions is not None and bool((positions.diff(dim=-1) < 0).any()):
+        raise ValueError("position_ids: several documents in one row (allowed: one a row, so packing = False)")
+
+
+def _start(mask: Tensor | None, inputs: Tensor) -> tuple[tuple[Rows, ...], bool]:
     """Rows grouped by the pads at their left, and whether all of them end in text. Raises ValueError for pads within
     the text."""
-    batch, length = tokens.shape
-    everyone = torch.arange(batch, device=tokens.device)
+    batch, length = inputs.shape[:2]
+    everyone = torch.arange(batch, device=inputs.device)
+    if mask is not None and mask.ndim != 2:
+        raise ValueError(f"attention_mask of shape {list(mask.shape)} (allowed: [batch, tokens])")
     if mask is None or bool(mask.all()):
         return (Rows(everyone, 0),), True
     real = mask[:, -length:].bool()

@@ -9,11 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, Self
+from typing import Protocol, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from model.config import MixerConfig, TrunkConfig
 from model.rope import Rope
@@ -66,6 +67,9 @@ class KeyValue:
     def detach(self) -> KeyValue:
         return KeyValue(self.k.detach(), self.v.detach())
 
+    def compact(self) -> KeyValue:
+        return KeyValue(compact(self.k), compact(self.v))
+
     def last(self, n: int) -> KeyValue:
         start = max(len(self) - n, 0)
         return KeyValue(self.k[:, start:], self.v[:, start:])
@@ -77,6 +81,14 @@ class KeyValue:
     @property
     def bytes(self) -> int:
         return self.k.numel() * self.k.element_size() + self.v.numel() * self.v.element_size()
+
+
+def compact(x: Tensor) -> Tensor:
+    """``x``, copied if it is a view: a state of views would keep all that its chunk computed alive for as long as the
+    state is held."""
+    if not torch.compiler.is_compiling() and x.untyped_storage().nbytes() == x.nbytes:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def join(before: KeyValue | None, k: Tensor, v: Tensor) -> KeyValue:
@@ -138,10 +150,18 @@ class Mixer(nn.Module, ABC):
         self.layer = layer
         self.heads, self.kv_heads, self.d_head = trunk.heads, trunk.n_kv_heads, trunk.d_head
         self.config, self.segment_length = config, config.segment_length
-        self.q_proj = nn.Linear(trunk.dim, self.heads * self.d_head, bias=False)
-        self.k_proj = nn.Linear(trunk.dim, self.kv_heads * self.d_head, bias=False)
-        self.v_proj = nn.Linear(trunk.dim, self.kv_heads * self.d_head, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.d_head, trunk.dim, bias=False)
+        inner, shared = self.heads * self.d_head, self.kv_heads * self.d_head
+        bias, o_bias = trunk.attention_bias != "none", trunk.attention_bias == "qkvo"
+        self.q_proj = nn.Linear(trunk.dim, inner, bias=bias)
+        self.k_proj = nn.Linear(trunk.dim, shared, bias=bias)
+        self.v_proj = nn.Linear(trunk.dim, shared, bias=bias)
+        self.o_proj = nn.Linear(inner, trunk.dim, bias=o_bias)
+        self.q_norm: nn.RMSNorm | None = None
+        self.k_norm: nn.RMSNorm | None = None
+        if trunk.qk_norm != "none":
+            sizes = (inner, shared) if trunk.qk_norm == "whole" else (self.d_head, self.d_head)
+            self.q_norm, self.k_norm = (nn.RMSNorm(size, eps=trunk.norm_eps) for size in sizes)
+        self.unrotated = Rope.none(self.d_head) if layer in trunk.nope_layers else None
 
     def forward(
         self,
@@ -165,6 +185,7 @@ class Mixer(nn.Module, ABC):
                 "(allowed: none; the other knock-outs need kind = infini)"
             )
 
+        rope = self.unrotated or rope
         before = state or LayerState()
         of_all = Knockout.none if isinstance(knockout, HeadKnockout) else knockout
         y, after = self.mix(x, before, position=position, rope=rope, knockout=of_all, keep_state=keep_state)
@@ -191,10 +212,39 @@ class Mixer(nn.Module, ABC):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, T, H, d]; k and v [B, T, K, d]; without positions."""
-        return self.heads_of(self.q_proj(x)), self.heads_of(self.k_proj(x)), self.heads_of(self.v_proj(x))
+        return self.queries(x), self.keys(x), self.values(x)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """[B, T, H, d] of x [B, T, C], normed where the trunk does so."""
+        return self._normed(self.q_proj(x), self.q_norm)
+
+    def keys(self, x: Tensor, *, frozen: bool = False) -> Tensor:
+        """[B, T, K, d] of x [B, T, C], normed where the trunk does so. frozen: by the weights as constants."""
+        return self._normed(_called(self.k_proj, x, frozen=frozen), self.k_norm, frozen=frozen)
+
+    def values(self, x: Tensor, *, frozen: bool = False) -> Tensor:
+        """[B, T, K, d] of x [B, T, C]. frozen: by the weights as constants."""
+        return self.heads_of(_called(self.v_proj, x, frozen=frozen))
+
+    def _normed(self, y: Tensor, norm: nn.RMSNorm | None, *, frozen: bool = False) -> Tensor:
+        """The heads of y [B, T, heads d], normed each by itself or, by a norm of that size, before they are parted."""
+        if norm is None:
+            return self.heads_of(y)
+        whole = norm.normalized_shape[0] == y.shape[-1]
+        exact = y.to(torch.promote_types(y.dtype, norm.weight.dtype))  # under autocast they differ
+        normed = _called(norm, exact if whole else self.heads_of(exact), frozen=frozen).to(y.dtype)
+        return self.heads_of(normed) if whole else normed
 
     def heads_of(self, x: Tensor) -> Tensor:
         return split_axis(x, -1, -1, self.d_head)
+
+
+def _called(module: nn.Module, x: Tensor, *, frozen: bool) -> Tensor:
+    """``module(x)``; ``frozen``: no gradient reaches its parameters."""
+    if not frozen:
+        return cast(Tensor, module(x))
+    constants = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    return cast(Tensor, functional_call(module, constants, (x,)))
 
 
 def split_axis(x: Tensor, axis: int, *sizes: int) -> Tensor:

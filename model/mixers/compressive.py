@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import MixerConfig, TrunkConfig
-from model.mixers.base import KeyValue, Knockout, LayerState, attend, join, lower_right, split_axis
+from model.mixers.base import KeyValue, Knockout, LayerState, attend, compact, join, lower_right, split_axis
 from model.mixers.xl import XLMixer, rotated
 from model.rope import Rope, rotate
 
@@ -84,15 +84,15 @@ class CompressiveMixer(XLMixer):
             auxiliary = self.reconstruction(q, own, compressed, position)
             fixed = compressed.detach()  # the language model's loss trains W_k and W_v on it, not the compression
             last = slice((-1 - position) % c, None, c)  # the last token of every slot completed now is one of x
-            k = rotate(self.heads_of(self.k_proj(fixed)), cos[last], sin[last])
-            slots = join(slots, k, self.heads_of(self.v_proj(fixed)))
+            slots = join(slots, rotate(self.keys(fixed), cos[last], sin[last]), self.values(fixed))
         shown_slots = self.config.compressed_tokens or self.segment_length
         queue = Slots(slots, first, self.segment_length // c, shown_slots)
         q, own, shown = rotate(q, cos, sin), rotated(own, cos, sin), rotated(shown, cos, sin)
         y, live, cached = self.recur(q, own, shown, state.live, state.cached, position, queue)
         kept = queue.part(queue.bounds(end // self.segment_length)[0], first + len(slots))
-        memory = Queue(kept.k, kept.v, inputs[:, new * c :]).detach()
-        return y, LayerState(live=live, cached=cached and cached.detach(), memory=memory, auxiliary=auxiliary)
+        memory = Queue(*(compact(t.detach()) for t in (kept.k, kept.v, inputs[:, new * c :])))
+        cached = cached and cached.detach().compact()
+        return y, LayerState(live=live and live.compact(), cached=cached, memory=memory, auxiliary=auxiliary)
 
     def reconstruction(self, q: Tensor, own: KeyValue, compressed: Tensor, position: int) -> Tensor | None:
         """The attention-reconstruction loss times its weight, a scalar; None where nothing is trained, or no segment
@@ -111,8 +111,8 @@ class CompressiveMixer(XLMixer):
             wanted = attend(queries, *(split_axis(t[:, followed], 1, -1, n) for t in (own.k, own.v)))
         skipped = (position + start) // c - position // c
         compressed = compressed[:, skipped : skipped + (segments - 1) * (n // c)]
-        weights = (self.k_proj.weight.detach(), self.v_proj.weight.detach())
-        k, v = (split_axis(self.heads_of(F.linear(compressed, w)), 1, segments - 1, -1) for w in weights)
+        k, v = self.keys(compressed, frozen=True), self.values(compressed, frozen=True)
+        k, v = (split_axis(t, 1, segments - 1, -1) for t in (k, v))
         found = attend(queries, k, v)
         with torch.autocast(q.device.type, enabled=False):
             at_least = torch.promote_types(found.dtype, torch.float32)

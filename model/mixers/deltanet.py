@@ -37,7 +37,7 @@ from torch.autograd.function import once_differentiable
 
 from model.autograd import apply
 from model.config import MixerConfig, TrunkConfig
-from model.mixers.base import Knockout, LayerState, Mixer
+from model.mixers.base import Knockout, LayerState, Mixer, compact
 from model.mixers.chunks import by_token, causal, chunk_length, key_features, product_added, query_features, rows
 from model.rope import Rope
 from model.scan import recurrence
@@ -74,7 +74,7 @@ class DeltaNetMixer(Mixer):
     ) -> tuple[Tensor, LayerState]:
         q, k, v = self.project(x)
         y, states = self.recall(q, k, v, self.write_strength(x), cast(FastWeights | None, state.memory))
-        return y.to(v.dtype), LayerState(memory=FastWeights(states[:, -1]))
+        return y.to(v.dtype), LayerState(memory=FastWeights(compact(states[:, -1])))
 
     def recall(
         self, q: Tensor, k: Tensor, v: Tensor, strength: Tensor, memory: FastWeights | None

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from model.memory import MemoryState, empty
-from model.mixers.base import Knockout, LayerState, Mixer
+from model.mixers.base import Knockout, LayerState, Mixer, compact
 from model.mixers.chunks import by_token, causal, chunk_length, key_features, product_added, query_features, rows
 from model.rope import Rope
 
@@ -37,7 +37,7 @@ class LinearMixer(Mixer):
     ) -> tuple[Tensor, LayerState]:
         q, k, v = self.project(x)
         y, _, states = self.recall(q, k, v, cast(MemoryState | None, state.memory))
-        return y.to(v.dtype), LayerState(memory=MemoryState(states.M[:, -1], states.z[:, -1]))
+        return y.to(v.dtype), LayerState(memory=MemoryState(compact(states.M[:, -1]), compact(states.z[:, -1])))
 
     def recall(self, q: Tensor, k: Tensor, v: Tensor, memory: MemoryState | None) -> tuple[Tensor, Tensor, MemoryState]:
         """out [B, T, H, d] of q [B, T, H, d] and k, v [B, T, K, d] after ``memory``, in float32 at least; the

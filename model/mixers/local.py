@@ -71,8 +71,7 @@ class LocalMixer(Mixer):
                 write_last=True,
             )
             outputs.append(y.squeeze(1))
-            # a copy: a view would keep the whole chunk's keys and values alive for as long as the state is held
-            live = None if complete or not keep_state else KeyValue(live.k.clone(), live.v.clone())
+            live = None if complete or not keep_state else live.compact()
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         return y, LayerState(live=live, memory=memory)
 

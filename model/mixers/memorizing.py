@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from model.autograd import apply
 from model.config import MixerConfig, TrunkConfig, retrieving_layer
-from model.mixers.base import KeyValue, Knockout, LayerState, join, split_axis
+from model.mixers.base import KeyValue, Knockout, LayerState, compact, join, split_axis
 from model.mixers.xl import XLMixer, rotated
 from model.rope import Rope, rotate
 
@@ -56,7 +56,7 @@ class PastKeyValues:
 
     def last(self, n: int | None) -> PastKeyValues:
         start = 0 if n is None else max(len(self) - n, 0)
-        return PastKeyValues(self.k[:, :, start:], self.v[:, :, start:])
+        return PastKeyValues(compact(self.k[:, :, start:]), compact(self.v[:, :, start:]))
 
     @property
     def elements(self) -> int:
@@ -104,7 +104,9 @@ class MemorizingMixer(XLMixer):
             )
         cached, live = _part(recent, leave, open_start), _part(recent, open_start, len(recent))
         return y, LayerState(
-            live=live, cached=cached and cached.detach(), memory=store and store.last(self.config.cache_tokens)
+            live=live and live.compact(),
+            cached=cached and cached.detach().compact(),
+            memory=store and store.last(self.config.cache_tokens),
         )
 
     def visible(self, start: int, end: int) -> Tensor:

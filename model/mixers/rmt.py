@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.mixers.base import Knockout, LayerState
+from model.mixers.base import Knockout, LayerState, compact
 from model.mixers.full import FullMixer
 from model.mixers.stream import Layers, Stream, Trunk
 from model.rope import Rope
@@ -33,9 +33,7 @@ class RMTMixer(FullMixer):
     def mix(
         self, x: Tensor, state: LayerState, *, position: int, rope: Rope, knockout: Knockout, keep_state: bool
     ) -> tuple[Tensor, LayerState]:
-        y, after = super().mix(
-            x, LayerState(cached=state.live), position=position, rope=rope, knockout=knockout, keep_state=keep_state
-        )
+        y, after = self.causal(x, LayerState(cached=state.live), position=position, rope=rope)
         return y, LayerState(live=after.cached)
 
 
@@ -76,4 +74,4 @@ class RMTStream(Stream):
                 memory = y[:, -m:]
             layers = tuple(LayerState() for _ in after) if closes else after
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-        return y, layers or (), memory
+        return y, layers or (), compact(memory)

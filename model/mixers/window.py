@@ -18,24 +18,30 @@ class WindowMixer(Mixer):
     def mix(
         self, x: Tensor, state: LayerState, *, position: int, rope: Rope, knockout: Knockout, keep_state: bool
     ) -> tuple[Tensor, LayerState]:
-        n, length = self.segment_length, x.shape[1]
-        q, k, v = self.project(x)
-        cos, sin = rope.table(position, length, x.device, x.dtype)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        body = length // n * n
-        outputs, past = [], state.live
-        if body:
-            blocks = KeyValue(*(split_axis(t[:, :body], 1, -1, n) for t in (k, v)))
-            y = two_blocks(split_axis(q[:, :body], 1, -1, n), blocks, blocks, past, window=n)
-            outputs.append(y.flatten(1, 2))
-            past = KeyValue(k[:, body - n : body], v[:, body - n : body])
-        if body < length:
-            seen = join(past, k[:, body:], v[:, body:])
-            mask = lower_right(length - body, len(seen), x.device, window=n)
-            outputs.append(attend(q[:, body:], seen.k, seen.v, mask=mask))
-            past = seen
-        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-        if past is None or not keep_state:
-            return y, LayerState()
-        held = past.last(n - 1)  # copies: views would keep the whole chunk's keys and values alive
-        return y, LayerState(live=KeyValue(held.k.clone(), held.v.clone()))
+        return banded(self, x, state, self.segment_length, position=position, rope=rope, keep_state=keep_state)
+
+
+def banded(
+    mixer: Mixer, x: Tensor, state: LayerState, n: int, *, position: int, rope: Rope, keep_state: bool
+) -> tuple[Tensor, LayerState]:
+    """Outputs [B, T, H, d] of ``mixer``'s heads for x [B, T, C], each token's over the last ``n``, and the state."""
+    length = x.shape[1]
+    q, k, v = mixer.project(x)
+    cos, sin = rope.table(position, length, x.device, x.dtype)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    body = length // n * n
+    outputs, past = [], state.live
+    if body:
+        blocks = KeyValue(*(split_axis(t[:, :body], 1, -1, n) for t in (k, v)))
+        y = two_blocks(split_axis(q[:, :body], 1, -1, n), blocks, blocks, past, window=n)
+        outputs.append(y.flatten(1, 2))
+        past = KeyValue(k[:, body - n : body], v[:, body - n : body])
+    if body < length:
+        seen = join(past, k[:, body:], v[:, body:])
+        mask = lower_right(length - body, len(seen), x.device, window=n)
+        outputs.append(attend(q[:, body:], seen.k, seen.v, mask=mask))
+        past = seen
+    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    if past is None or not keep_state:
+        return y, LayerState()
+    return y, LayerState(live=past.last(n - 1).compact())

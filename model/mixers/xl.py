@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.autograd import apply
 from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right, split_axis, stretches
@@ -45,20 +45,22 @@ class XLMixer(Mixer):
         q, own, shown = self.seen_twice(x)
         q, own, shown = rotate(q, cos, sin), rotated(own, cos, sin), rotated(shown, cos, sin)
         y, live, cached = self.recur(q, own, shown, state.live, state.cached, position)
-        return y, LayerState(live=live, cached=cached and cached.detach())
+        return y, LayerState(live=live and live.compact(), cached=cached and cached.detach().compact())
 
     def seen_twice(self, x: Tensor) -> tuple[Tensor, KeyValue, KeyValue]:
         """Of x [B, T, C], without positions: queries [B, T, H, d]; keys and values [B, T, K, d] as their own segment
         sees them, and as the next one does, for which x is a constant."""
-        q = self.heads_of(self.q_proj(x))
-        pairs = [self._twice(x, projection.weight) for projection in (self.k_proj, self.v_proj)]
-        own, shown = (KeyValue(*(self.heads_of(t) for t in tensors)) for tensors in zip(*pairs, strict=True))
-        return q, own, shown
-
-    def _twice(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         if not (torch.is_grad_enabled() and x.requires_grad and x.shape[1] > self.segment_length):
-            y = F.linear(x, weight)
-            return y, y
+            own = shown = KeyValue(self.keys(x), self.values(x))
+        elif self.k_norm or not all(type(p) is nn.Linear and p.bias is None for p in (self.k_proj, self.v_proj)):
+            own, shown = (KeyValue(self.keys(inputs), self.values(inputs)) for inputs in (x, x.detach()))
+        else:
+            pairs = [self._twice(x, projection.weight) for projection in (self.k_proj, self.v_proj)]
+            own, shown = (KeyValue(*(self.heads_of(t) for t in tensors)) for tensors in zip(*pairs, strict=True))
+        return self.queries(x), own, shown
+
+    @staticmethod
+    def _twice(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x, weight = (t.to(torch.get_autocast_dtype(device)) for t in (x, weight))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import audit, export, init, inspect, power, run, view
+from pipeline.cli import audit, convert, export, init, inspect, power, run, view
 from pipeline.cli.render import spell_what_cannot_be_shown
 from pipeline.errors import UserError
 from pipeline.interrupt import terminable
@@ -25,6 +25,7 @@ for command in (
     inspect.lineage, inspect.verify, inspect.logs, inspect.gc, view.report, view.ui, export.export,
 ):  # fmt: skip
     app.command()(command)
+app.command("import")(convert.import_)
 app.add_typer(audit.app)
 
 

@@ -47,6 +47,7 @@ def export(
 
     from model.checkpoint import load
     from model.export import export as write
+    from model.llama import family_of
 
     meta = jsonlib.loads(tokens.path("meta.json").read_text())
     marks = {name: meta[f"{name}_id"] for name in ("bos", "eos", "pad") if meta.get(f"{name}_id") is not None}
@@ -60,7 +61,7 @@ def export(
         special_tokens=marks,
     )
     files = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
-    code = decoder.config.mixer.kind != "full"
+    code = family_of(decoder.config) is None
     if json:
         print_json("export", {"step": commit.step, "key": commit.key, "directory": str(directory), "files": files})
         return

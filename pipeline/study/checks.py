@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from model.config import check_reach
 from pipeline.errors import suggestion
 from pipeline.study.study import Study
 from stages.data.corpus.config import IngestConfig
@@ -103,6 +104,10 @@ def _arms(study: Study) -> Iterator[str]:
                 f"arms.{name}.memory_layer = {arm.memory_layer}: the trunk has layers 0 to {study.trunk.layers - 1}. "
                 "Fix: name one of them, or leave it out"
             )
+        try:
+            check_reach(study.trunk, arm)
+        except ValueError as error:
+            yield f"arms.{name}: {error}"
     for record, _ in study.asked:
         if record.kinds and not any(arm.kind in record.kinds for arm in study.arms.values()):
             kinds = " or ".join(record.kinds)

@@ -93,6 +93,8 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
             if not record.kinds or study.arms[arm].kind in record.kinds:
                 inputs = _inputs(record, {"model": model, **read})
                 made.append(graph.add(record.stage, config, inputs, arm=arm, seed=seed))
+    # where a checkpoint lies does not count, nor an option that is not used
+    uncounted = {"path"} if study.pretrain.chunk_tokens else {"path", "chunk_tokens"}
     graph.add(
         REPORT,
         ReportConfig(
@@ -105,7 +107,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
             recipe={
                 section: getattr(study, section)
                 .model_copy(update={"mixture": _mixture(study, section)})
-                .model_dump(mode="json", exclude={"path"})  # where a checkpoint lies does not count
+                .model_dump(mode="json", exclude=uncounted)
                 for section in ("base", "pretrain")
             },
             control_arms=control_arms(study.control, study.arms) if study.control is not None else {},

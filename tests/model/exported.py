@@ -42,10 +42,16 @@ def look(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
         found["padded left"] = model(asked["padded"], attention_mask=asked["mask"]).logits
         right = {"attention_mask": asked["mask"].flip(1), "labels": asked["labels"]}
         found["loss"] = model(asked["padded right"], **right).loss
+        embedded = model.get_input_embeddings()(asked["tokens"])
+        found["embedded"] = model(inputs_embeds=embedded).logits
     settings = {"attention_mask": asked["mask"], "max_new_tokens": asked["new"], "pad_token_id": 0}
     said = model.generate(asked["padded"], do_sample=False, **settings)
     found["greedy"] = said[:, asked["padded"].shape[1] :].tolist()
     settings["max_new_tokens"] = 6
+    beams = {"num_beams": 3, "do_sample": False, **settings}
+    found["beams"] = [model.generate(asked["padded"], use_cache=use, **beams).tolist() for use in (True, False)]
+    said = model.generate(inputs_embeds=model.get_input_embeddings()(asked["padded"]), do_sample=False, **settings)
+    found["greedy embedded"] = said.tolist()
     samples = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -54,6 +60,7 @@ def look(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     found["samples"] = samples
     if found["model"] == "InfiniStudyForCausalLM":
         found["refusals"] = refusals(model, folder, asked)
+        found["training"] = training(model, asked)
     model.save_pretrained(folder / "again")
     again = AutoModelForCausalLM.from_pretrained(folder / "again", trust_remote_code=True).eval()
     rounded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16)
@@ -61,20 +68,60 @@ def look(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
         found["again"] = again(asked["tokens"]).logits
         found["rounded"] = rounded.eval()(asked["tokens"]).logits
     found["dtypes"] = {name: str(p.dtype).removeprefix("torch.") for name, p in rounded.named_parameters()}
+    again.resize_token_embeddings(model.config.vocab_size + 5)
+    again.save_pretrained(folder / "resized")
+    resized = AutoModelForCausalLM.from_pretrained(folder / "resized", trust_remote_code=True).eval()
+    with torch.no_grad():
+        found["resized"] = resized(asked["tokens"]).logits
     tokenizer = AutoTokenizer.from_pretrained(folder)
     found["ids"], found["eos"] = tokenizer("a b a").input_ids, (tokenizer.eos_token, model.config.eos_token_id)
     return found
 
 
+def training(model: Any, asked: dict[str, Any]) -> dict[str, Any]:
+    """Hidden states, and loss and gradients of rows padded at the right, as trainers ask for them."""
+    import torch
+
+    found: dict[str, Any] = {}
+    plain = type(model.model.stream).__name__ == "Stream"
+    if plain:
+        with torch.no_grad():
+            states = model(asked["padded"], attention_mask=asked["mask"], output_hidden_states=True).hidden_states
+            embeddings = model.get_input_embeddings()
+            weight = embeddings.weight if model.lm_head is None else model.lm_head.weight
+            found["first"] = states[0] - embeddings(asked["padded"]) * asked["mask"].unsqueeze(-1)
+            found["layers"], found["states as logits"] = len(states), states[-1] @ weight.T
+    inputs = {"input_ids": asked["padded right"], "attention_mask": asked["mask"].flip(1), "labels": asked["labels"]}
+    count = int((asked["labels"][:, 1:] != -100).sum())
+    model.train()
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            assert model.is_gradient_checkpointing
+        output = model(**inputs, num_items_in_batch=2 * count)
+        assert output.past_key_values is None
+        output.loss.backward()
+        found[f"loss {checkpointing}"] = output.loss.detach()
+        found[f"gradients {checkpointing}"] = {name: p.grad for name, p in model.named_parameters()}
+        model.zero_grad(set_to_none=True)
+    model.gradient_checkpointing_disable()
+    model.eval()
+    return found
+
+
 def refusals(model: Any, folder: Path, asked: dict[str, Any]) -> dict[str, str]:
     """What it says of requests it cannot serve."""
-    from transformers import AutoModelForCausalLM
+    import torch
+    from transformers import AutoModelForCausalLM, DynamicCache
 
     ids, right = asked["padded"], asked["mask"].flip(1)
     holes = asked["mask"].clone()
     holes[:, -2] = 0
     requests: dict[str, Any] = {
-        "beams": lambda: model.generate(ids, num_beams=2, max_new_tokens=2, pad_token_id=0),
+        "static": lambda: model.generate(ids, cache_implementation="static", max_new_tokens=2, pad_token_id=0),
+        "cache": lambda: model(ids, past_key_values=DynamicCache()),
+        "packed": lambda: model(ids, position_ids=torch.arange(ids.shape[1])[None] % 5),
+        "weights": lambda: model(ids, output_attentions=True),
         "right": lambda: model(ids, attention_mask=right, use_cache=True),
         "holes": lambda: model(ids, attention_mask=holes),
         "nothing": lambda: model(ids, attention_mask=holes * 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model.decoder import Decoder
-from tests.model.tiny import N, config, tokens
+from tests.model.tiny import ARMS, N, config, tokens
 
 INFINI = ["infini-linear", "infini-delta"]
 
@@ -50,6 +51,26 @@ def test_streaming_holds_the_same_at_any_length(arm: str) -> None:
         held.append((peak.bytes, state.elements(), state.bytes(), state.live_kv_elements()))
     assert held[0] == held[1]
     assert held[0][0] > 0
+
+
+@pytest.mark.parametrize("length", [5, N, 3 * N + 5, 25 * N])
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_state_holds_the_bytes_it_reports_and_no_more(arm: str, length: int) -> None:
+    model = Decoder(config(arm), seed=0).eval()
+    with torch.no_grad():
+        _, whole = model.hidden(tokens(2, length))
+        _, after = model.hidden(tokens(2, N + 3), whole)
+    for state in (whole, after):
+        tensors = [leaf for leaf in tree_leaves(_parts(state)) if isinstance(leaf, torch.Tensor)]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
+        assert sum(storages.values()) == state.bytes() + state.live_kv_bytes()
+
+
+def _parts(value: Any) -> Any:
+    """Dataclasses and what they hold, as lists."""
+    if dataclasses.is_dataclass(value):
+        return [_parts(getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return [_parts(item) for item in value] if isinstance(value, tuple) else value
 
 
 @pytest.mark.parametrize("arm", INFINI)

@@ -170,20 +170,19 @@ def test_every_arm_gets_the_same_trunk_and_fresh_gates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen2"}, r"model_type = 'qwen2' \(allowed: 'llama', 'mistral'\)"),
+        ({"model_type": "gemma2"}, r"model_type = 'gemma2' \(allowed: 'llama', 'mistral', 'qwen2', "),
         (
-            {"rope_scaling": {"rope_type": "longrope", "factor": 8.0}},
-            r"rope_scaling.rope_type = 'longrope' \(allowed: 'default', 'linear', 'llama3', 'yarn'\)",
+            {"rope_scaling": {"rope_type": "proportional", "factor": 8.0}},
+            r"rope_scaling.rope_type = 'proportional' \(allowed: 'default', 'linear', 'llama3', 'yarn', 'dynamic', ",
         ),
-        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_parameters.rope_type = 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_parameters.factor is missing"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is missing"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "gain": 1.0}}, "rope_scaling.gain is not known"),
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "config.json: rope_scaling.factor = 0.5"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor = 0.5"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
         ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4}"),
-        ({"model_type": "mistral"}, "sliding_window = 4096"),  # what transformers takes for granted
-        ({"attention_bias": True}, "attention_bias = True"),
+        ({"attention_bias": True}, r"missing \['layers.0.self_attn.q_proj.bias'"),
         ({"mlp_bias": True}, "mlp_bias = True"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ({"sliding_window": 4096}, "sliding_window = 4096"),

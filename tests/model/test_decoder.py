@@ -413,3 +413,47 @@ def test_a_decoder_survives_copy_and_pickle() -> None:
         expected = model(ids)[0]
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(other(ids)[0], expected)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_rows_of_a_state_go_on_as_those_documents_do(arm: str) -> None:
+    model, ids, rows = decoder(arm), tokens(), torch.tensor([2, 0, 0])
+    with torch.no_grad():
+        _, state = model(ids[:, :21])
+        expected, _ = model(ids[:, 21:], state)
+        found, _ = model(ids[rows, 21:], state.rows(rows))
+    torch.testing.assert_close(found, expected[rows], rtol=0, atol=1e-12)
+    assert state.rows(rows).elements() == state.elements()
+
+
+@pytest.mark.parametrize("arm", ["infini-delta", "rmt", "landmark"])
+def test_embedded_tokens_are_read_as_the_tokens_are(arm: str) -> None:
+    model, ids = decoder(arm), tokens()
+    with torch.no_grad():
+        assert torch.equal(model.hidden(model.embed_tokens(ids))[0], model.hidden(ids)[0])
+
+
+class Adapter(torch.nn.Module):
+    """A projection with a low-rank addition, as peft makes them: ``weight`` alone does not tell what it computes."""
+
+    def __init__(self, base: torch.nn.Linear) -> None:
+        super().__init__()
+        self.base, self.weight = base, base.weight
+        self.down = torch.nn.Linear(base.in_features, 2, bias=False, dtype=base.weight.dtype)
+        self.up = torch.nn.Linear(2, base.out_features, bias=False, dtype=base.weight.dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_adapters_of_the_projections_learn(arm: str) -> None:
+    model = decoder(arm).train()
+    adapters = {}
+    for number, mixer in enumerate(model.mixers()):
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            adapters[number, name] = Adapter(getattr(mixer, name))
+            setattr(mixer, name, adapters[number, name])
+    model.loss(tokens()).backward()
+    for place, adapter in adapters.items():
+        assert adapter.up.weight.grad is not None and adapter.up.weight.grad.abs().sum() > 0, place

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.checkpoint import load
+from model.checkpoint import load, save
 from model.config import RopeScaling
 from model.decoder import Decoder
 from model.export import export, sources
@@ -111,6 +111,8 @@ def test_the_auto_classes_open_an_export_and_compute_the_same(
             (theirs["logits"], expected),
             (theirs["again"], expected),  # after transformers' own save_pretrained
             (theirs["in two"], in_two),
+            (theirs["embedded"], expected),
+            (theirs["resized"][..., :VOCAB], expected),
         ):
             close(found_, expected_)
             assert llama or torch.equal(found_, expected_)  # it is our own code that ran
@@ -132,8 +134,40 @@ def test_transformers_generates_what_we_generate_from_unequal_prompts(
     assert found[arm]["greedy"] == expected
     if arm != TIED:
         assert len({token for row in expected for token in row}) > 5
+    assert found[arm]["greedy embedded"] == [row[:6] for row in expected]
     first, same, other = found[arm]["samples"]
     assert first == same != other
+    cached, anew = found[arm]["beams"]
+    assert cached == anew
+
+
+@pytest.mark.parametrize("arm", [*(arm for arm in ARMS if arm != "full"), TIED])
+def test_trainers_get_gradients_of_rows_padded_at_the_right_checkpointed_or_not(
+    found: dict[str, Any], arm: str
+) -> None:
+    theirs, model = found[arm]["training"], made(arm).train()
+    losses, gradients = (theirs["loss False"], theirs["loss True"]), theirs["gradients False"]
+    assert torch.equal(*losses)
+    for name, gradient in theirs["gradients True"].items():
+        assert (gradient is None) == (gradients[name] is None), name
+        if gradient is not None:
+            close(gradient, gradients[name])
+    rows = [tokens(1, length, seed) for seed, length in enumerate(LENGTHS)]
+    longest, targets = max(LENGTHS), sum(LENGTHS) - len(LENGTHS)
+    if arm != "compressive":  # its auxiliary loss is a mean over the padded batch
+        (sum(model.nll(row).sum() for row in rows) / (2 * targets)).backward()
+        for name, parameter in model.named_parameters():
+            mine = parameter.grad
+            theirs_ = gradients[name if name == "lm_head.weight" else f"model.{name}"]
+            assert (mine is None or not mine.any()) == (theirs_ is None or not theirs_.any()), name
+            if mine is not None and theirs_ is not None:
+                torch.testing.assert_close(theirs_, mine, rtol=1e-4, atol=1e-5)
+    if "layers" in theirs:
+        assert theirs["layers"] == 3 and not theirs["first"].any()
+        pads = [longest - length for length in LENGTHS]
+        for row, n in enumerate(pads):
+            close(theirs["states as logits"][row, n:], found[arm]["padded left"][row, n:])
+    assert ("layers" in theirs) == (arm not in ("rmt", "landmark"))
 
 
 @pytest.mark.parametrize("arm", ["infini-delta", TIED])
@@ -153,11 +187,14 @@ def test_the_tokenizer_comes_along(found: dict[str, Any]) -> None:
 def test_what_a_memory_cannot_do_is_refused(found: dict[str, Any]) -> None:
     said = found["infini-linear"]["refusals"]
     expected = {
-        "beams": "reorder",
+        "static": "cache_implementation = 'static'",
+        "cache": "past_key_values = DynamicCache",
+        "packed": "several documents in one row",
+        "weights": "the weights are never made",
         "right": "pads at the right cannot be continued",
         "holes": "pads within the text",
         "nothing": "a row of pads alone",
-        "embeddings": "this model reads tokens",
+        "embeddings": "needs exactly one of them",
         "labels": "labels need all logits",
         "assistant": "assisted generation is not supported with stateful models",
         "untrusted": "trust_remote_code=True",
@@ -165,6 +202,16 @@ def test_what_a_memory_cannot_do_is_refused(found: dict[str, Any]) -> None:
     assert said.keys() == expected.keys()
     for name, text in expected.items():
         assert text in said[name], said[name]
+
+
+def test_an_arm_that_reads_any_length_does_not_have_its_bases_longest_position(tmp_path: Path) -> None:
+    """lm-eval cut prompts there."""
+    save(made("full"), tmp_path / "base")
+    fields = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(fields | {"max_position_embeddings": 64}))
+    for arm, longest in (("full", 64), ("infini-delta", 2**20), ("window", 2**20)):
+        export(made(arm), tmp_path / arm, like=tmp_path / "base")
+        assert json.loads((tmp_path / arm / "config.json").read_text())["max_position_embeddings"] == longest
 
 
 def test_an_export_opens_as_a_checkpoint_of_ours_too(tmp_path: Path) -> None:
@@ -179,6 +226,16 @@ def test_special_tokens_are_named_in_config_and_tokenizer(tmp_path: Path, vocabu
     assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == 0
     names = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert (names["eos_token"], names["pad_token"]) == ("<eos>", "<pad>")
+
+
+def test_an_instruct_bases_other_stop_tokens_stay(tmp_path: Path, vocabulary: Path) -> None:
+    save(made("full"), tmp_path / "base")
+    fields = json.loads((tmp_path / "base" / "config.json").read_text())
+    for stops, kept in (([3, 0], [0, 3]), (3, [0, 3]), ([0], 0), (None, 0)):
+        (tmp_path / "base" / "config.json").write_text(json.dumps(fields | {"eos_token_id": stops}))
+        export(made("local"), tmp_path, like=tmp_path / "base", tokenizer=vocabulary, special_tokens={"eos": 0})
+        assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == kept
+        assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == "<eos>"
 
 
 def test_the_code_that_comes_along_needs_torch_and_transformers_only() -> None:

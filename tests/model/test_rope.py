@@ -82,7 +82,7 @@ def test_built_where_tensors_have_no_data_it_still_computes() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"type": "dynamic"}, r"rope_scaling.type = 'dynamic': allowed are linear, llama3, yarn"),
+        ({"type": "ntk"}, r"rope_scaling.type = 'ntk': allowed are linear, llama3, yarn"),
         ({"factor": 0.5}, r"rope_scaling.factor = 0.5: allowed are numbers >= 1"),
         ({"type": "yarn", "original_max_position_embeddings": None}, "original_max_position_embeddings is missing"),
         ({"type": "llama3"}, "rope_scaling.low_freq_factor is missing: type = 'llama3' needs it"),

@@ -20,7 +20,7 @@ def study(tmp_path: Path) -> Path:
     return write_study(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["quickstart.yaml", "small.yaml", "pg19.yaml"])
+@pytest.mark.parametrize("name", sorted(path.name for path in RUNS.glob("*.yaml")))
 def test_the_shipped_studies_are_valid(name):
     assert load(RUNS / name, environment={}).study.name + ".yaml" == name
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from model.config import MixerConfig, TrunkConfig
 from stages.stage import Execution, StageError
-from stages.training.pretrain.imported import folder_digest
+from stages.training.pretrain.imported import check_folder, folder_digest
 from stages.training.pretrain.stage import BASE, PRETRAIN, BaseConfig, PretrainConfig
 from tests.stages.pretraining import SEGMENT, TRUNK, VOCABULARY, make_inputs, pretrain_config
 from tests.support import LocalArtifact, LocalContext
@@ -83,6 +85,20 @@ def test_the_loss_falls_and_is_reported(whole: Run) -> None:
     assert len(monitored) == 2 and all(0 < gate < 1 for gate, *_ in monitored)
     cost = json.loads((whole.output / "cost.json").read_text())
     assert cost["parameters"] > 0 and cost["tokens_per_s"] > 0
+
+
+@pytest.mark.parametrize("rule", ["linear", "delta"])
+def test_rows_read_in_pieces_train_the_same_model(inputs: dict[str, LocalArtifact], tmp_path: Path, rule: str) -> None:
+    once = Run(inputs, tmp_path / "once", pretrain_config({"rule": rule}, steps=4))()
+    config = pretrain_config({"rule": rule}, steps=4, chunk_tokens=2 * SEGMENT)
+    pieces = Run(inputs, tmp_path / "pieces", config)()
+    found, expected = (dict(load_file(run.output / "model" / "model.safetensors")) for run in (pieces, once))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-5)
+    assert "chunk_tokens" not in once.config.key_fields() and pieces.config.key_fields()["chunk_tokens"] == 2 * SEGMENT
+    for chunk in (SEGMENT + 1, config.sequence_length):
+        with pytest.raises(ValidationError, match=f"chunk_tokens = {chunk}: allowed are multiples"):
+            pretrain_config(chunk_tokens=chunk)
 
 
 def test_every_arm_of_a_seed_sees_the_same_batches(
@@ -214,13 +230,20 @@ class TestImportedBase:
         run = Run({**inputs, "base": base}, tmp_path, pretrain_config(steps=4))()
         assert run.log("loss")[-1] < run.log("loss")[0]
 
-    def test_vocabulary_must_be_the_tokenizers(
+    def test_a_vocabulary_padded_beyond_the_tokenizer_is_kept_and_a_smaller_one_refused(
         self, llama: Path, inputs: dict[str, LocalArtifact], tmp_path: Path
     ) -> None:
-        (tmp_path / "meta.json").write_text('{"vocab_size": 50}')
         other = {**inputs, "tokenizer": LocalArtifact(tmp_path)}
-        with pytest.raises(StageError, match=f"has {VOCABULARY} tokens, the study's tokenizer 50.*Fix"):
-            self.imported(self.config(llama), other, tmp_path)
+        (tmp_path / "meta.json").write_text(f'{{"vocab_size": {VOCABULARY - 7}}}')
+        base = self.imported(self.config(llama), other, tmp_path)
+        assert json.loads(base.path("model/config.json").read_text())["vocab_size"] == VOCABULARY
+        (tmp_path / "meta.json").write_text(f'{{"vocab_size": {VOCABULARY + 1}}}')
+        message = f"has {VOCABULARY} tokens, the study's tokenizer {VOCABULARY + 1}.*Fix"
+        with pytest.raises(StageError, match=message):
+            check_folder(self.config(llama), VOCABULARY + 1)
+        (tmp_path / "again").mkdir()
+        with pytest.raises(StageError, match=message):
+            self.imported(self.config(llama), other, tmp_path / "again")
 
     def test_other_content_than_pinned_is_refused(
         self, llama: Path, inputs: dict[str, LocalArtifact], tmp_path: Path

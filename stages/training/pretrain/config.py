@@ -221,6 +221,20 @@ class PretrainSettings(OptimSettings):
         lt=1,
         description="share of the steps in which text grows from one segment to sequences",
     )
+    chunk_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="read longer rows in pieces of so many tokens, whose activations are made again in the backward "
+        "pass (default: in one): memory then does not grow with the row. What xl, compressive and memorizing carry "
+        "from piece to piece gets no gradient",
+    )
+
+    def key_fields(self) -> dict[str, Any]:
+        """Pieces only where rows are read in some: an option that is not used moves no key."""
+        fields = super().key_fields()
+        if self.chunk_tokens is None:
+            fields.pop("chunk_tokens")
+        return fields
 
     @model_validator(mode="after")
     def _phases_fit(self) -> PretrainSettings:
@@ -240,6 +254,11 @@ class PretrainConfig(PretrainSettings):
         if arm_of(self.mixer.kind).whole_segments and self.sequence_length % segment:
             raise ValueError(
                 f"sequence_length = {self.sequence_length}: must be a multiple of mixer.segment_length = {segment}"
+            )
+        if self.chunk_tokens is not None and (self.chunk_tokens % segment or self.chunk_tokens >= self.sequence_length):
+            raise ValueError(
+                f"chunk_tokens = {self.chunk_tokens}: allowed are multiples of mixer.segment_length = {segment} below "
+                f"sequence_length = {self.sequence_length}"
             )
         if self.curriculum_share and self.sequence_length < 2 * segment:
             raise ValueError(

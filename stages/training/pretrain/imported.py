@@ -1,4 +1,4 @@
-"""``base: {init: hf}``: a Llama-family checkpoint as the shared starting point."""
+"""``base: {init: hf}``: a checkpoint of Llama or a family next to it as the shared starting point."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from model.config import MixerConfig, RopeScaling, TrunkConfig
-from model.llama import read_config, shape
+from model.llama import read_config, shape, weight_files
 from stages.data.pinned import agreed
 from stages.stage import Context, StageError, Summary
 from stages.training.pretrain.config import BaseConfig
@@ -32,7 +32,7 @@ def check_folder(config: BaseConfig, vocabulary: int | None, digest: Callable[[P
     """Everything about a local checkpoint that its files tell without loading it; nothing for a Hub id.
 
     ``vocabulary``: size of the study's tokenizer, None where it is not known yet. Raises StageError for a folder that
-    is missing, not the pinned one, of another architecture, shape or vocabulary size.
+    is missing, not the pinned one, of another architecture or shape, or with fewer tokens than the tokenizer.
     """
     assert config.path is not None and config.revision is not None  # checked by the config
     folder = Path(config.path).expanduser()
@@ -48,6 +48,7 @@ def check_folder(config: BaseConfig, vocabulary: int | None, digest: Callable[[P
         )
     try:
         trunk, size = shape(read_config(folder), folder)
+        weight_files(folder)
     except ValueError as error:
         raise StageError(str(error), field="base.path", value=config.path) from error
     _check_shape(config, trunk, size, vocabulary)
@@ -56,11 +57,12 @@ def check_folder(config: BaseConfig, vocabulary: int | None, digest: Callable[[P
 
 
 def _check_shape(config: BaseConfig, trunk: TrunkConfig, size: int, vocabulary: int | None) -> None:
-    if vocabulary is not None and size != vocabulary:
+    if vocabulary is not None and size < vocabulary:  # more rows than tokens is padding: Qwen, OLMo
         raise StageError(
             f"the checkpoint has {size} tokens, the study's tokenizer {vocabulary}",
             field="base.path",
             value=config.path,
+            allowed=f"checkpoints of {vocabulary} tokens or more",
             fix="use the checkpoint's own tokenizer: tokenizer: {kind: file, path: .../tokenizer.json}",
         )
     derived = {"kv_heads": "n_kv_heads", "head_dim": "d_head", "ffn_dim": "d_ffn"}  # where None stands for a default
@@ -81,8 +83,8 @@ def _check_shape(config: BaseConfig, trunk: TrunkConfig, size: int, vocabulary: 
 def _as_written(value: object) -> object:
     """A field of the trunk as it stands in a study file."""
     if isinstance(value, RopeScaling):
-        return "{" + ", ".join(f"{name}: {part}" for name, part in value.given().items()) + "}"
-    return value
+        return "{" + ", ".join(f"{name}: {_as_written(part)}" for name, part in value.given().items()) + "}"
+    return list(value) if isinstance(value, tuple) else value
 
 
 def find(config: BaseConfig, context: Context) -> Path:
@@ -116,7 +118,8 @@ def find(config: BaseConfig, context: Context) -> Path:
 def import_base(config: BaseConfig, vocabulary: int, output: Path, context: Context) -> Summary:
     """Write the imported model below ``output``, with an empty training log.
 
-    Raises StageError if the checkpoint is of another architecture, vocabulary size or shape than the study's.
+    Raises StageError if the checkpoint is of another architecture or shape than the study's, or has fewer tokens than
+    its tokenizer.
     """
     from model.checkpoint import graft, save
     from stages.training.pretrain.checkpoint import RunState

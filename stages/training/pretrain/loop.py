@@ -50,6 +50,7 @@ def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) 
     Raises StageError naming step, loss and learning rate if the loss stops being finite.
     """
     decoder.to(runtime.device).train()
+    decoder.chunk_tokens, decoder.activation_checkpointing = recipe.chunk_tokens, recipe.chunk_tokens is not None
     if runtime.world_size > 1:
         shard(decoder)
     optimizer = optim.build(decoder, lr=recipe.lr, gate_lr=recipe.gate_lr, weight_decay=recipe.weight_decay)

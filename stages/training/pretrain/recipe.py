@@ -31,6 +31,7 @@ class Recipe:
     mixture: MixtureConfig
     lengths: tuple[int, ...] = ()  # a curriculum's shorter sequences, in order, for equal shares of curriculum_steps
     curriculum_steps: int = 0
+    chunk_tokens: int | None = None
 
     def length_at(self, step: int) -> int:
         """Tokens of the pieces that text is read in at ``step`` (0-based): a curriculum's or the phase's, then whole
@@ -105,6 +106,7 @@ def of_pretrain(config: PretrainConfig) -> Recipe:
         mixture=config.mixture,
         lengths=curriculum(config.sequence_length, config.mixer.segment_length),
         curriculum_steps=round(config.steps * config.curriculum_share),
+        chunk_tokens=config.chunk_tokens,
         **_optim(config),
     )
 
