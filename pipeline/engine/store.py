@@ -37,7 +37,8 @@ from pipeline.errors import IntegrityError, StudyError
 if TYPE_CHECKING:
     from stages.stage import Summary
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 SCHEMA = 1
 _KEY = re.compile(r"[0-9a-f]{64}")
 
