@@ -242,7 +242,7 @@ def _short_temp_dir(wanted: str | None) -> str:
     if usable:
         return default
     if wanted is not None:
-        raise ValueError(f"temp_dir = {wanted!r}: not writable, or longer than {_LONGEST_TEMP_DIR} bytes")
+        raise ClusterError(f"temp_dir = {wanted!r}: not writable, or longer than {_LONGEST_TEMP_DIR} bytes")
     return tempfile.mkdtemp(prefix="ray-", dir="/tmp")
 
 

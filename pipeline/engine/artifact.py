@@ -152,7 +152,7 @@ class StoredArtifact:
         fs, base = storage.filesystem(self.base)
         for entry in entries:
             target = folder / entry.path
-            if entry.path in self._checked or (target.is_file() and sha256_file(target) == entry.sha256):
+            if target.is_file() and (entry.path in self._checked or sha256_file(target) == entry.sha256):
                 continue
             part = target.with_name(f".{target.name}.{os.getpid()}.fetched")
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -29,7 +29,7 @@ def typed(kind: type[T], value: Any) -> T:
     from pydantic import ValidationError
 
     try:
-        made: T = _adapter(kind).validate_json(json.dumps(value), strict=True)
+        made: T = _adapter(cast(Any, kind)).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -37,7 +37,8 @@ from pipeline.errors import IntegrityError, StudyError
 if TYPE_CHECKING:
     from stages.stage import Summary
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 SCHEMA = 1
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -240,12 +241,12 @@ class Store:
     def lookup_many(
         self, wanted: Iterable[tuple[str, str]], present: Mapping[str, set[str]] | None = None
     ) -> dict[str, Commit]:
-        """The commits there are, by key; those without a folder in the listing (``present``) are not asked for. Raises
-        StudyError for a store that cannot be read."""
+        """The commits there are, by key. Of several, those without a folder in the listing (``present``) are not asked
+        for. Raises StudyError for a store that cannot be read."""
         pairs = list(dict.fromkeys(wanted))
-        if present is None:
+        if present is None and len(pairs) > 1:
             present = self.present(stage for stage, _ in pairs)
-        there = [(stage, key) for stage, key in pairs if key in present[stage]]
+        there = [(stage, key) for stage, key in pairs if present is None or key in present[stage]]
         return {c.key: c for c in self._ask(lambda pair: self.lookup(*pair), there) if c is not None}
 
     def _ask(self, ask: Callable[[A], B], of: Iterable[A]) -> list[B]:

@@ -23,7 +23,7 @@ class _StrictLoader(yaml.SafeLoader):
         self._sizes: dict[int, int] = {}  # values of each finished node, by its identity; the document keeps all alive
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event: Any = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         if self._depth == _DEEPEST:
             raise StudyError(f"line {line}: not a study file: nested more than {_DEEPEST} levels deep")
