@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import audit, export, init, inspect, power, run, view
+from pipeline.cli import audit, export, init, inspect, power, run, score, view
 from pipeline.errors import UserError
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 for command in (
     init.init, run.validate, run.plan, power.power, run.run, inspect.status, inspect.explain, inspect.ls, inspect.show,
-    inspect.lineage, inspect.verify, inspect.logs, inspect.gc, view.report, view.ui, export.export,
+    inspect.lineage, inspect.verify, inspect.logs, inspect.gc, view.report, view.ui, export.export, score.score,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(audit.app)
