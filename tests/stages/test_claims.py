@@ -39,9 +39,14 @@ def test_a_study_without_artifacts_measures_nothing_but_the_formulas(study):
     assert all(v.decision == "not measured" and v.reason for v in verdicts if not v.claim.startswith("C9"))
 
 
-@pytest.mark.parametrize("claim", ["C4", "C11", "C12"])
+@pytest.mark.parametrize("claim", ["C11", "C12"])
 def test_claims_without_a_stage_are_not_measured_even_in_a_full_study(study, claim):
     assert verdict(study().evaluate().summarize(), claim).label == "not measured"
+
+
+def test_compositional_tasks_are_not_measured_where_none_was_asked(study):
+    found = verdict(study().evaluate(), "C4")
+    assert found.label == "not measured" and "no compositional task was asked" in found.reason
 
 
 # --- what the oracle's table of verdicts does not say -----------------------------------------------------------
