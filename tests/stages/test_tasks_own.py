@@ -8,6 +8,8 @@ import re
 import numpy as np
 import pytest
 
+from pipeline.errors import StudyError
+from pipeline.study.load import load
 from stages.data.tasks.facts import Event, simulate
 from stages.data.tasks.landmark import FILLER
 from stages.data.tasks.registry import TASKS
@@ -15,6 +17,7 @@ from stages.data.tasks.unsaid import NAMES, QUESTION, TRADES, _needle
 from stages.stage import StageError
 from tests.stages.readers import Bytes
 from tests.stages.test_tasks_ruler import Pieces, items_of
+from tests.tiny import write_study
 
 OWN = ["passkey_filler", "mqar", "overwrite", "unsaid", "nth", "facts", "needles"]
 NTH = re.compile(r"Reply number (\d+) of those about the (\w+), again")
@@ -157,3 +160,17 @@ def test_the_shortest_length_that_is_allowed_holds_a_prompt(name, format):
         items_of(name, format, 8)
     least = int(re.search(r">= (\d+) tokens", str(error.value)).group(1))
     assert items_of(name, format, least, trials=20)[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("{tasks: [vt]}", r"claims\.compositional\.tasks = 'vt': not measured \(allowed: .* \['facts'\]\)"),
+        ("{length: 4096}", r"claims\.compositional\.length = 4096: not measured \(allowed: .* = \[2048\]\)"),
+    ],
+)
+def test_a_rule_for_what_is_not_asked_is_refused(tmp_path, change, message):
+    asked = "evaluate.retrieval.tasks={facts: {lengths: [2048]}}"
+    with pytest.raises(StudyError, match=message):
+        load(write_study(tmp_path), [asked, f"claims.compositional={change}"], environment={})
+    load(write_study(tmp_path), [asked, "claims.compositional={tasks: [facts], length: 2048}"], environment={})

@@ -17,6 +17,7 @@ from stages.data.tasks.haystack import Format, Haystack, Prompt, Trial
 from stages.data.tasks.scoring import everything, whole_in
 from stages.data.tasks.task import Task, text_there_is
 from stages.data.tasks.texts import NOISE, codes, keys, listed, numbers
+from stages.data.tasks.words import CUES
 
 BUDGET = 128
 """Tokens that RULER leaves for the answer."""
@@ -116,7 +117,7 @@ class Niah:
         wording, rng, format = WORDING[haystack.format], random.Random(0), haystack.format
         noun = wording.nouns[self.value]
         values = self._values(format, rng, SAMPLES)
-        owners = list(islice(self._keys(format, rng), SAMPLES))
+        owners = list(islice(self._keys(format, rng), len(CUES)))
         rivals = [{"key": haystack.widest(owners), "value": haystack.widest(values)}] * k
         question = self._question(format, [rivals[0]["key"]] * (k if self.several == "queries" else 1), k)
         needles = [wording.needle.format(noun=noun, **rival) for rival in rivals]

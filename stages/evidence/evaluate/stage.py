@@ -68,7 +68,7 @@ class Evaluate(Stage[EvaluateConfig]):
         def progress(tokens: int) -> None:
             nonlocal done
             done += tokens
-            context.progress(done, total, "tokens")
+            context.progress(min(done, total), total, "tokens")
 
         scored = perplexity.score(decoder, tokenizer, documents, config.perplexity, progress)
         tables.write(output / "perplexity.parquet", scored, tables.PERPLEXITY)
