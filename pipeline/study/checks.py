@@ -89,10 +89,12 @@ def _arms(study: Study) -> Iterator[str]:
 def _claims(study: Study) -> Iterator[str]:
     """Decision rules that name what the study does not measure; a default that is not measured is no fault."""
     claims = study.claims
-    lengths = sorted({length for grid in study.evaluate.retrieval.further for length in grid.lengths})
+    further = study.evaluate.retrieval.further
+    composed = [grid.task.name for grid in further if grid.task.composes]
+    lengths = sorted({length for grid in further for length in grid.lengths})
     measured = (
         ("retrieval", "length", "evaluate.retrieval.lengths", study.evaluate.retrieval.lengths),
-        ("compositional", "tasks", "evaluate.retrieval.tasks", list(study.evaluate.retrieval.tasks)),
+        ("compositional", "tasks", "compositional ones of evaluate.retrieval.tasks", composed),
         ("compositional", "length", "lengths of evaluate.retrieval.tasks", lengths),
         ("memory_is_used", "knockouts", "ablate.knockouts", study.ablate and study.ablate.knockouts),
         ("positive_control", "pairs", "control.pairs", study.control and study.control.pairs),

@@ -118,6 +118,12 @@ def test_a_file_that_holds_no_prompts_is_one_error_in_the_plan(tmp_path, rows, m
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_knock_outs_are_not_asked_prompts_of_files(tmp_path):
+    study = write_study(tmp_path)
+    with pytest.raises(StudyError, match=r"retrieval\.files = \['mine'\]: the knock-outs are asked"):
+        load(study, ["ablate.retrieval.files={mine: {path: prompts.jsonl}}"], environment={})
+
+
 def test_a_name_that_a_task_has_is_refused():
     with pytest.raises(ValidationError, match=r"vt: allowed are names .* that no task has"):
         RetrievalConfig(lengths=(96,), trials=1, files={"vt": PromptFile(path="x")})

@@ -59,11 +59,12 @@ def score_tasks(
 def blocks(items: Iterable[Item]) -> Iterator[list[Item]]:
     """``items`` in order, of one task and k and at most ``BLOCK_TOKENS`` tokens together (one item at least)."""
     block: list[Item] = []
+    tokens = 0
     for item in items:
-        full = sum(len(one.prompt) for one in block) + len(item.prompt) > BLOCK_TOKENS
-        if block and (full or (item.task, item.k) != (block[0].task, block[0].k)):
+        tokens += len(item.prompt)
+        if block and (tokens > BLOCK_TOKENS or (item.task, item.k) != (block[0].task, block[0].k)):
             yield block
-            block = []
+            block, tokens = [], len(item.prompt)
         block.append(item)
     if block:
         yield block

@@ -96,11 +96,14 @@ class Evaluate(Stage[EvaluateConfig]):
         )
 
 
+def _pinned(section: EvaluateSettings, folder: Path) -> EvaluateConfig:
+    pinned = pinned_prompts(section, folder)
+    return EvaluateConfig(**{name: getattr(pinned, name) for name in EvaluateSettings.model_fields})
+
+
 STAGE = Evaluate()
 RECORD = Record(
     stage=STAGE,
     config=EvaluateSettings,
-    pin=lambda section, folder: EvaluateConfig(
-        **{name: getattr(pinned_prompts(section, folder), name) for name in EvaluateSettings.model_fields}
-    ),
+    pin=_pinned,
 )
