@@ -129,7 +129,9 @@ class Niah:
 
     def chance(self, format: Format, k: int) -> float:
         digits = WORDING[format].digits
-        return 1 / (9 * 10 ** (digits - 1)) if self.value == "number" else 16.0 ** (-4 if format == "compact" else -30)
+        return (
+            1 / (9 * 10.0 ** (digits - 1)) if self.value == "number" else 16.0 ** (-4 if format == "compact" else -30)
+        )
 
     def _keys(self, format: Format, rng: random.Random) -> Iterator[str]:
         return keys(rng) if self.key == "word" else codes(rng, format)

@@ -86,7 +86,7 @@ def number_room(digits: dict[Format, int], count: int, haystack: Haystack) -> in
 
 
 def _guess(format: Format, k: int) -> float:
-    return 1 / (9 * 10 ** (DIGITS[format] - 1))
+    return 1 / (9 * 10.0 ** (DIGITS[format] - 1))
 
 
 MQAR = Task(

@@ -65,7 +65,7 @@ def starts(answer: str, answers: Sequence[str]) -> float:
 
 def in_order(answer: str, answers: Sequence[str]) -> float:
     """Share of the answers that were said at their own place: naming the set in any order is not enough."""
-    said = re.findall(r"\w+", ungrouped(answer).lower())
+    said: list[str] = re.findall(r"\w+", ungrouped(answer).lower())
     return sum(one == each.lower() for one, each in zip(said, answers, strict=False)) / len(answers)
 
 

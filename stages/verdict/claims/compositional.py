@@ -97,8 +97,9 @@ def compositional(evidence: Evidence) -> Finding:
         absent = sorted(set(table["task"]) - set(at["task"]))
         if absent:
             return not_measured(f"{absent[0]} was not asked at {rule.length:,} tokens (claims.compositional.length)")
-    others = [*reaches(evidence, table), *differences(evidence, table)]
     cells = {arm: _cells(evidence, at, arm) for arm in evidence.memory_arms}
+    scores = [cell.score for found in cells.values() for cell in found]
+    others = [*scores, *reaches(evidence, table), *differences(evidence, table)]
     rows = [_judge(evidence, arm, found, at) for arm, found in cells.items() if found]
     if not rows:
         return not_measured("no memory arm was asked a compositional task", others)
