@@ -135,8 +135,13 @@ def _arms(study: Study) -> Iterator[str]:
 def _claims(study: Study) -> Iterator[str]:
     """Decision rules that name what the study does not measure; a default that is not measured is no fault."""
     claims = study.claims
+    further = study.evaluate.retrieval.further
+    composed = [grid.task.name for grid in further if grid.task.composes]
+    lengths = sorted({length for grid in further for length in grid.lengths})
     measured = (
         ("retrieval", "length", "evaluate.retrieval.lengths", study.evaluate.retrieval.lengths),
+        ("compositional", "tasks", "compositional ones of evaluate.retrieval.tasks", composed),
+        ("compositional", "length", "lengths of evaluate.retrieval.tasks", lengths),
         ("memory_is_used", "knockouts", "ablate.knockouts", study.ablate and study.ablate.knockouts),
         ("positive_control", "pairs", "control.pairs", study.control and study.control.pairs),
         ("capacity", "feature_map", "capacity.feature_maps", study.capacity and study.capacity.feature_maps),

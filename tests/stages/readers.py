@@ -15,7 +15,7 @@ import pandas as pd
 
 from stages.data.tasks.config import RetrievalConfig
 from stages.data.tasks.prompts import Item, evaluation_items
-from stages.evidence.evaluate.retrieval import row
+from stages.evidence.evaluate.retrieval import row, task_row
 
 Reader = Callable[[Item, int, np.random.Generator], str]
 NOTHING = "nothing"
@@ -52,6 +52,24 @@ def ask(reader: Reader, items: Sequence[Item], seed: int, segment: int, arm: str
     return pd.DataFrame([row(i, a, n, segment) for i, a, n in zip(items, answers, nll, strict=True)])
 
 
+def further(config: RetrievalConfig, seed: int = 0) -> tuple[Item, ...]:
+    """The real prompts of ``config.tasks``."""
+    return _further(config.model_dump_json(), seed)
+
+
+@functools.cache
+def _further(config: str, seed: int) -> tuple[Item, ...]:
+    asked = RetrievalConfig.model_validate_json(config)
+    haystack = np.random.default_rng(5).integers(97, 123, 20_000).astype(np.int32)
+    return tuple(evaluation_items(asked, Bytes(), haystack, seed, grids=asked.further))
+
+
+def ask_tasks(reader: Reader, items: Sequence[Item], seed: int, segment: int, arm: str = "") -> pd.DataFrame:
+    """Rows of tasks.parquet for one run."""
+    rng = np.random.default_rng([seed, *arm.encode(), 1])
+    return pd.DataFrame([task_row(item, reader(item, seed, rng), 1.0, segment, "compact") for item in items])
+
+
 # --- readers ------------------------------------------------------------------------------------------------------
 def perfect(item: Item, seed: int, rng: np.random.Generator) -> str:
     """Finds what was asked; says nothing where it is absent."""
@@ -81,9 +99,9 @@ def most_frequent(item: Item, seed: int, rng: np.random.Generator) -> str:
     return Counter(item.values).most_common(1)[0][0] if item.values else NOTHING
 
 
-def sometimes(p: float, otherwise: Reader = never) -> Reader:
+def sometimes(p: float, otherwise: Reader = never, right: Reader = perfect) -> Reader:
     """Right with probability ``p``, each prompt by itself."""
-    return lambda item, seed, rng: (perfect if rng.random() < p else otherwise)(item, seed, rng)
+    return lambda item, seed, rng: (right if rng.random() < p else otherwise)(item, seed, rng)
 
 
 def skilled(logits: Mapping[int, float], otherwise: Reader = never) -> Reader:
@@ -109,3 +127,28 @@ def inside(segment: int, outside: Reader = never) -> Reader:
 def up_to(rivals: int, otherwise: Reader = any_of) -> Reader:
     """Binds among at most so many rivals."""
     return lambda item, seed, rng: (perfect if item.k <= rivals else otherwise)(item, seed, rng)
+
+
+def complete(item: Item, seed: int, rng: np.random.Generator) -> str:
+    """Says the whole answer, however many strings it has."""
+    return ", ".join(item.answers)
+
+
+def share_of(p: float) -> Reader:
+    """Says each of the answers with probability ``p``."""
+    return lambda item, seed, rng: ", ".join(a if rng.random() < p else NOTHING for a in item.answers)
+
+
+def every_needle(item: Item, seed: int, rng: np.random.Generator) -> str:
+    """Says what all needles hold, from the first on: knows the set, not what was asked."""
+    return ", ".join(item.values)
+
+
+def but_for(tasks: Sequence[str], reader: Reader, otherwise: Reader = never) -> Reader:
+    """``otherwise`` in these tasks, ``reader`` in the others."""
+    return lambda item, seed, rng: (otherwise if item.task in tasks else reader)(item, seed, rng)
+
+
+def only_up_to(length: int, reader: Reader, otherwise: Reader = never) -> Reader:
+    """``reader`` in prompts of at most so many tokens."""
+    return lambda item, seed, rng: (reader if item.length <= length else otherwise)(item, seed, rng)

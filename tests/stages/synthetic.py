@@ -72,6 +72,9 @@ class Synthetic:
     reader: Reader = readers.perfect  # of the memory arms
     full: Reader = readers.perfect
     local: Reader = LOCAL
+    composed: Reader = readers.complete  # of the memory arms, further tasks
+    composed_full: Reader = readers.complete
+    composed_local: Reader = readers.never
     knocked: Mapping[str, Reader] = field(default_factory=dict)  # default: what the local arm can do
     knocked_nats: float = 0.07
     asked: RetrievalConfig = ASKED
@@ -127,6 +130,11 @@ class Synthetic:
             if prompts:
                 asked = readers.ask(self._reader(arm), items, seed, SEGMENT, f"{arm}{self.draw or ''}")
                 tables["retrieval.parquet"] = asked
+            if self.asked.tasks:
+                others = self.composed_full if arm == "full" else self.composed_local
+                reader = self.composed if arm in MEMORY else others
+                further = readers.further(self.asked, self.draw % 5)
+                tables["tasks.parquet"] = readers.ask_tasks(reader, further, seed, SEGMENT, f"{arm}{self.draw or ''}")
             self.add(f"evaluate/{arm}/{seed}", tables)
         for seed in self.seeds:
             self.add(f"evaluate/base/{seed}", {"perplexity.parquet": self._perplexity("base", seed, self.base)})

@@ -9,14 +9,27 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from stages.data.tasks.config import RetrievalConfig
 from stages.stage import StageError
 from stages.verdict.claims.config import ClaimsConfig, CleanData, Retrieval
 from stages.verdict.claims.evidence import Evidence, paired
 from stages.verdict.claims.table import CLAIMS, decide
 from stages.verdict.claims.verdict import Verdict
+from tests.stages.readers import complete, only_up_to
 from tests.stages.synthetic import ARMS, CONTROL_ARMS, EFFECT, MEMORY, TRUNK, Synthetic
 
 RULES = ClaimsConfig()
+COMPOSED = RetrievalConfig(
+    format="compact",
+    lengths=(256,),
+    trials=1,
+    binding_trials=0,
+    control_trials=0,
+    tasks={
+        name: {"lengths": (256, 512), "trials": 60, "k": (k,)}
+        for name, k in (("vt", 2), ("niah_multikey_1", 2), ("niah_multiquery", 2), ("qa_2", 1))
+    },
+)
 
 
 @pytest.fixture
@@ -39,9 +52,26 @@ def test_a_study_without_artifacts_measures_nothing_but_the_formulas(study):
     assert all(v.decision == "not measured" and v.reason for v in verdicts if not v.claim.startswith("C9"))
 
 
-@pytest.mark.parametrize("claim", ["C4", "C11", "C12"])
+@pytest.mark.parametrize("claim", ["C11", "C12"])
 def test_claims_without_a_stage_are_not_measured_even_in_a_full_study(study, claim):
     assert verdict(study().evaluate().summarize(), claim).label == "not measured"
+
+
+def test_compositional_tasks_are_not_measured_where_none_was_asked(study):
+    found = verdict(study().evaluate(), "C4")
+    assert found.label == "not measured" and "no compositional task was asked" in found.reason
+
+
+def test_compositional_tasks_have_their_lengths_and_gains_beside_the_verdict(study):
+    numbers = {
+        n.name: n for n in verdict(study(asked=COMPOSED, composed=only_up_to(300, complete)).evaluate(), "C4").numbers
+    }
+    assert numbers["composed.infini-delta.vt.k2.512"].estimate == 0
+    assert numbers["task_effective.vt.k2.infini-delta"].estimate == 256
+    assert numbers["task_effective.vt.k2.full"].estimate == 512 and numbers["task_effective.vt.k2.local"].estimate == 0
+    gain = numbers["task_gain.vt.k2.256.infini-delta.local"]
+    assert gain.estimate == 1 and gain.note.endswith("over 32 cells") and len(gain.sources) == 6
+    assert "task_gain.vt.k2.256.infini-delta.sliding-window" in numbers
 
 
 # --- what the oracle's table of verdicts does not say -----------------------------------------------------------

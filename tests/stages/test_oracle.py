@@ -16,13 +16,18 @@ from tests.stages import readers
 from tests.stages.readers import (
     any_of,
     at_depth,
+    but_for,
     by_seed,
+    complete,
+    every_needle,
     first,
     inside,
     last,
     most_frequent,
     never,
+    only_up_to,
     perfect,
+    share_of,
     skilled,
     sometimes,
     up_to,
@@ -90,6 +95,21 @@ ORACLE: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("C3", "never, and full attention does not find it either", {"reader": beyond(never), "full": beyond(never)}, I),
     ("C3", "not even inside the last segment", {"reader": never}, I),
     ("C3", "never, and the local arm finds it (no memory needed)", {"reader": beyond(never), "local": perfect}, I),
+    # C4: tasks that ask more than one needle
+    ("C4", "solves every task", {}, S),
+    ("C4", "right 97 times in 100", {"composed": sometimes(0.97, never, complete)}, S),
+    ("C4", "says each answer four times in five", {"composed": share_of(0.8)}, R),
+    ("C4", "solves nothing", {"composed": never}, R),
+    ("C4", "all but variable tracking", {"composed": but_for(["vt"], complete)}, R),
+    ("C4", "at short lengths only", {"composed": only_up_to(300, complete)}, R),
+    ("C4", "knows every needle, not which is asked", {"composed": every_needle}, R),
+    ("C4", "right nine times in ten", {"composed": sometimes(0.9, never, complete)}, I),
+    ("C4", "learned by two of three seeds", {"composed": by_seed({0: complete, 1: complete, 2: never})}, I),
+    ("C4", "nothing, and full attention solves nothing", {"composed": never, "composed_full": never}, I),
+    ("C4", "not what full attention does not solve either",
+     {"composed": but_for(["vt"], complete), "composed_full": but_for(["vt"], complete)}, I),
+    ("C4", "everything, and so does the local arm", {"composed_local": complete}, I),
+    ("C4", "one seed only", {"seeds": (0,)}, I),
     # C5b: the asked one among rivals
     ("C5b", "binds", {}, S),
     ("C5b", "always the first needle", {"reader": first}, R),
@@ -122,9 +142,22 @@ ORACLE: tuple[tuple[str, str, dict[str, Any], str], ...] = (
 MANY = RetrievalConfig(
     format="compact", lengths=(256,), trials=10, rivals=(1, 2, 4), binding_trials=1200, control_trials=60
 )
+COMPOSED = RetrievalConfig(
+    format="compact",
+    lengths=(256,),
+    trials=1,
+    binding_trials=0,
+    control_trials=0,
+    tasks={
+        name: {"lengths": (256, 512), "trials": 150, "k": (k,)}
+        for name, k in (("niah_multikey_1", 4), ("niah_multiquery", 3), ("vt", 2), ("qa_2", 1))
+    },
+)
+ASKED = {"C4": COMPOSED, "C5b": MANY}
 STAGES = {
     "C1": "ablate",
     "C2": "evaluate",
+    "C4": "evaluate",
     "C13": "evaluate",
     "C3": "evaluate",
     "C5b": "evaluate",
@@ -134,7 +167,7 @@ STAGES = {
 
 
 def verdict(claim: str, truth: dict[str, Any], folder: Path) -> Verdict:
-    asked = {"asked": MANY} if claim == "C5b" else {}
+    asked = {"asked": ASKED[claim]} if claim in ASKED else {}
     study = Synthetic(folder, **asked, **truth).positive_control()
     if claim in STAGES:
         getattr(study, STAGES[claim])()
@@ -150,11 +183,11 @@ def test_the_verdict_is_what_the_definition_implies(claim, what, truth, expected
     assert found.decision != I or (found.qualifier and found.summary)
 
 
-@pytest.mark.parametrize("claim", ["C3", "C5b"])
+@pytest.mark.parametrize("claim", ["C3", "C4", "C5b"])
 def test_nothing_is_refused_without_a_ceiling_or_a_control(claim, tmp_path):
     """The same failing arm: refuted between ceiling and floor, open where one of them is not in the study."""
-    asked = {"asked": MANY} if claim == "C5b" else {}
-    study = Synthetic(tmp_path, reader=beyond(never) if claim == "C3" else first, **asked).evaluate()
+    asked = {"asked": ASKED[claim]} if claim in ASKED else {}
+    study = Synthetic(tmp_path, reader=beyond(never) if claim == "C3" else first, composed=never, **asked).evaluate()
     rule = next(one for one in CLAIMS if one.id == claim)
     assert decide(rule, study.evidence(RULES)).qualifier == "no positive control"
     study.positive_control()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stages.data.pinned import Pin
 from stages.data.tasks.haystack import Format
 from stages.data.tasks.needles import BINDINGS, MOST_RIVALS, PASSKEY
-from stages.data.tasks.registry import task_of
-from stages.data.tasks.task import Task
+from stages.data.tasks.registry import TASKS, task_of
+from stages.data.tasks.task import CONTROL, Task
 from stages.stage import Config
 
 
@@ -28,6 +30,11 @@ class Grid:
     control_trials: int
     field: str
     depths: tuple[float, ...] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all prompts, at most."""
+        return sum(self.lengths) * len(self.ks) * (self.trials + self.control_trials)
 
     def depth_of(self, trial: int) -> float | None:
         """On the grid in turn, or spread evenly; None where the task draws its places."""
@@ -45,6 +52,22 @@ class TaskSettings(Config):
     trials: int | None = Field(default=None, ge=1, description="prompts per length and k (default: as many passkeys)")
     k: tuple[int, ...] | None = Field(default=None, min_length=1, description="default: the task's own")
     control_trials: int = Field(default=0, ge=0, description="prompts without an answer, per length and k")
+
+
+class PromptFile(Config):
+    """Prompts in RULER's form, from a JSON Lines file: one object a line with ``input``, ``outputs`` (a list) and
+    perhaps ``answer_prefix``, which ends the prompt."""
+
+    path: str = Field(description="from the study file's folder")
+    pin: Pin | None = Field(default=None, description="sha256 of the file; filled in by the plan")
+    match: Literal["all", "part"] = Field(
+        default="all", description="score: share of the outputs that were said, or whether one of them was"
+    )
+    budget: int = Field(default=128, ge=1, description="tokens of the answer")
+
+    def key_fields(self) -> dict[str, Any]:
+        """Where the file lies does not count, its bytes do."""
+        return {name: value for name, value in super().key_fields().items() if name != "path"}
 
 
 class RetrievalConfig(Config):
@@ -71,6 +94,19 @@ class RetrievalConfig(Config):
     control_trials: int = Field(default=20, ge=0, description="absent-needle prompts per length, absent-cue per k")
     tasks: dict[str, TaskSettings] = Field(default={}, description="further tasks, by name, and how each is asked")
 
+    files: dict[str, PromptFile] = Field(default={}, description="further tasks whose prompts stand in files, by name")
+
+    @field_validator("files")
+    @classmethod
+    def _names(cls, files: dict[str, PromptFile]) -> dict[str, PromptFile]:
+        for name in files:
+            if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name.endswith(CONTROL) or name in TASKS:
+                raise ValueError(
+                    f"{name}: allowed are names of lower-case letters, digits, '_' and '-' that no task has "
+                    "(fix: another name)"
+                )
+        return files
+
     @field_validator("tasks")
     @classmethod
     def _known(cls, tasks: dict[str, TaskSettings]) -> dict[str, TaskSettings]:
@@ -95,8 +131,12 @@ class RetrievalConfig(Config):
     def key_fields(self) -> dict[str, Any]:
         """Further tasks count where there are some, and the versions of tasks that are not as they first were."""
         fields = super().key_fields()
+        if not self.files:
+            fields.pop("files")
         if not self.tasks:
             fields.pop("tasks")
+        if self.tasks or self.files:
+            fields["task_rows"] = 2  # with budget, offsets and segments
         return fields | versions(grid.task.name for grid in (*self.needles, *self.further))
 
     @property

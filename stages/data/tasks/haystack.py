@@ -6,9 +6,11 @@ asked has the same tokens in the needle and in the answer.
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from stages.stage import StageError
@@ -21,6 +23,8 @@ Format = Literal["landmark", "compact"]
 
 MIN_FILLER = 16
 """Fewest haystack tokens: below it the depth of a needle means nothing."""
+
+MOST_ENCODED = 1 << 16  # sentences whose tokens are kept
 
 
 class Codec(Protocol):
@@ -54,7 +58,8 @@ class Prompt:
     a right answer as a model would go on with it; "": a space and the answers, with commas between. ``values``: what
     every needle holds, in order of position; ``asked``: which of them the answer needs (0: the first), none in a
     control. ``needle_end``: index of the first token after the last needle that is needed (where it would be, in a
-    control without one). ``depth``: the place of that needle in the haystack, 0 (start) to 1 (end).
+    control without one). ``depth``: the place of that needle in the haystack, 0 (start) to 1 (end). ``offsets``: index
+    of the first token of every needle.
     """
 
     tokens: tuple[int, ...]
@@ -64,6 +69,7 @@ class Prompt:
     values: tuple[str, ...] = ()
     asked: tuple[int, ...] = ()
     said: str = ""
+    offsets: tuple[int, ...] = ()
 
 
 class Haystack:
@@ -71,13 +77,35 @@ class Haystack:
 
     def __init__(self, codec: Codec, tokens: NDArray[np.int32], format: Format) -> None:
         self.codec, self.tokens, self.format = codec, tokens, format
-        self._encoded: dict[str, tuple[int, ...]] = {}
-
-    def encode(self, text: str) -> tuple[int, ...]:
+        # bounded: a prompt of a million tokens may be made of 100,000 sentences of its own
+        self.encode = lru_cache(MOST_ENCODED)(self._encode)
         """Tokens of a sentence by itself; () for none."""
-        if text not in self._encoded:
-            self._encoded[text] = tuple(self.codec.encode(text)) if text else ()
-        return self._encoded[text]
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.codec.encode(text)) if text else ()
+
+    def of(self, text: str, length: int) -> Haystack:
+        """A haystack of ``text`` over and over, long enough for prompts of ``length`` tokens from any of its places."""
+        import numpy as np
+
+        once = np.array(self.encode(text), np.int32)
+        other = copy.copy(self)
+        other.tokens = np.resize(once, length + len(once))
+        return other
+
+    def widest(self, texts: Iterable[str]) -> str:
+        """The text with the most tokens."""
+        return max(texts, key=lambda text: len(self.encode(text)))
+
+    def fitting(self, room: int, texts: Iterable[str]) -> list[str]:
+        """The first of ``texts``, as many as ``room`` tokens hold with some haystack between them."""
+        chosen, left = [], room - MIN_FILLER
+        for text in texts:
+            left -= len(self.encode(text))
+            if left < 0:
+                break
+            chosen.append(text)
+        return chosen
 
     def shortest(self, needles: Sequence[str], question: str, instruction: str = "") -> int:
         """Tokens of the shortest prompt that holds all of these; two spare for each needle, whose numbers may differ
@@ -89,7 +117,7 @@ class Haystack:
         self,
         trial: Trial,
         rng: random.Random,
-        needles: Sequence[str],
+        needles: Sequence[str | Sequence[int]],
         question: str,
         *,
         answers: Sequence[str],
@@ -97,32 +125,37 @@ class Haystack:
         asked: Sequence[int] = (0,),
         instruction: str = "",
         said: str = "",
+        places: Callable[[int], Sequence[int]] | None = None,
     ) -> Prompt:
         """Instruction, haystack with the needles in it, in their order, and the question: ``trial.length`` tokens.
 
         ``asked``: the needles that the answer needs; in a control the one whose value stands for it. A single needle
-        lies at ``trial.depth``, all others at places that ``rng`` draws, as it does the stretch of haystack. Raises
+        lies at ``trial.depth``, all others at places that ``rng`` draws, as it does the stretch of haystack, or at
+        those that ``places`` gives for so many tokens of it, ascending. A needle may be tokens already. Raises
         StageError if they do not fit, or the haystack is too short.
         """
         start, end = (*self.codec.begin, *self.encode(instruction)), self.encode(question)
-        spliced = [self.encode(needle) for needle in needles]
+        spliced = [self.encode(needle) if isinstance(needle, str) else needle for needle in needles]
         filler = trial.length - len(start) - len(end) - sum(map(len, spliced))
         if not MIN_FILLER <= filler <= len(self.tokens):
             raise StageError(
                 "the needles of a prompt do not fit", field="length", value=trial.length, fix="raise the length"
             )
-        if trial.depth is None:
-            places = sorted(rng.randint(0, filler) for _ in range(max(1, len(spliced))))
+        if trial.depth is not None:
+            at: Sequence[int] = [round(trial.depth * filler)]
+        elif places is not None:
+            at = places(filler)
         else:
-            places = [round(trial.depth * filler)]
+            at = sorted(rng.randint(0, filler) for _ in range(max(1, len(spliced))))
         first = rng.randint(0, len(self.tokens) - filler)
         text = self.tokens[first : first + filler].tolist()
         last = max(asked)
-        prompt, done, needle_end = list(start), 0, len(start) + places[0]
+        prompt, done, needle_end, offsets = list(start), 0, len(start) + at[0], []
         for index, needle in enumerate(spliced):
-            prompt += text[done : places[index]]
+            prompt += text[done : at[index]]
+            offsets.append(len(prompt))
             prompt += needle
-            done = places[index]
+            done = at[index]
             if index == last:
                 needle_end = len(prompt)
         prompt += text[done:]
@@ -131,8 +164,9 @@ class Haystack:
             tokens=tuple(prompt),
             answers=tuple(answers),
             needle_end=needle_end,
-            depth=round(places[last] / filler, 6) if trial.depth is None else trial.depth,
+            depth=round(at[last] / filler, 6) if trial.depth is None else trial.depth,
             values=tuple(values),
             asked=() if trial.absent else tuple(asked),
             said=said,
+            offsets=tuple(offsets),
         )

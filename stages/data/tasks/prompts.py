@@ -37,7 +37,7 @@ class Item:
     ``asked_rank``: which of them is asked for last (0: the first in the prompt), -1 where the answer is absent.
     ``depth``: place of that needle in the haystack, 0 (start) to 1 (end). ``answer_ids``: a right answer, teacher
     forced; ``counted``: which of its tokens hold a letter or digit; a space of its own would water the likelihood
-    down.
+    down. ``offsets``: index of the first token of every needle. ``source``: the record, where the registry has none.
     """
 
     task: str
@@ -53,6 +53,8 @@ class Item:
     needle_end: int
     values: tuple[str, ...]
     asked_rank: int
+    offsets: tuple[int, ...] = ()
+    source: Task | None = None
 
     @property
     def expected(self) -> str:
@@ -62,12 +64,16 @@ class Item:
     @property
     def record(self) -> Task:
         """The task that it is a prompt, or a control, of."""
-        return task_of(self.task.removesuffix(CONTROL))
+        return self.source or task_of(self.task.removesuffix(CONTROL))
 
     @property
     def distance(self) -> int:
         """Tokens between the end of the needle and the first answer token."""
         return len(self.prompt) - self.needle_end
+
+    def segments(self, segment_length: int) -> int:
+        """Segments between the needle's last token and the prompt's last token, where the answer is read off."""
+        return (len(self.prompt) - 1) // segment_length - max(0, self.needle_end - 1) // segment_length
 
     def beyond_local(self, segment_length: int) -> bool:
         """True if no token of the needle is in the segment of the prompt's last token, where the answer is read off."""
@@ -123,7 +129,7 @@ class PromptMaker:
 
     def check(self, task: Task, length: int, k: int, *, field: str) -> None:
         """StageError unless a prompt of ``length`` holds what the task puts into it, its budget and some haystack."""
-        least = task.shortest(self.haystack, k) + task.budget(self.format)
+        least = task.shortest(self.haystack, k) + task.free(self.haystack, k)
         if length < least:
             what = f" with k = {k}" if task.most > 1 else ""
             raise StageError(
@@ -155,7 +161,7 @@ class PromptMaker:
         name = f"{known}/{self.format}/{length}/{'' if place is None else f'{place:g}/'}{k}/{trial}"
         digest = hashlib.sha256(f"{self.namespace}/{self.seed}/{name}".encode()).digest()
         rng = random.Random(int.from_bytes(digest[:16], "big"))
-        budget = task.budget(self.format)
+        budget = task.free(self.haystack, k)
         room = length - budget
         prompt = task.draw(self.haystack, Trial(room, k, place, absent), rng)
         answer = self.haystack.encode(prompt.said or f" {', '.join(prompt.answers)}")
@@ -181,6 +187,7 @@ class PromptMaker:
             needle_end=prompt.needle_end,
             values=prompt.values,
             asked_rank=max(prompt.asked, default=-1),
+            offsets=prompt.offsets,
         )
 
 

@@ -7,10 +7,23 @@ from __future__ import annotations
 
 import difflib
 
+from stages.data.tasks.counting import COMMON, FREQUENT
+from stages.data.tasks.facts import FACTS
+from stages.data.tasks.landmark import PASSKEY_IN_FILLER
+from stages.data.tasks.many import NEEDLES
 from stages.data.tasks.needles import BINDINGS, PASSKEY
+from stages.data.tasks.niah import NIAH
+from stages.data.tasks.nth import NTH
+from stages.data.tasks.questions import QUESTIONS
+from stages.data.tasks.recall import MQAR, OVERWRITE
 from stages.data.tasks.task import CONTROL, Task
+from stages.data.tasks.tracking import TRACKING
+from stages.data.tasks.unsaid import UNSAID
 
-OWN = (PASSKEY, BINDINGS)
+RULER = (*NIAH, TRACKING[0], COMMON, FREQUENT, *QUESTIONS)
+"""The thirteen of RULER (Hsieh et al. 2024, arXiv:2404.06654)."""
+
+OWN = (PASSKEY, BINDINGS, *RULER, *TRACKING[1:], PASSKEY_IN_FILLER, MQAR, OVERWRITE, UNSAID, NTH, FACTS, NEEDLES)
 TASKS: dict[str, Task] = {task.name: task for task in OWN}
 
 

@@ -24,7 +24,9 @@ class Task:
 
     draw: (haystack, trial, random stream) -> the prompt, of at most ``trial.length`` tokens; the stream is the prompt's
     own, so a prompt depends on nothing that was drawn before it. shortest: (haystack, k) -> fewest tokens of a prompt,
-    the answer aside; longest: most, with the answer. budget: tokens kept free for the answer and what ends it. ks: the
+    the answer aside; longest: most, with the answer. budget: tokens kept free for the answer and what ends it, or
+    room: (haystack, k) -> the same, where the tokenizer and k count. composes: what it asks beyond finding one needle
+    ("keys", "hops", ...), which makes it evidence of claim C4; "": nothing. ks: the
     k that are asked by default (number of needles, hops: the task's own size), largest: what a study may set it to at
     most. control_k: k of the control prompts, which ask for what stands nowhere; None: there are none. by_depth: its
     one needle lies at depths that are spread evenly (or a grid), not at random. chance: (wording, k) -> share right by
@@ -36,7 +38,9 @@ class Task:
     sentence: str
     draw: Callable[[Haystack, Trial, random.Random], Prompt]
     shortest: Callable[[Haystack, int], int]
-    budget: Callable[[Format], int]
+    budget: Callable[[Format], int] | None = None
+    room: Callable[[Haystack, int], int] | None = None
+    composes: str = ""
     longest: Callable[[Haystack, int], float] = text_there_is
     ks: tuple[int, ...] = (1,)
     largest: int = 1
@@ -46,6 +50,17 @@ class Task:
     read: Callable[[str], str] = first_integer
     score: Callable[[str, Sequence[str]], float] = same
     version: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.budget is None) == (self.room is None):
+            raise ValueError(f"task {self.name!r}: one of budget and room is needed. Fix: give one")
+
+    def free(self, haystack: Haystack, k: int) -> int:
+        """Tokens kept free for the answer and what ends it."""
+        if self.room is not None:
+            return self.room(haystack, k)
+        assert self.budget is not None
+        return self.budget(haystack.format)
 
     @property
     def most(self) -> int:

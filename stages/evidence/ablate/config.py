@@ -71,11 +71,11 @@ class AblateConfig(Config):
     def _check(self) -> AblateConfig:
         if "none" not in self.knockouts or len(set(self.knockouts)) != len(self.knockouts):
             raise ValueError(f"knockouts = {list(self.knockouts)}: allowed are distinct names, 'none' among them")
-        if self.retrieval.tasks:
-            raise ValueError(
-                f"retrieval.tasks = {list(self.retrieval.tasks)}: the knock-outs are asked passkeys and bindings. "
-                "Fix: remove it"
-            )
+        for field in ("tasks", "files"):
+            if named := list(getattr(self.retrieval, field)):
+                raise ValueError(
+                    f"retrieval.{field} = {named}: the knock-outs are asked passkeys and bindings. Fix: remove it"
+                )
         if self.perplexity.max_tokens_per_document is None:
             raise ValueError(
                 "perplexity.max_tokens_per_document is not set: the knock-outs compare documents of one length. "

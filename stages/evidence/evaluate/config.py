@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from model.config import MixerConfig
+from stages.data.pinned import pin_file
 from stages.data.tasks.config import RetrievalConfig
 from stages.stage import Config
 
@@ -58,3 +60,20 @@ class EvaluateConfig(EvaluateSettings):
     """One model. ``mixer``: what a base, which has none of the arms', is read under; None: the trained model's own."""
 
     mixer: MixerConfig | None = None
+
+
+def pinned_prompts(section: EvaluateSettings, folder: Path) -> EvaluateSettings:
+    """``section`` with the files of ``retrieval.files`` found from ``folder``, pinned by digest and read once. Raises
+    StageError for one that is not there, is another one, or holds no prompts."""
+    if not section.retrieval.files:
+        return section
+    from stages.data.tasks.files import prompts_of
+
+    files = {}
+    for name, file in section.retrieval.files.items():
+        field = f"evaluate.retrieval.files.{name}"
+        path, pin = pin_file(file.path, folder, file.pin, field=field, kind="JSON Lines")
+        files[name] = file.model_copy(update={"path": path, "pin": pin})
+        prompts_of(name, files[name])
+    retrieval = section.retrieval.model_copy(update={"files": files})
+    return section.model_copy(update={"retrieval": retrieval})

@@ -6,7 +6,7 @@ accuracy leaves chance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from stages.evidence.evaluate.forward import PASS_TOKENS, batches, prefill
 
 if TYPE_CHECKING:
     from stages.data.tokens.load import StudyTokenizer
+
+BLOCK_TOKENS = 2**22  # of the prompts that are held at once; constant, as the tokens of a pass are
 
 
 def score(
@@ -40,14 +42,32 @@ def score(
 def score_tasks(
     decoder: Decoder,
     tokenizer: StudyTokenizer,
-    items: Sequence[Item],
+    items: Iterable[Item],
     format: Format,
     progress: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """Rows of tasks.parquet in the order of ``items``; ``format``: the wording that they were asked in."""
+    """Rows of tasks.parquet in the order of ``items``; ``format``: the wording that they were asked in. Prompts are
+    taken block by block and dropped after their answer: a million tokens each, they would not fit in memory."""
     segment = decoder.config.mixer.segment_length
-    found = answers(decoder, tokenizer, items, progress)
-    return [task_row(item, said, nats, segment, format) for item, (said, nats) in zip(items, found, strict=True)]
+    rows = []
+    for block in blocks(items):
+        found = answers(decoder, tokenizer, block, progress)
+        rows += [task_row(item, said, nats, segment, format) for item, (said, nats) in zip(block, found, strict=True)]
+    return rows
+
+
+def blocks(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """``items`` in order, of one task and k and at most ``BLOCK_TOKENS`` tokens together (one item at least)."""
+    block: list[Item] = []
+    tokens = 0
+    for item in items:
+        tokens += len(item.prompt)
+        if block and (tokens > BLOCK_TOKENS or (item.task, item.k) != (block[0].task, block[0].k)):
+            yield block
+            block, tokens = [], len(item.prompt)
+        block.append(item)
+    if block:
+        yield block
 
 
 def answers(
@@ -178,6 +198,9 @@ def task_row(item: Item, said: str, nll: float, segment_length: int, format: For
         "answer_nll": nll,
         "distance": item.distance,
         "beyond_local": item.beyond_local(segment_length),
+        "budget": item.budget,
+        "offsets": list(item.offsets),
+        "segments": item.segments(segment_length),
     }
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
-from stages.evidence.evaluate.config import EvaluateConfig, EvaluateSettings, PerplexityConfig
+from stages.evidence.evaluate.config import EvaluateConfig, EvaluateSettings, PerplexityConfig, pinned_prompts
 from stages.record import Record
 from stages.stage import Artifact, Context, Execution, Resources, Stage, StageError, Summary
 
@@ -24,7 +25,8 @@ class Evaluate(Stage[EvaluateConfig]):
         return Resources(cpus=execution.task_cpus, gpus=execution.gpus_per_worker)
 
     def run(self, config: EvaluateConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
-        from stages.data.tasks.prompts import evaluation_items, haystack_of
+        from stages.data.tasks.files import file_items, prompts_of
+        from stages.data.tasks.prompts import PromptMaker, evaluation_items, haystack_of
         from stages.data.tokens.load import document_tokens, load_tokenizer
         from stages.evidence.evaluate import perplexity, retrieval, tables
         from stages.evidence.evaluate.forward import load_model, torch_device
@@ -51,15 +53,22 @@ class Evaluate(Stage[EvaluateConfig]):
         haystack = haystack_of(document_tokens(inputs["tokens"], "test"), tokenizer.eos_id, tokenizer.bos_id)
         items = list(evaluation_items(config.retrieval, tokenizer, haystack, config.seed))
         further = config.retrieval.further
-        more = list(evaluation_items(config.retrieval, tokenizer, haystack, config.seed, grids=further))
+        maker = PromptMaker(tokenizer, haystack, config.retrieval.format, config.seed, "evaluation")
+        maker.check_grids(further, "evaluate.retrieval")
+        files = [prompts_of(name, file) for name, file in config.retrieval.files.items()]
+        more = itertools.chain(
+            evaluation_items(config.retrieval, tokenizer, haystack, config.seed, grids=further),
+            *(file_items(file, tokenizer) for file in files),
+        )
 
-        total = sum(len(d.tokens) for d in documents) + sum(len(i.prompt) for i in (*items, *more))
+        total = sum(len(d.tokens) for d in documents) + sum(len(i.prompt) for i in items)
+        total += sum(grid.tokens for grid in further)
         done = 0
 
         def progress(tokens: int) -> None:
             nonlocal done
             done += tokens
-            context.progress(done, total, "tokens")
+            context.progress(min(done, total), total, "tokens")
 
         scored = perplexity.score(decoder, tokenizer, documents, config.perplexity, progress)
         tables.write(output / "perplexity.parquet", scored, tables.PERPLEXITY)
@@ -69,7 +78,7 @@ class Evaluate(Stage[EvaluateConfig]):
         text = perplexity.totals(scored)
         metrics = text | retrieval.summarise(asked)
         made = {"perplexity": "perplexity.parquet", "retrieval": "retrieval.parquet"}
-        if more:
+        if further or files:
             answered = retrieval.score_tasks(decoder, tokenizer, more, config.retrieval.format, progress)
             tables.write(output / "tasks.parquet", answered, tables.TASKS)
             metrics |= retrieval.summarise_tasks(answered)
@@ -87,11 +96,14 @@ class Evaluate(Stage[EvaluateConfig]):
         )
 
 
+def _pinned(section: EvaluateSettings, folder: Path) -> EvaluateConfig:
+    pinned = pinned_prompts(section, folder)
+    return EvaluateConfig(**{name: getattr(pinned, name) for name in EvaluateSettings.model_fields})
+
+
 STAGE = Evaluate()
 RECORD = Record(
     stage=STAGE,
     config=EvaluateSettings,
-    pin=lambda section, folder: EvaluateConfig(
-        **{name: getattr(section, name) for name in EvaluateSettings.model_fields}
-    ),
+    pin=_pinned,
 )

@@ -58,6 +58,9 @@ TASKS = pa.schema(
         ("answer_nll", pa.float64()),
         ("distance", pa.int64()),
         ("beyond_local", pa.bool_()),
+        ("budget", pa.int64()),
+        ("offsets", pa.list_(pa.int64())),
+        ("segments", pa.int64()),
     ]
 )
 

@@ -7,13 +7,17 @@ the same budget and on the same items, does not find what is asked, or the floor
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from stages.display.numbers import percent, signed_percent
 from stages.verdict.claims.effects import accuracy, effect, nested_accuracy
 from stages.verdict.claims.evidence import Evidence, paired
 from stages.verdict.claims.verdict import Number, decided
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CEILING, FLOOR = "full", "local"
 
@@ -72,8 +76,23 @@ def task_bracket(evidence: Evidence, task: str, length: int, ks: Sequence[int], 
                 ]
                 if len(rows):
                     seen.setdefault(kind, []).append(accuracy("", "", rows, sources=(), rules=evidence.rules))
+    return _bracket(seen, len(ks), least)
+
+
+def cell_bracket(evidence: Evidence, rows: pd.DataFrame, least: float) -> Bracket:
+    """The same of one cell of a compositional task; ``rows``: all arms' at one k and length, seed, item, correct."""
+    seen: dict[str, list[Number]] = {}
+    for kind in (CEILING, FLOOR):
+        for arm in evidence.arms_of_kind(kind)[:1]:
+            of = rows[rows["arm"] == arm]
+            if len(of):
+                seen[kind] = [accuracy("", "", of, sources=(), rules=evidence.rules)]
+    return _bracket(seen, 1, least)
+
+
+def _bracket(seen: Mapping[str, Sequence[Number]], count: int, least: float) -> Bracket:
     for kind, name in ((CEILING, "ceiling"), (FLOOR, "floor")):
-        if len(seen.get(kind, ())) < len(ks):
+        if len(seen.get(kind, ())) < count:
             return Bracket(None, f"no arm of kind {kind} was asked the same prompts", f"no {name} arm")
     found, guessed = min(n.low or 0.0 for n in seen[CEILING]), max(n.high or 1.0 for n in seen[FLOOR])
     note = f"on these prompts full attention finds {_each(seen[CEILING])}, local attention {_each(seen[FLOOR])}"

@@ -1,7 +1,7 @@
 """The ``claims:`` section of a study file: every decision rule, fixed before the run.
 
 In every row ``supported`` means that the hypothesis as printed holds, ``refuted`` that it fails: by an interval or an
-equivalence test, never by a missed detection. Claims without an entry here (C4, C11, C12) have no measurement yet and
+equivalence test, never by a missed detection. Claims without an entry here (C11, C12) have no measurement yet and
 are reported as ``not measured``.
 """
 
@@ -80,6 +80,26 @@ class Retrieval(Config):
         lt=1,
         description="accuracy of the ceiling, and inside the last segment, below which the task was not learned",
     )
+
+
+class Compositional(Config):
+    """C4. Supported: in some memory arm the lower bound of the score reaches ``threshold`` in every compositional task
+    that was asked, at its longest length or ``length``, above the local arm's, and the tasks are of ``kinds`` kinds or
+    more; refuted: in every memory arm the upper bound of one task stays below it (Bonferroni over tasks), which full
+    attention finds and local attention does not."""
+
+    tasks: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="tasks that decide; none: every compositional one that is asked"
+    )
+    threshold: float = Field(default=0.9, gt=0, lt=1, description="score that counts as solving a task")
+    length: int | None = Field(
+        default=None, ge=1, description="prompt length in tokens that decides; none: the longest of each task"
+    )
+    kinds: int = Field(
+        default=3, ge=1, description="kinds of task (keys, values, queries, hops, ...) below which nothing is supported"
+    )
+    minimum_trials: int = Field(default=100, ge=1, description="distinct prompts of each task at that length")
+    learned: float = Field(default=0.5, gt=0, lt=1, description="score of the ceiling below which it was not learned")
 
 
 class Binding(Config):
@@ -194,6 +214,7 @@ class ClaimsConfig(Config):
     memory_is_used: MemoryIsUsed = MemoryIsUsed()
     perplexity_from_memory: PerplexityFromMemory = PerplexityFromMemory()
     retrieval: Retrieval = Retrieval()
+    compositional: Compositional = Compositional()
     binding: Binding = Binding()
     capacity: Capacity = Capacity()
     saturation: Saturation = Saturation()

@@ -1,0 +1,102 @@
+"""Tasks whose prompts stand in a file, in the form of RULER's data (JSON Lines: ``input``, ``outputs``,
+``answer_prefix``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.data.pinned import read_unchanged
+from stages.data.tasks.config import PromptFile
+from stages.data.tasks.haystack import Codec, Haystack, Prompt, Trial
+from stages.data.tasks.prompts import Item
+from stages.data.tasks.scoring import all_in, any_in, everything
+from stages.data.tasks.task import Task
+from stages.stage import StageError
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """All prompts of a file with their outputs, in order, and the task that they are."""
+
+    task: Task
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    budget: int
+
+
+def prompts_of(name: str, file: PromptFile) -> Prompts:
+    """Read and checked. Raises StageError, naming the first line that is no prompt, or for other bytes than the pinned
+    ones."""
+    field = f"evaluate.retrieval.files.{name}"
+    content = read_unchanged(Path(file.path), file.pin, field=f"{field}.pin")
+    rows = []
+    for number, line in enumerate(content.splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(_prompt(json.loads(line)))
+            except (ValueError, KeyError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+                reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
+                raise StageError(
+                    f"line {number} is no prompt: {reason}",
+                    field=f"{field}.path",
+                    value=file.path,
+                    allowed="JSON Lines with input, outputs and perhaps answer_prefix",
+                    fix="mend the line",
+                ) from error
+    if not rows:
+        raise StageError("the file has no prompts", field=f"{field}.path", value=file.path, fix="name another one")
+    task = Task(
+        name=name,
+        sentence=f"the {len(rows)} prompts of a file",
+        draw=_drawn_already,
+        shortest=lambda haystack, k: 1,
+        budget=lambda format: file.budget,
+        read=everything,
+        score=all_in if file.match == "all" else any_in,
+    )
+    return Prompts(task, tuple(rows), file.budget)
+
+
+def file_items(file: Prompts, codec: Codec) -> Iterator[Item]:
+    """Its prompts as they stand, each as long as it is; ``length`` is that of the longest, with the answer. Where an
+    output stands in a prompt, the last one that does is its needle; else all of the prompt is."""
+    prompts = [tuple(codec.encode(text)) for text, _ in file.rows]
+    longest = max(map(len, prompts))
+    for number, ((text, outputs), tokens) in enumerate(zip(file.rows, prompts, strict=True)):
+        answer = tuple(codec.encode(f" {', '.join(outputs)}"))[: file.budget]
+        found = [text.rfind(one) + len(one) for one in outputs if one in text]
+        end = min(len(tokens), len(codec.encode(text[: max(found)]))) if found else len(tokens)
+        yield Item(
+            task=file.task.name,
+            item=f"{file.task.name}/file/{number}",
+            length=longest + file.budget,
+            budget=file.budget,
+            depth=round(end / len(tokens), 6),
+            k=1,
+            prompt=tokens,
+            answers=outputs,
+            answer_ids=answer,
+            counted=tuple(any(c.isalnum() for c in codec.decode([i])) for i in answer),
+            needle_end=end,
+            values=outputs,
+            asked_rank=len(outputs) - 1,
+            source=file.task,
+        )
+
+
+def _prompt(row: Any) -> tuple[str, tuple[str, ...]]:
+    if not isinstance(row, dict):
+        raise ValueError("no object")
+    text, prefix, outputs = row["input"], row.get("answer_prefix", ""), row["outputs"]
+    if not isinstance(text, str) or not isinstance(prefix, str) or not text + prefix:
+        raise ValueError("input and answer_prefix must be texts")
+    if not isinstance(outputs, list) or not outputs or not all(isinstance(one, str) and one for one in outputs):
+        raise ValueError("outputs must be a list of at least one text")
+    return text + prefix, tuple(outputs)
+
+
+def _drawn_already(haystack: Haystack, trial: Trial, rng: Any) -> Prompt:
+    raise NotImplementedError("prompts of a file are not drawn")

@@ -1,0 +1,47 @@
+"""Many needles, all of them asked (``needles``): how much of what was said in a long text is still there."""
+
+from __future__ import annotations
+
+import random
+
+from stages.data.tasks.haystack import Format, Haystack, Prompt, Trial
+from stages.data.tasks.recall import number_room
+from stages.data.tasks.scoring import everything, whole_in
+from stages.data.tasks.task import Task
+from stages.data.tasks.texts import numbers
+
+MOST = 512
+DIGITS: dict[Format, int] = {"landmark": 5, "compact": 3}
+NEEDLE: dict[Format, str] = {"landmark": "\nOne of the secret numbers is {}.\n", "compact": "\nNumber {}.\n"}
+QUESTION: dict[Format, str] = {
+    "landmark": "\nWhat are all the secret numbers that the text names? The secret numbers are",
+    "compact": "\nThe numbers are",
+}
+
+
+def draw(haystack: Haystack, trial: Trial, rng: random.Random) -> Prompt:
+    """k numbers in needles of their own; in any order they are the answer."""
+    values = numbers(rng, DIGITS[haystack.format], trial.k)
+    needles = [NEEDLE[haystack.format].format(value) for value in values]
+    question = QUESTION[haystack.format]
+    return haystack.hide(trial, rng, needles, question, answers=values, values=values, asked=range(trial.k))
+
+
+def _shortest(haystack: Haystack, k: int) -> int:
+    format = haystack.format
+    value = haystack.widest(numbers(random.Random(0), DIGITS[format], 64))
+    return haystack.shortest([NEEDLE[format].format(value)] * k, QUESTION[format])
+
+
+NEEDLES = Task(
+    name="needles",
+    sentence="all of k numbers in a long text",
+    draw=draw,
+    shortest=_shortest,
+    room=lambda haystack, k: number_room(DIGITS, k, haystack),
+    composes="values",
+    ks=(1, 4, 16),
+    largest=MOST,
+    read=everything,
+    score=whole_in,
+)
