@@ -27,6 +27,8 @@ TRACKED = ["vt_2_chains", "vt_4_chains"]
 class Pieces:
     """A token for every four letters, and for every other character."""
 
+    begin = ()
+
     def __init__(self):
         self.known: dict[str, int] = {}
         self.texts: list[str] = []
