@@ -292,7 +292,7 @@ def test_damaged_documents_are_named_and_skipped(cli: Command, books: Path):
     (folder / "utf16.txt").write_bytes("not UTF-8 ".encode("utf-16") * 50)
     (folder / "nul.txt").write_bytes(b"a\0b" * 50)
     (folder / "void.txt").touch()
-    (folder / "1.txt").write_text("a training copy of a test book's id")
+    (folder / "1.txt").write_text("another text under a test book's id")
     with open(os.fsencode(folder) + b"/\xff.txt", "w") as file:
         file.write("a name that is not UTF-8")
     Path("dirty/metadata.csv").write_bytes(b"id,title\n1,caf\xe9\n")
@@ -303,7 +303,7 @@ def test_damaged_documents_are_named_and_skipped(cli: Command, books: Path):
     assert cli(*run, study=text).code == 0
     rows = json.loads(cli("show", "ingest", "--table", "problems", "--root", "store", "--json").out)["rows"]
     assert {(row["name"], row["problem"], row["action"]) for row in rows} == {
-        ("books/1", "duplicate_id", "skipped"),
+        ("books/1#2", "same_id", "renamed"),
         ("books/metadata.csv", "undecodable", "skipped"),
         ("books/nul", "nul_byte", "skipped"),
         ("books/train/\\udcff.txt", "undecodable", "skipped"),
