@@ -73,7 +73,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     python = environment / "bin" / "python"
     (packages,) = environment.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    subprocess.run([*pip, "--python", str(python), "install", *offline, str(wheel)], check=True)
+    subprocess.run([*pip, "--python", str(python), "install", *offline, str(wheel)], check=True, env=ENVIRONMENT)
     return Installed(wheel, python, commit)
 
 
