@@ -109,6 +109,12 @@ def test_the_command_prints_rows_and_means(tmp_path: Path) -> None:
     }
 
 
+def test_a_row_nested_too_deep_is_broken_and_the_next_is_scored() -> None:
+    deep = '{"task": "vt", "pred": "a", "outputs": ' + "[" * 50_000 + "]" * 50_000 + "}"
+    scored, broken = score_lines([deep, json.dumps({"task": "vt", "pred": "a", "outputs": ["a"]})])
+    assert [one.line for one in broken] == [1] and len(scored) == 1
+
+
 def test_a_broken_row_is_named_and_counted(tmp_path: Path) -> None:
     lines = [row("vt", "A", "A"), '{"task": "vt", "pred": "A"}', "{", row("vt", "A"), row("vtt", "A", "A"),
              json.dumps({"task": "vt", "pred": None, "outputs": ["A"]})]  # fmt: skip

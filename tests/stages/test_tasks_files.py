@@ -118,6 +118,13 @@ def test_a_file_that_holds_no_prompts_is_one_error_in_the_plan(tmp_path, rows, m
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_prompt_nested_too_deep_is_one_error_in_the_plan(tmp_path):
+    study = write_study(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"input": "a", "outputs": ' + "[" * 50_000 + "]" * 50_000 + "}")
+    with pytest.raises(StudyError, match="line 1 is no prompt"):
+        expand(load(study, ["evaluate.retrieval.files={mine: {path: prompts.jsonl}}"], environment={}), None)
+
+
 def test_knock_outs_are_not_asked_prompts_of_files(tmp_path):
     study = write_study(tmp_path)
     with pytest.raises(StudyError, match=r"retrieval\.files = \['mine'\]: the knock-outs are asked"):

@@ -37,7 +37,7 @@ def prompts_of(name: str, file: PromptFile) -> Prompts:
         if line.strip():
             try:
                 rows.append(_prompt(json.loads(line)))
-            except (ValueError, KeyError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+            except (ValueError, KeyError, RecursionError) as error:  # errors of JSON and of encoding are ValueErrors
                 reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
                 raise StageError(
                     f"line {number} is no prompt: {reason}",

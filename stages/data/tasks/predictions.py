@@ -65,7 +65,7 @@ def score_lines(lines: Iterable[str]) -> tuple[list[Scored], list[Broken]]:
                 raise ValueError("no object")
             task = str(row.get("task", ""))
             rows.append(_scored(number, row))
-        except ValueError as error:  # JSONDecodeError is one
+        except (ValueError, RecursionError) as error:  # not JSON; nested too deep
             broken.append(Broken(number, task, str(error)))
     return rows, broken
 

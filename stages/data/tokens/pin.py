@@ -74,7 +74,7 @@ def vocabulary_size(config: TokenizerConfig) -> int | None:
         entries = body["model"]["vocab"]
         tokens = {entry if isinstance(entries, dict) else entry[0] for entry in entries}  # Unigram: [token, score]
         tokens |= {token["content"] for token in body.get("added_tokens") or ()}
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise StageError(
             "not a tokenizer", field="tokenizer.path", value=config.path, allowed=not_one, fix="give such a file"
         ) from error

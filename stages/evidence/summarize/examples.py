@@ -89,7 +89,10 @@ def from_pairs(pairs: Pairs, tokenizer: StudyTokenizer, config: SummarizeConfig)
     room = _room(config, len(cue))
     examples = []
     for number, line in enumerate(data.decode().splitlines(), 1):
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # not JSON; nested too deep
+            row = None
         if not isinstance(row, dict) or not row.get("text") or not row.get("summary"):
             raise StageError(
                 f"line {number} lacks text or summary",
