@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.arms import arm_of
+from model.arms import arm_of, reach_of, why_whole
 from model.config import ModelConfig, TrunkConfig
 from model.mixers import HeadKnockout, Knockout, LayerState, Mixer, build, build_stream
 from model.mixers.stream import Layers
+from model.ranks import Ranks
 from model.rope import Rope
 
 __all__ = ["Decoder", "DecoderState", "HeadKnockout", "Knockout"]
@@ -137,6 +138,7 @@ class Decoder(nn.Module):
         linear, deltanet, local, window and full attention; what xl, compressive and memorizing carry from chunk to
         chunk is detached. With activation checkpointing the memory of training then does not grow with T, a few states
         aside."""
+        self.ranks: Ranks | None = None
         self.embed_tokens = nn.Embedding(config.vocab_size, trunk.dim)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(trunk.layers))
         self.stream = build_stream(config)
@@ -173,6 +175,7 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, DecoderState]:
         """Normed last-layer outputs [B, T, C] (``project`` makes logits of them) and the state after tokens [B, T], or
         after vectors [B, T, C] that stand for embedded tokens."""
+        self._check_whole()
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         return self._run(tokens, state, knockout, keep_state=True, recompute_layers=recompute)
 
@@ -200,7 +203,48 @@ class Decoder(nn.Module):
         """``nll`` of whole documents, and the sum of the layers' auxiliary losses (compressive: reconstruction of the
         attention, averaged over batch and tokens), None for arms without. wanted: bool [B, T] marks the targets asked
         for (None: all); the nll of others is 0, and their logits, most of a small model's work, are not made."""
+        if self.ranks is not None:
+            return self._own_part(self.ranks, tokens, wanted), None
         return self._in_chunks(tokens, tokens[:, 1:], self.chunk_tokens, wanted=wanted)
+
+    def split_sequences(self, ranks: Ranks | None) -> None:
+        """Have ``training_nll`` read this rank's part of the sequences alone, and get from the ranks before what its
+        layers need of their parts (None: whole sequences again). Each rank is given the whole sequences, as many whole
+        segments for each rank; targets of other ranks' parts have nll 0, so sums over ranks, of losses and of
+        gradients, are those of one rank. Nothing else can be asked meanwhile.
+
+        Raises ValueError for an arm that cannot be split.
+        """
+        reason = why_whole(self.config.mixer)
+        if ranks is not None and reason:
+            raise ValueError(reason)
+        self.ranks = ranks
+        for mixer in self.mixers():
+            mixer.ranks = ranks
+
+    def _check_whole(self) -> None:
+        if self.ranks is not None:
+            raise ValueError("sequences are split over ranks: training_nll alone reads them (see split_sequences)")
+
+    def _own_part(self, ranks: Ranks, tokens: Tensor, wanted: Tensor | None) -> Tensor:
+        length, mixer = tokens.shape[1], self.config.mixer
+        if self.chunk_tokens is not None:
+            raise ValueError(
+                f"chunk_tokens = {self.chunk_tokens}: a chunk would wait for all of the rank before (allowed with "
+                "split sequences: None; activation_checkpointing bounds the memory)"
+            )
+        part = ranks.part(length, mixer.segment_length if reach_of(mixer) else 1)
+        targets = slice(part.start + 1, part.stop + 1)
+        nll, _, _ = self._chunk(
+            tokens[:, part],
+            tokens[:, targets],
+            None if wanted is None else wanted[:, targets],
+            DecoderState((), part.start),
+            None,
+            True,
+            recompute_layers=self.activation_checkpointing and torch.is_grad_enabled(),
+        )
+        return F.pad(nll, (part.start, length - 1 - part.start - nll.shape[1]))
 
     def _in_chunks(
         self,
@@ -211,6 +255,7 @@ class Decoder(nn.Module):
         knockout: AnyKnockout = None,
         wanted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
+        self._check_whole()
         length = tokens.shape[1]
         size = min(chunk_tokens or length, length)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
