@@ -23,9 +23,9 @@ class Arm:
     formula: (ModelConfig, tokens) -> ``formulas.Parts``. options: fields of MixerConfig that not every kind has; set
     for another kind they are an error. whole_segments: sequences are a whole number of segments long. as_built:
     parameters, by the end of their name, that start as the mixer made them, not at random. undecayed: matrices without
-    weight decay. reach: MixerConfig -> tokens that softmax attention with positions reaches back, the token itself
-    included (None: all). variants: names under which a study usually has the kind, with their fields (default: its own
-    name).
+    weight decay. sequence_parallel: ranks can share a sequence (see ``mixers.base.Mixer.ranks``). reach: MixerConfig ->
+    tokens that softmax attention with positions reaches back, the token itself included (None: all). variants: names
+    under which a study usually has the kind, with their fields (default: its own name).
     """
 
     kind: str
@@ -36,6 +36,7 @@ class Arm:
     stream: str = ".mixers.stream:Stream"
     options: tuple[str, ...] = ()
     whole_segments: bool = True
+    sequence_parallel: bool = False
     as_built: tuple[str, ...] = ()
     undecayed: tuple[str, ...] = ()
     reach: Callable[[Any], int | None] = lambda m: m.segment_length
@@ -83,6 +84,18 @@ def reach_of(mixer: Any) -> int | None:
     return arm_of(mixer.kind).reach(mixer)
 
 
+def why_whole(mixer: Any) -> str | None:
+    """Why ranks cannot share the sequences of an arm of this MixerConfig; None: they can."""
+    if not arm_of(mixer.kind).sequence_parallel:
+        able = ", ".join(arm.kind for arm in KINDS.values() if arm.sequence_parallel)
+        return f"kind = {mixer.kind!r}: ranks cannot share its sequences (allowed: {able})"
+    if mixer.bptt_segments is not None:
+        return f"bptt_segments = {mixer.bptt_segments}: ranks cannot share sequences with it (allowed: None)"
+    if mixer.state_dtype == "bfloat16":  # rounding at every segment is not affine
+        return "state_dtype = 'bfloat16': ranks cannot share sequences with it (allowed: float32, float64)"
+    return None
+
+
 def variants() -> dict[str, dict[str, Any]]:
     """Usual name of an arm -> what of ``MixerConfig`` makes it, the segment length and options aside."""
     return {
@@ -95,6 +108,7 @@ def variants() -> dict[str, dict[str, Any]]:
 for _arm in (
     Arm(
         kind="infini",
+        sequence_parallel=True,
         mixer=".mixers.infini:InfiniMixer",
         formula=".formulas:infini",
         sentence=lambda m: f"{m.rule} rule, {m.feature_map}, segments of {m.segment_length} tokens",
@@ -115,12 +129,14 @@ for _arm in (
     ),
     Arm(
         kind="local",
+        sequence_parallel=True,
         mixer=".mixers.local:LocalMixer",
         formula=".formulas:local",
         sentence=lambda m: f"segments of {m.segment_length} tokens, no memory",
     ),
     Arm(
         kind="window",
+        sequence_parallel=True,
         mixer=".mixers.window:WindowMixer",
         formula=".formulas:window",
         sentence=lambda m: f"the last {m.segment_length} tokens",
@@ -178,6 +194,7 @@ for _arm in (
     ),
     Arm(
         kind="linear",
+        sequence_parallel=True,
         mixer=".mixers.linear:LinearMixer",
         formula=".formulas:linear",
         sentence=lambda m: f"linear attention, {m.feature_map}, no segments",
@@ -187,6 +204,7 @@ for _arm in (
     ),
     Arm(
         kind="deltanet",
+        sequence_parallel=True,
         mixer=".mixers.deltanet:DeltaNetMixer",
         formula=".formulas:deltanet",
         sentence=lambda m: f"fast weights, {m.feature_map}, no segments",

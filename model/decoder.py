@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.arms import arm_of
+from model.arms import arm_of, reach_of, why_whole
 from model.config import ModelConfig, TrunkConfig
 from model.mixers import HeadKnockout, Knockout, LayerState, Mixer, build, build_stream
 from model.mixers.stream import Layers
+from model.ranks import Ranks
 from model.rope import Rope
 
 __all__ = ["Decoder", "DecoderState", "HeadKnockout", "Knockout"]
@@ -137,6 +138,7 @@ class Decoder(nn.Module):
         linear, deltanet, local, window and full attention; what xl, compressive and memorizing carry from chunk to
         chunk is detached. With activation checkpointing the memory of training then does not grow with T, a few states
         aside."""
+        self.ranks: Ranks | None = None
         self.embed_tokens = nn.Embedding(config.vocab_size, trunk.dim)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(trunk.layers))
         self.stream = build_stream(config)
@@ -173,6 +175,7 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, DecoderState]:
         """Normed last-layer outputs [B, T, C] (``project`` makes logits of them) and the state after tokens [B, T], or
         after vectors [B, T, C] that stand for embedded tokens."""
+        self._check_whole()
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         return self._run(tokens, state, knockout, keep_state=True, recompute_layers=recompute)
 
@@ -196,11 +199,59 @@ class Decoder(nn.Module):
         read = tokens[:, : max(1, tokens.shape[1] - 1)]
         return self._in_chunks(read, tokens[:, 1:], chunk_tokens or self.chunk_tokens, state, knockout)[0]
 
-    def training_nll(self, tokens: Tensor, wanted: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """``nll`` of whole documents, and the sum of the layers' auxiliary losses (compressive: reconstruction of the
-        attention, averaged over batch and tokens), None for arms without. wanted: bool [B, T] marks the targets asked
-        for (None: all); the nll of others is 0, and their logits, most of a small model's work, are not made."""
-        return self._in_chunks(tokens, tokens[:, 1:], self.chunk_tokens, wanted=wanted)
+    def training_nll(
+        self, tokens: Tensor, wanted: Tensor | None = None, *, z_loss: float = 0.0
+    ) -> tuple[Tensor, Tensor | None]:
+        """``nll`` of whole documents, and the sum of the auxiliary losses, averaged over batch and tokens, None where
+        there are none: the layers' (compressive: reconstruction of the attention), and ``z_loss`` times log(Z)^2 of the
+        targets' logits (arXiv:2204.02311). wanted: bool [B, T] marks the targets asked for (None: all); the nll of
+        others is 0, and their logits, most of a small model's work, are not made."""
+        if self.ranks is not None:
+            return self._own_part(self.ranks, tokens, wanted, z_loss)
+        return self._in_chunks(tokens, tokens[:, 1:], self.chunk_tokens, wanted=wanted, z_loss=z_loss)
+
+    def split_sequences(self, ranks: Ranks | None) -> None:
+        """Have ``training_nll`` read this rank's part of the sequences alone, and get from the ranks before what its
+        layers need of their parts (None: whole sequences again). Each rank is given the whole sequences, as many whole
+        segments for each rank; targets of other ranks' parts have nll 0, so sums over ranks, of losses and of
+        gradients, are those of one rank. Nothing else can be asked meanwhile.
+
+        Raises ValueError for an arm that cannot be split.
+        """
+        reason = why_whole(self.config.mixer)
+        if ranks is not None and reason:
+            raise ValueError(reason)
+        self.ranks = ranks
+        for mixer in self.mixers():
+            mixer.ranks = ranks
+
+    def _check_whole(self) -> None:
+        if self.ranks is not None:
+            raise ValueError("sequences are split over ranks: training_nll alone reads them (see split_sequences)")
+
+    def _own_part(
+        self, ranks: Ranks, tokens: Tensor, wanted: Tensor | None, z_loss: float
+    ) -> tuple[Tensor, Tensor | None]:
+        length, mixer = tokens.shape[1], self.config.mixer
+        if self.chunk_tokens is not None:
+            raise ValueError(
+                f"chunk_tokens = {self.chunk_tokens}: a chunk would wait for all of the rank before (allowed with "
+                "split sequences: None; activation_checkpointing bounds the memory)"
+            )
+        part = ranks.part(length, mixer.segment_length if reach_of(mixer) else 1)
+        targets = slice(part.start + 1, part.stop + 1)
+        nll, extra, _ = self._chunk(
+            tokens[:, part],
+            tokens[:, targets],
+            None if wanted is None else wanted[:, targets],
+            DecoderState((), part.start),
+            None,
+            True,
+            z_loss,
+            recompute_layers=self.activation_checkpointing and torch.is_grad_enabled(),
+        )
+        auxiliary = torch.stack(extra).sum() * ((part.stop - part.start) / length) if extra else None
+        return F.pad(nll, (part.start, length - 1 - part.start - nll.shape[1])), auxiliary
 
     def _in_chunks(
         self,
@@ -210,7 +261,9 @@ class Decoder(nn.Module):
         state: DecoderState | None = None,
         knockout: AnyKnockout = None,
         wanted: Tensor | None = None,
+        z_loss: float = 0.0,
     ) -> tuple[Tensor, Tensor | None]:
+        self._check_whole()
         length = tokens.shape[1]
         size = min(chunk_tokens or length, length)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
@@ -218,7 +271,7 @@ class Decoder(nn.Module):
         for start in range(0, max(targets.shape[1], 1), size):
             stop = min(start + size, length)
             marked = None if wanted is None else wanted[:, start + 1 : stop + 1]
-            work = tokens[:, start:stop], targets[:, start:stop], marked, state, knockout, stop < length
+            work = tokens[:, start:stop], targets[:, start:stop], marked, state, knockout, stop < length, z_loss
             if recompute and size < length:  # the whole chunk at once: what is kept of it is its state
                 nll, extra, state = checkpoint(self._chunk, *work, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -235,6 +288,7 @@ class Decoder(nn.Module):
         state: DecoderState | None,
         knockout: AnyKnockout,
         keep_state: bool,
+        z_loss: float = 0.0,
         *,
         recompute_layers: bool = False,
     ) -> tuple[Tensor, list[Tensor], DecoderState]:
@@ -243,24 +297,30 @@ class Decoder(nn.Module):
         extra = [layer.auxiliary for layer in state.layers if layer.auxiliary is not None]
         hidden = hidden[:, : targets.shape[1]]
         if wanted is None:
-            return self.token_nll(hidden, targets), extra, state
-        few = self.token_nll(hidden[wanted][None], targets[wanted][None])
-        return few.new_zeros(targets.shape).masked_scatter(wanted, few), extra, state
+            nll, *squares = self._of_targets(hidden, targets, z_loss > 0)
+        else:
+            few, *squares = self._of_targets(hidden[wanted][None], targets[wanted][None], z_loss > 0)
+            nll = few.new_zeros(targets.shape).masked_scatter(wanted, few)
+        extra += [z_loss * part.sum() / tokens.numel() for part in squares]
+        return nll, extra, state
 
     def token_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """-log p(targets [B, n]) of ``hidden`` [B, n, C]: [B, n] float32, without ever holding all logits."""
+        return self._of_targets(hidden, targets, squares=False)[0]
+
+    def _of_targets(self, hidden: Tensor, targets: Tensor, squares: bool) -> Tensor:
+        """``token_nll``, and with ``squares`` log(Z)^2 of the same logits: [1 or 2, B, n]."""
         rows = max(1, LOGITS_AT_ONCE // (self.config.vocab_size * targets.shape[0]))
         if targets.shape[1] <= rows:
-            return _cross_entropy(hidden, self.head_weight, targets)
+            return _cross_entropy(hidden, self.head_weight, targets, squares)
         pieces = []
         for h, t in zip(torch.split(hidden, rows, 1), torch.split(targets, rows, 1), strict=True):
+            work = h, self.head_weight, t, squares
             if torch.is_grad_enabled():  # the logits of a chunk are made again in its backward, not kept
-                pieces.append(
-                    checkpoint(_cross_entropy, h, self.head_weight, t, use_reentrant=False, preserve_rng_state=False)
-                )
+                pieces.append(checkpoint(_cross_entropy, *work, use_reentrant=False, preserve_rng_state=False))
             else:
-                pieces.append(_cross_entropy(h, self.head_weight, t))
-        return torch.cat(pieces, dim=1)
+                pieces.append(_cross_entropy(*work))
+        return torch.cat(pieces, dim=2)
 
     def loss(self, tokens: Tensor, loss_mask: Tensor | None = None) -> Tensor:
         """Mean nll of the targets whose ``loss_mask`` [B, T] is set (None: all), plus auxiliary losses; the mask is
@@ -333,6 +393,21 @@ class Decoder(nn.Module):
         return torch.stack([g.reshape(len(g), -1).mean(-1).cpu() for g in gates])
 
     @torch.no_grad()
+    def health(self, tokens: Tensor) -> list[tuple[dict[str, float], float]]:
+        """Of each layer on tokens [B, T] what its mixer says of its memory (see ``monitor``; {} without one), and the
+        largest Euclidean norm of an output [C]."""
+        self._check_whole()
+        found = []
+        x = self.embed_tokens(tokens)
+        options = {"position": 0, "rope": self.rope, "keep_state": False}
+        for module in self.layers:
+            layer = cast(Layer, module)
+            numbers = layer.self_attn.health(layer.mixer_input(x)) if layer.self_attn.monitored else {}
+            x, _ = layer(x, None, options)
+            found.append((numbers, x.norm(dim=-1).max().item()))
+        return found
+
+    @torch.no_grad()
     def monitor(self, tokens: Tensor) -> dict[str, float]:
         """Health of the memory on tokens [B, T]; {} for arms without gate or memory to watch.
 
@@ -353,14 +428,10 @@ class Decoder(nn.Module):
             }
         if not any(mixer.monitored for mixer in self.mixers()):
             return numbers
-        x = self.embed_tokens(tokens)
-        options = {"position": 0, "rope": self.rope, "keep_state": False}
         seen: dict[str, list[float]] = {}
-        for module in self.layers:
-            layer = cast(Layer, module)
-            for name, value in layer.self_attn.health(layer.mixer_input(x)).items():
+        for of_layer, _ in self.health(tokens):
+            for name, value in of_layer.items():
                 seen.setdefault(name, []).append(value)
-            x, _ = layer(x, None, options)
         for name, values in seen.items():
             worst = min if name.endswith("_min") else max
             numbers[name] = statistics.fmean(values) if name.endswith("_mean") else worst(values)
@@ -378,7 +449,8 @@ def _rows(value: Any, rows: Tensor) -> Any:
     return type(value)(**{field.name: _rows(getattr(value, field.name), rows) for field in dataclasses.fields(value)})
 
 
-def _cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def _cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, squares: bool) -> Tensor:
     logits = F.linear(hidden, weight)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), reduction="none").view_as(targets)
+    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), reduction="none").view_as(targets)
+    return torch.stack([nll, logits.logsumexp(-1).square()]) if squares else nll.unsqueeze(0)

@@ -20,6 +20,7 @@ from collections.abc import Collection
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -27,6 +28,7 @@ from model.autograd import apply, traced_as
 from model.config import Rule
 from model.fused import segment_sums, transition
 from model.memory import MemoryState, stored
+from model.ranks import Ranks, affine_before, sum_before, tied
 
 
 def scan(
@@ -61,11 +63,42 @@ def scan(
     z = _evolve((), totals.unsqueeze(-1), initial.z.unsqueeze(-1), cuts, store).squeeze(-1)
     if rule == "linear":
         return MemoryState(_evolve((), writes, initial.M, cuts, store), z)
+    return MemoryState(_evolve(_erasing(phi_k, z, writes, eps), writes, initial.M, cuts, store), z)
+
+
+def scan_across(
+    ranks: Ranks, initial: MemoryState | None, phi_k: Tensor, v: Tensor, rule: Rule, eps: float
+) -> tuple[MemoryState, Tensor]:
+    """``scan`` where every rank has the segments phi_k [B, S, H, N, F], v [B, S, H, N, E] that follow those of the rank
+    before it. ``initial`` stands before the first rank's and is not looked at on others, which start from the memory
+    that comes to them: they return S + 1 states.
+
+    Beside the states a tensor that must be ``tied`` to the layer's output.
+    """
+    if ranks.rank == 0:
+        states = scan(initial, phi_k, v, rule, eps)
+        M, z = states.M[:, -1], states.z[:, -1].unsqueeze(-1)
+        if rule == "linear":
+            return states, sum_before(ranks, torch.cat([M, z], dim=-1))
+        M = tied(M, sum_before(ranks, z))  # in the order of the other ranks' exchanges
+        return states, affine_before(ranks, M.new_zeros(*M.shape[:-1], M.shape[-2]), M)
+    writes, totals = segment_sums(phi_k, v)
+    totals = totals.unsqueeze(-1)
+    if rule == "linear":
+        both = torch.cat([writes, totals], dim=-1)
+        before = sum_before(ranks, both.sum(1))
+        M, z = torch.split(_evolve((), both, before, (), None), [writes.shape[-1], 1], dim=-1)
+        return MemoryState(M, z.squeeze(-1)), before
+    z = _evolve((), totals, sum_before(ranks, totals.sum(1)), (), None).squeeze(-1)
+    M, before = _evolve_across(ranks, _erasing(phi_k, z, writes, eps), writes)
+    return MemoryState(M, z), before
+
+
+def _erasing(phi_k: Tensor, z: Tensor, writes: Tensor, eps: float) -> tuple[Tensor, ...]:
+    """The delta rule's A_s as the factors of ``_evolve``, of z [B, S+1, H, F]."""
     if _worth_forming(phi_k, writes):
-        factors: tuple[Tensor, ...] = (transition(phi_k, z[:, :-1], eps),)
-    else:
-        factors = (phi_k, phi_k * (phi_k @ z[:, :-1].unsqueeze(-1) + eps).reciprocal())
-    return MemoryState(_evolve(factors, writes, initial.M, cuts, store), z)
+        return (transition(phi_k, z[:, :-1], eps),)
+    return phi_k, phi_k * (phi_k @ z[:, :-1].unsqueeze(-1) + eps).reciprocal()
 
 
 def recurrence(phi: Tensor, p: Tensor, b: Tensor, m0: Tensor) -> Tensor:
@@ -73,10 +106,18 @@ def recurrence(phi: Tensor, p: Tensor, b: Tensor, m0: Tensor) -> Tensor:
 
     phi, p [B, S, H, N, F]; b [B, S, H, F, E]; m0 [B, H, F, E].
     """
-    if _worth_forming(phi, b):
-        eye = torch.eye(phi.shape[-1], dtype=phi.dtype, device=phi.device)
-        return _evolve((eye - phi.transpose(-1, -2) @ p,), b, m0, (), None)
-    return _evolve((phi, p), b, m0, (), None)
+    return _evolve(_factors(phi, p, b), b, m0, (), None)
+
+
+def recurrence_across(ranks: Ranks, phi: Tensor, p: Tensor, b: Tensor) -> Tensor:
+    """``recurrence`` from M = 0 before the first rank's part, of one rank's."""
+    return _evolve_across(ranks, _factors(phi, p, b), b)[0]
+
+
+def _factors(phi: Tensor, p: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    if not _worth_forming(phi, b):
+        return phi, p
+    return (torch.eye(phi.shape[-1], dtype=phi.dtype, device=phi.device) - phi.transpose(-1, -2) @ p,)
 
 
 def _worth_forming(phi: Tensor, b: Tensor) -> bool:
@@ -93,6 +134,20 @@ def _evolve(
     if not factors and not cuts and store is None and b.is_cuda:  # on a CPU torch's cumsum takes 4 to 9 times the loop
         return torch.cat([m0.unsqueeze(1), b], dim=1).cumsum(1)
     return _in_steps(factors, b, m0, cuts, store)
+
+
+def _evolve_across(ranks: Ranks, factors: tuple[Tensor, ...], b: Tensor) -> tuple[Tensor, Tensor]:
+    """``_evolve`` from M = 0 before the first rank, and the state before this one.
+
+    One recurrence makes both what this rank's writes leave and what it does to a state that comes to it,
+    M_s = L_s + P_s M_0 with P_s = A_s .. A_1: so it need not wait for the ranks before it.
+    """
+    values, features = b.shape[-1], b.shape[-2]
+    eye = torch.eye(features, dtype=b.dtype, device=b.device)
+    start = F.pad(eye, (values, 0)).expand(len(b), b.shape[2], -1, -1)
+    L, P = torch.split(_evolve(factors, F.pad(b, (0, features)), start, (), None), [values, features], dim=-1)
+    before = affine_before(ranks, P[:, -1], L[:, -1])
+    return L + P @ before.unsqueeze(1), before
 
 
 def _plain_steps(

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Config(BaseModel):
@@ -50,6 +50,12 @@ class Execution(Config):
 
     jobs: int = Field(default=2, ge=1, description="steps that may run at the same time")
     train_workers: int = Field(default=1, ge=1, description="workers of a training run (its world size)")
+    sequence_parallel: int = Field(
+        default=1,
+        ge=1,
+        description="training workers that share each sequence, a part each (arms that need every token, and bases, "
+        "keep whole sequences)",
+    )
     cpus_per_worker: float = Field(default=1.0, gt=0, description="CPU cores a training worker asks for")
     gpus_per_worker: float = Field(default=0.0, ge=0, description="GPUs a training worker or an evaluation asks for")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="device of the torch work")
@@ -59,6 +65,25 @@ class Execution(Config):
     max_failures: int = Field(default=3, ge=0, description="worker or node losses a training run survives by itself")
     task_cpus: float = Field(default=1.0, gt=0, description="CPU cores of a non-training step")
     allow_world_size_change: bool = Field(default=False, description="resume a scored run on another world size")
+    recompute_activations: bool | None = Field(
+        default=None,
+        description="keep a layer's inputs alone and make the rest again in the backward pass, a third more time for a "
+        "fraction of the memory (default: where a worker's part of a row has 16,384 tokens)",
+    )
+    compile: bool = Field(default=False, description="training compiles each layer (torch.compile)")
+    async_checkpoints: bool = Field(
+        default=False, description="resume points are written while training goes on, from a copy in memory"
+    )
+    keep_checkpoints: int = Field(default=2, ge=1, description="resume points kept: the newest, and those before it")
+
+    @model_validator(mode="after")
+    def _workers_share_sequences(self) -> Execution:
+        if self.train_workers % self.sequence_parallel:
+            raise ValueError(
+                f"sequence_parallel = {self.sequence_parallel}: allowed are divisors of train_workers = "
+                f"{self.train_workers} (fix: change one of them)"
+            )
+        return self
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from model.config import MixerConfig, TrunkConfig
+from model.ranks import Ranks
 from model.rope import Rope
 
 
@@ -203,6 +204,10 @@ class Mixer(nn.Module, ABC):
         self, x: Tensor, state: LayerState, *, position: int, rope: Rope, knockout: Knockout, keep_state: bool
     ) -> tuple[Tensor, LayerState]:
         """x [B, T, C] -> heads' outputs [B, T, H, d] and the state after them."""
+
+    ranks: Ranks | None = None
+    """Set by ``Decoder.split_sequences``: the tokens given are this rank's part of their sequences. An arm whose record
+    says ``sequence_parallel`` then gets what it needs of the parts before by ``model.ranks``."""
 
     monitored = False  # has a memory whose health training watches
 

@@ -40,7 +40,7 @@ from model.config import MixerConfig, TrunkConfig
 from model.mixers.base import Knockout, LayerState, Mixer, compact
 from model.mixers.chunks import by_token, causal, chunk_length, key_features, product_added, query_features, rows
 from model.rope import Rope
-from model.scan import recurrence
+from model.scan import recurrence, recurrence_across
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,15 @@ class DeltaNetMixer(Mixer):
             q = unit(query_features(name, q, size, self.kv_heads, dtype))
             k, v = unit(key_features(name, k, size, dtype)), rows(v, size, dtype)
             beta = rows(torch.sigmoid(strength.to(dtype)).unsqueeze(-1), size, dtype)
-            before = k.new_zeros(len(k), self.kv_heads, k.shape[-1], v.shape[-1]) if memory is None else memory.S
             written = beta * k
             within = causal(written @ k.transpose(-1, -2), diagonal=-1)
             w, u = substitute(within, written, beta * v)
-            states = recurrence(k, w, k.transpose(-1, -2) @ u, before)
+            added = k.transpose(-1, -2) @ u
+            if self.ranks is None:
+                before = torch.zeros_like(added[:, 0]) if memory is None else memory.S
+                states = recurrence(k, w, added, before)
+            else:
+                states = recurrence_across(self.ranks, k, w, added)
             u = product_added(u, w, states[:, :-1], -1)
             y = product_added(q @ states[:, :-1], causal(q @ k.transpose(-1, -2)), u)
             return by_token(y, tokens, size), states

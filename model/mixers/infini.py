@@ -21,7 +21,8 @@ from model.fused import features, recall, recall_in_place, rotated_features
 from model.memory import MemoryState
 from model.mixers.base import KeyValue, Knockout, split_axis
 from model.mixers.local import Features, LocalMixer
-from model.scan import scan
+from model.ranks import Ranks, tied
+from model.scan import scan, scan_across
 
 
 class InfiniMixer(LocalMixer):
@@ -47,7 +48,7 @@ class InfiniMixer(LocalMixer):
         if not torch.is_grad_enabled():  # then features are made where they are used, while still in the cache
             return super().rotated(q, k, cos, sin, memory, write_last=write_last)
         name, dtype, segments = self.config.feature_map, self.computed_in(q.dtype), q.shape[1]
-        first = 1 if memory is None and self.config.initial_memory == "zero" else 0  # segment that reads
+        first = 1 if memory is None and not self.reads_at_once else 0  # segment that reads
         with torch.autocast(q.device.type, enabled=False):
             k, phi_k = rotated_features(name, k, cos, sin, 0, segments - (not write_last), dtype)
             q, phi_q = rotated_features(name, q, cos, sin, first, segments, dtype)
@@ -72,7 +73,14 @@ class InfiniMixer(LocalMixer):
             if segments is not None:
                 phi_k = phi.k if phi else self.features(segments.k, 0, segments.k.shape[1] - (not write_last))
                 values = segments.v
-            states, after = self.states(phi_k, values, memory, knockout, number, len(q), dtype, write_last=write_last)
+            if self.ranks is not None:
+                assert phi_k is not None and values is not None and memory is None  # whole segments, in one piece
+                states, local = self.states_across(self.ranks, phi_k, values, local)
+                after = None
+            else:
+                states, after = self.states(
+                    phi_k, values, memory, knockout, number, len(q), dtype, write_last=write_last
+                )
             if after is not None:
                 after = MemoryState(*(t.to(self.rounds_to or dtype) for t in (after.M, after.z)))
             if knockout is Knockout.gate_closed:
@@ -115,6 +123,22 @@ class InfiniMixer(LocalMixer):
             return None
         M, z = self.memory_start.to(dtype), F.softplus(self.normaliser_start.to(dtype))
         return MemoryState(M.expand(batch, -1, -1, -1), z.expand(batch, -1, -1))
+
+    @property
+    def reads_at_once(self) -> bool:
+        """Is there something to read in the first segment of x already, where no state came with it?"""
+        return self.config.initial_memory == "learned" or (self.ranks is not None and self.ranks.rank > 0)
+
+    def states_across(
+        self, ranks: Ranks, phi_k: Tensor, values: Tensor, local: Tensor
+    ) -> tuple[MemoryState | None, Tensor]:
+        """``states`` that each segment of this rank's part reads, and ``local`` with the exchanges tied to it."""
+        start = self.start(len(phi_k), phi_k.dtype)
+        seen, before = scan_across(ranks, start, phi_k, values.transpose(2, 3), self.config.rule, self.config.eps)
+        if torch.is_grad_enabled():
+            local = tied(local, before, *(() if start is None else (start.M, start.z)))
+        M, z = seen.M[:, :-1], seen.z[:, :-1]  # the last is for the ranks behind
+        return (MemoryState(M, z) if M.shape[1] else None), local
 
     def states(
         self,

@@ -26,6 +26,7 @@ from torch import Tensor
 from model.memory import MemoryState, empty
 from model.mixers.base import Knockout, LayerState, Mixer, compact
 from model.mixers.chunks import by_token, causal, chunk_length, key_features, product_added, query_features, rows
+from model.ranks import sum_before
 from model.rope import Rope
 
 
@@ -50,9 +51,13 @@ class LinearMixer(Mixer):
             phi_k, v = key_features(name, k, size, dtype), rows(v, size, dtype)
             if memory is None:
                 memory = empty(len(q), self.kv_heads, phi_k.shape[-1], v.shape[-1], device=v.device, dtype=dtype)
+            writes, totals = phi_k.transpose(-1, -2) @ v, phi_k.sum(-2)
+            if self.ranks is not None:
+                before = sum_before(self.ranks, torch.cat([writes, totals.unsqueeze(-1)], dim=-1).sum(1))
+                memory = MemoryState(before[..., :-1], before[..., -1])
             states = MemoryState(
-                torch.cat([memory.M.unsqueeze(1), phi_k.transpose(-1, -2) @ v], dim=1).cumsum(1),
-                torch.cat([memory.z.unsqueeze(1), phi_k.sum(-2)], dim=1).cumsum(1),
+                torch.cat([memory.M.unsqueeze(1), writes], dim=1).cumsum(1),
+                torch.cat([memory.z.unsqueeze(1), totals], dim=1).cumsum(1),
             )
             scores = causal(phi_q @ phi_k.transpose(-1, -2))
             seen = product_added(phi_q @ states.M[:, :-1], scores, v)

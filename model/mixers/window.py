@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.mixers.base import KeyValue, Knockout, LayerState, Mixer, attend, join, lower_right, split_axis
 from model.mixers.twoblock import two_blocks
+from model.ranks import Ranks, shifted, tied
 from model.rope import Rope, rotate
 
 
@@ -31,6 +32,8 @@ def banded(
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     body = length // n * n
     outputs, past = [], state.live
+    if mixer.ranks is not None and n > 1:
+        q, past = _from_ranks(mixer.ranks, q, k, v, n - 1)
     if body:
         blocks = KeyValue(*(split_axis(t[:, :body], 1, -1, n) for t in (k, v)))
         y = two_blocks(split_axis(q[:, :body], 1, -1, n), blocks, blocks, past, window=n)
@@ -45,3 +48,9 @@ def banded(
     if past is None or not keep_state:
         return y, LayerState()
     return y, LayerState(live=past.last(n - 1).compact())
+
+
+def _from_ranks(ranks: Ranks, q: Tensor, k: Tensor, v: Tensor, n: int) -> tuple[Tensor, KeyValue | None]:
+    """The last n rotated keys and values of the rank before (None on the first), and q."""
+    halo = shifted(ranks, torch.stack([k[:, -n:], v[:, -n:]]))
+    return tied(q, halo), KeyValue(halo[0], halo[1]) if ranks.rank else None

@@ -22,7 +22,8 @@ from stages.data.tokens.pin import vocabulary_size
 from stages.data.tokens.preview import preview
 from stages.evidence.control.stage import CONTROL_ARMS
 from stages.stage import StageError
-from stages.training.pretrain.config import BaseConfig, check_workers
+from stages.training.pretrain.config import BaseConfig, PretrainConfig, check_workers
+from stages.training.pretrain.recipe import check_split, of_pretrain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -216,9 +217,10 @@ def _prompts(study: Study, tokenizer: TokenizerConfig) -> None:
 
 
 def _workers(study: Study) -> None:
-    """The global batch is shared out equally."""
-    workers, batches = study.execution.train_workers, {"pretrain.batch_sequences": study.pretrain.batch_sequences}
+    """The global batch is shared out equally, and the sequences that several workers have together."""
+    for mixer in study.arms.values():
+        config = PretrainConfig(**dict(study.pretrain), mixer=mixer, seed=0)
+        check_split(of_pretrain(config), mixer, study.execution, "pretrain.batch_sequences")
     if study.base.batch_tokens and study.base.sequence_length:
-        batches["base.batch_tokens / base.sequence_length"] = study.base.batch_tokens // study.base.sequence_length
-    for name, sequences in batches.items():
-        check_workers(sequences, workers, name)
+        sequences = study.base.batch_tokens // study.base.sequence_length
+        check_workers(sequences, study.execution.train_workers, "base.batch_tokens / base.sequence_length")

@@ -2,6 +2,9 @@
 
 ``<work_url>/checkpoints/step-00000100/`` holds one file per rank, DCP's ``.metadata`` and, written last by rank 0,
 ``state.json``: a folder without it never existed. The newest sound one is used; a damaged one is passed over, loudly.
+
+Written in the background, a resume point is the same: tensors are copied, training goes on, and ``state.json`` follows
+when every rank's file is there. Until then the one before is the newest.
 """
 
 from __future__ import annotations
@@ -9,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +25,6 @@ from torch import nn
 from cluster.storage import filesystem, is_local, remove_tree, write_atomic
 from stages.stage import StageError
 
-KEEP = 2  # the newest, and the one to fall back to
 STATE = "state.json"
 
 
@@ -35,10 +38,12 @@ def quiet() -> Iterator[None]:
 
 @dataclass
 class RunState:
-    """What a resumed run needs besides tensors. step: optimiser steps done; wall_s: seconds of training so far."""
+    """What a resumed run needs besides tensors. step: optimiser steps done; wall_s: seconds of training so far;
+    sequence_ranks: ranks that share a sequence."""
 
     step: int = 0
     world_size: int = 1
+    sequence_ranks: int = 1
     wall_s: float = 0.0
     rows: list[dict[str, float | int | None]] = field(default_factory=list)
     samples: list[str] = field(default_factory=list)
@@ -46,18 +51,33 @@ class RunState:
 
 
 class Checkpoints:
-    """The resume points of one run below ``work_url``; every rank calls every method."""
+    """The resume points of one run below ``work_url``; every rank calls every method. keep: how many stay.
+    background: written while training goes on, one at a time."""
 
-    def __init__(self, work_url: str, rank: int, world_size: int, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        work_url: str,
+        rank: int,
+        world_size: int,
+        warn: Callable[[str], None],
+        *,
+        keep: int = 2,
+        background: bool = False,
+    ) -> None:
+        self.keep, self.background = keep, background
+        self._pending: tuple[Future[Any], str, RunState] | None = None
+        self._group: Any = None  # of the background's collectives: those of training must not meet them
         self.url = f"{work_url.rstrip('/')}/checkpoints"
         self.fs, self.root = filesystem(self.url)
         self.local = is_local(self.fs)
         self.rank, self.world_size, self.warn = rank, world_size, warn
 
-    def save(self, state: RunState, decoder: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Write a resume point after ``state.step`` steps; it counts once ``state.json`` is there."""
+    def save(self, state: RunState, decoder: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Write a resume point after ``state.step`` steps; it counts once ``state.json`` is there. One that is still
+        being written in the background is waited for."""
         from torch.distributed.checkpoint import state_dict_saver
 
+        self.finish()
         folder = f"{self.root}/step-{state.step:08d}"
         if self.rank == 0:
             if self.fs.exists(folder):  # half-written by an attempt that was killed, or damaged
@@ -65,29 +85,63 @@ class Checkpoints:
             self.fs.makedirs(folder, exist_ok=True)
         if self.world_size > 1:
             dist.barrier()
+        alone, writer, tensors = self.world_size == 1, self._writer(folder), self._tensors(decoder, optimizers)
         with quiet():
-            state_dict_saver.save(
-                self._tensors(decoder, optimizer), storage_writer=self._writer(folder), no_dist=self.world_size == 1
+            if not self.background:
+                state_dict_saver.save(tensors, storage_writer=writer, no_dist=alone)
+                self._complete(folder, state)
+                return
+            if self._group is None and not alone:
+                self._group = dist.new_group(backend="gloo")
+            future = state_dict_saver.async_save(
+                tensors, storage_writer=writer, process_group=self._group, no_dist=alone
             )
+        assert isinstance(future, Future)
+        self._pending = future, folder, replace(state, rows=list(state.rows), samples=list(state.samples))
+
+    def finish(self) -> None:
+        """Wait for a resume point that is being written in the background, and have it count. Every rank calls it.
+
+        Raises what its writing raised."""
+        if self._pending is not None:
+            (future, folder, state), self._pending = self._pending, None
+            future.result()
+            self._complete(folder, state)
+
+    def advance(self) -> None:
+        """``finish``, if it would not wait."""
+        if self._pending is not None and self._pending[0].done():
+            self.finish()
+
+    def _complete(self, folder: str, state: RunState) -> None:
+        """On rank 0: the files of every rank are there."""
         if self.rank == 0:
             state.world_size = self.world_size
             state.files = {name: self._fingerprint(f"{folder}/{name}") for name in self._files(folder)}
             write_atomic(self.fs, f"{folder}/{STATE}", json.dumps(asdict(state)).encode())
-            for old in self._steps()[:-KEEP]:
+            for old in self._steps()[: -self.keep]:
                 remove_tree(self.fs, f"{self.root}/{old}")
 
-    def load(self, decoder: nn.Module, optimizer: torch.optim.Optimizer, *, any_world_size: bool) -> RunState:
+    def load(
+        self,
+        decoder: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        any_world_size: bool,
+        sequence_ranks: int = 1,
+    ) -> RunState:
         """Restore the newest sound resume point in place; a fresh ``RunState`` where there is none.
 
-        Raises StageError if it was written by another world size and ``any_world_size`` is False: sums of gradients
-        would be rounded otherwise, and the loss sequence would not be that of an uninterrupted run.
+        Raises StageError if it was written by another world size, or with sequences shared by another number of ranks,
+        and ``any_world_size`` is False: sums of gradients would be rounded otherwise, and the loss sequence would not
+        be that of an uninterrupted run.
         """
         choice: list[RunState | None] = [self._newest_sound() if self.rank == 0 else None]
         if self.world_size > 1:
             dist.broadcast_object_list(choice, src=0)
         state = choice[0]
         if state is None:
-            return RunState(world_size=self.world_size)
+            return RunState(world_size=self.world_size, sequence_ranks=sequence_ranks)
         if state.world_size != self.world_size and not any_world_size:
             raise StageError(
                 f"this run began with {state.world_size} workers and stands at step {state.step}",
@@ -96,27 +150,39 @@ class Checkpoints:
                 allowed=str(state.world_size),
                 fix="set it back, or set execution.allow_world_size_change",
             )
+        if state.sequence_ranks != sequence_ranks and not any_world_size:
+            raise StageError(
+                f"this run began with {state.sequence_ranks} workers to a sequence and stands at step {state.step}",
+                field="execution.sequence_parallel",
+                value=sequence_ranks,
+                allowed=str(state.sequence_ranks),
+                fix="set it back, or set execution.allow_world_size_change",
+            )
+        state.sequence_ranks = sequence_ranks
         from torch.distributed.checkpoint import state_dict_loader
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
-        tensors = self._tensors(decoder, optimizer, resized=state.world_size != self.world_size)
+        tensors = self._tensors(decoder, optimizers, resized=state.world_size != self.world_size)
         with quiet():
             state_dict_loader.load(
                 tensors, storage_reader=self._reader(f"{self.root}/step-{state.step:08d}"), no_dist=self.world_size == 1
             )
-        set_state_dict(decoder, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
+        set_state_dict(decoder, optimizers, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
         if f"rng{self.rank}" in tensors:
             torch.set_rng_state(tensors[f"rng{self.rank}"])
         return state
 
-    def _tensors(self, decoder: nn.Module, optimizer: torch.optim.Optimizer, resized: bool = False) -> dict[str, Any]:
+    def _tensors(
+        self, decoder: nn.Module, optimizers: Sequence[torch.optim.Optimizer], resized: bool = False
+    ) -> dict[str, Any]:
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
-        model, optim = get_state_dict(decoder, optimizer)
+        model, optim = get_state_dict(decoder, optimizers)
         tensors = {"model": model, "optimizer": optim}
         return tensors if resized else {**tensors, f"rng{self.rank}": torch.get_rng_state()}
 
     def _newest_sound(self) -> RunState | None:
+        damaged = 0
         for name in reversed(self._steps()):
             folder = f"{self.root}/{name}"
             try:
@@ -128,10 +194,14 @@ class Checkpoints:
                 if str(error).rstrip("'").endswith(STATE):
                     continue  # was being written when the run was killed
                 self.warn(f"checkpoint {name} is damaged ({error}); falling back to the one before")
+                damaged += 1
             except (ValueError, TypeError) as error:
                 self.warn(f"checkpoint {name} is damaged ({error}); falling back to the one before")
+                damaged += 1
             else:
                 return state
+        if damaged:
+            self.warn("no checkpoint is sound: training starts anew")
         return None
 
     def _steps(self) -> list[str]:

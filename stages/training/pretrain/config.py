@@ -7,26 +7,61 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.arms import arm_of
+from model.arms import arm_of, why_whole
 from model.config import MixerConfig, TrunkConfig
 from stages.data.tasks.config import versions
 from stages.data.tasks.haystack import Format
 from stages.data.tasks.needles import MOST_RIVALS
 from stages.data.tasks.registry import task_of
-from stages.stage import Config, StageError
+from stages.stage import Config, Execution, StageError
 
 
 class OptimSettings(Config):
-    """AdamW (betas 0.9, 0.95) with linear warm-up; shared by base and pretrain."""
+    """Optimiser, schedule and what guards them; shared by base and pretrain.
+
+    adamw has betas 0.9, 0.95. adafactor (torch's; the paper's optimiser) scales each matrix's update to its own size,
+    so its lr is relative. muon orthogonalises the updates of the layers' matrices, scaled to AdamW's size, so that the
+    same lr serves; embeddings and vectors go by AdamW. Gates go by AdamW under every optimiser. Linear warm-up; then
+    constant, cosine, or wsd: constant, and linear to its least in the last decay_share of the steps.
+    """
 
     lr: float = Field(gt=0, description="peak learning rate of the weights")
     warmup_steps: int = Field(default=0, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    min_lr_share: float = Field(default=0.1, ge=0, le=1, description="cosine ends at this share of lr")
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    min_lr_share: float = Field(default=0.1, ge=0, le=1, description="cosine and wsd end at this share of lr")
     weight_decay: float = Field(default=0.1, ge=0, description="on matrices only: not on norms, biases or gates")
     clip: float = Field(default=1.0, gt=0, description="limit of the gradient's global norm")
     dtype: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: int = Field(default=100, ge=1, description="steps between resume points")
+    optimizer: Literal["adamw", "adafactor", "muon"] = "adamw"
+    decay_share: float = Field(default=0.2, gt=0, le=1, description="share of the steps in which wsd decays")
+    z_loss: float = Field(
+        default=0.0, ge=0, description="weight of log(Z)^2, averaged over tokens, beside the loss: keeps logits small"
+    )
+    spike_nats: float | None = Field(
+        default=None,
+        gt=0,
+        description="stop where the loss is so much above the median of the 50 steps before (default: never)",
+    )
+
+    @model_validator(mode="after")
+    def _decay_has_effect(self) -> OptimSettings:
+        if self.schedule != "wsd" and self.decay_share != OptimSettings.model_fields["decay_share"].default:
+            raise ValueError(
+                f"decay_share = {self.decay_share}: has no effect with schedule = {self.schedule!r} (it has with wsd); "
+                "fix: remove it"
+            )
+        return self
+
+    def key_fields(self) -> dict[str, Any]:
+        """What came later only where it is used: an option left alone moves no key."""
+        fields = super().key_fields()
+        for name in ("optimizer", "decay_share", "z_loss", "spike_nats"):
+            if getattr(self, name) == OptimSettings.model_fields[name].default and not (
+                name == "decay_share" and self.schedule == "wsd"
+            ):
+                fields.pop(name)
+        return fields
 
 
 class PromptPhase(Config):
@@ -170,16 +205,23 @@ class BaseSettings(OptimSettings):
         return self
 
 
-def check_workers(sequences: int, workers: int, name: str = "the global batch") -> None:
-    """Raises StageError if the global batch of ``sequences`` cannot be shared out equally; ``name``: what says them."""
-    if sequences % workers:
+def check_workers(sequences: int, workers: int, name: str = "the global batch", together: int = 1) -> None:
+    """Raises StageError if the global batch of ``sequences`` cannot be shared out equally; ``name``: what says them;
+    ``together``: so many workers share each sequence."""
+    if sequences * together % workers:
+        several = "" if together == 1 else f" times {together}, the workers that share a sequence,"
         raise StageError(
             "each worker takes the same number of the global batch's sequences",
             field="execution.train_workers",
             value=workers,
-            allowed=f"divisors of {name} = {sequences}",
+            allowed=f"divisors of {name} = {sequences}{several}".rstrip(","),
             fix="change one of them",
         )
+
+
+def ranks_of_a_sequence(execution: Execution, mixer: MixerConfig) -> int:
+    """``execution.sequence_parallel`` for an arm whose sequences ranks can share; 1 for others."""
+    return 1 if why_whole(mixer) else execution.sequence_parallel
 
 
 class BaseConfig(BaseSettings):

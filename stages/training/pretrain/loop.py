@@ -1,13 +1,15 @@
 """The training loop: plain torch, one process or many, with or without Ray.
 
-Every rank computes its slice of the global batch; losses are normalised by the *global* batch's target tokens, so the
-gradient does not depend on the number of ranks or of micro-batches (beyond rounding).
+Every rank computes its slice of the global batch, or with ``sequence_ranks`` its part of the sequences that they have
+together; losses are normalised by the *global* batch's target tokens, so the gradient does not depend on the number of
+ranks or of micro-batches (beyond rounding).
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,8 +20,10 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from model.decoder import Decoder
+from model.ranks import Ranks
 from stages.stage import StageError
 from stages.training.pretrain import monitor, optim
 from stages.training.pretrain.checkpoint import Checkpoints, RunState
@@ -32,11 +36,16 @@ Row = dict[str, Any]
 
 @dataclass
 class Runtime:
-    """Where this rank runs. micro_batch: sequences per forward pass (None: the rank's whole slice)."""
+    """Where this rank runs. micro_batch: sequences per forward pass (None: the rank's whole slice). sequence_ranks:
+    consecutive ranks that share each sequence. recompute: activations are made again in the backward pass.
+    compiled: every layer by torch.compile."""
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    sequence_ranks: int = 1
+    recompute: bool = False
+    compiled: bool = False
     micro_batch: int | None = None
     any_world_size: bool = False
     checkpoints: Checkpoints | None = None
@@ -47,19 +56,28 @@ def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) 
     """Train ``decoder`` in place to ``recipe.steps``; resumes from ``runtime.checkpoints``. Returns log and samples.
     The global batch divides by the world size.
 
-    Raises StageError naming step, loss and learning rate if the loss stops being finite.
+    Raises StageError, with a diagnosis of the layers, if loss or gradient stop being finite, before they reach the
+    weights, or if the loss rises by more than ``recipe.spike_nats``. The resume points before stay.
     """
     decoder.to(runtime.device).train()
-    decoder.chunk_tokens, decoder.activation_checkpointing = recipe.chunk_tokens, recipe.chunk_tokens is not None
+    decoder.chunk_tokens = recipe.chunk_tokens
+    decoder.activation_checkpointing = runtime.recompute or recipe.chunk_tokens is not None
+    if runtime.sequence_ranks > 1:
+        decoder.split_sequences(Ranks(sequence_group(runtime)))
     if runtime.world_size > 1:
         shard(decoder)
-    optimizer = optim.build(decoder, lr=recipe.lr, gate_lr=recipe.gate_lr, weight_decay=recipe.weight_decay)
-    state = RunState(world_size=runtime.world_size)
+    optimizers = optim.build_all(
+        decoder, recipe.optimizer, lr=recipe.lr, gate_lr=recipe.gate_lr, weight_decay=recipe.weight_decay
+    )
+    state = RunState(world_size=runtime.world_size, sequence_ranks=runtime.sequence_ranks)
     if runtime.checkpoints is not None:
-        state = runtime.checkpoints.load(decoder, optimizer, any_world_size=runtime.any_world_size)
+        state = runtime.checkpoints.load(
+            decoder, optimizers, any_world_size=runtime.any_world_size, sequence_ranks=runtime.sequence_ranks
+        )
     for done in state.rows:  # what an earlier attempt already did
         runtime.on_row(done)
     began = time.perf_counter() - state.wall_s
+    speed = monitor.Speed(decoder, recipe.sequence_length, runtime.device, runtime.world_size)
     for step in range(state.step, recipe.steps):
         batch = batches[step]
         factor = optim.schedule(
@@ -68,17 +86,25 @@ def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) 
             warmup_steps=recipe.warmup_steps,
             kind=recipe.schedule,
             least=recipe.min_lr_share,
+            decay_share=recipe.decay_share,
         )
-        optim.set_lr(optimizer, factor)
+        for optimizer in optimizers:
+            optim.set_lr(optimizer, factor)
         started = time.perf_counter()
         lengths = Lengths(recipe.length_at(step), recipe.prompt_length_at(step))
-        losses, grad_norm = _step(recipe, decoder, optimizer, batch, runtime, lengths, recipe.share_at(step))
-        if not all(math.isfinite(value) for value in losses if value is not None) or not math.isfinite(grad_norm):
+        losses, grad_norm = _gradients(recipe, decoder, batch, runtime, lengths, recipe.share_at(step))
+        watched = _watched(batch, lengths, runtime)
+        if wrong := _wrong(recipe, state, losses, grad_norm):
+            if runtime.checkpoints is not None:
+                runtime.checkpoints.finish()
+            found = monitor.diagnosis(decoder, watched)
             raise StageError(
-                f"training diverged at step {step + 1}: loss {losses[0]}, gradient norm {grad_norm:.3g}, "
-                f"learning rate {recipe.lr * factor:.3g}",
+                f"{wrong} at step {step + 1}: loss {losses[0]}, gradient norm {grad_norm:.3g}, learning rate "
+                f"{recipe.lr * factor:.3g}; {found}",
                 fix="lower lr or gate_lr, lengthen warmup_steps, or tighten clip",
             )
+        for optimizer in optimizers:
+            optimizer.step()
         seconds = time.perf_counter() - started
         row: Row = {
             "step": step + 1,
@@ -91,16 +117,44 @@ def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) 
             **dict.fromkeys(monitor.COLUMNS),
         }
         if (step + 1) % recipe.monitor_every == 0 or step + 1 == recipe.steps:
-            first = batch.tokens[:1, : lengths.prompt if batch.answers[0] else None]
-            row |= monitor.read(decoder, torch.from_numpy(first).to(runtime.device))
+            row |= monitor.read(decoder, watched)
         state.rows.append(row)
         state.samples.append(digest(batch.ids))
         state.step, state.wall_s = step + 1, time.perf_counter() - began
-        runtime.on_row(row)
+        runtime.on_row(row | speed(row["tokens_per_s"]))
+        if runtime.checkpoints is not None:
+            runtime.checkpoints.advance()
         # no resume point after the last step: what follows is the export, which is then as quick to redo
         if runtime.checkpoints is not None and state.step % recipe.checkpoint_every == 0 and state.step < recipe.steps:
-            runtime.checkpoints.save(state, decoder, optimizer)
+            runtime.checkpoints.save(state, decoder, optimizers)
+    if runtime.checkpoints is not None:
+        runtime.checkpoints.finish()
+    decoder.split_sequences(None)
     return state
+
+
+SPIKE_STEPS = 50
+"""Steps whose median loss a spike is measured from; there is none before so many."""
+
+
+def _wrong(recipe: Recipe, state: RunState, losses: tuple[float | None, float | None], grad_norm: float) -> str | None:
+    """What ends the training before this step changes a weight."""
+    if not all(math.isfinite(value) for value in losses if value is not None) or not math.isfinite(grad_norm):
+        return "training diverged"
+    if recipe.spike_nats is None or losses[0] is None:
+        return None
+    before = [loss for row in state.rows[-SPIKE_STEPS:] if (loss := row["loss"]) is not None]
+    if len(before) == SPIKE_STEPS and losses[0] > statistics.median(before) + recipe.spike_nats:
+        return f"the loss rose by more than spike_nats = {recipe.spike_nats:g}"
+    return None
+
+
+def _watched(batch: Batch, lengths: Lengths, runtime: Runtime) -> torch.Tensor:
+    """What monitors read, the same on every rank: the first row or prompt of the global batch; where ranks share
+    sequences, as much of it as a rank has."""
+    length = lengths.prompt if batch.answers[0] else batch.tokens.shape[1]
+    first = batch.tokens[:1, : length // runtime.sequence_ranks]
+    return torch.from_numpy(first).to(runtime.device)
 
 
 class Lengths(NamedTuple):
@@ -110,51 +164,49 @@ class Lengths(NamedTuple):
     prompt: int
 
 
-def _step(
-    recipe: Recipe,
-    decoder: Decoder,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    runtime: Runtime,
-    lengths: Lengths,
-    prompts: float,
+def _gradients(
+    recipe: Recipe, decoder: Decoder, batch: Batch, runtime: Runtime, lengths: Lengths, prompts: float
 ) -> tuple[tuple[float | None, float | None], float]:
-    """One optimiser step; ``prompts``: their share of the loss. Returns ((text loss, answer loss), gradient norm before
-    clipping); None: no such tokens."""
-    share = len(batch.tokens) // runtime.world_size
+    """Clipped gradients of one step; ``prompts``: their share of the loss. Returns ((text loss, answer loss), gradient
+    norm before clipping); None: no such tokens."""
+    sharers = runtime.world_size // runtime.sequence_ranks
+    share = len(batch.tokens) // sharers
     text, answer = loss_weights(batch, lengths.text)
     has_text, has_answer = bool(text.any()), bool(answer.any())
     r = prompts if has_text and has_answer else float(has_answer)
-    slices = [slice(rank * share, (rank + 1) * share) for rank in range(runtime.world_size)]
+    slices = [slice(sharer * share, (sharer + 1) * share) for sharer in range(sharers)]
     rows = (batch.tokens, text, answer)
     parts = [micro_batches(rows, batch.answers, its, lengths, runtime.micro_batch) for its in slices]
-    mine = parts[runtime.rank]
+    mine = parts[runtime.rank // runtime.sequence_ranks]
+    real = len(mine)
     # every rank passes through the model equally often: its collectives wait for all
-    mine += [(mine[0][0], *map(np.zeros_like, mine[0][1:]))] * (max(map(len, parts)) - len(mine))
+    mine += [(mine[0][0], *map(np.zeros_like, mine[0][1:]))] * (max(map(len, parts)) - real)
     cast: contextlib.AbstractContextManager[object] = (
         torch.autocast(runtime.device.type, torch.bfloat16) if recipe.dtype == "bf16" else contextlib.nullcontext()
     )
     sums = torch.zeros(2, dtype=torch.float64, device=runtime.device)
-    optimizer.zero_grad(set_to_none=True)
-    for part in mine:
+    decoder.zero_grad(set_to_none=True)
+    for number, part in enumerate(mine):
         tokens, text_w, answer_w = (torch.from_numpy(a).to(runtime.device) for a in part)
         with cast:
-            nll, auxiliary = decoder.training_nll(tokens, _wanted(text_w + answer_w))
+            nll, auxiliary = decoder.training_nll(tokens, _wanted(text_w + answer_w), z_loss=recipe.z_loss)
         text_loss, answer_loss = (nll * text_w[:, 1:]).sum(), (nll * answer_w[:, 1:]).sum()
         # FSDP averages gradients over ranks; the weights already normalise over the global batch
         loss = ((1 - r) * text_loss + r * answer_loss) * runtime.world_size
         if auxiliary is not None:  # a mean over its tokens: weighted by their share of the rank's slice
-            loss = loss + auxiliary * (tokens.numel() * runtime.world_size / batch.tokens.size)
+            counted = tokens.numel() if number < real else 0
+            loss = loss + auxiliary * (counted * runtime.world_size / batch.tokens.size)
         loss.backward()
         sums += torch.stack([text_loss.detach(), answer_loss.detach()]).double()
     if runtime.world_size > 1:
         dist.all_reduce(sums)
-    norm = nn.utils.clip_grad_norm_(decoder.parameters(), recipe.clip)
-    optimizer.step()
-    if hasattr(norm, "full_tensor"):
-        norm = norm.full_tensor()
+    gradients = [p.grad for p in decoder.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if whole.isfinite():  # else the clipping would spread what is wrong over all of them
+        nn.utils.clip_grads_with_norm_(decoder.parameters(), recipe.clip, norm)
     text_sum, answer_sum = sums.tolist()
-    return (text_sum if has_text else None, answer_sum if has_answer else None), float(norm)
+    return (text_sum if has_text else None, answer_sum if has_answer else None), float(whole)
 
 
 def _wanted(weights: torch.Tensor) -> torch.Tensor | None:
@@ -182,6 +234,16 @@ def micro_batches(
         size = (micro or len(prompts)) * whole // group[0].shape[1]
         made += [tuple(a[start : start + size] for a in group) for start in range(0, len(group[0]), size)]
     return made
+
+
+def sequence_group(runtime: Runtime) -> dist.ProcessGroup | None:
+    """The ranks that have the same sequences as this one; every rank calls it."""
+    size, mine = runtime.sequence_ranks, None
+    for first in range(0, runtime.world_size, size):
+        group = dist.new_group(list(range(first, first + size)))
+        if first <= runtime.rank < first + size:
+            mine = group
+    return mine
 
 
 def shard(decoder: Decoder) -> None:

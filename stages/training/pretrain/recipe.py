@@ -6,8 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from model.arms import reach_of
 from model.config import MixerConfig
-from stages.training.pretrain.config import BaseConfig, MixtureConfig, OptimSettings, PretrainConfig, PromptPhase
+from stages.stage import Execution, StageError
+from stages.training.pretrain.config import (
+    BaseConfig,
+    MixtureConfig,
+    OptimSettings,
+    PretrainConfig,
+    PromptPhase,
+    check_workers,
+    ranks_of_a_sequence,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +31,7 @@ class Recipe:
     lr: float
     gate_lr: float
     warmup_steps: int
-    schedule: Literal["cosine", "constant"]
+    schedule: Literal["cosine", "constant", "wsd"]
     min_lr_share: float
     weight_decay: float
     clip: float
@@ -32,6 +42,19 @@ class Recipe:
     lengths: tuple[int, ...] = ()  # a curriculum's shorter sequences, in order, for equal shares of curriculum_steps
     curriculum_steps: int = 0
     chunk_tokens: int | None = None
+    optimizer: Literal["adamw", "adafactor", "muon"] = "adamw"
+    decay_share: float = 0.2
+    z_loss: float = 0.0
+    spike_nats: float | None = None
+
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        """Every length that text or prompts are read in, ascending."""
+        lengths = {self.sequence_length, *(self.lengths if self.curriculum_steps else ())}
+        for phase in self.mixture.prompts:
+            lengths |= {phase.length} if phase.share else set()
+            lengths |= {phase.text_length} if phase.text_length else set()
+        return tuple(sorted(lengths))
 
     def length_at(self, step: int) -> int:
         """Tokens of the pieces that text is read in at ``step`` (0-based): a curriculum's or the phase's, then whole
@@ -68,6 +91,34 @@ class Recipe:
 
     def _end(self, phase: PromptPhase) -> int:
         return round(phase.until * self.steps)
+
+
+def check_split(recipe: Recipe, mixer: MixerConfig, execution: Execution, batch: str = "the global batch") -> None:
+    """Raises StageError unless the workers can share out the batch, and with ``sequence_parallel`` the sequences;
+    ``batch``: what says its size."""
+    ranks, workers = ranks_of_a_sequence(execution, mixer), execution.train_workers
+    check_workers(recipe.batch_sequences, workers, batch, together=ranks)
+    if ranks == 1:
+        return
+    unit = ranks * (mixer.segment_length if reach_of(mixer) else 1)
+    for length in recipe.pieces:
+        if length % unit:
+            raise StageError(
+                f"sequences or prompts of {length} tokens are read, of which {ranks} workers cannot have as many whole "
+                "segments each",
+                field="execution.sequence_parallel",
+                value=ranks,
+                allowed=f"with segments of {mixer.segment_length} tokens, divisors of {length // mixer.segment_length}",
+                fix="change it, or the lengths of pretrain.mixture.prompts",
+            )
+    if recipe.chunk_tokens is not None:
+        raise StageError(
+            "pretrain.chunk_tokens reads rows in pieces, each after the one before",
+            field="execution.sequence_parallel",
+            value=ranks,
+            allowed="1 with chunk_tokens",
+            fix="leave chunk_tokens out: execution.recompute_activations bounds the memory",
+        )
 
 
 def _optim(optim: OptimSettings) -> dict[str, Any]:

@@ -13,17 +13,22 @@ from typing import Any
 
 from cluster.storage import filesystem, join, read_json, write_atomic
 from cluster.train import ray_is_running, run_distributed
+from model.arms import why_whole
 from stages.data.tokens.load import token_meta
 from stages.stage import Artifact, Context, StageError, Summary
 from stages.training.pretrain import worker
 from stages.training.pretrain.channel import Reader, relay
-from stages.training.pretrain.config import check_workers
+from stages.training.pretrain.recipe import check_split
 from stages.training.pretrain.worker import TrainingJob
 
 
 def run_job(job: TrainingJob, output: Path, context: Context) -> Summary:
     """Train ``job`` and put its artifact below ``output``. Raises StageError where a fault of the input stops it."""
-    check_workers(job.recipe.batch_sequences, job.execution.train_workers)
+    mixer = job.mixer or (job.scratch and job.scratch.mixer)
+    assert mixer is not None
+    check_split(job.recipe, mixer, job.execution)
+    if job.execution.sequence_parallel > 1 and (reason := why_whole(mixer)):
+        context.log(f"{reason}: each worker reads whole ones")
     fs, work = filesystem(job.work_url)
     fs.makedirs(work, exist_ok=True)
     for artifact in (job.tokens, job.tokenizer, job.base):

@@ -20,6 +20,7 @@ from cluster.storage import filesystem, is_local, join, put_tree, read_json, rem
 from model.config import MixerConfig, ModelConfig
 from stages.stage import Artifact, Execution, StageError
 from stages.training.pretrain.channel import Writer
+from stages.training.pretrain.config import ranks_of_a_sequence
 from stages.training.pretrain.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -86,6 +87,23 @@ def threads(execution: Execution) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def process_group(execution: Execution, world_size: int) -> Iterator[None]:
+    """The default group of processes that torchrun started; none for a single one. Under Ray Train it is there."""
+    if world_size == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    cuda = execution.device != "cpu" and torch.cuda.is_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 def run(
     job: TrainingJob,
     rank: int,
@@ -117,15 +135,26 @@ def run(
 
     if cancel_fs.exists(cancel_path):
         raise TrainingCancelled
-    decoder = build(job)
-    decoder.activation_checkpointing = job.recipe.sequence_length >= RECOMPUTE_FROM_TOKENS
+    decoder, execution = build(job), job.execution
+    sharing = ranks_of_a_sequence(execution, decoder.config.mixer)
+    recompute = execution.recompute_activations
     runtime = Runtime(
         device=device,
         rank=rank,
         world_size=world_size,
-        micro_batch=job.execution.micro_batch,
-        any_world_size=job.execution.allow_world_size_change,
-        checkpoints=Checkpoints(job.work_url, rank, world_size, on_warning or channel.warn),
+        sequence_ranks=sharing,
+        recompute=job.recipe.sequence_length >= RECOMPUTE_FROM_TOKENS * sharing if recompute is None else recompute,
+        compiled=execution.compile,
+        micro_batch=execution.micro_batch,
+        any_world_size=execution.allow_world_size_change,
+        checkpoints=Checkpoints(
+            job.work_url,
+            rank,
+            world_size,
+            on_warning or channel.warn,
+            keep=execution.keep_checkpoints,
+            background=execution.async_checkpoints,
+        ),
         on_row=tell,
     )
     state = train(job.recipe, decoder, open_batches(job), runtime)
