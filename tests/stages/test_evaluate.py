@@ -18,7 +18,7 @@ from model.config import MixerConfig
 from model.generate import generate
 from stages.data.tasks.config import RetrievalConfig
 from stages.data.tasks.prompts import evaluation_items, haystack_of
-from stages.data.tasks.scoring import first_integer
+from stages.data.tasks.scoring import first_number
 from stages.data.tokens.load import document_tokens, load_tokenizer
 from stages.evidence.evaluate import forward, perplexity, retrieval, tables
 from stages.evidence.evaluate.stage import STAGE, EvaluateConfig, PerplexityConfig
@@ -114,7 +114,7 @@ def test_retrieval_equals_generation_and_full_forward(tokenizer, items, kind, op
     model = decoder(kind, vocab_size=tokenizer.vocab_size, **options)
     rows = retrieval.score(model, tokenizer, items, nothing)
     said = generate(model, [list(i.prompt) for i in items], items[0].length - len(items[0].prompt))
-    assert [r["answer"] for r in rows] == [first_integer(tokenizer.decode(ids)) for ids in said]
+    assert [r["answer"] for r in rows] == [first_number(tokenizer.decode(ids)) for ids in said]
     for item, row in zip(items, rows, strict=True):
         tokens = torch.tensor([[*item.prompt, *item.answer_ids]])
         with torch.no_grad():

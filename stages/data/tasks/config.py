@@ -38,9 +38,7 @@ class Grid:
 
     def depth_of(self, trial: int) -> float | None:
         """On the grid in turn, or spread evenly; None where the task draws its places."""
-        # Bindings draw theirs too, but their rows have always said the spread depth: the drawn one would be another
-        # code_version of evaluate and ablate.
-        if not self.task.by_depth and self.task is not BINDINGS:
+        if not self.task.by_depth:
             return None
         return spread(trial) if self.depths is None else self.depths[trial % len(self.depths)]
 

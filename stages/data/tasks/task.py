@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stages.data.tasks.haystack import Format, Haystack, Prompt, Trial
-from stages.data.tasks.scoring import first_integer, same
+from stages.data.tasks.scoring import first_number, same
 
 CONTROL = "_absent"
 """Ends the name under which a task's controls stand in a table."""
@@ -47,7 +47,7 @@ class Task:
     control_k: Callable[[int], int] | None = None
     by_depth: bool = False
     chance: Callable[[Format, int], float] | None = None
-    read: Callable[[str], str] = first_integer
+    read: Callable[[str], str] = first_number
     score: Callable[[str, Sequence[str]], float] = same
     version: int = 1
 

@@ -18,7 +18,7 @@ class Evaluate(Stage[EvaluateConfig]):
     retrieval, and tasks where the config has further ones."""
 
     name = "evaluate"
-    code_version = 4
+    code_version = 5
     inputs = ("model", "documents", "tokens", "tokenizer")
 
     def resources(self, config: EvaluateConfig, execution: Execution) -> Resources:
