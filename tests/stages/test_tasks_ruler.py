@@ -112,7 +112,8 @@ def test_a_reader_of_the_text_answers_by_the_definition(name, codec):
 
 
 @pytest.mark.parametrize(
-    ("length", "listed", "shown"), [(3000, (6, 1), (20, 3, 1)), (4096, (30, 3), (40, 10, 3)), (16384, (30, 3), (40, 10, 3))]
+    ("length", "listed", "shown"),
+    [(3000, (6, 1), (20, 3, 1)), (4096, (30, 3), (40, 10, 3)), (16384, (30, 3), (40, 10, 3))],
 )
 def test_common_words_stand_as_often_as_ruler_says(length, listed, shown):
     """RULER's generator: 10 words 30 times and others 3 times, from 4,096 tokens on; 6 times and once below. Its worked

@@ -48,16 +48,20 @@ def prompts_of(name: str, file: PromptFile) -> Prompts:
                 ) from error
     if not rows:
         raise StageError("the file has no prompts", field=f"{field}.path", value=file.path, fix="name another one")
-    task = Task(
+    return Prompts(task_of_file(name, file), tuple(rows), file.budget)
+
+
+def task_of_file(name: str, file: PromptFile) -> Task:
+    """The task that the prompts of a file are."""
+    return Task(
         name=name,
-        sentence=f"the {len(rows)} prompts of a file",
+        sentence="the prompts of a file",
         draw=_drawn_already,
         shortest=lambda haystack, k: 1,
         budget=lambda format: file.budget,
         read=everything,
         score=all_in if file.match == "all" else any_in,
     )
-    return Prompts(task, tuple(rows), file.budget)
 
 
 def file_items(file: Prompts, codec: Codec) -> Iterator[Item]:
