@@ -79,17 +79,22 @@ def answers(
     progress: Progress,
     *,
     knockout: str | None = None,
+    share: bool = True,
 ) -> list[tuple[str, float]]:
-    """What the model goes on with after each prompt, and the nats of the right answer (``answer_nll``)."""
+    """What the model goes on with after each prompt, and the nats of the right answer (``answer_nll``). ``share``: what
+    prompts have in common at their beginning is read once."""
     found: dict[int, tuple[str, float]] = {}
-    for group in together(items, decoder.config, next(decoder.parameters()).device.type, knockout=knockout):
+    device = next(decoder.parameters()).device.type
+    for group in together(items, decoder.config, device, knockout=knockout, share=share):
         said = ask(decoder, tokenizer, [items[i] for i in group.members], progress, tree=group.tree, knockout=knockout)
         found.update(zip(group.members, said, strict=True))
     return [found[index] for index in range(len(items))]
 
 
-def together(items: Sequence[Item], config: ModelConfig, device: str, *, knockout: str | None = None) -> list[Together]:
-    """Which prompts are read together: those that begin alike as trees, all others by tokens of a pass.
+def together(
+    items: Sequence[Item], config: ModelConfig, device: str, *, knockout: str | None = None, share: bool = True
+) -> list[Together]:
+    """Which prompts are read together: those that begin alike as trees (``share``), all others by tokens of a pass.
 
     Prompts of a batch are equally long, so no pad ever enters a memory. Under a knock-out, of which one swaps the
     memories of a batch, there are no trees.
@@ -99,7 +104,7 @@ def together(items: Sequence[Item], config: ModelConfig, device: str, *, knockou
         by_length.setdefault((len(item.prompt), item.budget), []).append(index)
     groups = []
     for (length, _), members in by_length.items():
-        if knockout in (None, "none"):
+        if share and knockout in (None, "none"):
             most = most_branches(config, length, device)
             for tree in trees([items[i].prompt for i in members], config.mixer.segment_length, most):
                 groups.append(Together(tuple(members[i] for i in tree.members), tree=True))

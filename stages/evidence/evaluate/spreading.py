@@ -82,8 +82,8 @@ class Evaluation:
                 yield part
 
         execution = setting.execution
-        on_gpu = setting.device == "cuda"
-        hands = Hands(execution.task_cpus, execution.gpus_per_worker if on_gpu else 0.0, stay=on_gpu)
+        gpus = execution.gpus_per_worker if setting.device == "cuda" else 0.0
+        hands = Hands(execution.task_cpus, gpus, stay=stays(setting.device))
         results = spread_saved(
             parts.make,
             noted(),
@@ -105,3 +105,8 @@ class Evaluation:
         finally:
             if desk is not None:
                 running_ray().kill(desk)
+
+
+def stays(device: str) -> bool:
+    """Does a worker stay for the whole evaluation? On a GPU, where models are slow to load and must leave."""
+    return device == "cuda"

@@ -95,7 +95,7 @@ def _prompts(
             PromptsConfig(retrieval=config.retrieval, seed=config.seed), inputs["tokens"], tokenizer
         )
     prompts, files = inputs["prompts"], config.retrieval.files
-    further = iter(())
+    further: Iterator[Item] = iter(())
     if config.retrieval.further or files:
         further = table.read_items(prompts.path(make.FURTHER), files)
     return table.read_items(prompts.path(make.NEEDLES), files), further
