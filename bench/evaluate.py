@@ -101,15 +101,16 @@ def generate(model: Any, items: Sequence[Item]) -> list[list[int]]:
     return [said[i] for i in range(len(items))]
 
 
-def turns(rows: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each row, round after round; the first round is not counted."""
+def turns(rows: Mapping[str, Callable[[], object]], repeats: int, clock: str, *, warm: bool) -> dict[str, list[float]]:
+    """Seconds of each row, round after round. ``warm``: nothing like it ran before, so a first round does not count."""
+    now = time.process_time if clock == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in rows}
-    for round_ in range(repeats + 1):
+    for round_ in range(-warm, repeats):
         for name, work in rows.items():
-            began = time.perf_counter()
+            began = now()
             work()
-            if round_:
-                seconds[name].append(time.perf_counter() - began)
+            if round_ >= 0:
+                seconds[name].append(now() - began)
     return seconds
 
 
@@ -137,7 +138,7 @@ def run_generate(args: argparse.Namespace, trunk: TrunkConfig) -> list[dict[str,
             if "full" in models:  # the same answers, or the comparison means nothing
                 ours = [said for said, _ in retrieval.answers(models["full"], codec, items[:2], nothing)]
                 assert ours == [codec.decode(ids) for ids in generate(peer, items[:2])]
-        seconds = turns(rows, args.repeats)
+        seconds = turns(rows, args.repeats, args.clock, warm=length == args.lengths[0])
         tokens = sum(len(item.prompt) for item in items)
         for name in rows:
             each = statistics.median(seconds[name])
@@ -174,7 +175,7 @@ def run_share(args: argparse.Namespace, trunk: TrunkConfig) -> list[dict[str, An
                     way: partial(retrieval.answers, model, codec, items, nothing, share=share)
                     for way, share in (("tree", True), ("each", False))
                 }
-                seconds = turns(rows, args.repeats)
+                seconds = turns(rows, args.repeats, args.clock, warm=length == args.lengths[0])
                 record = {"T": length, "prompts": title, "row": arm, "x_each": ratio(seconds["tree"], seconds["each"])}
                 record["prompts_per_s"] = len(items) / statistics.median(seconds["tree"])
                 found.append(record)
@@ -209,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--workers", type=int, default=2, help="workers at most (2)")
     add("--repeats", type=int, default=3, help="timed rounds after the first (3)")
     add("--threads", type=int, help="CPU threads (torch's default)")
+    add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: of this process, for a busy machine, 1 thread")
     add("--device", default="cpu", help="torch device")
     add("--json", type=Path, help="also write all numbers to this file")
     args = parser.parse_args(argv)
