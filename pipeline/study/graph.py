@@ -81,7 +81,8 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     read = {"documents": documents, **data}
     evaluate = next(config for _, config in asked if isinstance(config, EvaluateConfig))
     prompts = PromptsConfig(retrieval=evaluate.retrieval, seed=evaluate.seed)
-    read["prompts"] = graph.add(PROMPTS, prompts, data)
+    made.append(graph.add(PROMPTS, prompts, data))
+    read["prompts"] = made[-1]
     for record, config in asked:
         if record.per == "study":
             made.append(graph.add(record.stage, config, _inputs(record, read)))

@@ -168,7 +168,7 @@ def test_stage_writes_both_tables_the_same_bytes_twice_and_the_same_items_for_ev
 
 
 SHARED = RetrievalConfig(
-    format="compact", lengths=(160,), depths=(0.25, 0.5, 0.75, 1.0), trials=2, rivals=(4,), binding_trials=8,
+    format="compact", lengths=(224,), depths=(0.25, 0.5, 0.75, 1.0), trials=2, rivals=(4,), binding_trials=8,
     control_trials=0, haystacks="shared",
 )  # fmt: skip
 FURTHER = {"vt": TaskSettings(k=(1,), lengths=(200,), trials=3)}
@@ -188,7 +188,7 @@ def test_any_workers_and_any_cut_give_the_same_bytes(inputs, tokenizer, tmp_path
     alone, context = evaluated(given, tmp_path / "alone")
     shown = [done for done, *_ in context.progressed]
     assert shown == sorted(shown) and shown[-1] == context.progressed[-1][1]
-    monkeypatch.setattr(parts, "PART_FLOPS", {"cpu": 1e7})
+    monkeypatch.setattr(parts, "PART_FLOPS", {"cpu": 1e6})
     one_by_one, _ = evaluated(given, tmp_path / "many")
     monkeypatch.setattr(parts, "WORTH_FLOPS", 0)
     spread, context = evaluated(given, tmp_path / "spread")
@@ -205,7 +205,7 @@ def test_any_workers_and_any_cut_give_the_same_bytes(inputs, tokenizer, tmp_path
 def test_an_evaluation_that_was_stopped_goes_on_with_the_parts_it_has(inputs, tokenizer, tmp_path, monkeypatch):
     given = {**inputs, "model": save(decoder(vocab_size=tokenizer.vocab_size), tmp_path / "model")}
     whole, _ = evaluated(given, tmp_path / "whole")
-    monkeypatch.setattr(parts, "PART_FLOPS", {"cpu": 1e7})
+    monkeypatch.setattr(parts, "PART_FLOPS", {"cpu": 1e6})
     make, left = parts.make, [3]
 
     def stopped(*args):
