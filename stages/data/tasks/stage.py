@@ -24,8 +24,8 @@ class Prompts(Stage[PromptsConfig]):
 
         drawing = Drawing(config, inputs["tokens"], inputs["tokenizer"])
         prompts, tokens = make_prompts(drawing, output, context)
-        made = {path.stem: path.name for path in sorted(output.glob("*.parquet"))}
-        return Summary(f"{prompts} prompts, {tokens:,} tokens", {"prompts": prompts, "tokens": tokens}, made)
+        # not among the summary's tables: a tracking server is no place for millions of tokens
+        return Summary(f"{prompts} prompts, {tokens:,} tokens", {"prompts": prompts, "tokens": tokens})
 
 
 STAGE = Prompts()
