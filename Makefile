@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-r
 export OMP_NUM_THREADS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup study books test test-all bench bench-corpus lint format ui report clean
+.PHONY: help setup study books test test-all bench bench-eval bench-corpus lint format ui report clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -50,6 +50,10 @@ test-all: $(STAMP)
 ## bench      speed, side by side in one run: the arms
 bench: $(STAMP)
 	@env -u OMP_NUM_THREADS $(BIN)/python -m bench.speed $(ARGS)
+
+## bench-eval  speed of an evaluation against transformers' generate, re-reading, and one worker
+bench-eval: $(STAMP)
+	@env -u OMP_NUM_THREADS $(BIN)/python -m bench.evaluate $(ARGS)
 
 ## bench-corpus  the corpus's kernels beside other tools (in an environment of their own) and their accuracy: [TEXTS=/folder]
 BENCH := $(VENV)/bench

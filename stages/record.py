@@ -15,8 +15,8 @@ from typing import Any, Literal
 from stages.stage import Config, Stage
 
 AVAILABLE = {
-    "study": ("documents", "tokens", "tokenizer"),
-    "model": ("model", "documents", "tokens", "tokenizer"),
+    "study": ("documents", "tokens", "tokenizer", "prompts"),
+    "model": ("model", "documents", "tokens", "tokenizer", "prompts"),
 }
 """Inputs that a stage may name, by what it runs once for: the study, or each arm and seed."""
 

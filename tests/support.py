@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,11 +14,14 @@ from stages.stage import Execution
 
 @dataclass
 class LocalArtifact:
-    """A plain folder that plays a committed input."""
+    """A plain folder that plays a committed input; its key is another for every folder."""
 
     directory: Path
-    key: str = "0" * 64
+    key: str = ""
     summary: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.key = self.key or hashlib.sha256(str(self.directory).encode()).hexdigest()
 
     def path(self, name: str = "") -> Path:
         path = self.directory / name

@@ -20,6 +20,8 @@ from stages.data.dedup.stage import STAGE as DEDUP
 from stages.data.taskaudit.config import TaskAuditConfig
 from stages.data.taskaudit.pin import pin_sources, task_of_pairs
 from stages.data.taskaudit.stage import STAGE as TASK_AUDIT
+from stages.data.tasks.stage import STAGE as PROMPTS
+from stages.data.tasks.stage import PromptsConfig
 from stages.data.tokens.pin import pin_tokenizer
 from stages.data.tokens.stage import TOKENIZE, TOKENIZER
 from stages.evidence.control.stage import BASE as CONTROL_BASE
@@ -77,13 +79,17 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     data = {"tokens": tokens, "tokenizer": tokenizer}
     made += [tokenizer, tokens]
     read = {"documents": documents, **data}
+    evaluate = next(config for _, config in asked if isinstance(config, EvaluateConfig))
+    prompts = PromptsConfig(retrieval=evaluate.retrieval, seed=evaluate.seed)
+    made.append(graph.add(PROMPTS, prompts, data))
+    read["prompts"] = made[-1]
     for record, config in asked:
         if record.per == "study":
             made.append(graph.add(record.stage, config, _inputs(record, read)))
     made += _control(graph, study)
     bases, trained = _models(graph, study, base_configs, data)
     made += [*dict.fromkeys(bases.values()), *trained.values()]
-    of_base = EvaluateConfig(**_fields(study.evaluate), mixer=study.base_mixer)
+    of_base = evaluate.model_copy(update={"mixer": study.base_mixer})
     made += [
         graph.add(EVALUATE, of_base, {"model": bases[seed], **read}, arm=BASE_ARM, seed=seed)
         for seed in study.base_seeds

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster import storage
-from stages.data.parallel import spread
+from stages.data.parallel import Hands, spread
 
 Item = TypeVar("Item")
 
@@ -75,6 +75,8 @@ def spread_saved(
     *shared: Any,
     identity: Callable[..., str],
     worth_it: bool = True,
+    hands: Hands | None = None,
+    waiting: Callable[[], None] | None = None,
 ) -> Iterator[Saved]:
     """Yield the result of ``function(item, folder, *shared)`` in the order of ``items``, each part made once a step.
 
@@ -82,7 +84,8 @@ def spread_saved(
     JSON value; ``identity(item, *shared)`` is a hex digest that changes whenever the result would; it too is computed
     in the task. The rest is as in ``parallel.spread``.
     """
-    yield from spread(saved, items, function, identity, work_url, *shared, worth_it=worth_it)
+    work = function, identity, work_url, *shared
+    yield from spread(saved, items, *work, worth_it=worth_it, hands=hands, waiting=waiting)
 
 
 def saved(item: Item, function: Callable[..., Any], identity: Callable[..., str], work_url: str, *shared: Any) -> Saved:

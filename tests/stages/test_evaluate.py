@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from model import checkpoint
 from model.config import MixerConfig
 from model.generate import generate
-from stages.data.tasks.config import RetrievalConfig
+from stages.data.tasks.config import RetrievalConfig, TaskSettings
 from stages.data.tasks.prompts import evaluation_items, haystack_of
-from stages.data.tasks.scoring import first_integer
+from stages.data.tasks.scoring import first_number
 from stages.data.tokens.load import document_tokens, load_tokenizer
-from stages.evidence.evaluate import forward, perplexity, retrieval, tables
+from stages.evidence.evaluate import forward, parts, perplexity, retrieval, spreading, tables
 from stages.evidence.evaluate.stage import STAGE, EvaluateConfig, PerplexityConfig
 from stages.stage import Execution, StageError
 from tests.stages.evaluation_inputs import SEGMENT, build, decoder, save
@@ -114,7 +114,7 @@ def test_retrieval_equals_generation_and_full_forward(tokenizer, items, kind, op
     model = decoder(kind, vocab_size=tokenizer.vocab_size, **options)
     rows = retrieval.score(model, tokenizer, items, nothing)
     said = generate(model, [list(i.prompt) for i in items], items[0].length - len(items[0].prompt))
-    assert [r["answer"] for r in rows] == [first_integer(tokenizer.decode(ids)) for ids in said]
+    assert [r["answer"] for r in rows] == [first_number(tokenizer.decode(ids)) for ids in said]
     for item, row in zip(items, rows, strict=True):
         tokens = torch.tensor([[*item.prompt, *item.answer_ids]])
         with torch.no_grad():
@@ -151,7 +151,7 @@ def test_stage_writes_both_tables_the_same_bytes_twice_and_the_same_items_for_ev
         model = save(decoder(kind, vocab_size=tokenizer.vocab_size, seed=seed), folder)
         output = folder / "out"
         output.mkdir()
-        context = LocalContext(str(tmp_path / "work"))
+        context = LocalContext(str(folder / "work"))
         summary = STAGE.run(CONFIG, {**inputs, "model": model}, output, context)
         files = sorted(p.name for p in output.iterdir())
         assert files == ["perplexity.parquet", "retrieval.parquet"] == sorted(summary.tables.values())
@@ -165,6 +165,105 @@ def test_stage_writes_both_tables_the_same_bytes_twice_and_the_same_items_for_ev
         assert context.progressed[-1][0] == context.progressed[-1][1]
     assert digests[0] == digests[1] != digests[2]
     assert asked[0] == asked[2]
+
+
+SHARED = RetrievalConfig(
+    format="compact", lengths=(224,), depths=(0.25, 0.5, 0.75, 1.0), trials=2, rivals=(4,), binding_trials=8,
+    control_trials=0, haystacks="shared",
+)  # fmt: skip
+FURTHER = {"vt": TaskSettings(k=(1,), lengths=(200,), trials=3)}
+EVERYTHING = CONFIG.model_copy(update={"retrieval": RETRIEVAL.model_copy(update={"tasks": FURTHER})})
+
+
+def evaluated(inputs, folder, config=EVERYTHING, execution=None, work=None):
+    """Digests of the tables, and the context."""
+    folder.mkdir(parents=True)
+    context = LocalContext(str(work or folder / "work"), execution or Execution(device="cpu"))
+    summary = STAGE.run(config, inputs, folder, context)
+    return {t: hashlib.sha256((folder / t).read_bytes()).hexdigest() for t in summary.tables.values()}, context
+
+
+def test_any_workers_and_any_cut_give_the_same_bytes(inputs, tokenizer, tmp_path, ray_session, monkeypatch):
+    given = {**inputs, "model": save(decoder(vocab_size=tokenizer.vocab_size), tmp_path / "model")}
+    alone, context = evaluated(given, tmp_path / "alone")
+    shown = [done for done, *_ in context.progressed]
+    assert shown == sorted(shown) and shown[-1] == context.progressed[-1][1]
+    monkeypatch.setattr(parts, "PART_FLOPS", {"cpu": 1e6})
+    one_by_one, _ = evaluated(given, tmp_path / "many")
+    monkeypatch.setattr(parts, "WORTH_FLOPS", 0)
+    spread, context = evaluated(given, tmp_path / "spread")
+    assert alone == one_by_one == spread
+    assert context.progressed[-1][0] == context.progressed[-1][1]
+    made = list((tmp_path / "spread" / "work" / "parts").glob("*.json"))
+    assert len(made) > 4
+    monkeypatch.setattr(spreading, "device_type", lambda execution, spread: "cpu")
+    monkeypatch.setattr(spreading, "stays", lambda device: True)
+    staying, _ = evaluated(given, tmp_path / "staying")
+    assert staying == alone
+
+
+def test_an_evaluation_that_was_stopped_goes_on_with_the_parts_it_has(inputs, tokenizer, tmp_path, monkeypatch):
+    given = {**inputs, "model": save(decoder(vocab_size=tokenizer.vocab_size), tmp_path / "model")}
+    whole, _ = evaluated(given, tmp_path / "whole")
+    monkeypatch.setattr(parts, "PART_FLOPS", {"cpu": 1e6})
+    make, left = parts.make, [3]
+
+    def stopped(*args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return make(*args)
+
+    monkeypatch.setattr(parts, "make", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(given, tmp_path / "first", work=tmp_path / "work")
+    left[0] = 100
+    again, context = evaluated(given, tmp_path / "second", work=tmp_path / "work")
+    assert again == whole and 100 - left[0] == len(list((tmp_path / "work" / "parts").glob("*.json"))) - 3
+    assert context.progressed[0][0] > 0
+
+
+def test_prompts_of_one_haystack_give_the_rows_of_prompts_read_alone(inputs, tokenizer):
+    haystack = haystack_of(document_tokens(inputs["tokens"], "test"), tokenizer.eos_id)
+    shared = list(evaluation_items(SHARED, tokenizer, haystack, seed=7))
+    for kind, options in ARMS:
+        model = decoder(kind, vocab_size=tokenizer.vocab_size, **options)
+        assert any(group.tree for group in retrieval.together(shared, model.config, "cpu"))
+        read = []
+        for share in (True, False):
+            told = []
+            read.append(retrieval.answers(model, tokenizer, shared, told.append, share=share))
+            assert sum(told) == pytest.approx(sum(len(item.prompt) for item in shared), abs=len(told))
+        for (said, nats), (alone, alone_nats) in zip(*read, strict=True):
+            assert said == alone and nats == pytest.approx(alone_nats, rel=1e-4)
+
+
+def test_bfloat16_changes_little_and_the_memory_stays_float32(inputs, tokenizer, items, tmp_path):
+    model = save(decoder(vocab_size=tokenizer.vocab_size), tmp_path / "model")
+    given = {**inputs, "model": model}
+    exact, _ = evaluated(given, tmp_path / "exact", CONFIG)
+    rounded, _ = evaluated(given, tmp_path / "rounded", CONFIG.model_copy(update={"dtype": "bf16"}))
+    assert set(exact.values()).isdisjoint(rounded.values())
+    nats = [
+        pq.read_table(tmp_path / name / "perplexity.parquet")["nll_sum"].to_numpy() for name in ("exact", "rounded")
+    ]
+    assert nats[1] == pytest.approx(nats[0], rel=0.02)
+    loaded = checkpoint.load(model.path("model")).eval()
+    with forward.precision(torch.device("cpu"), "bf16"):
+        _, state = forward.prefill(loaded, torch.tensor([items[-1].prompt]))
+    assert {t.dtype for t in (state.layers[0].memory.M, state.layers[0].memory.z)} == {torch.float32}
+    assert state.layers[0].live.k.dtype == torch.bfloat16
+
+
+def test_reading_in_chunks_tells_of_every_chunk(inputs, tokenizer):
+    model = decoder(vocab_size=tokenizer.vocab_size)
+    documents, _ = chosen(inputs, tokenizer, CONFIG.perplexity)
+    told = []
+    tokens = torch.from_numpy(documents[0].tokens.astype(np.int64))[None]
+    nll = forward.document_nll(model, tokens, budget=3 * SEGMENT, progress=told.append)
+    with torch.no_grad():
+        assert torch.equal(nll, model.nll(tokens, chunk_tokens=3 * SEGMENT))
+    assert len(told) > 3 and sum(told) == tokens.shape[1] - 1
 
 
 def test_a_row_can_be_made_of_an_answer_alone(items):
@@ -186,7 +285,7 @@ def test_a_base_is_read_as_the_local_arm_that_starts_from_it(inputs, tokenizer, 
     for name, model, mixer in (("of-base", base, local), ("of-arm", arm, None)):
         (tmp_path / name).mkdir()
         config = CONFIG.model_copy(update={"mixer": mixer})
-        STAGE.run(config, {**inputs, "model": model}, tmp_path / name, LocalContext(str(tmp_path / "work")))
+        STAGE.run(config, {**inputs, "model": model}, tmp_path / name, LocalContext(str(tmp_path / f"{name}-work")))
         read.append([pq.read_table(tmp_path / name / table).to_pylist() for table in TABLES])
     assert read[0] == read[1]
 

@@ -15,7 +15,7 @@ from stages.data.tasks import training_rows
 from stages.data.tasks.config import RetrievalConfig
 from stages.data.tasks.needles import PASSKEY
 from stages.data.tasks.prompts import evaluation_items, haystack_of
-from stages.data.tasks.scoring import first_integer
+from stages.data.tasks.scoring import first_number
 from stages.data.tasks.words import CUES
 from stages.stage import StageError
 
@@ -136,6 +136,19 @@ def test_no_position_of_a_binding_gives_the_answer_away():
     assert max(abs(depth - (n + 0.5) / 400) for n, depth in enumerate(depths)) < 0.09  # uniform: Kolmogorov-Smirnov
 
 
+def test_the_depth_of_a_binding_is_where_the_asked_needle_lies(items):
+    for item in (i for i in items if i.task == "bindings"):
+        line = len(f"\nThe key of {CUES[0]} is 10.\n") - len(CUES[0])
+        text = CODEC.decode(item.prompt)
+        cues = [text[at + len("\nThe key of ") :].split(" is ")[0] for at in item.offsets]
+        sentences = [line + len(cue) for cue in cues]
+        question = len(text) - text.rindex("\nThe key of ")
+        filler = len(text) - question - sum(sentences)
+        before = item.offsets[item.asked_rank] - sum(sentences[: item.asked_rank])
+        assert item.depth == round(before / filler, 6)
+    assert len({i.depth for i in items if i.task == "bindings"}) > 20
+
+
 def test_depths_are_spread_evenly_unless_a_grid_is_asked_for():
     config = RetrievalConfig(format="compact", lengths=(512,), trials=100, binding_trials=0, control_trials=0)
     depths = sorted(i.depth for i in evaluation_items(config, CODEC, HAYSTACK, seed=0))
@@ -145,7 +158,7 @@ def test_depths_are_spread_evenly_unless_a_grid_is_asked_for():
 def test_absent_needle_prompt_has_no_number_to_find(items):
     for item in items:
         if item.task == "passkey_absent":
-            assert first_integer(CODEC.decode(item.prompt)) == "" and item.values == ()
+            assert first_number(CODEC.decode(item.prompt)) == "" and item.values == ()
 
 
 def test_layouts_differ_between_trials_and_are_the_same_for_every_arm(items):
@@ -210,10 +223,14 @@ def test_config_names_the_bad_field(field, value):
 
 
 @pytest.mark.parametrize(
-    "text, number", [(" 37.\nThe", "37"), (" 371", "371"), ("is 007", "7"), ("none", ""), ("-12", "12"), ("a1b2", "1")]
-)
-def test_first_integer_is_the_answer(text, number):
-    assert first_integer(text) == number
+    "text, number",
+    [
+        (" 37.\nThe", "37"), (" 371", "371"), ("is 007", "7"), ("none", ""), ("-12", "12"), ("a1b2", "1"),
+        (" 12,345.", "12345"), ("1,234,567", "1234567"), ("12, 345", "12"), ("12,34", "12"), ("1,2345", "1"),
+    ],
+)  # fmt: skip
+def test_first_number_is_the_answer(text, number):
+    assert first_number(text) == number
 
 
 def test_haystack_has_no_end_of_text_marks():

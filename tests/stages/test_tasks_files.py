@@ -50,6 +50,16 @@ def test_prompts_are_asked_as_they_stand(tmp_path):
     assert prompts_of("mine", part).task.score("Red", second.answers) == 1
 
 
+class Begun(Bytes):
+    begin = (1,)
+
+
+def test_they_begin_with_what_documents_begin_with(tmp_path):
+    file = prompts_of("mine", PromptFile(path=str(write(tmp_path))))
+    for plain, begun in zip(file_items(file, Bytes()), file_items(file, Begun()), strict=True):
+        assert begun.prompt == (1, *plain.prompt) and begun.distance == plain.distance
+
+
 def test_an_evaluation_has_their_rows_beside_those_of_tasks(tmp_path):
     inputs = build(tmp_path / "inputs")
     tokenizer = load_tokenizer(inputs["tokenizer"])

@@ -111,6 +111,23 @@ def test_a_reader_of_the_text_answers_by_the_definition(name, codec):
             }.get(name, 1)
 
 
+@pytest.mark.parametrize(
+    ("length", "listed", "shown"),
+    [(3000, (6, 1), (20, 3, 1)), (4096, (30, 3), (40, 10, 3)), (16384, (30, 3), (40, 10, 3))],
+)
+def test_common_words_stand_as_often_as_ruler_says(length, listed, shown):
+    """RULER's generator: 10 words 30 times and others 3 times, from 4,096 tokens on; 6 times and once below. Its worked
+    example has 40 words, 10 times and 3 times; below 20, 3 times and once."""
+    codec, items = items_of("cwe", "landmark", length, codec=Pieces())
+    for item in items:
+        example, text = codec.decode(item.prompt).split("common words of the list are:")[:2]
+        common, other = listed
+        seen = Counter(re.findall(r"\d+\. ([a-z]{6})\b", text))
+        assert set(seen.values()) == {common, other} and list(seen.values()).count(common) == 10
+        seen = Counter(re.findall(r"\d+\. ([a-z]{6})\b", example))
+        assert (len(seen), max(seen.values()), min(seen.values())) == shown
+
+
 @pytest.mark.parametrize("name", NAMES + TRACKED)
 @pytest.mark.parametrize(
     ("format", "length"), [("compact", 1500), ("compact", 4096), ("landmark", 4096), ("landmark", 20000)]

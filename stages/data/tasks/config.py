@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,9 +19,20 @@ from stages.stage import Config
 
 
 @dataclass(frozen=True)
+class Asked:
+    """One prompt of a grid: the ``trial``-th of its length and k, or of their controls."""
+
+    length: int
+    k: int
+    trial: int
+    absent: bool = False
+
+
+@dataclass(frozen=True)
 class Grid:
     """The prompts of one task that a model is asked: ``trials`` and ``control_trials`` for every length (tokens) and k.
-    ``depths``: where needles lie that a task places; None: spread evenly. ``field``: of the study file, for errors."""
+    ``depths``: where needles lie that a task places; None: spread evenly. ``field``: of the study file, for errors.
+    ``shared``: prompts that differ in depth, or in which needle they ask for, have one haystack."""
 
     task: Task
     lengths: tuple[int, ...]
@@ -30,6 +41,25 @@ class Grid:
     control_trials: int
     field: str
     depths: tuple[float, ...] | None = None
+    shared: bool = False
+
+    def prompts(self) -> Iterator[Asked]:
+        """All, in the order of their rows."""
+        for length in self.lengths:
+            for k in self.ks:
+                yield from (Asked(length, k, trial) for trial in range(self.trials))
+                yield from (Asked(length, k, trial, absent=True) for trial in range(self.control_trials))
+
+    def shared_by(self, asked: Asked) -> tuple[int | None, int | None]:
+        """Number of the haystack that a prompt has in common with others, and which of its needles it asks for; None
+        where that is the prompt's own."""
+        if not self.shared or asked.absent:
+            return None, None
+        if self.task.by_depth and self.depths:
+            return asked.trial // len(self.depths), None
+        if self.task.told_needle:
+            return asked.trial // asked.k, asked.trial % asked.k
+        return None, None
 
     @property
     def tokens(self) -> int:
@@ -38,9 +68,7 @@ class Grid:
 
     def depth_of(self, trial: int) -> float | None:
         """On the grid in turn, or spread evenly; None where the task draws its places."""
-        # Bindings draw theirs too, but their rows have always said the spread depth: the drawn one would be another
-        # code_version of evaluate and ablate.
-        if not self.task.by_depth and self.task is not BINDINGS:
+        if not self.task.by_depth:
             return None
         return spread(trial) if self.depths is None else self.depths[trial % len(self.depths)]
 
@@ -86,6 +114,10 @@ class RetrievalConfig(Config):
         description="passkey positions, a grid from 0 (start) to 1 (end); default: spread evenly over all of them",
     )
     trials: int = Field(ge=1, description="passkey prompts per length, with depths: per (length, depth) cell")
+    haystacks: Literal["own", "shared"] = Field(
+        default="own",
+        description="shared: a passkey's depths, and the questions after each rival, in one haystack, read once",
+    )
     rivals: tuple[int, ...] = Field(
         default=(1, 2, 4, 8), min_length=1, description="cue-number pairs k of the bindings task"
     )
@@ -131,6 +163,8 @@ class RetrievalConfig(Config):
     def key_fields(self) -> dict[str, Any]:
         """Further tasks count where there are some, and the versions of tasks that are not as they first were."""
         fields = super().key_fields()
+        if self.haystacks == "own":
+            fields.pop("haystacks")
         if not self.files:
             fields.pop("files")
         if not self.tasks:
@@ -142,9 +176,11 @@ class RetrievalConfig(Config):
     @property
     def needles(self) -> tuple[Grid, ...]:
         """Passkeys and bindings, which the claims are decided on."""
-        field = "lengths" if self.binding_lengths is None else "binding_lengths"
+        field, shared = "lengths" if self.binding_lengths is None else "binding_lengths", self.haystacks == "shared"
         return (
-            Grid(PASSKEY, self.lengths, (1,), self.trials_per_length, self.control_trials, "lengths", self.depths),
+            Grid(
+                PASSKEY, self.lengths, (1,), self.trials_per_length, self.control_trials, "lengths", self.depths, shared
+            ),
             Grid(
                 BINDINGS,
                 self.lengths_of_bindings,
@@ -153,6 +189,7 @@ class RetrievalConfig(Config):
                 self.control_trials,
                 field,
                 self.depths,
+                shared,
             ),
         )
 
@@ -168,6 +205,7 @@ class RetrievalConfig(Config):
                 one.control_trials,
                 "lengths" if one.lengths is None else f"tasks.{name}.lengths",
                 self.depths,
+                self.haystacks == "shared",
             )
             for name, one in self.tasks.items()
         )
@@ -196,3 +234,10 @@ def check_distinct(name: str, values: Sequence[float], allowed: str, low: float,
 def spread(trial: int) -> float:
     """The golden ratio's multiples: they fill [0, 1) evenly, however many there are (a low-discrepancy sequence)."""
     return round(trial * 0.6180339887498949 % 1.0, 6)
+
+
+class PromptsConfig(Config):
+    """All prompts of an evaluation: alike for every model that is asked them."""
+
+    retrieval: RetrievalConfig
+    seed: int = Field(ge=0)

@@ -48,27 +48,33 @@ def prompts_of(name: str, file: PromptFile) -> Prompts:
                 ) from error
     if not rows:
         raise StageError("the file has no prompts", field=f"{field}.path", value=file.path, fix="name another one")
-    task = Task(
+    return Prompts(task_of_file(name, file), tuple(rows), file.budget)
+
+
+def task_of_file(name: str, file: PromptFile) -> Task:
+    """The task that the prompts of a file are."""
+    return Task(
         name=name,
-        sentence=f"the {len(rows)} prompts of a file",
+        sentence="the prompts of a file",
         draw=_drawn_already,
         shortest=lambda haystack, k: 1,
         budget=lambda format: file.budget,
         read=everything,
         score=all_in if file.match == "all" else any_in,
     )
-    return Prompts(task, tuple(rows), file.budget)
 
 
 def file_items(file: Prompts, codec: Codec) -> Iterator[Item]:
-    """Its prompts as they stand, each as long as it is; ``length`` is that of the longest, with the answer. Where an
-    output stands in a prompt, the last one that does is its needle; else all of the prompt is."""
-    prompts = [tuple(codec.encode(text)) for text, _ in file.rows]
+    """Its prompts as they stand behind what documents begin with, each as long as it is; ``length`` is that of the
+    longest, with the answer. Where an output stands in a prompt, the last one that does is its needle; else all of the
+    prompt is."""
+    prompts = [(*codec.begin, *codec.encode(text)) for text, _ in file.rows]
     longest = max(map(len, prompts))
     for number, ((text, outputs), tokens) in enumerate(zip(file.rows, prompts, strict=True)):
         answer = tuple(codec.encode(f" {', '.join(outputs)}"))[: file.budget]
         found = [text.rfind(one) + len(one) for one in outputs if one in text]
-        end = min(len(tokens), len(codec.encode(text[: max(found)]))) if found else len(tokens)
+        end = len(codec.begin) + len(codec.encode(text[: max(found)])) if found else len(tokens)
+        end = min(len(tokens), end)
         yield Item(
             task=file.task.name,
             item=f"{file.task.name}/file/{number}",

@@ -42,12 +42,14 @@ class Codec(Protocol):
 @dataclass(frozen=True)
 class Trial:
     """One prompt to be drawn: ``length`` tokens with a task's ``k``. ``depth``: where its needle lies, 0 (start) to 1
-    (end); None: needles lie at random places. ``absent``: a control, whose answer stands nowhere."""
+    (end); None: needles lie at random places. ``absent``: a control, whose answer stands nowhere. ``needle``: which of
+    them is asked for, of a task that can be told (None: any)."""
 
     length: int
     k: int
     depth: float | None = None
     absent: bool = False
+    needle: int | None = None
 
 
 @dataclass(frozen=True)

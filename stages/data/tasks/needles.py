@@ -80,7 +80,8 @@ def bindings(haystack: Haystack, trial: Trial, rng: random.Random) -> Prompt:
     wording, k = WORDING[haystack.format], trial.k
     values = draw_numbers(rng, wording.binding_numbers, k)
     cues = rng.sample(CUES, k + 1)
-    rank = rng.randrange(k)
+    rank = rng.randrange(k)  # drawn in any case: what is drawn after it is the same whichever is asked
+    rank = rank if trial.needle is None else trial.needle
     return haystack.hide(
         trial,
         rng,
@@ -140,5 +141,6 @@ BINDINGS = Task(
     ks=(1, 2, 4, 8),
     largest=MOST_RIVALS,
     control_k=lambda k: k,
+    told_needle=True,
     chance=lambda format, k: _chance(WORDING[format].binding_numbers),
 )

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from stages.data.tasks.config import Grid, RetrievalConfig, spread
+from stages.data.tasks.config import Asked, Grid, RetrievalConfig, spread
 from stages.data.tasks.haystack import Codec, Format, Haystack, Trial
 from stages.data.tasks.registry import task_of
 from stages.data.tasks.task import CONTROL, Task
@@ -98,12 +98,8 @@ def evaluation_items(
     maker = PromptMaker(codec, haystack, config.format, seed, "evaluation")
     maker.check_grids(grids, f"{section}.retrieval")
     for grid in grids:
-        for length in grid.lengths:
-            for k in grid.ks:
-                for trial in range(grid.trials):
-                    yield maker.item(grid.task, length, k, trial, grid.depth_of(trial))
-                for trial in range(grid.control_trials):
-                    yield maker.item(grid.task, length, k, trial, grid.depth_of(trial), absent=True)
+        for asked in grid.prompts():
+            yield maker.asked(grid, asked)
 
 
 class PromptMaker:
@@ -149,21 +145,41 @@ class PromptMaker:
                 fix="shorten the prompts or add held-out documents",
             )
 
+    def asked(self, grid: Grid, asked: Asked) -> Item:
+        """One prompt of a grid."""
+        text, needle = grid.shared_by(asked)
+        depth = grid.depth_of(asked.trial)
+        return self.item(
+            grid.task, asked.length, asked.k, asked.trial, depth, absent=asked.absent, text=text, needle=needle
+        )
+
     def item(
-        self, task: Task, length: int, k: int, trial: int, depth: float | None = None, *, absent: bool = False
+        self,
+        task: Task,
+        length: int,
+        k: int,
+        trial: int,
+        depth: float | None = None,
+        *,
+        absent: bool = False,
+        text: int | None = None,
+        needle: int | None = None,
     ) -> Item:
         """One prompt of a task, or one of its controls. ``depth``: what the item says of its place, and where the
-        needle lies of a task that does not draw that (default: spread evenly over the trials)."""
+        needle lies of a task that does not draw that (default: spread evenly over the trials). ``text``: number of the
+        haystack that the prompt has in common with others (None: one of its own), ``needle``: which it asks for there.
+        """
         if task.control_k is not None and absent:
             k = task.control_k(k)
         place = (spread(trial) if depth is None else depth) if task.by_depth else None
         known = task.name + (CONTROL if absent else "")
         name = f"{known}/{self.format}/{length}/{'' if place is None else f'{place:g}/'}{k}/{trial}"
-        digest = hashlib.sha256(f"{self.namespace}/{self.seed}/{name}".encode()).digest()
+        stream = name if text is None else f"{known}/{self.format}/{length}/{k}/text/{text}"
+        digest = hashlib.sha256(f"{self.namespace}/{self.seed}/{stream}".encode()).digest()
         rng = random.Random(int.from_bytes(digest[:16], "big"))
         budget = task.free(self.haystack, k)
         room = length - budget
-        prompt = task.draw(self.haystack, Trial(room, k, place, absent), rng)
+        prompt = task.draw(self.haystack, Trial(room, k, place, absent, needle), rng)
         answer = self.haystack.encode(prompt.said or f" {', '.join(prompt.answers)}")
         if len(prompt.tokens) > room or len(answer) > budget:
             raise StageError(

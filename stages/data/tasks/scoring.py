@@ -5,13 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-
-def first_integer(text: str) -> str:
-    """The first whole number in ``text`` without leading zeros, "" if there is none."""
-    found = re.search(r"\d+", text)
-    return str(int(found.group())) if found else ""
-
-
 _GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!,?\d)")
 
 
@@ -21,8 +14,9 @@ def ungrouped(text: str) -> str:
 
 
 def first_number(text: str) -> str:
-    """``first_integer``, but of 12,345 it is 12345."""
-    return first_integer(ungrouped(text))
+    """The first whole number in ``text`` without leading zeros, "" if there is none; of 12,345 it is 12345."""
+    found = re.search(r"\d+", ungrouped(text))
+    return str(int(found.group())) if found else ""
 
 
 def everything(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stages.data.tasks.haystack import Format, Haystack, Prompt, Trial
-from stages.data.tasks.scoring import first_integer, same
+from stages.data.tasks.scoring import first_number, same
 
 CONTROL = "_absent"
 """Ends the name under which a task's controls stand in a table."""
@@ -29,8 +29,9 @@ class Task:
     ("keys", "hops", ...), which makes it evidence of claim C4; "": nothing. ks: the
     k that are asked by default (number of needles, hops: the task's own size), largest: what a study may set it to at
     most. control_k: k of the control prompts, which ask for what stands nowhere; None: there are none. by_depth: its
-    one needle lies at depths that are spread evenly (or a grid), not at random. chance: (wording, k) -> share right by
-    a guess; None: answers are not uniform. read, score: from what a model said to its answer, and how right that is (0
+    one needle lies at depths that are spread evenly (or a grid), not at random. told_needle: it asks for the needle
+    that ``trial.needle`` names, in a text that does not depend on which. chance: (wording, k) -> share right by a
+    guess; None: answers are not uniform. read, score: from what a model said to its answer, and how right that is (0
     to 1). version: raised whenever the same settings give other prompts or scores.
     """
 
@@ -46,8 +47,9 @@ class Task:
     largest: int = 1
     control_k: Callable[[int], int] | None = None
     by_depth: bool = False
+    told_needle: bool = False
     chance: Callable[[Format, int], float] | None = None
-    read: Callable[[str], str] = first_integer
+    read: Callable[[str], str] = first_number
     score: Callable[[str, Sequence[str]], float] = same
     version: int = 1
 

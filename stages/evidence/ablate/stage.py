@@ -24,7 +24,7 @@ class Ablate(Stage[AblateConfig]):
     heads, saturation, capacity (the last three where the config has them)."""
 
     name = "ablate"
-    code_version = 4
+    code_version = 5
     inputs = ("model", "documents", "tokens", "tokenizer")
 
     def resources(self, config: AblateConfig, execution: Execution) -> Resources:

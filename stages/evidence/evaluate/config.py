@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -54,6 +54,16 @@ class EvaluateSettings(Config):
     perplexity: PerplexityConfig = PerplexityConfig()
     retrieval: RetrievalConfig
     seed: int = Field(default=0, ge=0)
+    dtype: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="bf16: matrix products in bfloat16, memory and gates in float32"
+    )
+
+    def key_fields(self) -> dict[str, Any]:
+        """``dtype`` counts where it is not float32."""
+        fields = super().key_fields()
+        if self.dtype == "fp32":
+            fields.pop("dtype")
+        return fields
 
 
 class EvaluateConfig(EvaluateSettings):

@@ -5,15 +5,16 @@ Shapes: B batch, T tokens, C model size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from model import generate
-from model.config import MixerConfig
+from model.config import MixerConfig, ModelConfig
 from model.decoder import AnyKnockout, Decoder, DecoderState
+from model.llama import BLOCK, read_config, shape
 from stages.stage import Artifact, Execution, StageError
 
 if TYPE_CHECKING:
@@ -23,6 +24,39 @@ if TYPE_CHECKING:
 # vocabulary 2,048: the activations leave the cache); a large GPU wants enough rows to fill it. Constant, because the
 # batch a prompt sits in may change the last bit of its result.
 PASS_TOKENS = {"cpu": 2**12, "cuda": 2**16}
+
+
+Progress = Callable[[int], None]
+"""Called with the number of tokens just read."""
+
+
+def nothing(tokens: int) -> None:
+    """Progress that nobody follows."""
+
+
+def precision(device: torch.device, dtype: str) -> contextlib.AbstractContextManager[object]:
+    """Within it a model computes in ``dtype``: "fp32", as it is; "bf16", what may be in bfloat16, while memory, gate
+    and divisions stay in float32, as in training."""
+    return torch.autocast(device.type, torch.bfloat16) if dtype == "bf16" else contextlib.nullcontext()
+
+
+def model_config(artifact: Artifact, mixer: MixerConfig | None = None) -> ModelConfig:
+    """What ``load_model`` gives a decoder of, without its weights."""
+    folder = artifact.path("model")
+    fields = read_config(folder)
+    if mixer is None:
+        return ModelConfig.from_dict(fields[BLOCK])
+    trunk, vocab_size = shape(fields, folder)
+    return ModelConfig(trunk=trunk, mixer=mixer, vocab_size=vocab_size)
+
+
+def device_type(execution: Execution, *, spread: bool) -> str:
+    """ "cuda" or "cpu": of the workers where the evaluation is ``spread`` over a cluster, else of this process."""
+    if spread and execution.gpus_per_worker and execution.device != "cpu":
+        return "cuda"
+    if spread and execution.device != "cuda":
+        return "cpu"
+    return torch_device(execution).type
 
 
 def torch_device(execution: Execution) -> torch.device:
@@ -53,15 +87,20 @@ def load_model(
         decoder = checkpoint.load(folder, device=str(device)).eval()
     else:
         decoder = checkpoint.graft(folder, mixer, seed=0, device=device).eval()
-    if tokenizer.vocab_size > decoder.config.vocab_size:
+    check_vocabulary(decoder.config, tokenizer)
+    return decoder
+
+
+def check_vocabulary(config: ModelConfig, tokenizer: StudyTokenizer) -> None:
+    """Raises StageError if the model knows fewer tokens than the tokenizer makes."""
+    if tokenizer.vocab_size > config.vocab_size:
         raise StageError(
-            f"the model has {decoder.config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}",
+            f"the model has {config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}",
             field="vocab_size",
-            value=decoder.config.vocab_size,
+            value=config.vocab_size,
             allowed=f">= {tokenizer.vocab_size}",
             fix="train the model with this tokenizer",
         )
-    return decoder
 
 
 def batches(lengths: Sequence[int], budget: int, *, pairs: bool = False) -> list[list[int]]:
@@ -85,26 +124,53 @@ def batches(lengths: Sequence[int], budget: int, *, pairs: bool = False) -> list
 
 
 @torch.inference_mode()
-def document_nll(decoder: Decoder, tokens: Tensor, knockout: AnyKnockout = None, budget: int | None = None) -> Tensor:
+def document_nll(
+    decoder: Decoder,
+    tokens: Tensor,
+    knockout: AnyKnockout = None,
+    budget: int | None = None,
+    progress: Progress = nothing,
+) -> Tensor:
     """Nats of tokens[:, 1:] given all before, [B, T - 1] float32, in one pass over the documents.
 
     Documents longer than the budget are read in chunks of whole segments; the decoder's state carries over, so
-    the result does not depend on the budget.
+    the result does not depend on the budget. ``progress`` is told of tokens of the batch, pads too, chunk by chunk.
     """
-    return decoder.nll(tokens, knockout=knockout, chunk_tokens=_chunk(decoder, tokens, budget))
+    state, pieces = None, []
+    read, targets = tokens[:, :-1], tokens[:, 1:]
+    for start, end in _chunks(decoder, tokens.shape[0], 0, read.shape[1], budget or PASS_TOKENS[tokens.device.type]):
+        hidden, state = decoder.hidden(read[:, start:end], state, knockout)
+        pieces.append(decoder.token_nll(hidden, targets[:, start:end]))
+        progress(tokens.shape[0] * (end - start))
+    return torch.cat(pieces, dim=1)
 
 
 @torch.inference_mode()
 def prefill(
-    decoder: Decoder, tokens: Tensor, knockout: AnyKnockout = None, budget: int | None = None
+    decoder: Decoder,
+    tokens: Tensor,
+    knockout: AnyKnockout = None,
+    budget: int | None = None,
+    state: DecoderState | None = None,
+    progress: Progress = nothing,
 ) -> tuple[Tensor, DecoderState]:
-    """Last-layer output of the last token [B, 1, C] and the state after prompts [B, T] of equal length."""
-    hidden, state = generate.prefill(decoder, tokens, knockout, _chunk(decoder, tokens, budget))
+    """Last-layer output of the last token [B, 1, C] and the state after prompts [B, T] of equal length, which follow
+    ``state``."""
+    at = 0 if state is None else state.position
+    hidden = None
+    budget = budget or PASS_TOKENS[tokens.device.type]
+    for start, end in _chunks(decoder, tokens.shape[0], at, at + tokens.shape[1], budget):
+        hidden, state = decoder.hidden(tokens[:, start - at : end - at], state, knockout)
+        progress(tokens.shape[0] * (end - start))
+    assert hidden is not None and state is not None
     return hidden[:, -1:], state
 
 
-def _chunk(decoder: Decoder, tokens: Tensor, budget: int | None) -> int:
-    """Tokens of one pass: whole segments, as many as the budget holds for this batch."""
-    budget = budget or PASS_TOKENS[tokens.device.type]
+def _chunks(decoder: Decoder, rows: int, first: int, last: int, budget: int) -> Iterator[tuple[int, int]]:
+    """Positions first to last cut into passes: whole segments, as many as the budget holds for so many rows."""
     segment = decoder.config.mixer.segment_length
-    return max(1, budget // tokens.shape[0] // segment) * segment
+    size = max(1, budget // rows // segment) * segment
+    while first < last:
+        end = min(last, (first // segment) * segment + size)
+        yield first, end
+        first = end

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 
 from model.decoder import Decoder
 from stages.evidence.evaluate.config import PerplexityConfig
-from stages.evidence.evaluate.forward import PASS_TOKENS, batches, document_nll
+from stages.evidence.evaluate.forward import PASS_TOKENS, Progress, batches, document_nll
 
 if TYPE_CHECKING:
     from stages.data.tokens.load import StudyTokenizer
-
-Progress = Callable[[int], None]
-"""Called with the number of tokens just read."""
 
 
 @dataclass(frozen=True)
@@ -59,42 +56,78 @@ def score(
     *,
     knockout: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of perplexity.parquet, sorted by document and bucket.
+    """Rows of perplexity.parquet, sorted by document and bucket."""
+    edges = edges_of(documents, config)
+    rows: list[dict[str, Any]] = []
+    for batch in batches_of(documents, next(decoder.parameters()).device.type, pairs=knockout == "swap"):
+        rows += score_batch(decoder, tokenizer, [documents[i] for i in batch], edges, progress, knockout=knockout)
+    return in_order(rows)
+
+
+def edges_of(documents: Sequence[ScoredDocument], config: PerplexityConfig) -> list[int]:
+    """Borders of the position buckets, [0, ..., longest]."""
+    return config.edges(max((len(d.tokens) for d in documents), default=2))
+
+
+def batches_of(documents: Sequence[ScoredDocument], device: str, *, pairs: bool = False) -> list[list[int]]:
+    """Which documents are read together."""
+    return batches([len(d.tokens) for d in documents], PASS_TOKENS[device], pairs=pairs)
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sorted by document and bucket."""
+    return sorted(rows, key=lambda r: (r["split"], r["doc_id"], r["bucket_start"]))
+
+
+def score_batch(
+    decoder: Decoder,
+    tokenizer: StudyTokenizer,
+    documents: Sequence[ScoredDocument],
+    edges: Sequence[int],
+    progress: Progress,
+    *,
+    knockout: str | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of documents that are read together.
 
     ``words`` and ``bytes`` are those of the scored text (all but the first token), the same on each row of a document,
     so that word perplexity and bits per byte divide what was scored by what was scored.
     """
     device = next(decoder.parameters()).device
-    budget = PASS_TOKENS[device.type]
-    edges = config.edges(max((len(d.tokens) for d in documents), default=2))
     rows: list[dict[str, Any]] = []
-    for batch in batches([len(d.tokens) for d in documents], budget, pairs=knockout == "swap"):
-        lengths = [len(documents[i].tokens) for i in batch]
-        tokens = torch.zeros(len(batch), max(lengths), dtype=torch.long)  # pads stand behind the text: never read
-        for row, i in enumerate(batch):
-            tokens[row, : lengths[row]] = torch.from_numpy(documents[i].tokens.astype(np.int64))
-        nll = document_nll(decoder, tokens.to(device), knockout).double().cpu().numpy()
-        for row, i in enumerate(batch):
-            document = documents[i]
-            text = tokenizer.decode(document.tokens[1:].tolist())
-            # column t - 1 of nll belongs to the token at position t
-            for start, end in pairwise(edges):
-                first, last = max(start, 1), min(end, lengths[row])
-                if last > first:
-                    rows.append(
-                        {
-                            "doc_id": document.doc_id,
-                            "split": document.split,
-                            "bucket_start": start,
-                            "bucket_end": end,
-                            "nll_sum": float(nll[row, first - 1 : last - 1].sum()),
-                            "tokens": last - first,
-                            "words": len(text.split()),
-                            "bytes": len(text.encode()),
-                        }
-                    )
-        progress(sum(lengths))
-    return sorted(rows, key=lambda r: (r["split"], r["doc_id"], r["bucket_start"]))
+    lengths = [len(document.tokens) for document in documents]
+    tokens = torch.zeros(len(documents), max(lengths), dtype=torch.long)  # pads stand behind the text: never read
+    for row, document in enumerate(documents):
+        tokens[row, : lengths[row]] = torch.from_numpy(document.tokens.astype(np.int64))
+    # of what is read the pads do not count, nor does a document's last token fail to
+    share = sum(lengths) / (len(lengths) * (max(lengths) - 1))
+    told = 0.0
+
+    def tell(read: int) -> None:
+        nonlocal told
+        before, told = round(told), told + read * share
+        progress(round(told) - before)
+
+    nll = document_nll(decoder, tokens.to(device), knockout, progress=tell).double().cpu().numpy()
+    for row, document in enumerate(documents):
+        text = tokenizer.decode(document.tokens[1:].tolist())
+        # column t - 1 of nll belongs to the token at position t
+        for start, end in pairwise(edges):
+            first, last = max(start, 1), min(end, lengths[row])
+            if last > first:
+                rows.append(
+                    {
+                        "doc_id": document.doc_id,
+                        "split": document.split,
+                        "bucket_start": start,
+                        "bucket_end": end,
+                        "nll_sum": float(nll[row, first - 1 : last - 1].sum()),
+                        "tokens": last - first,
+                        "words": len(text.split()),
+                        "bytes": len(text.encode()),
+                    }
+                )
+    return rows
 
 
 def totals(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -6,7 +6,7 @@ accuracy leaves chance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.config import ModelConfig
 from model.decoder import AnyKnockout, Decoder, DecoderState
 from stages.data.tasks.haystack import Format
 from stages.data.tasks.prompts import Item
-from stages.evidence.evaluate.forward import PASS_TOKENS, batches, prefill
+from stages.evidence.evaluate.forward import PASS_TOKENS, Progress, batches, prefill
+from stages.evidence.evaluate.sharing import Together, most_branches, read_tree, trees
 
 if TYPE_CHECKING:
     from stages.data.tokens.load import StudyTokenizer
@@ -29,7 +31,7 @@ def score(
     decoder: Decoder,
     tokenizer: StudyTokenizer,
     items: Sequence[Item],
-    progress: Callable[[int], None],
+    progress: Progress,
     *,
     knockout: str | None = None,
 ) -> list[dict[str, Any]]:
@@ -44,7 +46,7 @@ def score_tasks(
     tokenizer: StudyTokenizer,
     items: Iterable[Item],
     format: Format,
-    progress: Callable[[int], None],
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """Rows of tasks.parquet in the order of ``items``; ``format``: the wording that they were asked in. Prompts are
     taken block by block and dropped after their answer: a million tokens each, they would not fit in memory."""
@@ -74,30 +76,64 @@ def answers(
     decoder: Decoder,
     tokenizer: StudyTokenizer,
     items: Sequence[Item],
-    progress: Callable[[int], None],
+    progress: Progress,
     *,
     knockout: str | None = None,
+    share: bool = True,
 ) -> list[tuple[str, float]]:
-    """What the model goes on with after each prompt, and the nats of the right answer (``answer_nll``).
+    """What the model goes on with after each prompt, and the nats of the right answer (``answer_nll``). ``share``: what
+    prompts have in common at their beginning is read once."""
+    found: dict[int, tuple[str, float]] = {}
+    device = next(decoder.parameters()).device.type
+    for group in together(items, decoder.config, device, knockout=knockout, share=share):
+        said = ask(decoder, tokenizer, [items[i] for i in group.members], progress, tree=group.tree, knockout=knockout)
+        found.update(zip(group.members, said, strict=True))
+    return [found[index] for index in range(len(items))]
 
-    Prompts of equal length share a batch, so no pad ever enters a memory.
+
+def together(
+    items: Sequence[Item], config: ModelConfig, device: str, *, knockout: str | None = None, share: bool = True
+) -> list[Together]:
+    """Which prompts are read together: those that begin alike as trees (``share``), all others by tokens of a pass.
+
+    Prompts of a batch are equally long, so no pad ever enters a memory. Under a knock-out, of which one swaps the
+    memories of a batch, there are no trees.
     """
-    device = next(decoder.parameters()).device
     by_length: dict[tuple[int, int], list[int]] = {}
     for index, item in enumerate(items):
         by_length.setdefault((len(item.prompt), item.budget), []).append(index)
-    found: dict[int, tuple[str, float]] = {}
-    for (length, budget), members in by_length.items():
-        for batch in batches([length] * len(members), PASS_TOKENS[device.type], pairs=knockout == "swap"):
-            chosen = [members[i] for i in batch]
-            prompts = torch.tensor([items[i].prompt for i in chosen], device=device)
-            hidden, state = prefill(decoder, prompts, knockout)
-            nll = answer_nll(decoder, hidden, state, [items[i] for i in chosen], knockout)
-            said = greedy(decoder, hidden, state, budget, knockout)
-            for index, ids, nats in zip(chosen, said, nll, strict=True):
-                found[index] = (tokenizer.decode(ids), nats)
-            progress(length * len(chosen))
-    return [found[index] for index in range(len(items))]
+    groups = []
+    for (length, _), members in by_length.items():
+        if share and knockout in (None, "none"):
+            most = most_branches(config, length, device)
+            for tree in trees([items[i].prompt for i in members], config.mixer.segment_length, most):
+                groups.append(Together(tuple(members[i] for i in tree.members), tree=True))
+        joined = {i for group in groups for i in group.members}
+        alone = [i for i in members if i not in joined]
+        for batch in batches([length] * len(alone), PASS_TOKENS[device], pairs=knockout == "swap"):
+            groups.append(Together(tuple(alone[i] for i in batch)))
+    return groups
+
+
+def ask(
+    decoder: Decoder,
+    tokenizer: StudyTokenizer,
+    items: Sequence[Item],
+    progress: Progress,
+    *,
+    tree: bool = False,
+    knockout: str | None = None,
+) -> list[tuple[str, float]]:
+    """``answers`` to prompts that are read together."""
+    device = next(decoder.parameters()).device
+    prompts = torch.tensor([item.prompt for item in items])
+    if tree:
+        hidden, state = read_tree(decoder, prompts, progress=progress)
+    else:
+        hidden, state = prefill(decoder, prompts.to(device), knockout, progress=progress)
+    nll = answer_nll(decoder, hidden, state, items, knockout)
+    said = greedy(decoder, hidden, state, items[0].budget, knockout)
+    return [(tokenizer.decode(ids), nats) for ids, nats in zip(said, nll, strict=True)]
 
 
 @torch.inference_mode()
@@ -152,6 +188,13 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
             np.mean([a == r["expected"] for a, r in zip(answers, asked, strict=True)])
         )
     return numbers
+
+
+def row_of(table: str, item: Item, said: str, nll: float, segment_length: int, format: Format) -> dict[str, Any]:
+    """The prompt's row of ``table``: retrieval, or tasks; ``said``: what the model went on with."""
+    if table == "tasks":
+        return task_row(item, said, nll, segment_length, format)
+    return row(item, item.record.read(said), nll, segment_length)
 
 
 def row(item: Item, answer: str, nll: float, segment_length: int) -> dict[str, Any]:

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from stages.data.tasks.config import PromptsConfig
 from stages.evidence.evaluate.config import EvaluateConfig, EvaluateSettings, PerplexityConfig, pinned_prompts
 from stages.record import Record
 from stages.stage import Artifact, Context, Execution, Resources, Stage, StageError, Summary
+
+if TYPE_CHECKING:
+    from stages.data.tasks.prompts import Item
+    from stages.data.tokens.load import StudyTokenizer
 
 __all__ = ["STAGE", "Evaluate", "EvaluateConfig", "EvaluateSettings", "PerplexityConfig"]
 
 
 class Evaluate(Stage[EvaluateConfig]):
-    """Inputs: ``model`` (pretrain or base), ``tokens`` (tokenize), ``tokenizer``. Outputs: perplexity and
+    """Inputs: ``model`` (pretrain or base), ``tokens`` (tokenize), ``tokenizer``, ``prompts``. Outputs: perplexity and
     retrieval, and tasks where the config has further ones."""
 
     name = "evaluate"
-    code_version = 4
-    inputs = ("model", "documents", "tokens", "tokenizer")
+    code_version = 5
+    inputs = ("model", "documents", "tokens", "tokenizer", "prompts")
 
     def resources(self, config: EvaluateConfig, execution: Execution) -> Resources:
+        """With GPUs the step itself only waits for its workers, who have them."""
+        return Resources(cpus=execution.task_cpus)
+
+    def needs(self, config: EvaluateConfig, execution: Execution) -> Resources:
         return Resources(cpus=execution.task_cpus, gpus=execution.gpus_per_worker)
 
     def run(self, config: EvaluateConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
-        from stages.data.tasks.files import file_items, prompts_of
-        from stages.data.tasks.prompts import PromptMaker, evaluation_items, haystack_of
         from stages.data.tokens.load import document_tokens, load_tokenizer
         from stages.evidence.evaluate import perplexity, retrieval, tables
-        from stages.evidence.evaluate.forward import load_model, torch_device
+        from stages.evidence.evaluate.spreading import Evaluation
 
         tokenizer = load_tokenizer(inputs["tokenizer"])
-        decoder = load_model(inputs["model"], tokenizer, torch_device(context.execution), config.mixer)
+        evaluation = Evaluation(config, inputs, tokenizer, context)
         documents: list[perplexity.ScoredDocument] = []
         for split in config.perplexity.splits:
             found, short = perplexity.choose(
@@ -50,36 +57,17 @@ class Evaluate(Stage[EvaluateConfig]):
                 value=config.perplexity.min_tokens_per_document,
                 fix="lower it, or add documents to the splits " + ", ".join(config.perplexity.splits),
             )
-        haystack = haystack_of(document_tokens(inputs["tokens"], "test"), tokenizer.eos_id, tokenizer.bos_id)
-        items = list(evaluation_items(config.retrieval, tokenizer, haystack, config.seed))
+        items, more = _prompts(config, inputs, tokenizer)
         further = config.retrieval.further
-        maker = PromptMaker(tokenizer, haystack, config.retrieval.format, config.seed, "evaluation")
-        maker.check_grids(further, "evaluate.retrieval")
-        files = [prompts_of(name, file) for name, file in config.retrieval.files.items()]
-        more = itertools.chain(
-            evaluation_items(config.retrieval, tokenizer, haystack, config.seed, grids=further),
-            *(file_items(file, tokenizer) for file in files),
-        )
-
-        total = sum(len(d.tokens) for d in documents) + sum(len(i.prompt) for i in items)
-        total += sum(grid.tokens for grid in further)
-        done = 0
-
-        def progress(tokens: int) -> None:
-            nonlocal done
-            done += tokens
-            context.progress(min(done, total), total, "tokens")
-
-        scored = perplexity.score(decoder, tokenizer, documents, config.perplexity, progress)
+        found_rows = evaluation.rows(documents, list(items), more, sum(grid.tokens for grid in further))
+        scored, asked, answered = (found_rows[name] for name in ("perplexity", "retrieval", "tasks"))
         tables.write(output / "perplexity.parquet", scored, tables.PERPLEXITY)
-        asked = retrieval.score(decoder, tokenizer, items, progress)
         tables.write(output / "retrieval.parquet", asked, tables.RETRIEVAL)
 
         text = perplexity.totals(scored)
         metrics = text | retrieval.summarise(asked)
         made = {"perplexity": "perplexity.parquet", "retrieval": "retrieval.parquet"}
-        if further or files:
-            answered = retrieval.score_tasks(decoder, tokenizer, more, config.retrieval.format, progress)
+        if further or config.retrieval.files:
             tables.write(output / "tasks.parquet", answered, tables.TASKS)
             metrics |= retrieval.summarise_tasks(answered)
             made["tasks"] = "tasks.parquet"
@@ -94,6 +82,23 @@ class Evaluate(Stage[EvaluateConfig]):
             metrics=metrics,
             tables=made,
         )
+
+
+def _prompts(
+    config: EvaluateConfig, inputs: Mapping[str, Artifact], tokenizer: StudyTokenizer
+) -> tuple[Iterator[Item], Iterator[Item]]:
+    """Passkeys and bindings; further ones. As the stage ``prompts`` drew them, or drawn here where it is no input."""
+    from stages.data.tasks import make, table
+
+    if "prompts" not in inputs:
+        return make.all_prompts(
+            PromptsConfig(retrieval=config.retrieval, seed=config.seed), inputs["tokens"], tokenizer
+        )
+    prompts, files = inputs["prompts"], config.retrieval.files
+    further: Iterator[Item] = iter(())
+    if config.retrieval.further or files:
+        further = table.read_items(prompts.path(make.FURTHER), files)
+    return table.read_items(prompts.path(make.NEEDLES), files), further
 
 
 def _pinned(section: EvaluateSettings, folder: Path) -> EvaluateConfig:

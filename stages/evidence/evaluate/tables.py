@@ -64,6 +64,8 @@ TASKS = pa.schema(
     ]
 )
 
+SCHEMAS = {"perplexity": PERPLEXITY, "retrieval": RETRIEVAL, "tasks": TASKS}
+
 GATES = pa.schema([("layer", pa.int64()), ("head", pa.int64()), ("gate", pa.float64())])
 
 
