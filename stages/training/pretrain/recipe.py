@@ -32,6 +32,12 @@ class Recipe:
     lengths: tuple[int, ...] = ()  # a curriculum's shorter sequences, in order, for equal shares of curriculum_steps
     curriculum_steps: int = 0
     chunk_tokens: int | None = None
+    horizon: float = 1.0
+
+    @property
+    def decay_steps(self) -> int:
+        """Steps at whose end the schedule has decayed; training may stop before."""
+        return max(1, round(self.steps * self.horizon))
 
     def length_at(self, step: int) -> int:
         """Tokens of the pieces that text is read in at ``step`` (0-based): a curriculum's or the phase's, then whole
@@ -107,6 +113,7 @@ def of_pretrain(config: PretrainConfig) -> Recipe:
         lengths=curriculum(config.sequence_length, config.mixer.segment_length),
         curriculum_steps=round(config.steps * config.curriculum_share),
         chunk_tokens=config.chunk_tokens,
+        horizon=config.horizon,
         **_optim(config),
     )
 

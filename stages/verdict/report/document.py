@@ -22,7 +22,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     ("retrieval", "Retrieval and binding", ("passkey", "bindings", "tasks")),
     ("memory", "Is the memory used?", ("gates",)),
-    ("perplexity", "Perplexity", ("perplexity", "perplexity differences", "perplexity by position")),
+    ("perplexity", "Perplexity", ("perplexity", "perplexity differences", "schedules", "perplexity by position")),
     ("mechanism", "Capacity of the mechanism", ("capacity",)),
     ("data", "Data", ()),
     ("summaries", "Summaries", ("summarization",)),
