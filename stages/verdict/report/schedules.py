@@ -12,15 +12,15 @@ from stages.verdict.claims.schedule import Measure, measure_of
 from stages.verdict.claims.schedulevariance import variation
 from stages.verdict.claims.verdict import Number
 
-WHAT = {
-    "lr": "peak learning rate",
-    "gate_lr": "of the gates",
-    "warmup_steps": "warm-up steps",
-    "schedule": "schedule",
-    "min_lr_share": "last learning rate (share of peak)",
-    "horizon": "decays over so many times the steps:",
-    "curriculum_share": "text grows over this share of the steps:",
-    "rope_theta": "RoPE base",
+WORDS = {
+    "lr": "peak learning rate {}",
+    "gate_lr": "of the gates {}",
+    "warmup_steps": "warm-up of {} steps",
+    "schedule": "{}",
+    "min_lr_share": "last learning rate {} of the peak",
+    "horizon": "decays over {} times the steps",
+    "curriculum_share": "text grows over {} of the steps",
+    "rope_theta": "RoPE base {}",
 }
 
 
@@ -73,8 +73,8 @@ def matched(evidence: Evidence, settings: Mapping[str, Any]) -> Iterator[tuple[s
 def changes(schedule: Config | Mapping[str, Any]) -> str:
     """A schedule in words."""
     fields = dict(schedule) if isinstance(schedule, Mapping) else schedule.key_fields()
-    parts = [f"{what} {fields[name]:g}" if isinstance(fields[name], int | float) else f"{what} {fields[name]}"
-             for name, what in WHAT.items() if fields.get(name) is not None]  # fmt: skip
+    given = [(words, fields[name]) for name, words in WORDS.items() if fields.get(name) is not None]
+    parts = [words.format(value if isinstance(value, str) else f"{value:g}") for words, value in given]
     if scaling := fields.get("rope_scaling"):
         parts.append(f"RoPE scaling {scaling['type']} by {scaling['factor']:g}")
     if fields.get("mixture") is not None:
