@@ -40,9 +40,8 @@ def test_every_schedule_stands_against_its_arms_own_with_its_passkeys():
     named = {number.name: number for number in collected.sections["schedules"]}
     gain = named["schedule.perplexity.local@long.local"]
     assert -0.05 < gain.estimate < -0.025 and gain.high < 0 and gain.unit == "relative perplexity"
-    assert {source.step for source in gain.sources} == {
-        f"evaluate/{a}/{s}" for a in ("local@long", "local") for s in (0, 1, 2)
-    }
+    steps = {f"evaluate/{arm}/{seed}" for arm in ("local@long", "local") for seed in (0, 1, 2)}
+    assert {source.step for source in gain.sources} == steps
     assert named["passkey.full@long.512"].estimate == 1.0
     assert named["passkey.infini-delta@low-lr.512"].label == "infini-delta@low-lr at 512 tokens"
     assert "schedule.spread.schedules.local" in collected.named
