@@ -21,7 +21,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("control", "control by distance", "control knocked out", "calibration"),
     ),
     ("retrieval", "Retrieval and binding", ("passkey", "bindings", "tasks")),
-    ("memory", "Is the memory used?", ("gates",)),
+    ("memory", "Is the memory used?", ("gates", "probes")),
     ("perplexity", "Perplexity", ("perplexity", "perplexity differences", "schedules", "perplexity by position")),
     ("mechanism", "Capacity of the mechanism", ("capacity",)),
     ("data", "Data", ()),
