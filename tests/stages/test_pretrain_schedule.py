@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -16,6 +17,9 @@ from stages.training.pretrain.config import MixtureConfig, PretrainConfig, Promp
 from stages.training.pretrain.flops import flops_per_step
 from stages.training.pretrain.recipe import of_pretrain
 from stages.training.pretrain.schedule import ScheduleSettings
+from stages.training.pretrain.stage import PRETRAIN
+from tests.stages.pretraining import make_inputs, pretrain_config
+from tests.support import LocalContext
 
 TRUNK = TrunkConfig(dim=32, layers=2, heads=2)
 LOCAL, FULL = (MixerConfig(kind=kind, segment_length=16) for kind in ("local", "full"))
@@ -102,3 +106,23 @@ def test_gates_and_positions_stay_where_an_arm_has_none():
     assert schedule.apply(config(linear)) == config(linear, lr=2e-3)
     memory = MixerConfig(kind="infini", segment_length=16)
     assert schedule.apply(config(memory)).gate_lr == 0.5
+
+
+def test_a_training_takes_its_horizon_and_positions_and_leaves_them_in_its_model(tmp_path):
+    """The same batches as on the arm's own schedule; its learning rates until training ends are those of a run four
+    times as long."""
+    inputs, logs = make_inputs(tmp_path / "inputs"), {}
+    changes = ScheduleSettings(horizon=4, rope_theta=5e5)
+    own = pretrain_config({"kind": "local"}, warmup_steps=2)
+    for name, settings in {"own": own, "other": changes.apply(own)}.items():
+        (tmp_path / name).mkdir()
+        PRETRAIN.run(settings, inputs, tmp_path / name, LocalContext(str(tmp_path / f"{name}-work")))
+        logs[name] = pq.read_table(tmp_path / name / "train_log.parquet").to_pandas()
+    digests = [pq.read_table(tmp_path / name / "samples.parquet")["sample_ids_digest"].to_pylist() for name in logs]
+    assert digests[0] == digests[1]
+    expected = [3e-3 * rate for rate in rates(own.model_copy(update={"steps": 48}))[:12]]
+    assert logs["other"]["lr"].tolist() == pytest.approx(expected)
+    assert logs["own"]["lr"].iloc[-1] == pytest.approx(3e-4) and logs["other"]["lr"].iloc[-1] > 2.5e-3
+    assert logs["other"]["loss"].iloc[0] != logs["own"]["loss"].iloc[0]  # positions are others from the first step on
+    thetas = [checkpoint.load(tmp_path / name / "model").config.trunk.rope_theta for name in logs]
+    assert thetas == [1e4, 5e5]

@@ -14,12 +14,15 @@ from stages.training.pretrain.config import MixtureConfig, PretrainConfig
 BASELINES = ("local", "window", "full")
 """Kinds without a memory whose schedules are varied, beside those with a compressive one."""
 
+SEPARATOR = "@"
+"""Between an arm's name, in which it cannot stand, and that of its schedule."""
+
 _POSITIONS = ("rope_theta", "rope_scaling")
 
 
 def scheduled(arm: str, schedule: str) -> str:
     """The arm's name under another schedule, in step ids and tables: ``local@long``."""
-    return f"{arm}@{schedule}"
+    return f"{arm}{SEPARATOR}{schedule}"
 
 
 class ScheduleSettings(Config):

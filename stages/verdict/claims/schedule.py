@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.display.numbers import points, signed_percent
+from stages.training.pretrain.schedule import SEPARATOR
 from stages.verdict.claims import perplexity, retrieval
 from stages.verdict.claims.bracket import Bracket, behind, control_bracket, perplexity_bracket, task_bracket
 from stages.verdict.claims.effects import Effect, effect, needed
@@ -194,7 +195,7 @@ def _judge(evidence: Evidence, arm: str, gaps: Gaps, p: dict[str, float], baseli
     if not trained.intersection(gaps.candidates):
         lack = f"no schedule of {arm} brought its held-out loss below its base's"
         return decided(row, "inconclusive", f"{size}; {lack}", "undertrained", lack)
-    others = [name for name in gaps.baselines if "@" in name and name in trained]
+    others = [name for name in gaps.baselines if SEPARATOR in name and name in trained]
     if ahead and len(others) >= rule.minimum:
         short = f"ahead of all {len(gaps.baselines)} schedules of the baseline"
         return decided(row, "supported", f"{size}: {short}, Holm p = {p[lead]:.2g}", short=short)
