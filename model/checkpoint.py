@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.config import MixerConfig, ModelConfig, TrunkConfig
+from model.config import MixerConfig, ModelConfig, RopeScaling, TrunkConfig
 from model.decoder import Decoder
 from model.llama import BLOCK, INDEX, WEIGHTS, llama_fields, read_config, shape, weight_files
 
@@ -84,14 +84,18 @@ def graft(
     seed: int,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = torch.float32,
+    rope_theta: float | None = None,
+    rope_scaling: RopeScaling | None = None,
 ) -> Decoder:
     """A base checkpoint's trunk under another mixer: every arm of a study starts from the same tensors.
 
     directory: a folder of ``save``, or one of Hugging Face's of a family that ``llama.py`` knows. Parameters the base
     does not have are initialised from ``seed``; those the new mixer does not have are left behind. dtype: of all but
-    the gates, which are float32; None for the checkpoint's own.
+    the gates, which are float32; None for the checkpoint's own. rope_theta, rope_scaling: positions in place of the
+    base's, of which no tensor tells; None: the base's.
     """
     tensors, trunk, vocab_size = import_hf(directory, dtype)
+    trunk = trunk.with_positions(rope_theta, rope_scaling)
     config = ModelConfig(trunk=trunk, mixer=mixer, vocab_size=vocab_size)
     return _fill(config, tensors, Path(directory), seed=seed, fresh=True).to(device)
 

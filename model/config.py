@@ -6,7 +6,7 @@ rate) is a field here, with the reason for its default.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 from model.arms import arm_of, has_effect, kinds_with, reach_of
@@ -246,6 +246,14 @@ class TrunkConfig:
         """The fields, without those of ``_FAMILIES`` that are at their defaults."""
         plain = {option.name: option.default for option in fields(self) if option.name in _FAMILIES}
         return {name: value for name, value in asdict(self).items() if name not in plain or value != plain[name]}
+
+    def with_positions(self, rope_theta: float | None, rope_scaling: RopeScaling | None) -> TrunkConfig:
+        """The same trunk with other positions; what is None stays."""
+        return replace(
+            self,
+            rope_theta=self.rope_theta if rope_theta is None else rope_theta,
+            rope_scaling=self.rope_scaling if rope_scaling is None else rope_scaling,
+        )
 
     @property
     def limit(self) -> tuple[str, int] | None:

@@ -114,12 +114,17 @@ def _control_arms(opened: Loaded) -> dict[str, Any]:
 
 
 def _hours(opened: Loaded, needs: tuple[str, ...], tflops: float) -> float:
-    """Device-hours of training in all steps that the stages ``needs`` rest on."""
+    """Device-hours of training in all steps that the stages ``needs`` rest on; other schedules, which none of these
+    claims reads, only where ``needs`` names the report."""
+    from stages.training.pretrain.schedule import SEPARATOR
     from stages.verdict.claims.power import training_flops
 
     study, plan = opened.loaded.study, opened.plan
     vocabulary = {"bpe": study.tokenizer.vocab_size, "bytes": 258}.get(study.tokenizer.kind) or VOCABULARY
-    chosen = plan.upstream(step.id for step in plan.steps if step.stage.name in needs)
+    whole = "report" in needs
+    chosen = plan.upstream(
+        step.id for step in plan.steps if step.stage.name in needs and (whole or SEPARATOR not in (step.arm or ""))
+    )
     total = sum(training_flops(plan[step].config, study.trunk, vocabulary) for step in chosen)
     return total / (tflops * 1e12 * 3600)
 

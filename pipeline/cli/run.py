@@ -106,12 +106,12 @@ def plan(
 ) -> None:
     """What a run would do, step by step, and why. Starts nothing."""
     from pipeline.engine.plan import decide
+    from pipeline.study.schedules import trained_arms
 
     opened = open_study(study, set_, root)
     chosen = opened.loaded.study
-    decisions = decide(
-        opened.plan, opened.store, _selection(only, since, until, arm, seed, force, chosen.arms, chosen.seeds)
-    )
+    selection = _selection(only, since, until, arm, seed, force, trained_arms(chosen), chosen.seeds)
+    decisions = decide(opened.plan, opened.store, selection)
     _print_plan(opened.plan, decisions, json)
 
 
@@ -169,10 +169,11 @@ def run(
 ) -> None:
     """Run a study: make what is missing, reuse what is there. Running again is resuming."""
     from pipeline.engine.plan import decide
+    from pipeline.study.schedules import trained_arms
 
     opened = open_study(study, set_, root)
     chosen = opened.loaded.study
-    selection = _selection(only, since, until, arm, seed, force, chosen.arms, chosen.seeds)
+    selection = _selection(only, since, until, arm, seed, force, trained_arms(chosen), chosen.seeds)
     decisions = decide(opened.plan, opened.store, selection)
     if dry_run:
         _print_plan(opened.plan, decisions, json)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from model.config import check_reach
 from pipeline.errors import suggestion
+from pipeline.study.schedules import faults as schedule_faults
+from pipeline.study.schedules import variants
 from pipeline.study.study import Study
 from stages.data.corpus.config import IngestConfig
 from stages.data.corpus.files import DigestCache
@@ -22,7 +24,7 @@ from stages.data.tokens.pin import vocabulary_size
 from stages.data.tokens.preview import preview
 from stages.evidence.control.stage import CONTROL_ARMS
 from stages.stage import StageError
-from stages.training.pretrain.config import BaseConfig, PretrainConfig, check_workers
+from stages.training.pretrain.config import BaseConfig, MixtureConfig, PretrainConfig, check_workers
 from stages.training.pretrain.recipe import check_split, of_pretrain
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def disagreements(study: Study) -> list[str]:
     values = study.model_dump(mode="json")
     return [
         *_repeats(values, ""), *_sizes(values, ""), *_models(study), *_warmup(study), *_mixture(study), *_arms(study),
-        *_claims(study),
+        *_claims(study), *study.match.faults(study.arms), *schedule_faults(study),
     ]  # fmt: skip
 
 
@@ -60,10 +62,11 @@ def _sizes(value: Any, place: str) -> Iterator[str]:
 
 
 def _models(study: Study) -> Iterator[str]:
-    if (models := len(study.arms) * len(study.seeds)) > _MOST_MODELS:
+    trained = len(study.arms) + sum(map(len, variants(study).values()))
+    if (models := trained * len(study.seeds)) > _MOST_MODELS:
         yield (
-            f"arms, seeds: {len(study.arms)} x {len(study.seeds)} = {models} models (allowed: at most {_MOST_MODELS}). "
-            "Fix: several studies with one store"
+            f"arms, schedules, seeds: {trained} x {len(study.seeds)} = {models} models (allowed: at most "
+            f"{_MOST_MODELS}). Fix: several studies with one store"
         )
 
 
@@ -91,10 +94,16 @@ def _repeats(value: Any, place: str) -> Iterator[str]:
 
 def _mixture(study: Study) -> Iterator[str]:
     known = [source.name for source in study.corpus.sources]
-    for section, mixture in (("base", study.base.mixture), ("pretrain", study.pretrain.mixture)):
+    sections = [("base", study.base.mixture), ("pretrain", study.pretrain.mixture), *_of_schedules(study)]
+    for section, mixture in sections:
         for name in mixture.sources:
             if name not in known:
                 yield f"{section}.mixture.sources.{name}: the corpus has no such source{suggestion(name, known)}"
+
+
+def _of_schedules(study: Study) -> list[tuple[str, MixtureConfig]]:
+    """Section and mixture of the schedules that have one."""
+    return [(f"schedules.{name}", one.mixture) for name, one in study.schedules.items() if one.mixture is not None]
 
 
 def _arms(study: Study) -> Iterator[str]:
@@ -206,7 +215,11 @@ def _prompts(study: Study, tokenizer: TokenizerConfig) -> None:
     for section, asked in sections:
         maker = PromptMaker(codec, haystack, asked.format, 0, "evaluation")
         maker.check_grids((*asked.needles, *asked.further), f"{section}.retrieval")
-    for section, mixture in (("base", study.base.mixture), ("pretrain", study.pretrain.mixture)):
+    for section, mixture in (
+        ("base", study.base.mixture),
+        ("pretrain", study.pretrain.mixture),
+        *((section, _filled(study, mixture)) for section, mixture in _of_schedules(study)),
+    ):
         maker = PromptMaker(codec, haystack, mixture.retrieval_format, 0, "training")
         for index, phase in enumerate(mixture.prompts):
             if not phase.share:
@@ -214,6 +227,11 @@ def _prompts(study: Study, tokenizer: TokenizerConfig) -> None:
             for task in map(task_of, mixture.retrieval_tasks):
                 k = max(trained_k(task, mixture.retrieval_rivals))
                 maker.check(task, phase.length, k, field=f"{section}.mixture.prompts.{index}.length")
+
+
+def _filled(study: Study, mixture: MixtureConfig) -> MixtureConfig:
+    """A schedule's mixture with what it takes over from ``pretrain``."""
+    return study.pretrain.mixture.model_copy(update={n: getattr(mixture, n) for n in mixture.model_fields_set})
 
 
 def _workers(study: Study) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from pipeline.engine.plan import Plan, PlanBuilder
 from pipeline.errors import StudyError
 from pipeline.study.checks import preflight
 from pipeline.study.load import LoadedStudy
+from pipeline.study.schedules import trainings, variants
 from pipeline.study.study import BASE_ARM, Study
 from stages.data.certify.stage import STAGE as CERTIFY
 from stages.data.corpus.pin import pin
@@ -22,11 +23,12 @@ from stages.data.taskaudit.pin import pin_sources, task_of_pairs
 from stages.data.taskaudit.stage import STAGE as TASK_AUDIT
 from stages.data.tasks.stage import STAGE as PROMPTS
 from stages.data.tasks.stage import PromptsConfig
-from stages.data.tokens.pin import pin_tokenizer
+from stages.data.tokens.pin import pin_tokenizer, vocabulary_size
 from stages.data.tokens.stage import TOKENIZE, TOKENIZER
 from stages.evidence.control.stage import BASE as CONTROL_BASE
 from stages.evidence.control.stage import STAGE as CONTROL
 from stages.evidence.control.stage import control_arms
+from stages.evidence.evaluate.stage import RECORD as EVALUATE_RECORD
 from stages.evidence.evaluate.stage import STAGE as EVALUATE
 from stages.evidence.evaluate.stage import EvaluateConfig
 from stages.evidence.summarize.stage import SummarizeConfig
@@ -62,6 +64,8 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
             for seed in study.base_seeds
         }
         preflight(study, corpus, tokenizer_config, base_configs[study.base_seeds[0]], cache)
+        vocabulary = vocabulary_size(tokenizer_config) or study.tokenizer.vocab_size
+        training = trainings(study, _mixture(study, "pretrain"), vocabulary)
     except StageError as error:
         raise StudyError(f"{loaded.path}: {error}") from error
     graph = PlanBuilder()
@@ -87,7 +91,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
         if record.per == "study":
             made.append(graph.add(record.stage, config, _inputs(record, read)))
     made += _control(graph, study)
-    bases, trained = _models(graph, study, base_configs, data)
+    bases, trained = _models(graph, study, base_configs, training, data)
     made += [*dict.fromkeys(bases.values()), *trained.values()]
     of_base = evaluate.model_copy(update={"mixer": study.base_mixer})
     made += [
@@ -96,11 +100,13 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     ]
     for record, config in asked:
         for (arm, seed), model in trained.items() if record.per == "model" else ():
-            if not record.kinds or study.arms[arm].kind in record.kinds:
+            kind = study.arms[arm].kind if arm in study.arms else None  # None: an arm on another schedule
+            if record is EVALUATE_RECORD or (kind is not None and (not record.kinds or kind in record.kinds)):
                 inputs = _inputs(record, {"model": model, **read})
                 made.append(graph.add(record.stage, config, inputs, arm=arm, seed=seed))
     # where a checkpoint lies does not count, nor an option that is not used
-    uncounted = {"path"} if study.pretrain.chunk_tokens else {"path", "chunk_tokens"}
+    unused = {"chunk_tokens"} if study.pretrain.chunk_tokens is None else set[str]()
+    uncounted = {"path"} | unused | ({"horizon"} if study.pretrain.horizon == 1 else set())
     graph.add(
         REPORT,
         ReportConfig(
@@ -115,6 +121,11 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
                 .model_copy(update={"mixture": _mixture(study, section)})
                 .model_dump(mode="json", exclude=uncounted)
                 for section in ("base", "pretrain")
+            }
+            | _matched(study, training),
+            schedules={
+                name: study.schedules[name].model_copy(update={"arms": tuple(arms)})
+                for name, arms in variants(study).items()
             },
             control_arms=control_arms(study.control, study.arms) if study.control is not None else {},
         ),
@@ -124,21 +135,41 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
 
 
 def _models(
-    graph: PlanBuilder, study: Study, base_configs: Mapping[int, BaseConfig], data: Mapping[str, str]
+    graph: PlanBuilder,
+    study: Study,
+    base_configs: Mapping[int, BaseConfig],
+    training: Mapping[str, PretrainConfig],
+    data: Mapping[str, str],
 ) -> tuple[dict[int, str], dict[tuple[str, int], str]]:
     """The steps of the bases by seed, and of the arms by arm and seed: each seed's arms behind its base, so that a
-    first whole set of models is there early."""
-    mixture = _mixture(study, "pretrain")
+    first whole set of models is there early; arms on other schedules (``arm@schedule``) come last."""
     bases: dict[int, str] = {}
     trained: dict[tuple[str, int], str] = {}
+
+    def train(seed: int, base: int, arms: Iterable[str]) -> None:
+        for arm in arms:
+            config = training[arm].model_copy(update={"seed": seed})
+            trained[arm, seed] = graph.add(PRETRAIN, config, {**data, "base": bases[base]}, arm=arm, seed=seed)
+
     for seed in study.seeds:
         of = seed if study.base.per_seed else study.base.seed
         if of not in bases:
             bases[of] = graph.add(BASE, base_configs[of], data, seed=of if study.base.per_seed else None)
-        for arm, mixer in study.arms.items():
-            config = PretrainConfig(**_fields(study.pretrain) | {"mixture": mixture}, mixer=mixer, seed=seed)
-            trained[arm, seed] = graph.add(PRETRAIN, config, {**data, "base": bases[of]}, arm=arm, seed=seed)
+        train(seed, of, study.arms)
+    for seed in study.seeds:
+        train(
+            seed, seed if study.base.per_seed else study.base.seed, [arm for arm in training if arm not in study.arms]
+        )
     return bases, trained
+
+
+def _matched(study: Study, training: Mapping[str, PretrainConfig]) -> dict[str, Any]:
+    """What the report says of ``match`` where it is not by tokens, which is what it says otherwise."""
+    if study.match.by == "tokens":
+        return {}
+    reference = study.match.reference_of(study.arms)
+    steps = {arm: training[arm].steps for arm in training}
+    return {"match": {"by": study.match.by, "reference": reference, "steps": steps}}
 
 
 def _inputs(record: Record, available: Mapping[str, str]) -> dict[str, str]:

@@ -85,8 +85,10 @@ def _text(path: Path) -> str:
 
 def _said_once(raw: dict[str, Any]) -> dict[str, Any]:
     """An arm that names no segment length has the tokens' own, and training the tokens' sequence length. An imported
-    base is one for all seeds."""
+    base is one for all seeds. What is matched is one word, or a section."""
     filled = dict(raw)
+    if isinstance(raw.get("match"), str):
+        filled["match"] = {"by": raw["match"]}
     if isinstance(raw.get("base"), dict) and raw["base"].get("init") == "hf":
         filled["base"] = {"per_seed": False, **raw["base"]}
     if not isinstance(raw.get("tokenize"), dict):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from model.config import MixerConfig, TrunkConfig
+from pipeline.study.match import MatchSettings
 from stages.data.certify.config import CertifyConfig
 from stages.data.corpus.config import IngestConfig
 from stages.data.decontaminate.config import DecontaminateConfig
@@ -27,6 +28,7 @@ from stages.evidence.summarize.config import SummarizeConfig
 from stages.evidence.summarize.stage import RECORD as SUMMARIZE
 from stages.record import Record, configs
 from stages.stage import Config, Execution
+from stages.training.pretrain.schedule import ScheduleSettings
 from stages.training.pretrain.stage import BaseSettings, PretrainSettings
 from stages.verdict.claims.config import ClaimsConfig
 
@@ -57,6 +59,10 @@ class Study(Config):
     base: BaseSettings
     arms: dict[str, MixerConfig] = Field(min_length=1, max_length=1000)
     pretrain: PretrainSettings
+    match: MatchSettings = MatchSettings()
+    schedules: dict[str, ScheduleSettings] = Field(
+        default={}, max_length=100, description="other schedules that arms are trained on too, by name"
+    )
     evaluate: EvaluateSettings
     ablate: AblateConfig | None = None
     calibrate: CalibrateConfig | None = None

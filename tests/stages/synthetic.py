@@ -69,9 +69,14 @@ class Synthetic:
     base: float = 0.3  # nats that the base is worse than local
     gap_of_seed: Mapping[int, float] = field(default_factory=dict)  # added to the memory arms' effect in that seed
     draw: int = 0  # another draw of all noise
+    schedules: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """name -> arm -> nats per token that the schedule adds to what the arm has on its own."""
+    run_effect: Mapping[tuple[str, int], float] = field(default_factory=dict)
+    """(arm on any schedule, seed) -> nats added to that run alone."""
     reader: Reader = readers.perfect  # of the memory arms
     full: Reader = readers.perfect
     local: Reader = LOCAL
+    reader_of: Mapping[str, Reader] = field(default_factory=dict)  # of an arm on another schedule
     composed: Reader = readers.complete  # of the memory arms, further tasks
     composed_full: Reader = readers.complete
     composed_local: Reader = readers.never
@@ -116,6 +121,15 @@ class Synthetic:
     def runs(self) -> list[tuple[str, int]]:
         return [(arm, seed) for arm in ARMS for seed in self.seeds]
 
+    def scheduled(self) -> list[tuple[str, str, int, float]]:
+        """Name, arm, seed and effect of what other schedules were trained."""
+        return [
+            (f"{arm}@{name}", arm, seed, effect)
+            for name, of in self.schedules.items()
+            for arm, effect in of.items()
+            for seed in self.seeds
+        ]
+
     def rng(self, *parts: object) -> np.random.Generator:
         parts = (*parts, self.draw) if self.draw else parts
         return np.random.default_rng(int(hashlib.sha256(repr(parts).encode()).hexdigest()[:12], 16))
@@ -137,12 +151,22 @@ class Synthetic:
                 further = readers.further(self.asked, self.draw % 5)
                 tables["tasks.parquet"] = readers.ask_tasks(reader, further, seed, SEGMENT, f"{arm}{self.draw or ''}")
             self.add(f"evaluate/{arm}/{seed}", tables)
+        for name, arm, seed, more in self.scheduled():
+            tables = {}
+            if text:
+                effect = self._effect(arm, seed) + more + self.run_effect.get((name, seed), 0.0)
+                tables["perplexity.parquet"] = self._perplexity(name, seed, effect)
+            if prompts:
+                reader = self.reader_of.get(name, self._reader(arm))
+                tables["retrieval.parquet"] = readers.ask(reader, items, seed, SEGMENT, f"{name}{self.draw or ''}")
+            self.add(f"evaluate/{name}/{seed}", tables)
         for seed in self.seeds:
             self.add(f"evaluate/base/{seed}", {"perplexity.parquet": self._perplexity("base", seed, self.base)})
         return self
 
     def _effect(self, arm: str, seed: int) -> float:
-        return self.effect.get(arm, 0.0) + (self.gap_of_seed.get(seed, 0.0) if arm in MEMORY else 0.0)
+        more = self.run_effect.get((arm, seed), 0.0)
+        return more + self.effect.get(arm, 0.0) + (self.gap_of_seed.get(seed, 0.0) if arm in MEMORY else 0.0)
 
     def _reader(self, arm: str) -> Reader:
         return self.reader if arm in MEMORY else self.full if arm == "full" else self.local
@@ -427,7 +451,8 @@ class InMemory(Evidence):
 
     def __init__(self, study: Synthetic, rules: ClaimsConfig, **changed: Any) -> None:
         inputs = {step: LocalArtifact(study.directory, _key(step)) for step in study.tables}
-        settings = {"arms": ARMS, "seeds": study.seeds, "trunk": TRUNK, "control_arms": CONTROL_ARMS} | changed
+        settings = {"arms": ARMS, "seeds": study.seeds, "trunk": TRUNK, "control_arms": CONTROL_ARMS}
+        settings |= {"schedules": {name: tuple(of) for name, of in study.schedules.items()}} | changed
         super().__init__(inputs, rules=rules, **settings)
         self._study = study
 

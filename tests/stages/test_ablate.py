@@ -11,7 +11,7 @@ from model import checkpoint
 from model.config import MixerConfig
 from stages.data.tasks.config import RetrievalConfig
 from stages.data.tokens.load import load_tokenizer
-from stages.evidence.ablate.config import HeadsConfig, SaturationConfig, TrainedKeysConfig
+from stages.evidence.ablate.config import HeadsConfig, ProbesConfig, SaturationConfig, TrainedKeysConfig
 from stages.evidence.ablate.stage import STAGE, AblateConfig
 from stages.evidence.evaluate.config import PerplexityConfig
 from stages.evidence.evaluate.stage import STAGE as EVALUATE
@@ -225,3 +225,60 @@ def test_mistakes_are_named(inputs, model, tmp_path):
         HeadsConfig(knockouts=("reset",))
     with pytest.raises(ValidationError, match="'none' among them"):
         AblateConfig(perplexity=TEXT, retrieval=RETRIEVAL, knockouts=("swap",))
+
+
+# --- probes: the model read as it was not trained -------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def probed_tables(inputs, model, tmp_path_factory):
+    output = tmp_path_factory.mktemp("probed")
+    config = NO_EXTRAS.model_copy(update={"probes": ProbesConfig(window=2 * SEGMENT, documents=2, max_tokens=500)})
+    context = LocalContext(str(output))
+    STAGE.run(config, {**inputs, "model": model}, output, context)
+    assert context.progressed[-1][0] == context.progressed[-1][1]
+    names = ("perplexity", "retrieval", "probe_perplexity", "probe_retrieval", "windows")
+    return {name: pq.read_table(output / f"{name}.parquet").to_pandas() for name in names}
+
+
+def test_a_gate_forced_to_nought_is_the_closed_one_and_others_are_others(probed_tables):
+    probed = probed_tables["probe_perplexity"].pivot(
+        index=["doc_id", "bucket_start"], columns="knockout", values="nll_sum"
+    )
+    assert list(probed.columns) == ["gate_0", "gate_0.5", "gate_1", "rule_linear"]  # trained by the delta rule
+    knocked = probed_tables["perplexity"]
+    closed = knocked[knocked.knockout == "gate_closed"].set_index(["doc_id", "bucket_start"]).nll_sum
+    assert probed["gate_0"].tolist() == pytest.approx(closed.loc[probed.index].tolist(), rel=1e-6)
+    rest = probed.xs(2 * SEGMENT, level="bucket_start").round(3)
+    assert (rest.nunique(axis=1) == 4).all()
+    first = probed.xs(0, level="bucket_start")
+    assert first["gate_1"].tolist() == pytest.approx(first["gate_0"].tolist(), rel=1e-6), "nothing to read yet"
+    assert set(probed_tables["probe_retrieval"].knockout) == set(probed.columns)
+
+
+def test_the_other_rule_is_the_same_weights_under_it(inputs, model, probed_tables, tmp_path):
+    other = checkpoint.graft(model.path("model"), MixerConfig(kind="infini", segment_length=SEGMENT), seed=0)
+    with torch.no_grad():  # a graft takes the trunk alone
+        for to, of in zip(other.gate_parameters(), checkpoint.load(model.path("model")).gate_parameters(), strict=True):
+            to.copy_(of)
+    text, _ = evaluated(inputs, save(other, tmp_path / "linear"), tmp_path / "out")
+    linear = probed_tables["probe_perplexity"].query("knockout == 'rule_linear'")
+    assert linear.nll_sum.tolist() == pytest.approx(text.nll_sum.tolist(), rel=1e-5)
+
+
+def test_a_memory_emptied_at_every_window_differs_from_the_second_window_on(inputs, model, probed_tables):
+    table = probed_tables["windows"]
+    table = table.pivot(index=["doc_id", "bucket_start"], columns="memory", values=["nll_sum", "tokens"])
+    assert (table["tokens", "carried"] == table["tokens", "emptied"]).all()
+    assert set(table["tokens", "carried"].xs(0, level="bucket_start")) == {2 * SEGMENT - 1}
+    first = table["nll_sum"].xs(0, level="bucket_start")
+    assert first["carried"].tolist() == pytest.approx(first["emptied"].tolist(), rel=1e-6)
+    later = table["nll_sum"].drop(index=0, level="bucket_start")
+    assert len(later) and ((later["carried"] - later["emptied"]).abs() > 1e-3).all()
+
+
+def test_probes_that_cannot_be_are_refused_and_those_that_are_not_asked_move_no_key(inputs, model, tmp_path):
+    assert "probes" not in NO_EXTRAS.key_fields()
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
+        ProbesConfig(gates=(2.0,))
+    odd = NO_EXTRAS.model_copy(update={"probes": ProbesConfig(window=SEGMENT + 1)})
+    with pytest.raises(StageError, match=r"ablate\.probes\.window = 33"):
+        STAGE.run(odd, {**inputs, "model": model}, tmp_path, LocalContext(str(tmp_path)))

@@ -51,6 +51,15 @@ def both(value: float) -> dict[str, Any]:
     return gains(**{arm.replace("-", "_"): value for arm in MEMORY})
 
 
+# other schedules of the baseline, none of which helps it; and one that gives it what the memory arms gain
+NO_HELP = {"low-lr": {"local": 0.03}, "high-lr": {"local": 0.01}, "long": {"local": 0.0}, "rope": {"local": 0.0}}
+HELP = NO_HELP | {"long": {"local": -0.09}}
+
+
+def tried(schedules: dict[str, dict[str, float]], **more: Any) -> dict[str, Any]:
+    return {"schedules": schedules, "seed_noise": 0.001} | more
+
+
 # claim, what the arms are, the truth in the tables, the verdict that follows
 ORACLE: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     # C1: the knock-outs
@@ -82,6 +91,24 @@ ORACLE: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("C13", "undertrained: loss not below the base's", {"base": -0.2}, I),
     ("C13", "one bad seed of three", {"gap_of_seed": {2: 0.12}}, I),
     ("C13", "one seed only", {"seeds": (0,)}, I),
+    # C12: other schedules of the baseline
+    ("C12", "the gap is there on every schedule", tried(NO_HELP), S),
+    ("C12", "the gap is the schedule's: one of the baseline's closes it", tried(HELP), R),
+    ("C12", "closed, and the memory arms gain as much on that schedule",
+     tried(HELP | {"long": {"local": -0.09, **dict.fromkeys(MEMORY, -0.09)}}), S),
+    ("C12", "no gap on any schedule, though full attention has one", both(0.0) | tried(NO_HELP), R),
+    ("C12", "no gap, and full attention has none",
+     gains(full=0.0, infini_linear=0.0, infini_delta=0.0) | tried(NO_HELP), I),
+    ("C12", "another schedule takes most of the gap", tried(NO_HELP | {"long": {"local": -0.05}}), S),
+    ("C12", "undertrained: loss not below the base's", tried(NO_HELP, base=-0.2), I),
+    ("C12", "the other schedules did not train",
+     tried({name: {"local": 0.9} for name in NO_HELP}), I),
+    ("C12", "two schedules are too few", tried({"low-lr": {"local": 0.03}, "long": {"local": 0.0}}), I),
+    ("C12", "one bad seed of three", tried(NO_HELP, gap_of_seed={2: 0.12}), I),
+    ("C12", "one lucky seed of a schedule",
+     tried(NO_HELP, run_effect={("local@long", 1): -0.12}), I),
+    ("C12", "one seed only", tried(NO_HELP, seeds=(0,)), I),
+    ("C12", "other schedules of the memory arms alone", tried({"long": dict.fromkeys(MEMORY, 0.0)}), "not measured"),
     # C3: the passkey
     ("C3", "perfect", {}, S),
     ("C3", "right 97 times in 100", {"reader": beyond(sometimes(0.985))}, S),
@@ -162,6 +189,7 @@ STAGES = {
     "C1": "ablate",
     "C2": "evaluate",
     "C4": "evaluate",
+    "C12": "evaluate",
     "C13": "evaluate",
     "C3": "evaluate",
     "C5b": "evaluate",

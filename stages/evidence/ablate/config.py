@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -51,12 +51,27 @@ class TrainedKeysConfig(Config):
         return value
 
 
+class ProbesConfig(Config):
+    """The trained model read as it was not trained, on the items of the knock-outs; and long documents with the memory
+    carried through them against emptied at every window."""
+
+    gates: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        default=(0.0, 0.5, 1.0), description="values that every gate is forced to in turn"
+    )
+    other_rule: bool = Field(default=True, description="written by the rule it was not trained with (linear, delta)")
+    window: int | None = Field(
+        default=None, ge=2, description="tokens after which the memory is emptied (default: training's sequences)"
+    )
+    documents: int = Field(default=3, ge=1, description="the longest held-out ones, of two windows at least")
+    max_tokens: int = Field(default=8192, ge=2, description="longer documents are cut here")
+
+
 class AblateConfig(Config):
     """The study file's ``ablate:`` section. Items are the same for every knock-out, arm and training seed.
 
     Only documents of at least ``perplexity.max_tokens_per_document`` tokens are scored, cut there: equal lengths let
     ``swap`` exchange whole memories. Of the prompts only passkeys and bindings beyond the local segment are asked.
-    ``heads``, ``saturation`` and ``trained_keys`` are left out where they are null.
+    ``heads``, ``saturation`` and ``trained_keys`` are left out where they are null, ``probes`` unless they are given.
     """
 
     knockouts: tuple[Knockout, ...] = ("none", "gate_closed", "reset", "swap", "zero_read")
@@ -65,7 +80,15 @@ class AblateConfig(Config):
     heads: HeadsConfig | None = HeadsConfig()
     saturation: SaturationConfig | None = SaturationConfig()
     trained_keys: TrainedKeysConfig | None = TrainedKeysConfig()
+    probes: ProbesConfig | None = None
     seed: int = Field(default=0, ge=0)
+
+    def key_fields(self) -> dict[str, Any]:
+        """Probes only where there are some."""
+        fields = super().key_fields()
+        if self.probes is None:
+            fields.pop("probes")
+        return fields
 
     @model_validator(mode="after")
     def _check(self) -> AblateConfig:

@@ -32,8 +32,8 @@ class Ablate(Stage[AblateConfig]):
 
     def run(self, config: AblateConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         from stages.data.tasks.prompts import evaluation_items, haystack_of
-        from stages.data.tokens.load import document_tokens, load_tokenizer
-        from stages.evidence.ablate import heads, keys, saturation
+        from stages.data.tokens.load import document_tokens, load_tokenizer, token_meta
+        from stages.evidence.ablate import heads, keys, probes, saturation
         from stages.evidence.evaluate import perplexity, retrieval, tables
         from stages.evidence.evaluate.forward import load_model, torch_device
 
@@ -68,7 +68,7 @@ class Ablate(Stage[AblateConfig]):
             )
             context.log(f"{split}: {len(found)} documents of {longest} tokens, {short} shorter ones left out")
             documents += found
-            if config.saturation or config.trained_keys:
+            if config.saturation or config.trained_keys or config.probes:
                 whole += perplexity.choose(document_tokens(inputs["tokens"], split), split, uncut, tokenizer.eos_id)[0]
         haystack = haystack_of(document_tokens(inputs["tokens"], "test"), tokenizer.eos_id, tokenizer.bos_id)
         segment = decoder.config.mixer.segment_length
@@ -87,12 +87,27 @@ class Ablate(Stage[AblateConfig]):
                 value=config.saturation.model_dump(),
                 fix="add longer held-out documents, or set it to null",
             )
+        windowed, window = [], 0
+        if config.probes:
+            window = config.probes.window or token_meta(inputs["tokens"])["sequence_length"]
+            windowed = probes.long_enough(whole, config.probes, window)
+            if window % segment or not windowed:
+                raise StageError(
+                    f"no held-out document has two windows of whole segments of {segment} tokens",
+                    field="ablate.probes.window",
+                    value=window,
+                    allowed=f"multiples of {segment}, half of a held-out document at most",
+                    fix="another window, or longer held-out documents",
+                )
         one_by_one = heads.choose(items, config.heads) if config.heads else []
         count = decoder.config.trunk.layers * decoder.config.trunk.heads
         total = (sum(len(d.tokens) for d in documents) + sum(len(i.prompt) for i in items)) * len(config.knockouts)
         if config.heads:
             total += sum(len(i.prompt) for i in one_by_one) * len(config.heads.knockouts) * count
-        total += sum(len(d.tokens) for d in long)
+        total += sum(len(d.tokens) for d in long) + 2 * sum(len(d.tokens) for d in windowed)
+        if config.probes:
+            many = len(config.probes.gates) + config.probes.other_rule
+            total += (sum(len(d.tokens) for d in documents) + sum(len(i.prompt) for i in items)) * many
         if config.trained_keys:
             total += min(config.trained_keys.tokens, sum(len(d.tokens) for d in whole))
         done = 0
@@ -123,6 +138,23 @@ class Ablate(Stage[AblateConfig]):
             "knockout retrieval": "retrieval.parquet",
             "gates": "gates.parquet",
         }
+        if config.probes:
+            probed: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+            for probe, twin in probes.probed(decoder, config.probes):
+                scored = perplexity.score(twin, tokenizer, documents, config.perplexity, progress)
+                metrics[f"{probe}.perplexity"] = perplexity.totals(scored)["perplexity"]
+                answers = retrieval.score(twin, tokenizer, items, progress)
+                for table, added in zip(probed, (scored, answers), strict=True):
+                    table += [row | {"knockout": probe} for row in added]
+            tables.write(output / "probe_perplexity.parquet", probed[0], tables.with_knockout(tables.PERPLEXITY))
+            tables.write(output / "probe_retrieval.parquet", probed[1], tables.with_knockout(tables.RETRIEVAL))
+            read = probes.windows(decoder, windowed, window, progress)
+            tables.write(output / "windows.parquet", read, probes.WINDOWS)
+            made |= {
+                "probes perplexity": "probe_perplexity.parquet",
+                "probes retrieval": "probe_retrieval.parquet",
+                "memory carried or emptied": "windows.parquet",
+            }
         if config.heads:
             intact = {row["item"]: row for row in asked if row["knockout"] == "none"}
             by_head = heads.score(decoder, tokenizer, one_by_one, config.heads, intact, progress)

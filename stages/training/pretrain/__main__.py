@@ -84,7 +84,17 @@ def _train(
     check_split(recipe, config.mixer, execution)
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
-    job = worker.TrainingJob(recipe=recipe, work_url=str(work), execution=execution, mixer=config.mixer, **folders)
+    job = worker.TrainingJob(
+        recipe=recipe,
+        tokens=folders["tokens"],
+        tokenizer=folders["tokenizer"],
+        base=folders["base"],
+        work_url=str(work),
+        execution=execution,
+        mixer=config.mixer,
+        rope_theta=config.rope_theta,
+        rope_scaling=config.rope_scaling,
+    )
     rank, world = ranks["RANK"], ranks["WORLD_SIZE"]
 
     def show(row: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from model.arms import arm_of, why_whole
-from model.config import MixerConfig, TrunkConfig
+from model.config import MixerConfig, RopeScaling, TrunkConfig
 from stages.data.tasks.config import versions
 from stages.data.tasks.haystack import Format
 from stages.data.tasks.needles import MOST_RIVALS
@@ -257,6 +257,13 @@ class PretrainSettings(OptimSettings):
     gate_lr: float = Field(default=0.01, gt=0, description="peak learning rate of the gates beta: they must move by ~4")
     mixture: MixtureConfig = MixtureConfig()
     monitor_every: int = Field(default=25, ge=1, description="steps between readings of gates and memory health")
+    horizon: float = Field(
+        default=1.0,
+        gt=0,
+        le=1000,
+        description="the cosine ends after so many times the steps: above 1 training stops before it has decayed, "
+        "below 1 it goes on at the end's learning rate",
+    )
     curriculum_share: float = Field(
         default=0.0,
         ge=0,
@@ -272,23 +279,47 @@ class PretrainSettings(OptimSettings):
     )
 
     def key_fields(self) -> dict[str, Any]:
-        """Pieces only where rows are read in some: an option that is not used moves no key."""
+        """Pieces only where rows are read in some, the horizon where it is not the end: an option that is not used
+        moves no key."""
         fields = super().key_fields()
         if self.chunk_tokens is None:
             fields.pop("chunk_tokens")
+        if self.horizon == 1:
+            fields.pop("horizon")
         return fields
 
     @model_validator(mode="after")
     def _phases_fit(self) -> PretrainSettings:
         self.mixture.check_rows(self.batch_sequences, self.sequence_length, text_lengths=not self.curriculum_share)
+        if self.horizon != 1 and self.schedule == "constant":
+            raise ValueError(
+                f"horizon = {self.horizon:g}: has no effect with schedule = 'constant', which never decays (fix: "
+                "remove it)"
+            )
         return self
 
 
 class PretrainConfig(PretrainSettings):
-    """One arm, one seed. The seed sets the data order (the same for every arm) and the new parameters' start."""
+    """One arm, one seed. The seed sets the data order (the same for every arm) and the new parameters' start.
+
+    ``rope_theta`` and ``rope_scaling`` take the place of the base's from the first step on, as recipes for longer
+    contexts do (arXiv:2306.15595, arXiv:2309.16039); None: the base's own.
+    """
 
     mixer: MixerConfig
     seed: int = Field(ge=0)
+    rope_theta: float | None = Field(default=None, gt=0)
+    rope_scaling: RopeScaling | None = None
+
+    def key_fields(self) -> dict[str, Any]:
+        """Positions only where they are not the base's."""
+        fields = super().key_fields()
+        for name in ("rope_theta", "rope_scaling"):
+            if getattr(self, name) is None:
+                fields.pop(name)
+        if self.rope_scaling is not None:
+            fields["rope_scaling"] = self.rope_scaling.given()
+        return fields
 
     @model_validator(mode="after")
     def _whole_segments(self) -> PretrainConfig:

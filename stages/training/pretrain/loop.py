@@ -82,7 +82,7 @@ def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) 
         batch = batches[step]
         factor = optim.schedule(
             step,
-            steps=recipe.steps,
+            steps=recipe.decay_steps,
             warmup_steps=recipe.warmup_steps,
             kind=recipe.schedule,
             least=recipe.min_lr_share,

@@ -56,6 +56,13 @@ class Recipe:
             lengths |= {phase.text_length} if phase.text_length else set()
         return tuple(sorted(lengths))
 
+    horizon: float = 1.0
+
+    @property
+    def decay_steps(self) -> int:
+        """Steps at whose end the schedule has decayed; training may stop before."""
+        return max(1, round(self.steps * self.horizon))
+
     def length_at(self, step: int) -> int:
         """Tokens of the pieces that text is read in at ``step`` (0-based): a curriculum's or the phase's, then whole
         sequences."""
@@ -158,6 +165,7 @@ def of_pretrain(config: PretrainConfig) -> Recipe:
         lengths=curriculum(config.sequence_length, config.mixer.segment_length),
         curriculum_steps=round(config.steps * config.curriculum_share),
         chunk_tokens=config.chunk_tokens,
+        horizon=config.horizon,
         **_optim(config),
     )
 

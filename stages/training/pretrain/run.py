@@ -24,7 +24,7 @@ from stages.training.pretrain.worker import TrainingJob
 
 def run_job(job: TrainingJob, output: Path, context: Context) -> Summary:
     """Train ``job`` and put its artifact below ``output``. Raises StageError where a fault of the input stops it."""
-    mixer = job.mixer or (job.scratch and job.scratch.mixer)
+    mixer = job.mixer if job.scratch is None else job.scratch.mixer
     assert mixer is not None
     check_split(job.recipe, mixer, job.execution)
     if job.execution.sequence_parallel > 1 and (reason := why_whole(mixer)):

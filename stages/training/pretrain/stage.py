@@ -100,6 +100,8 @@ class Pretrain(Stage[PretrainConfig]):
             execution=context.execution,
             base=inputs["base"],
             mixer=config.mixer,
+            rope_theta=config.rope_theta,
+            rope_scaling=config.rope_scaling,
         )
         return run_job(job, output, context)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.storage import filesystem, is_local, join, put_tree, read_json, remove_tree, write_atomic
-from model.config import MixerConfig, ModelConfig
+from model.config import MixerConfig, ModelConfig, RopeScaling
 from stages.stage import Artifact, Execution, StageError
 from stages.training.pretrain.channel import Writer
 from stages.training.pretrain.config import ranks_of_a_sequence
@@ -36,7 +36,8 @@ RECOMPUTE_FROM_TOKENS = 16_384
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """A training run, picklable. Exactly one of ``scratch`` (a new model) and ``base`` + ``mixer`` (a graft) is set."""
+    """A training run, picklable. Exactly one of ``scratch`` (a new model) and ``base`` + ``mixer`` (a graft) is set.
+    ``rope_theta``, ``rope_scaling``: of a graft, in place of the base's; None: the base's."""
 
     recipe: Recipe
     tokens: Artifact
@@ -46,6 +47,8 @@ class TrainingJob:
     scratch: ModelConfig | None = None
     base: Artifact | None = None
     mixer: MixerConfig | None = None
+    rope_theta: float | None = None
+    rope_scaling: RopeScaling | None = None
 
 
 class TrainingCancelled(Exception):
@@ -190,7 +193,13 @@ def build(job: TrainingJob) -> Decoder:
     from model.checkpoint import graft
 
     assert job.base is not None and job.mixer is not None
-    return graft(job.base.path("model"), job.mixer, seed=job.recipe.seed)
+    return graft(
+        job.base.path("model"),
+        job.mixer,
+        seed=job.recipe.seed,
+        rope_theta=job.rope_theta,
+        rope_scaling=job.rope_scaling,
+    )
 
 
 def open_batches(job: TrainingJob) -> Batches:

@@ -1,13 +1,13 @@
 """The ``claims:`` section of a study file: every decision rule, fixed before the run.
 
 In every row ``supported`` means that the hypothesis as printed holds, ``refuted`` that it fails: by an interval or an
-equivalence test, never by a missed detection. Claims without an entry here (C11, C12) have no measurement yet and
-are reported as ``not measured``.
+equivalence test, never by a missed detection. Claims without an entry here (C11) have no measurement yet and are
+reported as ``not measured``.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -180,6 +180,25 @@ class Seeds(Config):
     )
 
 
+class ScheduleRule(Config):
+    """C12. Supported: a memory arm, on its own schedule or one of its others, does better than every schedule of the
+    baseline (an intersection-union test; Holm over the memory arms' schedules); refuted: in every memory arm and on
+    every schedule of it, against some schedule of the baseline a gap of the margin is excluded (TOST, Bonferroni over
+    the baseline's schedules). Neither picks a best schedule first and tests it afterwards on the same runs."""
+
+    baselines: tuple[Literal["local", "window", "full"], ...] = Field(
+        default=("local",), min_length=1, description="kinds of arms whose schedules decide; others stand beside"
+    )
+    measures: tuple[Literal["perplexity", "retrieval"], ...] = Field(
+        default=("perplexity",), min_length=1, description="in each of these the gap must outlast them"
+    )
+    margin: float = Field(default=0.01, gt=0, lt=1, description="relative perplexity that counts as no gap")
+    retrieval_margin: float = Field(default=0.05, gt=0, lt=1, description="passkey accuracy that counts as no gap")
+    minimum: int = Field(
+        default=3, ge=1, description="other schedules of the baseline that trained, below which nothing is supported"
+    )
+
+
 class PilotConfig(Config):
     """How much answers and losses are expected to vary, for ``infini-study power`` before there is a run to take it
     from. The defaults are round numbers of small studies, not of this one: a finished run replaces them."""
@@ -222,5 +241,13 @@ class ClaimsConfig(Config):
     compression: Compression = Compression()
     summarization: Summarization = Summarization()
     seeds: Seeds = Seeds()
+    schedule: ScheduleRule = ScheduleRule()
     pilot: PilotConfig = PilotConfig()
     seed: int = Field(default=0, ge=0, description="of the simulated studies that say what would have been decided")
+
+    def key_fields(self) -> dict[str, Any]:
+        """The rule of schedules only where it is not the default: it came later than other rules."""
+        fields = super().key_fields()
+        if self.schedule == ScheduleRule():
+            fields.pop("schedule")
+        return fields

@@ -7,13 +7,14 @@ statistic; it only opens, joins and selects.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from model.config import MixerConfig, TrunkConfig
 from stages.stage import Artifact, StageError
+from stages.training.pretrain.schedule import scheduled
 from stages.verdict.claims.config import ClaimsConfig
 from stages.verdict.claims.verdict import Source
 
@@ -62,10 +63,12 @@ class Evidence:
         trunk: TrunkConfig,
         rules: ClaimsConfig,
         control_arms: Mapping[str, MixerConfig] | None = None,
+        schedules: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """``control_arms``: the arms of the positive control, which has a ceiling and a floor of its own."""
+        """``control_arms``: the arms of the positive control, which has a ceiling and a floor of its own.
+        ``schedules``: other schedules by name, with the arms that were trained on them too."""
         self.inputs, self.arms, self.seeds, self.trunk, self.rules = dict(inputs), dict(arms), seeds, trunk, rules
-        self.control_arms = dict(control_arms or {})
+        self.control_arms, self.schedules = dict(control_arms or {}), dict(schedules or {})
 
     # --- which arms -----------------------------------------------------------------------------------------------
     @property
@@ -80,6 +83,10 @@ class Evidence:
     def control_arms_of_kind(self, *kinds: str) -> list[str]:
         """The same among the arms of the positive control."""
         return [name for name, mixer in self.control_arms.items() if mixer.kind in kinds]
+
+    def schedules_of(self, arm: str) -> list[str]:
+        """The arm's name, and its names on other schedules (``arm@schedule``), in the order of the study file."""
+        return [arm, *(scheduled(arm, name) for name, arms in self.schedules.items() if arm in arms)]
 
     def segment_length(self) -> int:
         """N of the memory arms (of any arm where there is none), tokens."""
@@ -101,6 +108,11 @@ class Evidence:
         }
         arms = self.control_arms if stage == "control" else self.arms
         return [(arm, seed) for arm in arms for seed in self.seeds if (arm, seed) in found]
+
+    def scheduled_sources(self, table: str, row_filter: str, *names: str) -> tuple[Source, ...]:
+        """Provenance over all seeds of evaluations of arms, by their names on any schedule."""
+        steps = [f"evaluate/{name}/{seed}" for name in names for seed in self.seeds]
+        return tuple(self.source(step, table, row_filter) for step in steps if self.has(step))
 
     def source(self, step: str, table: str, row_filter: str = "") -> Source:
         """Provenance of rows of ``table`` in the artifact of ``step``."""
@@ -178,6 +190,31 @@ class Evidence:
     def perplexity(self) -> pd.DataFrame:
         """arm, seed + ``perplexity.parquet`` of evaluate, scored documents only."""
         return self._scored(self.stacked("evaluate", "perplexity.parquet"))
+
+    @cached_property
+    def scheduled_perplexity(self) -> pd.DataFrame:
+        """arm, seed + ``perplexity.parquet`` of evaluate, arms on other schedules (``arm@schedule``) included."""
+        return self._with_schedules(self.perplexity, "perplexity.parquet")
+
+    @cached_property
+    def scheduled_retrieval(self) -> pd.DataFrame:
+        """The same of ``retrieval.parquet``."""
+        return self._with_schedules(self.retrieval, "retrieval.parquet")
+
+    def _with_schedules(self, own: pd.DataFrame, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        others = [other for arm in self.arms for other in self.schedules_of(arm)[1:]]
+        parts = [
+            self.table(f"evaluate/{other}/{seed}", name).assign(arm=other, seed=seed)
+            for other in others
+            for seed in self.seeds
+        ]
+        parts = [part for part in parts if len(part)]
+        if not parts:
+            return own
+        found = pd.concat(parts, ignore_index=True)
+        return pd.concat([own, self._scored(found) if "doc_id" in found else found], ignore_index=True)
 
     @cached_property
     def base_steps(self) -> dict[int, str]:

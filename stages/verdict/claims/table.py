@@ -15,6 +15,7 @@ from stages.verdict.claims import (
     perplexity,
     retrieval,
     saturation,
+    schedule,
     summaries,
 )
 from stages.verdict.claims.config import ClaimsConfig
@@ -49,6 +50,14 @@ _BEHIND = "behind the positive control (full attention finds it, local attention
 
 def _level(rules: ClaimsConfig) -> str:
     return f"{rules.minimum_seeds} seeds or more, {1 - rules.alpha:.0%} intervals over seeds and items"
+
+
+def _gap(rules: ClaimsConfig) -> str:
+    margins = {
+        "perplexity": f"{rules.schedule.margin:.0%} perplexity",
+        "retrieval": f"{100 * rules.schedule.retrieval_margin:g} points of passkeys",
+    }
+    return " or ".join(margins[measure] for measure in rules.schedule.measures)
 
 
 def _binding_rule(rules: ClaimsConfig) -> str:
@@ -248,10 +257,16 @@ CLAIMS: list[Claim] = [
         "C12",
         "schedule",
         "How sensitive are the gains to the baseline's training schedule?",
-        "The gains outlast other schedules of the baseline.",
-        (),
-        _no_rule,
-        absent("the study trains every arm on one schedule; variants of the baseline's are not part of this version"),
+        "A memory arm's gain outlasts every schedule of the baseline that was tried.",
+        ("evaluate", "control"),
+        lambda r: (
+            f"{' and '.join(r.schedule.measures)} against {' and '.join(r.schedule.baselines)} on every schedule; "
+            f"supported: some memory arm is ahead of each of them on one of its own schedules (Holm over those and the "
+            f"arms), {r.schedule.minimum} or more other schedules trained; refuted: in every memory arm, on every "
+            f"schedule of it, a gap of {_gap(r)} to some schedule of the baseline is excluded (TOST, Bonferroni over "
+            f"them), where its own schedule had shown one, or {_BEHIND}; undertrained arms decide nothing; " + _level(r)
+        ),
+        schedule.schedule,
     ),
     Claim(
         "C13",

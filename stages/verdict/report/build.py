@@ -41,6 +41,7 @@ def build(config: ReportConfig, inputs: Mapping[str, Artifact], output: Path, co
         trunk=config.trunk,
         rules=config.claims,
         control_arms=config.control_arms,
+        schedules={name: schedule.arms or () for name, schedule in config.schedules.items()},
     )
     verdicts: list[Verdict] = []
     for claim in CLAIMS:
@@ -62,7 +63,7 @@ def build(config: ReportConfig, inputs: Mapping[str, Artifact], output: Path, co
         figures,
         costs(evidence),
         setup(evidence),
-        recipe=recipe(evidence, config.recipe),
+        recipe=recipe(evidence, config.recipe | {"schedules": config.schedules}),
         calibration=sentences(evidence, collected.named),
         pages=copy_pages(inputs, output),
     )

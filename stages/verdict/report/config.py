@@ -8,6 +8,7 @@ from pydantic import Field
 
 from model.config import MixerConfig, TrunkConfig
 from stages.stage import Config
+from stages.training.pretrain.schedule import ScheduleSettings
 from stages.verdict.claims.config import ClaimsConfig
 
 
@@ -23,5 +24,15 @@ class ReportConfig(Config):
     claims: ClaimsConfig = ClaimsConfig()
     control_arms: dict[str, MixerConfig] = Field(default={}, description="arms of the positive control, by name")
     recipe: dict[str, Any] = Field(
-        default={}, description="the sections base and pretrain, for the table of the recipe"
+        default={}, description="the sections base and pretrain, and what is matched, for the table of the recipe"
     )
+    schedules: dict[str, ScheduleSettings] = Field(
+        default={}, description="other schedules by name, each with the arms that were trained on it too"
+    )
+
+    def key_fields(self) -> dict[str, Any]:
+        """Schedules only where there are some."""
+        fields = super().key_fields()
+        if not self.schedules:
+            fields.pop("schedules")
+        return fields

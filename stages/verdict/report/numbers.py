@@ -16,7 +16,7 @@ from stages.verdict.claims import binding, mechanism, perplexity, retrieval, sum
 from stages.verdict.claims.effects import accuracy, effect, proportion
 from stages.verdict.claims.evidence import BEYOND, Evidence, paired
 from stages.verdict.claims.verdict import Number, Source, Verdict
-from stages.verdict.report import calibration
+from stages.verdict.report import calibration, probes, schedules
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,6 +55,7 @@ def collect(evidence: Evidence, verdicts: Iterable[Verdict]) -> Collected:
         "calibration": calibration.numbers(evidence),
         "perplexity": perplexities(evidence),
         "perplexity differences": differences(evidence),
+        "schedules": schedules.numbers(evidence),
         "perplexity by position": by_position(evidence),
         "passkey": passkey_by_length(evidence),
         "bindings": bindings(evidence),
@@ -64,6 +65,7 @@ def collect(evidence: Evidence, verdicts: Iterable[Verdict]) -> Collected:
         "control knocked out": calibration.knockouts(evidence),
         "capacity": capacity_points(evidence),
         "gates": gates(evidence),
+        "probes": probes.numbers(evidence),
         "summarization": rouge(evidence),
         "cost": cost_numbers(evidence),
     }

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages.verdict.claims.evidence import Evidence
+from stages.verdict.report.schedules import matched, prompts
 
 ROWS = (
     ("steps", "optimiser steps"),
     ("lr", "peak learning rate"),
     ("gate_lr", "peak learning rate of the gates"),
     ("schedule", "schedule"),
+    ("horizon", "the schedule's end (times the steps)"),
     ("warmup_steps", "warm-up steps"),
     ("min_lr_share", "last learning rate (share of peak)"),
     ("weight_decay", "weight decay (AdamW, betas 0.9 and 0.95)"),
@@ -24,11 +26,13 @@ ROWS = (
 
 def recipe(evidence: Evidence, settings: Mapping[str, Any]) -> list[dict[str, str]]:
     """Rows of ``what``, ``base`` and ``arms`` ("" where it does not apply). ``settings``: the study's sections ``base``
-    and ``pretrain`` as plain data; empty ones give what the runs recorded alone."""
+    and ``pretrain`` as plain data, ``match`` where it is not by tokens, and ``schedules``; empty ones give what the
+    runs recorded alone."""
     base, arms = dict(settings.get("base", {})), dict(settings.get("pretrain", {}))
     imported = base.get("init") == "hf"
     rows = [_row("start", _start(evidence, base), "the base of the same seed" if _per_seed(base) else "the one base")]
     rows += [_row("seeds", _seeds(evidence, base), ", ".join(map(str, evidence.seeds)))]
+    rows += [_row(what, "", text) for what, text in matched(evidence, settings)] if arms else []
     rows += [_row("tokens in a batch", "" if imported else _tokens(base), _tokens(arms))]
     rows += [_row("tokens in all", _total(evidence, "base"), _total(evidence, "pretrain"))]
     rows += [_row("sequence length, tokens", _shown(base.get("sequence_length")), _shown(arms.get("sequence_length")))]
@@ -39,7 +43,7 @@ def recipe(evidence: Evidence, settings: Mapping[str, Any]) -> list[dict[str, st
     ]
     for name, what in ROWS:
         rows.append(_row(what, "" if imported else _shown(base.get(name)), _shown(arms.get(name))))
-    rows += [_row("prompts", _prompts(base), _prompts(arms)), _row("sources", _sources(base), _sources(arms))]
+    rows += [_row("prompts", prompts(base), prompts(arms)), _row("sources", _sources(base), _sources(arms))]
     rows += [
         _row("parameters", "", _parameters(evidence)),
         _row("wall time of a run", _base_wall(evidence), _wall(evidence)),
@@ -84,20 +88,6 @@ def _total(evidence: Evidence, stage: str) -> str:
             if len(log) and "tokens" in log:
                 seen.add(int(log["tokens"].max()))
     return " to ".join(f"{value:,}" for value in sorted({min(seen), max(seen)})) if seen else ""
-
-
-def _prompts(section: Mapping[str, Any]) -> str:
-    """The prompt schedule of the mixture in words."""
-    mixture = section.get("mixture") or {}
-    phases = mixture.get("prompts") or ()
-    parts = []
-    for phase in phases:
-        length = f" of {phase['length']:,} tokens" if phase.get("length") else ""
-        text = f", text of {phase['text_length']:,}" if phase.get("text_length") else ""
-        parts.append(f"{phase['share']:.0%} of the tokens{length}{text} until {phase['until']:.0%} of the steps")
-    if not parts and mixture.get("retrieval_share"):
-        parts.append(f"{mixture['retrieval_share']:.0%} of the sequences")
-    return "; ".join(parts)
 
 
 def _sources(section: Mapping[str, Any]) -> str:

@@ -1,0 +1,92 @@
+"""Trained memories read as they were not trained: what forced gates, the other rule and an emptied memory cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from stages.verdict.claims import perplexity
+from stages.verdict.claims.effects import effect
+from stages.verdict.claims.evidence import Evidence, paired
+from stages.verdict.claims.verdict import Number, Source
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WORDS = {"rule_linear": "written by the linear rule", "rule_delta": "written by the delta rule"}
+
+
+def numbers(evidence: Evidence) -> list[Number]:
+    """Per memory arm and probe: perplexity against the model as it was trained, and passkeys beyond the last segment
+    lost; then perplexity of a memory emptied at every window against one carried on, by position."""
+    text, asked, windows = (
+        _clean(evidence, evidence.stacked("ablate", f"{name}.parquet"))
+        for name in ("probe_perplexity", "probe_retrieval", "windows")
+    )
+    found: list[Number | None] = []
+    for arm in evidence.memory_arms:
+        rows = text[text["arm"] == arm]
+        for probe in dict.fromkeys(rows["knockout"]) if len(rows) else ():
+            found += [_text(evidence, arm, probe, rows), _passkeys(evidence, arm, probe, asked)]
+        along = windows[windows["arm"] == arm]
+        for start, part in along.groupby("bucket_start") if len(along) else ():
+            found.append(_window(evidence, arm, int(start), part))
+    return [number for number in found if number is not None]
+
+
+def _clean(evidence: Evidence, table: pd.DataFrame) -> pd.DataFrame:
+    return table[~table["doc_id"].isin(evidence.contaminated)] if "doc_id" in table else table
+
+
+def _said(probe: str) -> str:
+    return WORDS.get(probe) or f"every gate at {probe.removeprefix('gate_')}"
+
+
+def _text(evidence: Evidence, arm: str, probe: str, rows: pd.DataFrame) -> Number | None:
+    intact = evidence.knocked_perplexity
+    intact = intact[(intact["arm"] == arm) & (intact["knockout"] == "none")] if len(intact) else intact
+    pair = paired(intact, rows[rows["knockout"] == probe], "doc_id", "nll_sum", "tokens")
+    if pair is None:
+        return None
+    name, label = f"probe.{probe}.{arm}", f"{arm}, {_said(probe)}"
+    number = perplexity.relative(effect(pair, evidence.rules), name, label, evidence, arm)
+    return _with(number, evidence.sources("ablate", "probe_perplexity.parquet", f"knockout == '{probe}'", arm))
+
+
+def _passkeys(evidence: Evidence, arm: str, probe: str, asked: pd.DataFrame) -> Number | None:
+    intact = evidence.knocked_retrieval
+    if not len(intact) or not len(asked):
+        return None
+    whole = intact[(intact["arm"] == arm) & (intact["knockout"] == "none") & (intact["task"] == "passkey")]
+    rows = asked[(asked["arm"] == arm) & (asked["knockout"] == probe) & (asked["task"] == "passkey")]
+    pair = paired(whole, rows, "item", "correct")
+    if pair is None:
+        return None
+    found = effect(pair, evidence.rules)
+    where = f"knockout == '{probe}' and task == 'passkey'"
+    return Number(
+        f"probe_passkey.{probe}.{arm}",
+        f"{arm}, passkeys, {_said(probe)}",
+        found.estimate,
+        found.low,
+        found.high,
+        found.items,
+        "accuracy lost",
+        found.method,
+        evidence.sources("ablate", "probe_retrieval.parquet", where, arm),
+    )
+
+
+def _window(evidence: Evidence, arm: str, start: int, rows: pd.DataFrame) -> Number | None:
+    carried, emptied = (rows[rows["memory"] == memory] for memory in ("carried", "emptied"))
+    pair = paired(carried, emptied, "doc_id", "nll_sum", "tokens")
+    if pair is None:
+        return None
+    end = int(rows["bucket_end"].max())
+    label = f"{arm}, memory emptied at every window, tokens {start:,} to {end:,}"
+    number = perplexity.relative(effect(pair, evidence.rules), f"window.{arm}.{start}", label, evidence, arm)
+    return _with(number, evidence.sources("ablate", "windows.parquet", f"bucket_start == {start}", arm))
+
+
+def _with(number: Number, sources: tuple[Source, ...]) -> Number:
+    return replace(number, sources=sources)
