@@ -35,7 +35,8 @@ def quiet() -> Iterator[None]:
 
 @dataclass
 class RunState:
-    """What a resumed run needs besides tensors. step: optimiser steps done; wall_s: seconds of training so far."""
+    """What a resumed run needs besides tensors. step: optimiser steps done; wall_s: seconds of training so far;
+    digest: of all else here, "" in one written before there was such."""
 
     step: int = 0
     world_size: int = 1
@@ -43,6 +44,12 @@ class RunState:
     rows: list[dict[str, float | int | None]] = field(default_factory=list)
     samples: list[str] = field(default_factory=list)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    digest: str = ""
+
+    def own_digest(self) -> str:
+        """xxh3 of the fields but this one."""
+        fields = {name: value for name, value in asdict(self).items() if name != "digest"}
+        return xxhash.xxh3_64(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 class Checkpoints:
@@ -72,6 +79,7 @@ class Checkpoints:
         if self.rank == 0:
             state.world_size = self.world_size
             state.files = {name: self._fingerprint(f"{folder}/{name}") for name in self._files(folder)}
+            state.digest = state.own_digest()
             write_atomic(self.fs, f"{folder}/{STATE}", json.dumps(asdict(state)).encode())
             for old in self._steps()[:-KEEP]:
                 remove_tree(self.fs, f"{self.root}/{old}")
@@ -117,21 +125,28 @@ class Checkpoints:
         return tensors if resized else {**tensors, f"rng{self.rank}": torch.get_rng_state()}
 
     def _newest_sound(self) -> RunState | None:
+        damaged = 0
         for name in reversed(self._steps()):
             folder = f"{self.root}/{name}"
             try:
                 state = RunState(**json.loads(self.fs.cat_file(f"{folder}/{STATE}")))
+                if state.digest and state.digest != state.own_digest():
+                    raise ValueError(f"{STATE} is not what was written")
                 for file, expected in state.files.items():
                     if self._fingerprint(f"{folder}/{file}") != expected:
                         raise ValueError(f"{file} is not what was written")
             except FileNotFoundError as error:
                 if str(error).rstrip("'").endswith(STATE):
                     continue  # was being written when the run was killed
+                damaged += 1
                 self.warn(f"checkpoint {name} is damaged ({error}); falling back to the one before")
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
+                damaged += 1
                 self.warn(f"checkpoint {name} is damaged ({error}); falling back to the one before")
             else:
                 return state
+        if damaged:
+            self.warn("no checkpoint is sound: training starts anew, from step 0")
         return None
 
     def _steps(self) -> list[str]:
