@@ -33,7 +33,7 @@ class StoppedAt(LocalContext):
 
 
 def train(inputs: dict[str, LocalArtifact], folder: Path, name: str, stop: int = 0) -> LocalContext:
-    """One attempt in the work folder below ``folder``, its output in ``name``. Resume points after steps 5, 10 of 12."""
+    """One attempt in the work folder below ``folder``, its output in ``name``. Checkpoints after steps 5, 10."""
     context = StoppedAt(str(folder / "work"))
     context.step = stop
     (folder / name).mkdir(parents=True)
