@@ -26,7 +26,7 @@ port=$((20000 + SLURM_JOB_ID % 20000))
 scratch=${INFINI_STUDY_SLURM_DIR:-$HOME/.infini-study}/$SLURM_JOB_ID # shared by the nodes
 umask 077                                                           # the token is for this user alone
 mkdir -p "$scratch"
-trap 'rm -rf "$scratch"' EXIT
+trap 'rm -rf "$scratch"; jobs -p | xargs -r kill 2>/dev/null || true' EXIT
 
 head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$scratch/token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$scratch/token RAY_USAGE_STATS_ENABLED=0
