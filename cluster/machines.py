@@ -59,6 +59,7 @@ def up(
     environment = {**ENVIRONMENT, **os.environ, **_authentication()}
     share = cpus if cpus is not None else max(1, (os.cpu_count() or 1) // nodes)
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+    ray += ["--dashboard-agent-listen-port=0"]  # its fixed port can be had by one node of a machine
     head = [*ray, "--head", f"--node-ip-address={host}", f"--port={port}", "--num-cpus=0", "--num-gpus=0"]
     head += [f"--dashboard-host={host}", f"--dashboard-port={dashboard_port}", "--include-dashboard=true"]
     address = f"{host}:{port}"
@@ -85,6 +86,7 @@ def down(cluster: Cluster) -> int:
     """End the cluster's processes, those alone; how many there were."""
     import psutil
 
+    ended = sum(map(alive, cluster.processes))
     found: list[psutil.Process] = []
     for process in reversed(cluster.processes):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -104,7 +106,7 @@ def down(cluster: Cluster) -> int:
     with contextlib.suppress(OSError):  # it would lead --address auto to a cluster that is gone
         if note.read_text().strip() == cluster.address:
             note.unlink()
-    return sum(1 for _ in cluster.processes)
+    return ended
 
 
 def nodes(cluster: Cluster) -> list[dict[str, Any]]:
