@@ -25,18 +25,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STEPS = 60
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny study with two arms, two workers a training, and trainings and evaluations of a few seconds."""
-    path = write_study(tmp_path_factory.mktemp("nodes"))
+def small_study(folder: Path) -> Path:
+    """The tiny study with one arm, two workers a training, and trainings and evaluations of a few seconds."""
+    path = write_study(folder)
     changed: dict[str, Any] = parse(path.read_text(), path.name)
-    changed["arms"] = {name: changed["arms"][name] for name in ("infini-delta", "local")}
+    changed["arms"] = {"infini-delta": changed["arms"]["infini-delta"]}
     changed["pretrain"] |= {"steps": STEPS, "checkpoint_every": 10}
     changed["evaluate"]["retrieval"] |= {"trials": 20}
-    del changed["summarize"]
+    del changed["summarize"], changed["ablate"]
     changed["execution"] = {"train_workers": 2, "jobs": 2, "max_failures": 4}
     path.write_text(json.dumps(changed))
     return path
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_study(tmp_path_factory.mktemp("nodes"))
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +69,9 @@ def until(true: Callable[[], Any], running: subprocess.Popen[str], patience: flo
 
 
 def models_equal(store: Store, unbroken: dict[str, str]) -> None:
-    """Three models, their training logs, evaluations and all before them."""
+    """Both models, their training logs, evaluations and all before them."""
     made = contents(store)
-    assert {step for step in made if step.split("/")[0] in ("base", "pretrain", "evaluate")} >= {
-        "base/0", "pretrain/infini-delta/0", "pretrain/local/0", "evaluate/infini-delta/0", "evaluate/local/0"
-    }  # fmt: skip
+    assert set(made) >= {"base/0", "pretrain/infini-delta/0", "evaluate/base/0", "evaluate/infini-delta/0"}
     assert made == unbroken
 
 
@@ -86,8 +88,8 @@ def test_nodes_that_die_in_training_and_evaluation_change_nothing(
     cluster.kill(1)
     told("node 1 killed in training")
     cluster.add(1)
-    until(lambda: len(list(root.glob("pretrain/*/COMMIT.json"))) == 1, running)
-    told("the first model is trained")
+    until(lambda: list(root.glob("pretrain/*/COMMIT.json")), running)
+    told("the model is trained")
     until(lambda: len(list(root.glob("evaluate/*/attempts/*"))) >= 2, running)
     cluster.kill(2)
     told("node 2 killed in evaluation")

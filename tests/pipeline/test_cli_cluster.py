@@ -20,7 +20,8 @@ COMMAND = [sys.executable, "-m", "pipeline.cli", "cluster"]
 def cluster(folder: Path, *arguments: str, timeout: float = 280, **env: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RAY_AUTH", "INFINI_STUDY"))}
     environment |= {"INFINI_STUDY_CACHE": str(folder / "cache"), "HOME": str(folder), **env}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     return subprocess.run(
         [*COMMAND, *arguments],
         cwd=folder,
