@@ -119,6 +119,7 @@ class Harness:
         survived = 0
         for where in points:
             root = self.root_before(step_id)
+            shutil.rmtree(faults.directory, ignore_errors=True)
             faults.fail_at("write", where, kind="sigkill")
 
             def killed(root: Path = root) -> int:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -88,12 +88,15 @@ class Nodes:
         """Of the cluster, for drivers on the head node."""
         return f"{self._ip_of(HEAD)}:{self.port}"
 
-    def up(self, nodes: int) -> None:
-        """A head and ``nodes`` workers, all of which answer when this returns."""
+    def lay_network(self) -> None:
+        """The bridge that all nodes will be plugged into, with this machine at ``gateway``."""
         if self.isolated:
             _ip("link", "add", self.name, "type", "bridge")
             _ip("addr", "add", f"{self.gateway}/24", "dev", self.name)
             _ip("link", "set", self.name, "up")
+
+    def up(self, nodes: int) -> None:
+        """A head and ``nodes`` workers, all of which answer when this returns."""
         self.add(HEAD)
         self.await_nodes(1)
         for number in range(1, nodes + 1):
@@ -213,11 +216,16 @@ def _ip(*arguments: str) -> str:
 
 
 @contextlib.contextmanager
-def several(folder: Path, nodes: int = 2, cpus: int = 1) -> Iterator[Nodes]:
-    """A running cluster, which ends with the block."""
+def several(
+    folder: Path, nodes: int = 2, cpus: int = 1, before: Callable[[Nodes], None] = lambda cluster: None
+) -> Iterator[Nodes]:
+    """A running cluster, which ends with the block. ``before``: called when there is a network and no node yet; what
+    it puts into ``environment``, the nodes have."""
     folder.mkdir(parents=True, exist_ok=True)
     cluster = Nodes(folder, namespaces_permitted(), cpus)
     try:
+        cluster.lay_network()
+        before(cluster)
         cluster.up(nodes)
         yield cluster
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import time
@@ -18,7 +19,7 @@ from tests import seaweed
 from tests.faults import Faults
 from tests.faults.drivers import contents, driver, result
 from tests.faults.nodes import HEAD, Nodes, several
-from tests.faults.proxy import Proxy, Weather, proxying
+from tests.faults.proxy import Weather, proxying
 from tests.tiny import write_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -124,21 +125,27 @@ def test_a_head_that_dies_ends_the_run_and_the_next_one_goes_on(
 
 
 def test_on_object_storage_a_network_cut_and_healed_in_training_changes_nothing(
-    cluster: Nodes, s3_server: str, study: Path, unbroken: dict[str, str], tmp_path: Path, monkeypatch
+    s3_server: str, study: Path, unbroken: dict[str, str], tmp_path: Path, monkeypatch
 ):
     """The node that is cut off loses its place in the training; the link is healed while the others go on."""
     import s3fs
 
-    with proxying(s3_server, Weather(), host=cluster.gateway) as proxy:
-        for name, value in seaweed.environment(proxy.url).items():
-            monkeypatch.setenv(name, value)
+    with contextlib.ExitStack() as stack:
+
+        def storage_of_nodes(cluster: Nodes) -> None:
+            proxy = stack.enter_context(proxying(s3_server, Weather(), host=cluster.gateway))
+            cluster.environment |= seaweed.environment(proxy.url)
+
+        cluster = stack.enter_context(several(tmp_path / "cluster", before=storage_of_nodes))
+        for name, value in cluster.environment.items():
+            if name.startswith("AWS"):
+                monkeypatch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
         files = s3fs.S3FileSystem()
         if not files.exists("nodes"):
             files.mkdir("nodes")
         root = f"s3://nodes/{tmp_path.name}"
         fs, base = storage.filesystem(root)
-        _restarted_with_storage(cluster, proxy)
         running = cluster.driver(root, Faults(tmp_path / "faults"), f"study={study}", "until=evaluate")
         until(lambda: fs.glob(f"{base}/pretrain/*/work/checkpoints/step-*/state.json"), running)
         if cluster.isolated:
@@ -152,12 +159,3 @@ def test_on_object_storage_a_network_cut_and_healed_in_training_changes_nothing(
         assert done["exit"] == 0, done["errors"][-4000:]
         models_equal(Store(root, tmp_path / "cache"), unbroken)
     s3fs.S3FileSystem.clear_instance_cache()
-
-
-def _restarted_with_storage(cluster: Nodes, proxy: Proxy) -> None:
-    """Nodes of a deployment have the storage's credentials in their environment."""
-    cluster.environment |= seaweed.environment(proxy.url)
-    for number in (1, 2):
-        cluster.kill(number)
-        cluster.add(number)
-    cluster.await_nodes(3)
