@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.noted import noted, use_token
+
 # Set where the user has not: see the reasons beside each. Read by Ray when it is imported or starts a process.
 ENVIRONMENT: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -101,6 +103,8 @@ def connect(
         _token_without_home()
     else:
         address = reachable(address, timeout_s)
+        if (here := noted()) is not None and here.address == address:
+            use_token()
     import ray
 
     if ray.is_initialized():
@@ -225,6 +229,8 @@ def _find_running() -> str:
     try:
         return note.read_text().strip()
     except OSError as error:
+        if (here := noted()) is not None:
+            return here.address
         raise ClusterError(
             "address = 'auto': no cluster runs on this machine (RAY_ADDRESS is not set either). " + _FIX
         ) from error

@@ -8,7 +8,9 @@ put is atomic by itself. ``create_exclusive`` is the one primitive that decides 
 from __future__ import annotations
 
 import errno
+import http.client
 import json
+import math
 import os
 import re
 import threading
@@ -21,6 +23,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
+PART = 16 * 2**20  # bytes of a large file that travel in one request
+PARTS_AT_ONCE = 4
 _MEMORY_LOCK = threading.Lock()  # fsspec's memory filesystem checks and writes in two steps
 
 
@@ -92,13 +96,18 @@ def retrying(seconds: float = 30.0) -> Retrying:
     )
 
 
+_BROKEN_OFF = {"aiohttp.client_exceptions.ClientError", "botocore.exceptions.HTTPClientError"}
+
+
 def transient(error: BaseException) -> bool:
     """Could the same call succeed a moment later? Missing files, refused access and a full disk could not."""
     if isinstance(error, (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)):
         return False
     if isinstance(error, OSError):
         return error.errno not in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG)
-    return isinstance(error, (TimeoutError, ConnectionError))
+    # What the client libraries of object stores raise when an answer breaks off is no OSError.
+    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
+    return isinstance(error, (TimeoutError, http.client.HTTPException)) or not kinds.isdisjoint(_BROKEN_OFF)
 
 
 def read_bytes(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
@@ -219,6 +228,13 @@ def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
     yield from sorted(found)
 
 
+def _parts(fs: fsspec.AbstractFileSystem, size: int) -> dict[str, int]:
+    """Options of ``put_file``: s3fs would hold ten parts of 50 MiB in memory. S3 takes 10,000 parts of a file."""
+    if "s3" not in fs.protocol:
+        return {}
+    return {"chunksize": max(PART, math.ceil(size / 10_000)), "max_concurrency": PARTS_AT_ONCE}
+
+
 def put_tree(fs: fsspec.AbstractFileSystem, path: str, folder: Path) -> None:
     """Copy every file below the local ``folder`` to the same names below ``path``, retrying each."""
     for name, file in files_below(folder):
@@ -226,20 +242,42 @@ def put_tree(fs: fsspec.AbstractFileSystem, path: str, folder: Path) -> None:
         for attempt in retrying():
             with attempt:
                 fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-                fs.put_file(str(file), target)
+                fs.put_file(str(file), target, **_parts(fs, file.stat().st_size))
 
 
-def get_file(fs: fsspec.AbstractFileSystem, path: str, target: Path) -> None:
-    """Fetch one file to ``target``; it appears there whole or not at all. Raises FileNotFoundError."""
+def get_file(fs: fsspec.AbstractFileSystem, path: str, target: Path, size: int | None = None) -> None:
+    """Fetch one file, of ``size`` bytes where that is known, to ``target``; it appears there whole or not at all. A
+    large one comes in parts, of which only those are fetched again that broke off. Raises FileNotFoundError."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}.tmp"
     try:
-        for attempt in retrying():
-            with attempt:
-                fs.get_file(path, str(part))
+        if size is None and not is_local(fs):
+            for attempt in retrying():
+                with attempt:
+                    size = int(fs.size(path))
+        if is_local(fs) or size is None or size <= PART:
+            for attempt in retrying():
+                with attempt:
+                    fs.get_file(path, str(part))
+        else:
+            _get_in_parts(fs, path, part, size)
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _get_in_parts(fs: fsspec.AbstractFileSystem, path: str, target: Path, size: int) -> None:
+    with target.open("wb") as file:
+        for first in range(0, size, PART * PARTS_AT_ONCE):
+            starts = list(range(first, min(size, first + PART * PARTS_AT_ONCE), PART))
+            ends = [min(size, start + PART) for start in starts]
+            for attempt in retrying():
+                with attempt:
+                    found = fs.cat_ranges([path] * len(starts), starts, ends, on_error="raise")
+                    if [len(data) for data in found] != [end - start for start, end in zip(starts, ends, strict=True)]:
+                        raise ConnectionError(f"{path}: an answer broke off")
+            for data in found:
+                file.write(data)
 
 
 def sizes_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, int]:
@@ -252,8 +290,8 @@ def sizes_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, int]:
 def get_tree(fs: fsspec.AbstractFileSystem, path: str, folder: Path) -> None:
     """Fetch every file below ``path`` to the same names below the local ``folder``."""
     base = path.rstrip("/") + "/"
-    for found in sorted(sizes_below(fs, path)):
-        get_file(fs, found, folder / found[found.index(base) + len(base) :])
+    for found, size in sorted(sizes_below(fs, path).items()):
+        get_file(fs, found, folder / found[found.index(base) + len(base) :], size)
 
 
 def remove_tree(fs: fsspec.AbstractFileSystem, path: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -73,8 +74,20 @@ def load(directory: str | Path, device: torch.device | str = "cpu") -> Decoder:
         raise ValueError(
             f"{directory}/config.json: no {BLOCK!r} block, so it does not name a mixer. Fix: graft() one onto it"
         )
+    try:
+        config = ModelConfig.from_dict(fields[BLOCK])
+        TypeAdapter(ModelConfig).validate_python(config.to_dict())  # its fields' types
+    except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{directory}/config.json: its {BLOCK!r} block is not one that was saved: {reason}") from error
     tensors = {_from_hf(name): tensor for name, tensor in _read_tensors(directory).items()}
-    return _fill(ModelConfig.from_dict(fields[BLOCK]), tensors, directory, seed=0, fresh=False).to(device)
+    most = max((tensor.numel() for tensor in tensors.values()), default=0)
+    trunk = config.trunk
+    sizes = {"dim": trunk.dim, "ffn_dim": trunk.d_ffn, "vocab_size": config.vocab_size, "head_dim": trunk.d_head}
+    for name, size, limit in [*((n, s, most) for n, s in sizes.items()), ("layers", trunk.layers, len(tensors))]:
+        if size > limit:  # before so large a model is made
+            raise ValueError(f"{directory}/config.json: {name} = {size}: the weights beside it are of another model")
+    return _fill(config, tensors, directory, seed=0, fresh=False).to(device)
 
 
 def graft(

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-PATIENCE = 60.0  # seconds the server may take to start; it takes about three
+PATIENCE = 120.0  # seconds the server may take to start on a busy machine; else it takes about three
 
 
 def binary() -> str | None:

@@ -90,13 +90,13 @@ def test_the_wheel_holds_the_four_packages_the_command_and_each_study_file_once(
     names = [name for name in zipfile.ZipFile(installed.wheel).namelist() if ".dist-info/" not in name]
     assert {name.partition("/")[0] for name in names} == {*PACKAGES, "infini_study.py"}
     assert {f"{name}/py.typed" for name in PACKAGES} <= set(names)
-    studies = [name for name in names if name.endswith(".yaml")]
+    studies = [name for name in names if name.startswith("pipeline/runs/") and name.endswith(".yaml")]
     assert sorted(studies) == [f"pipeline/runs/{path.name}" for path in sorted((REPOSITORY / "runs").glob("*.yaml"))]
     sources = {
         str(path.relative_to(REPOSITORY))
         for name in PACKAGES
         for path in (REPOSITORY / name).rglob("*")
-        if path.suffix in (".py", ".html", ".csv", ".json")
+        if path.suffix in (".py", ".html", ".csv", ".json") or path.parent.name == "deploy"
     }
     assert sources - set(names) == set()
 

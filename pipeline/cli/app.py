@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import audit, convert, export, init, inspect, power, run, scan, score, view
+from pipeline.cli import audit, cluster, convert, export, init, inspect, power, run, scan, score, view
 from pipeline.cli.render import spell_what_cannot_be_shown
 from pipeline.errors import UserError
 from pipeline.interrupt import terminable
@@ -28,6 +28,7 @@ for command in (
 app.command("import")(convert.import_)
 audit.app.command()(scan.scan)
 app.add_typer(audit.app)
+app.add_typer(cluster.app)
 
 
 def _print_version(asked: bool) -> None:

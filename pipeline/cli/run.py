@@ -112,21 +112,28 @@ def plan(
     chosen = opened.loaded.study
     selection = _selection(only, since, until, arm, seed, force, trained_arms(chosen), chosen.seeds)
     decisions = decide(opened.plan, opened.store, selection)
-    _print_plan(opened.plan, decisions, json)
+    _print_plan(opened, decisions, json)
 
 
-def _print_plan(plan: Plan, decisions: dict[str, StepDecision], json: bool) -> None:
+def _print_plan(opened: Loaded, decisions: dict[str, StepDecision], json: bool) -> None:
+    from pipeline.study.estimate import estimate, lines
+
+    plan = opened.plan
     counts = Counter(decision.action for decision in decisions.values())
+    costs = estimate(opened.loaded.study, plan, decisions, opened.store)
     if json:
         steps = [
             {"step": s.id, "key": s.key, "action": decisions[s.id].action, "reason": decisions[s.id].reason}
             for s in plan.steps
         ]
-        print_json("plan", {"study": plan.study, "study_key": plan.study_key, "counts": counts, "steps": steps})
+        body = {"study": plan.study, "study_key": plan.study_key, "counts": counts, "steps": steps}
+        print_json("plan", body | {"cost": costs.as_dict()})
         return
     rows = [[s.id, s.key[:12], decisions[s.id].action, decisions[s.id].reason] for s in plan.steps]
     table(["step", "key", "action", "why"], rows, ACTION_STYLE)
     _note_changed_source(plan, decisions)
+    if costs_shown := lines(costs):
+        table(["cost", ""], costs_shown)
     line(f"{plan.study}: " + ", ".join(f"{n} to {action}" for action, n in sorted(counts.items())))
 
 
@@ -176,7 +183,7 @@ def run(
     selection = _selection(only, since, until, arm, seed, force, trained_arms(chosen), chosen.seeds)
     decisions = decide(opened.plan, opened.store, selection)
     if dry_run:
-        _print_plan(opened.plan, decisions, json)
+        _print_plan(opened, decisions, json)
         return
     blocked = [(step, d.reason) for step, d in decisions.items() if d.action == "blocked"]
     if blocked:

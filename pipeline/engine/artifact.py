@@ -157,7 +157,7 @@ class StoredArtifact:
             part = target.with_name(f".{target.name}.{os.getpid()}.fetched")
             try:
                 try:
-                    storage.get_file(fs, f"{base}/{entry.path}", part)
+                    storage.get_file(fs, f"{base}/{entry.path}", part, entry.size)
                 except FileNotFoundError:
                     raise IntegrityError(f"{base}/{entry.path}: missing from the store. Fix: {self.fix}") from None
                 if sha256_file(part, again=True) != entry.sha256:

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import sys
 import threading
 import time
@@ -196,7 +197,7 @@ def run_step(job: Job, sink: Sink, *, redirect: bool) -> Done | Failed:
             return Failed(str(error), log, error.exit_code)
         except Exception as error:
             traceback.print_exc(file=file)
-            return Failed(_one_line(error), log)
+            return Failed(_disk_full(error, job.store) or _one_line(error), log)
         except BaseException:
             print("cancelled", flush=True)
             job.store.discard(job.stage.name, job.key, attempt.id)
@@ -221,11 +222,26 @@ def hardware() -> str:
     return text
 
 
+_NO_ROOM = 1 << 16  # bytes
+
+
+def _disk_full(error: Exception, store: Store) -> str | None:
+    """The line for a full disk, None for any other error. Libraries that write by themselves (safetensors, torch) raise
+    errors of their own then, so the disk of a local store is looked at too."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            place = f" ({cause.filename})" if cause.filename else ""
+            return f"{cause.strerror}{place}. Fix: make room and run again; what is finished is kept"
+        cause = cause.__cause__ or cause.__context__
+    with contextlib.suppress(OSError):
+        if store.local and shutil.disk_usage(store.root).free < _NO_ROOM:
+            return f"{os.strerror(errno.ENOSPC)} ({store.root}). Fix: make room and run again; what is finished is kept"
+    return None
+
+
 def _one_line(error: Exception) -> str:
     """Kind and first line of what it says; the log has the rest."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{place}. Fix: make room and run again; what is finished is kept"
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     return f"{type(error).__name__}: {text.splitlines()[0][:300]}" if text else type(error).__name__
 

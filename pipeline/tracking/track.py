@@ -2,7 +2,8 @@
 
 The driver only appends to a queue; one writer thread imports MLflow (about a second), creates the SQLite file where
 there is none (1.5 s) and does all the writing, because SQLite locks under concurrent writers. URI and run id are
-always explicit. Tracking that fails is a warning at the end of the run, never a lost study.
+always explicit. Tracking that fails is a warning at the end of the run, never a lost study. A server that goes away for
+a while gets everything when it is back: every action can be done again from where it broke off.
 
 A child run has: params (the flattened config), dataset inputs whose digest begins the artifact key, the metrics by
 training step, the summary's metrics, its tables and figures, and tags (stage, arm, seed, key, keys of the inputs, git
@@ -35,8 +36,10 @@ from cluster import storage
 from pipeline.engine.lease import Owner, this_process
 from pipeline.engine.tracker import Tracker
 from pipeline.errors import StudyError
+from pipeline.tracking.outage import Outage, no_answer
 from pipeline.tracking.overview import Made, lineage, overview, run_link
 from pipeline.tracking.publish import place
+from pipeline.tracking.tables import beginning
 
 if TYPE_CHECKING:
     from pipeline.engine.artifact import StoredArtifact
@@ -44,7 +47,6 @@ if TYPE_CHECKING:
     from pipeline.engine.store import Commit, Store
 
 TABLE_ROWS = 2000  # of each table shown in MLflow; the whole stands in the artifact
-CELL = 500  # characters of a text cell
 _LARGEST_FIGURE = 64 * 2**20  # bytes
 _PARAM, _TAG, _BATCH = 6000, 8000, 100  # MLflow's limits: characters of a param and a tag, number in a request
 _FAILURES = 3  # in a row, after which the writer gives up
@@ -103,6 +105,7 @@ class MlflowTracker(Tracker):
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._failures = 0
+        self._outage = Outage()
         self._mlflow: Any = None
         self._client: Any = None
         self._experiment = ""
@@ -113,6 +116,7 @@ class MlflowTracker(Tracker):
         self._broken: list[str] = []  # ids of steps that failed
         self._seen: dict[str, set[tuple[str, int]]] = {}  # run id -> metrics written, for retries that repeat steps
         self._metrics: dict[str, list[Any]] = {}  # run id -> metrics not yet written
+        self._tables: set[tuple[str, str]] = set()  # run id and title of those written; MLflow appends to them
 
     # The driver's side: append and return
 
@@ -137,6 +141,7 @@ class MlflowTracker(Tracker):
 
     def finish(self, status: str) -> list[str]:
         if self._thread is not None:
+            self._outage.ending = time.monotonic()
             self._queue.put(lambda: self._finish(status))
             self._queue.put(None)
             self._thread.join(timeout=120)
@@ -161,16 +166,31 @@ class MlflowTracker(Tracker):
                 ended = action is None
             except queue.Empty:
                 action = None
-            if self._failures >= _FAILURES:
-                continue
+            if self._failures < _FAILURES:
+                self._do(action)
+
+    def _do(self, action: Callable[[], None] | None) -> None:
+        """``action``, or the metrics that have gathered; again and again while the server does not answer."""
+        while True:
             try:
                 if action is not None:
                     action()
                 if action is None or sum(map(len, self._metrics.values())) >= 1000:
                     self._write_metrics()
-                self._failures = 0
             except Exception as error:
+                pause = self._outage.goes_on() if no_answer(error) else None
+                if pause is not None:
+                    time.sleep(pause)
+                    continue
+                if no_answer(error):
+                    self._failures = _FAILURES - 1
                 self._failed(error)
+                return
+            self._failures = 0
+            away = self._outage.over()
+            if away is not None:
+                self.problems.append(f"MLflow at {self.noted_uri} did not answer for {away:.0f} s; nothing is lost")
+            return
 
     def _failed(self, error: Exception) -> None:
         text = storage.redacted(str(error)).strip().splitlines()
@@ -288,8 +308,9 @@ class MlflowTracker(Tracker):
         tags |= {} if step.arm is None else {"arm": step.arm}
         tags |= {} if step.seed is None else {"seed": str(step.seed)}
         tags |= {f"input.{name}": key for name, key in step.input_keys.items()} | _source() | marks
-        run = self._client.create_run(self._experiment, run_name=step.id, tags=tags).info.run_id
-        self._runs[step.id] = run
+        if step.id not in self._runs:
+            self._runs[step.id] = self._client.create_run(self._experiment, run_name=step.id, tags=tags).info.run_id
+        run = self._runs[step.id]
         self._note(step, run)
         self._log(run, dict(flatten(step.config.model_dump(mode="json"))), {})
         sources = [(name, self._plan[source]) for name, source in step.inputs.items()]
@@ -327,20 +348,21 @@ class MlflowTracker(Tracker):
                 self._metrics.setdefault(run, []).append(Metric(name, value, int(when * 1000), at))
 
     def _write_metrics(self) -> None:
-        gathered, self._metrics = self._metrics, {}
-        for run, metrics in gathered.items():
-            for at in range(0, len(metrics), 1000):
-                self._client.log_batch(run, metrics=metrics[at : at + 1000])
+        for run, metrics in self._metrics.items():
+            while metrics:
+                self._client.log_batch(run, metrics=metrics[:1000])
+                del metrics[:1000]
+        self._metrics.clear()
 
     def _finish_step(self, step: Step, commit: Commit, artifact: StoredArtifact, seconds: float) -> None:
         from mlflow.entities import Metric
 
-        run = self._runs.pop(step.id, None)
+        run = self._runs.get(step.id)
         if run is None:
             return
         self._write_metrics()
         now = int(time.time() * 1000)
-        curves = {name for name, _ in self._seen.pop(run, ())}  # a summary must not add a point to a curve
+        curves = {name for name, _ in self._seen.get(run, ())}  # a summary must not add a point to a curve
         summary = {f"final.{name}" if name in curves else name: value for name, value in commit.metrics.items()}
         numbers = {"seconds": seconds, "artifact_bytes": float(commit.bytes), **summary}
         self._client.log_batch(run, metrics=[Metric(name, value, now, 0) for name, value in numbers.items()])
@@ -359,6 +381,12 @@ class MlflowTracker(Tracker):
             self._log_model(run, step)
         self._made[step.id] = _made(commit, run)
         self._client.set_terminated(run, "FINISHED")
+        self._forget(step.id, run)
+
+    def _forget(self, step: str, run: str) -> None:
+        """The step's run has ended: a later one of the same step is another."""
+        self._runs.pop(step, None)
+        self._seen.pop(run, None)
 
     def _log_pages(self, run: str, step: Step, commit: Commit, artifact: StoredArtifact) -> None:
         """Figures and pages, these adapted to MLflow: it shows each in a frame that leads to no other file."""
@@ -389,14 +417,10 @@ class MlflowTracker(Tracker):
 
     def _log_table(self, run: str, title: str, path: Path) -> str:
         """Log the beginning of a Parquet table as one MLflow shows; says how much of it that is."""
-        import pyarrow.parquet as pq
-
-        file = pq.ParquetFile(path)
-        rows = file.metadata.num_rows
-        batch = next(file.iter_batches(batch_size=TABLE_ROWS), None)
-        columns = {name: [] for name in file.schema_arrow.names} if batch is None else batch.to_pydict()
-        data = {name: [_cell(value) for value in values] for name, values in columns.items()}
-        self._client.log_table(run, data, f"tables/{re.sub(r'[^A-Za-z0-9._-]+', '_', title)}.json")
+        rows, data = beginning(path, TABLE_ROWS)
+        if (run, title) not in self._tables:
+            self._client.log_table(run, data, f"tables/{re.sub(r'[^A-Za-z0-9._-]+', '_', title)}.json")
+            self._tables.add((run, title))
         return f"{rows} rows" if rows <= TABLE_ROWS else f"first {TABLE_ROWS} of {rows} rows; the whole is {path}"
 
     def _log_model(self, run: str, step: Step) -> None:
@@ -421,13 +445,14 @@ class MlflowTracker(Tracker):
         )
 
     def _fail_step(self, step: str, message: str, status: str) -> None:
-        if status == "FAILED":
+        if status == "FAILED" and step not in self._broken:
             self._broken.append(step)
-        run = self._runs.pop(step, None)
+        run = self._runs.get(step)
         if run is not None:
             self._write_metrics()
             self._log(run, {}, {"error": message, "mlflow.note.content": message})
             self._client.set_terminated(run, status)
+            self._forget(step, run)
 
 
 def _made(commit: Commit, run: str, reused: bool = False, experiment: str = "") -> Made:
@@ -446,15 +471,6 @@ def _source() -> dict[str, str]:
     except (KeyError, OSError):  # a container's user without a name
         user = "unknown"
     return {"mlflow.user": user, "mlflow.source.name": "infini-study", "mlflow.source.type": "LOCAL"}
-
-
-def _cell(value: Any) -> Any:
-    """A table cell as the UI can show it: six digits of a number, the beginning of a text."""
-    if isinstance(value, str):
-        return value if len(value) <= CELL else value[: CELL - 3] + "..."
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    return value if value is None or isinstance(value, bool | int | float) else str(value)[:CELL]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.data.corpus.documents import read_texts
 from stages.data.pinned import digest_of, unchanged
 from stages.data.tokens.config import TokenizerConfig
 from stages.data.tokens.library import control_strings, read_library, rows, text_only
@@ -153,6 +152,7 @@ def _with_numbers(trained: Library, number_digits: int) -> Library:
 
 def _training_text(config: TokenizerConfig, documents: Artifact, context: Context) -> Iterator[str]:
     """The beginning of every training document, as much of each as brings all to ``train_bytes`` together."""
+    from stages.data.corpus.documents import read_texts  # not above: a plan is made without pyarrow
 
     total = sum(len(text.data) for text in read_texts(documents.path("documents"), ["train"]))
     share = min(1.0, config.train_bytes / max(1, total))

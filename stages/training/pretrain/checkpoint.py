@@ -39,7 +39,7 @@ def quiet() -> Iterator[None]:
 @dataclass
 class RunState:
     """What a resumed run needs besides tensors. step: optimiser steps done; wall_s: seconds of training so far;
-    sequence_ranks: ranks that share a sequence."""
+    sequence_ranks: ranks that share a sequence; digest: of all else here, "" in one written before there was such."""
 
     step: int = 0
     world_size: int = 1
@@ -48,6 +48,12 @@ class RunState:
     rows: list[dict[str, float | int | None]] = field(default_factory=list)
     samples: list[str] = field(default_factory=list)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    digest: str = ""
+
+    def own_digest(self) -> str:
+        """xxh3 of the fields but this one."""
+        fields = {name: value for name, value in asdict(self).items() if name != "digest"}
+        return xxhash.xxh3_64(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 class Checkpoints:
@@ -118,6 +124,7 @@ class Checkpoints:
         if self.rank == 0:
             state.world_size = self.world_size
             state.files = {name: self._fingerprint(f"{folder}/{name}") for name in self._files(folder)}
+            state.digest = state.own_digest()
             write_atomic(self.fs, f"{folder}/{STATE}", json.dumps(asdict(state)).encode())
             for old in self._steps()[: -self.keep]:
                 remove_tree(self.fs, f"{self.root}/{old}")
@@ -187,21 +194,23 @@ class Checkpoints:
             folder = f"{self.root}/{name}"
             try:
                 state = RunState(**json.loads(self.fs.cat_file(f"{folder}/{STATE}")))
+                if state.digest and state.digest != state.own_digest():
+                    raise ValueError(f"{STATE} is not what was written")
                 for file, expected in state.files.items():
                     if self._fingerprint(f"{folder}/{file}") != expected:
                         raise ValueError(f"{file} is not what was written")
             except FileNotFoundError as error:
                 if str(error).rstrip("'").endswith(STATE):
                     continue  # was being written when the run was killed
-                self.warn(f"checkpoint {name} is damaged ({error}); falling back to the one before")
                 damaged += 1
-            except (ValueError, TypeError) as error:
                 self.warn(f"checkpoint {name} is damaged ({error}); falling back to the one before")
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 damaged += 1
+                self.warn(f"checkpoint {name} is damaged ({error}); falling back to the one before")
             else:
                 return state
         if damaged:
-            self.warn("no checkpoint is sound: training starts anew")
+            self.warn("no checkpoint is sound: training starts anew, from step 0")
         return None
 
     def _steps(self) -> list[str]:

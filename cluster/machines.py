@@ -1,0 +1,235 @@
+"""A Ray cluster of several nodes on this machine: started, looked at, ended. One for each user.
+
+``ray stop`` would end every Ray on the machine, another user's too, so what was started is written down (process id and
+time of start) and that alone is ended. Whoever is to connect needs the token in ``token_file``; without one a cluster
+that can be reached from other machines would run anybody's code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cluster.connect import ENVIRONMENT, ClusterError
+from cluster.noted import Cluster, Process, alive, noted, state_folder, token_file
+from cluster.storage import filesystem, write_atomic
+
+PATIENCE = 120.0  # seconds a node may take to join; it takes about five
+LOOPBACK = "127.0.0.1"
+
+
+def up(
+    nodes: int,
+    *,
+    cpus: int | None = None,
+    gpus: int = 0,
+    host: str = LOOPBACK,
+    port: int = 6379,
+    dashboard_port: int = 8265,
+    say: Callable[[str], None] = lambda text: None,
+) -> Cluster:
+    """Start a head without CPUs and ``nodes`` nodes with ``cpus`` (default: this machine's, shared out) and ``gpus``
+    each; return when all have joined. ``port`` and ``dashboard_port`` 0: free ones.
+
+    Raises ClusterError where one is there already, where a port is taken, and where a node does not join.
+    """
+    if (there := noted()) is not None:
+        raise ClusterError(
+            f"cluster: one runs already at {there.address}. Fix: use it (--address auto), or end it first: "
+            "infini-study cluster down"
+        )
+    port, dashboard_port = _free(host, port, "port"), _free(host, dashboard_port, "dashboard-port")
+    folder = state_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    environment = {**ENVIRONMENT, **os.environ, **_authentication()}
+    share = cpus if cpus is not None else max(1, (os.cpu_count() or 1) // nodes)
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+    ray += ["--dashboard-agent-listen-port=0"]  # its fixed port can be had by one node of a machine
+    head = [*ray, "--head", f"--node-ip-address={host}", f"--port={port}", "--num-cpus=0", "--num-gpus=0"]
+    head += [f"--dashboard-host={host}", f"--dashboard-port={dashboard_port}", "--include-dashboard=true"]
+    address = f"{host}:{port}"
+    others = [*ray, f"--address={address}", f"--node-ip-address={host}", f"--num-cpus={share}", f"--num-gpus={gpus}"]
+    started: list[Process] = []
+    cluster = Cluster(address, f"http://{host}:{dashboard_port}", (), str(folder))
+    try:
+        for number in range(nodes + 1):
+            name = "head" if number == 0 else f"node{number}"
+            started.append(_start(head if number == 0 else others, name, folder, environment))
+            cluster = Cluster(address, cluster.dashboard, tuple(started), str(folder))
+            _note(cluster)
+            if number == 0:
+                _await(cluster, 1)
+        _await(cluster, nodes + 1)
+    except BaseException:
+        down(cluster)
+        raise
+    say(f"{nodes} nodes with {share} CPUs each at {address}")
+    return cluster
+
+
+def down(cluster: Cluster) -> int:
+    """End the cluster's processes, those alone; how many there were."""
+    import psutil
+
+    ended = sum(map(alive, cluster.processes))
+    found: list[psutil.Process] = []
+    for process in reversed(cluster.processes):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if alive(process):
+                first = psutil.Process(process.pid)
+                found += [first, *first.children(recursive=True)]
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGTERM)
+    _, left = psutil.wait_procs(found, timeout=10)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=10)
+    (state_folder() / "cluster.json").unlink(missing_ok=True)
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    with contextlib.suppress(OSError):  # it would lead --address auto to a cluster that is gone
+        if note.read_text().strip() == cluster.address:
+            note.unlink()
+    return ended
+
+
+def nodes(cluster: Cluster) -> list[dict[str, Any]]:
+    """The cluster's nodes that are alive: name, address, resources. Raises ClusterError where the head
+    does not answer."""
+    asked = subprocess.run(
+        [sys.executable, "-c", _ASK, cluster.address],
+        env={**ENVIRONMENT, **os.environ, **_authentication()},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    lines = asked.stdout.strip().splitlines()
+    if asked.returncode or not lines:
+        reason = asked.stderr.strip().splitlines()[-1:] or ["no answer"]
+        raise ClusterError(
+            f"cluster: its head at {cluster.address} does not answer: {reason[0]}. Fix: infini-study cluster down, "
+            f"then up; its logs are in {cluster.folder}"
+        )
+    found: list[dict[str, Any]] = json.loads(lines[-1])
+    return found
+
+
+# In a process of its own: asking for nodes makes the asker part of the cluster until it ends.
+_ASK = """
+import json, sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+print(json.dumps([
+    {"id": node["NodeID"], "name": node["NodeName"], "address": node["NodeManagerAddress"],
+     "resources": {name: node["Resources"].get(name, 0) for name in ("CPU", "GPU", "memory")}}
+    for node in ray.nodes() if node["Alive"]
+]))
+"""
+
+
+def _await(cluster: Cluster, count: int) -> None:
+    end = time.monotonic() + PATIENCE
+    problem = "no answer"
+    while time.monotonic() < end:
+        ended = [process.name for process in cluster.processes if not alive(process)]
+        if ended:
+            log = (Path(cluster.folder) / f"{ended[0]}.log").read_text(errors="replace").strip().splitlines()
+            reason = next((line for line in reversed(log) if "rror" in line), log[-1] if log else "it said nothing")
+            raise ClusterError(f"cluster: {ended[0]} ended: {reason.strip()}. Fix: see {cluster.folder}/{ended[0]}.log")
+        try:
+            if len(nodes(cluster)) >= count:
+                return
+            problem = f"fewer than {count} nodes have joined"
+        except (ClusterError, subprocess.TimeoutExpired) as error:
+            problem = str(error).partition(". Fix:")[0]
+        time.sleep(0.5)
+    raise ClusterError(f"cluster: {problem} after {PATIENCE:.0f} s. Fix: see the logs in {cluster.folder}")
+
+
+def _start(command: list[str], name: str, folder: Path, environment: Mapping[str, str]) -> Process:
+    import psutil
+
+    with (folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, f"--node-name={name}"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=dict(environment),
+            start_new_session=True,
+        )
+    return Process(process.pid, psutil.Process(process.pid).create_time(), name)
+
+
+def _note(cluster: Cluster) -> None:
+    fs, path = filesystem(str(state_folder() / "cluster.json"))
+    write_atomic(fs, path, json.dumps(asdict(cluster), indent=1).encode())
+
+
+def _authentication() -> dict[str, str]:
+    """Environment with which nodes and drivers share the token, made where there is none."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return {"RAY_AUTH_MODE": "token"}
+    path = token_file()
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            os.write(descriptor, secrets.token_hex(32).encode())
+            os.close(descriptor)
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+def _free(host: str, port: int, option: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ClusterError(
+                f"--{option} = {port}: cannot be used on {host}: {error.strerror}. Fix: another, or 0 for a free one"
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def is_loopback(host: str) -> bool:
+    """Can only this machine reach ``host``?"""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    return host == "localhost"
+
+
+def job_server(url: str) -> None:
+    """Raises ClusterError where no job server answers at ``url``."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/api/version", timeout=10) as answer:
+            answer.read()
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            return  # it is there; the client brings the token
+        raise ClusterError(_no_job_server(url, f"it answers {error.code}")) from error
+    except (OSError, ValueError) as error:
+        raise ClusterError(_no_job_server(url, str(error))) from error
+
+
+def _no_job_server(url: str, reason: str) -> str:
+    return (
+        f"--to = {url!r}: no job server of Ray answers there: {reason}. Fix: give the URL of the dashboard; "
+        "on its head node the package must be installed with its extra: pip install 'infini-study[cluster]'"
+    )

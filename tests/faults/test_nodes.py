@@ -1,0 +1,161 @@
+"""A study on several real nodes that die: every model and row equal to those of a run that nothing happened to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import storage
+from pipeline.engine.store import Store
+from pipeline.study.yamlfile import parse
+from tests import seaweed
+from tests.faults import Faults
+from tests.faults.drivers import contents, driver, result
+from tests.faults.nodes import HEAD, Nodes, several
+from tests.faults.proxy import Weather, proxying
+from tests.tiny import write_study
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+STEPS = 60
+
+
+def small_study(folder: Path) -> Path:
+    """The tiny study with one arm, two workers a training, and trainings and evaluations of a few seconds."""
+    path = write_study(folder)
+    changed: dict[str, Any] = parse(path.read_text(), path.name)
+    changed["arms"] = {"infini-delta": changed["arms"]["infini-delta"]}
+    changed["pretrain"] |= {"steps": STEPS, "checkpoint_every": 10}
+    changed["evaluate"]["retrieval"] |= {"trials": 20}
+    del changed["summarize"], changed["ablate"]
+    changed["execution"] = {"train_workers": 2, "jobs": 2, "max_failures": 4}
+    path.write_text(json.dumps(changed))
+    return path
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_study(tmp_path_factory.mktemp("nodes"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(study: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Digests of the same study on one machine, undisturbed."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    running = driver(folder / "root", Faults(folder / "faults"), f"study={study}", "until=evaluate", address="local")
+    done = result(running, timeout=580)
+    assert done["exit"] == 0, done["errors"][-4000:]
+    return contents(Store(folder / "root"))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Nodes]:
+    with several(tmp_path / "cluster") as cluster:
+        yield cluster
+
+
+def until(true: Callable[[], Any], running: subprocess.Popen[str], patience: float = 300) -> None:
+    """Return once ``true``. Fails if the driver ends before."""
+    end = time.monotonic() + patience
+    while not true():
+        if running.poll() is not None or time.monotonic() > end:
+            raise AssertionError(running.communicate(timeout=20)[1][-4000:] if running.poll() is not None else "late")
+        time.sleep(0.2)
+
+
+def models_equal(store: Store, unbroken: dict[str, str]) -> None:
+    """Both models, their training logs, evaluations and all before them."""
+    made = contents(store)
+    assert set(made) >= {"base/0", "pretrain/infini-delta/0", "evaluate/base/0", "evaluate/infini-delta/0"}
+    assert made == unbroken
+
+
+def test_nodes_that_die_in_training_and_evaluation_change_nothing(
+    cluster: Nodes, study: Path, unbroken: dict[str, str], tmp_path: Path
+):
+    root, faults, began = tmp_path / "root", Faults(tmp_path / "faults"), time.monotonic()
+
+    def told(what: str) -> None:
+        print(f"[{time.monotonic() - began:5.0f} s] {what}")
+
+    running = cluster.driver(root, faults, f"study={study}", "until=evaluate")
+    until(lambda: list(root.glob("pretrain/*/work/checkpoints/step-*/state.json")), running)
+    cluster.kill(1)
+    told("node 1 killed in training")
+    cluster.add(1)
+    until(lambda: list(root.glob("pretrain/*/COMMIT.json")), running)
+    told("the model is trained")
+    until(lambda: len(list(root.glob("evaluate/*/attempts/*"))) >= 2, running)
+    cluster.kill(2)
+    told("node 2 killed in evaluation")
+    cluster.add(2)
+    done = result(running, timeout=500)
+    told(f"ended with {done['exit']}")
+    assert done["exit"] == 0, done["errors"][-4000:]
+    models_equal(Store(root), unbroken)
+    steps = len(list(root.glob("evaluate/*/COMMIT.json")))
+    print(f"{len(list(root.glob('evaluate/*/logs/*.log')))} attempts of {steps} evaluations")
+
+
+def test_a_head_that_dies_ends_the_run_and_the_next_one_goes_on(
+    cluster: Nodes, study: Path, unbroken: dict[str, str], tmp_path: Path
+):
+    root, faults = tmp_path / "root", Faults(tmp_path / "faults")
+    running = cluster.driver(root, faults, f"study={study}", "until=evaluate")
+    until(lambda: list(root.glob("pretrain/*/work/checkpoints/step-*/state.json")), running)
+    for number in (HEAD, 1, 2):  # the workers of a head that is gone end too
+        cluster.kill(number)
+    assert running.wait(timeout=120) != 0
+    running.communicate()
+    cluster.add(HEAD)
+    cluster.await_nodes(1)
+    cluster.add(1)
+    cluster.add(2)
+    cluster.await_nodes(3)
+    done = result(cluster.driver(root, faults, f"study={study}", "until=evaluate"), timeout=500)
+    assert done["exit"] == 0, done["errors"][-4000:]
+    assert done["states"]["base/0"] == "reused"
+    models_equal(Store(root), unbroken)
+
+
+def test_on_object_storage_a_network_cut_and_healed_in_training_changes_nothing(
+    s3_server: str, study: Path, unbroken: dict[str, str], tmp_path: Path, monkeypatch
+):
+    """The node that is cut off loses its place in the training; the link is healed while the others go on."""
+    import s3fs
+
+    with contextlib.ExitStack() as stack:
+
+        def storage_of_nodes(cluster: Nodes) -> None:
+            proxy = stack.enter_context(proxying(s3_server, Weather(), host=cluster.gateway))
+            cluster.environment |= seaweed.environment(proxy.url)
+
+        cluster = stack.enter_context(several(tmp_path / "cluster", before=storage_of_nodes))
+        for name, value in cluster.environment.items():
+            if name.startswith("AWS"):
+                monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        files = s3fs.S3FileSystem()
+        if not files.exists("nodes"):
+            files.mkdir("nodes")
+        root = f"s3://nodes/{tmp_path.name}"
+        fs, base = storage.filesystem(root)
+        running = cluster.driver(root, Faults(tmp_path / "faults"), f"study={study}", "until=evaluate")
+        until(lambda: fs.glob(f"{base}/pretrain/*/work/checkpoints/step-*/state.json"), running)
+        if cluster.isolated:
+            cluster.cut(2)
+            time.sleep(20)  # longer than a node may be silent
+            cluster.heal(2)
+        else:
+            cluster.kill(2)
+            cluster.add(2)
+        done = result(running, timeout=500)
+        assert done["exit"] == 0, done["errors"][-4000:]
+        models_equal(Store(root, tmp_path / "cache"), unbroken)
+    s3fs.S3FileSystem.clear_instance_cache()

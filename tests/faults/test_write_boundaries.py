@@ -1,0 +1,80 @@
+"""SIGKILL at every kind of write of every stage, and a soak of random faults: the files are those of a clean run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import Faults
+from tests.faults.drivers import REPOSITORY, driver, result
+from tests.faults.writes import point
+
+SOAK = 200
+STAGES = {
+    "ingest", "decontaminate", "certify", "tokenizer", "tokenize", "base", "pretrain", "evaluate", "ablate",
+    "summarize", "report",
+}  # fmt: skip
+
+
+def boundaries(study: Path, folder: Path, count: int, *stages: str, timeout: float) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.faults.boundaries", str(study), str(folder), str(count), "0", *stages]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_writes_are_told_apart_and_reads_are_none(tmp_path: Path):
+    root, key = str(tmp_path), "a" * 64
+    assert point("open", (f"{root}/make/{key}/x.json", "w", os.O_WRONLY), root) == "open make/*/x.json"
+    assert (
+        point("os.rename", (f"{root}/a", f"{root}/make/{key}/COMMIT.json", -1, -1), root) == "rename make/*/COMMIT.json"
+    )
+    assert point("open", (f"{root}/make/{key}/x.json", "r", os.O_RDONLY), root) is None
+    assert point("open", ("/elsewhere/x", "w", os.O_WRONLY), root) is None
+
+
+TOY_WRITES = (
+    "mkdir make/*",
+    "open make/*/attempts/*/first.json",
+    "open count/*/work/.checkpoint.json.*.tmp",
+    "rename count/*/work/checkpoint.json",
+    "link total/*/COMMIT.json",
+    "remove make/*/.COMMIT.json.*.tmp",
+    "open make/*/lease/.1.json.*.tmp",
+)
+
+
+@pytest.mark.parametrize("where", TOY_WRITES)
+def test_a_driver_killed_before_a_write_leaves_what_the_next_completes(
+    where: str, tmp_path: Path, faults: Faults, expected: dict[str, str]
+):
+    faults.fail_at("write", where, kind="sigkill")
+    killed = driver(tmp_path / "root", faults)
+    killed.communicate(timeout=120)
+    assert (killed.returncode, faults.visits("write", where)) == (-9, 1)
+    assert result(driver(tmp_path / "root", faults))["digests"] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_every_stage_survives_death_before_each_kind_of_write(tiny: Path, tmp_path: Path):
+    found = boundaries(tiny, tmp_path / "boundaries", 0, timeout=2900)
+    print(json.dumps(found["stages"]), f"{found['seconds']} s")
+    assert found["failures"] == [] and set(found["stages"]) == STAGES
+    for stage in found["stages"].values():
+        assert stage["points"] == stage["survived"] >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3700)
+def test_two_hundred_random_faults_change_no_file(tiny: Path, tmp_path: Path):
+    soak = boundaries(tiny, tmp_path / "soak", SOAK, timeout=3600)
+    print(json.dumps(soak["soak"]), f"{soak['seconds']} s")
+    assert soak["failures"] == [] and soak["soak"]["injected"] >= SOAK
