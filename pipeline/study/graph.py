@@ -27,7 +27,7 @@ from stages.evidence.control.stage import STAGE as CONTROL
 from stages.evidence.control.stage import control_arms
 from stages.evidence.evaluate.stage import STAGE as EVALUATE
 from stages.evidence.evaluate.stage import EvaluateConfig
-from stages.evidence.summarize.stage import SummarizeConfig
+from stages.evidence.summarize.stage import REFERENCES, SummarizeConfig
 from stages.record import Record
 from stages.stage import Config, StageError
 from stages.training.pretrain.config import BaseConfig, BaseSettings, MixtureConfig, PretrainConfig
@@ -49,7 +49,8 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
         decontaminate = pin_exclusions(study.decontaminate, folder, cache)
         tokenizer_config = pin_tokenizer(study.tokenizer, folder)
         asked = [(record, record.pin(section, folder)) for record, section in study.asked]
-        pairs = next((config.pairs for _, config in asked if isinstance(config, SummarizeConfig)), None)
+        summarize = next((config for _, config in asked if isinstance(config, SummarizeConfig)), None)
+        pairs = summarize.pairs if summarize is not None else None
         tasks = pin_sources(study.task_audit.sources if study.task_audit else (), folder)
         tasks += task_of_pairs(pairs, tasks)
         base = _base_from(study.base, folder)
@@ -77,6 +78,10 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     data = {"tokens": tokens, "tokenizer": tokenizer}
     made += [tokenizer, tokens]
     read = {"documents": documents, **data}
+    if summarize is not None:
+        given = {"documents": documents, "tokenizer": tokenizer}
+        made.append(references := graph.add(REFERENCES, summarize.items(), given))
+        read["references"] = references
     for record, config in asked:
         if record.per == "study":
             made.append(graph.add(record.stage, config, _inputs(record, read)))
@@ -85,7 +90,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     made += [*dict.fromkeys(bases.values()), *trained.values()]
     of_base = EvaluateConfig(**_fields(study.evaluate), mixer=study.base_mixer)
     made += [
-        graph.add(EVALUATE, of_base, {"model": bases[seed], **read}, arm=BASE_ARM, seed=seed)
+        graph.add(EVALUATE, of_base, {"model": bases[seed], "documents": documents, **data}, arm=BASE_ARM, seed=seed)
         for seed in study.base_seeds
     ]
     for record, config in asked:
@@ -93,6 +98,10 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
             if not record.kinds or study.arms[arm].kind in record.kinds:
                 inputs = _inputs(record, {"model": model, **read})
                 made.append(graph.add(record.stage, config, inputs, arm=arm, seed=seed))
+    summaries = {step: step for step in made if step == REFERENCES.name or step.startswith("summarize/")}
+    for record, config in asked:
+        if record.per == "summaries":
+            made.append(graph.add(record.stage, config, summaries))
     # where a checkpoint lies does not count, nor an option that is not used
     uncounted = {"path"} if study.pretrain.chunk_tokens else {"path", "chunk_tokens"}
     graph.add(
