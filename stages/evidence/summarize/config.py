@@ -18,14 +18,16 @@ class Pairs(Config):
     """Reference summaries: JSON Lines, Parquet, or a folder of such files, in BookSum's field layout or as plain
     {"text": ..., "summary": ..., "id": optional} (``stages/data/summaries.py``).
 
-    They count by the digest ``pin``, which covers the texts that rows lead to; where they lie does not stand in the key.
+    They count by the digest ``pin``, which covers the texts that rows lead to; where they lie is no part of the key.
     """
 
     path: str = Field(description="JSONL or Parquet file or folder, relative to the study file")
     texts: str | None = Field(
         default=None, description="folder that book_file, chapter_path, ... start from; none: that of the pairs"
     )
-    splits: tuple[str, ...] | None = Field(default=None, min_length=1, description="of the rows' column split; none: all")
+    splits: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="of the rows' column split; none: all"
+    )
     pin: Pin | None = Field(default=None, description="digest of what is read")
 
     def key_fields(self) -> dict[str, Any]:
@@ -56,7 +58,8 @@ class SummarizeConfig(ItemsConfig):
     """The study file's ``summarize:`` section; temperature and top_p are the paper's (BookSum)."""
 
     further_lengths: tuple[Annotated[int, Field(ge=2)] | Literal["whole"], ...] = Field(
-        default=(), description="further lengths of the prompt at which the same texts are condensed; whole: all of them"
+        default=(),
+        description="further lengths of the prompt at which the same texts are condensed; whole: all of them",
     )
     decodings: tuple[Decoding, ...] = Field(
         default=("sample",), min_length=1, description="sample: at temperature and top_p; greedy: the likeliest token"

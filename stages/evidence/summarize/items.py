@@ -66,7 +66,9 @@ def load(artifact: Artifact) -> list[Example]:
     """The items of a references artifact, in its order."""
     rows = pq.read_table(artifact.path("items.parquet")).to_pylist()
     lists = ("references", "prompt", "rows")
-    return [Example(**{name: tuple(row[name]) if name in lists else row[name] for name in SCHEMA.names}) for row in rows]
+    return [
+        Example(**{name: tuple(row[name]) if name in lists else row[name] for name in SCHEMA.names}) for row in rows
+    ]
 
 
 def held_out(artifact: Artifact, splits: Sequence[str]) -> list[tuple[str, str]]:
@@ -123,7 +125,10 @@ def from_pairs(pairs: Pairs, config: ItemsConfig) -> list[Example]:
     path = Path(pairs.path)
     if not path.exists():
         raise StageError(
-            "no such file on this node", field="summarize.pairs.path", value=pairs.path, fix="put it there, or plan again"
+            "no such file on this node",
+            field="summarize.pairs.path",
+            value=pairs.path,
+            fix="put it there, or plan again",
         )
     unchanged(summaries.digest(path, pairs.root, "summarize.pairs"), pairs.pin, field="summarize.pairs.pin")
     made = summaries.items(summaries.read(path, pairs.root, "summarize.pairs", pairs.splits))

@@ -13,8 +13,15 @@ from stages.data.tokens.load import load_tokenizer
 from stages.evidence.summarize import baselines
 from stages.evidence.summarize.config import ItemsConfig, SummarizeConfig
 from stages.evidence.summarize.items import (
-    Example, condensations, continuations, from_pairs, held_out, load, prompt_of, write,
-)  # fmt: skip
+    Example,
+    condensations,
+    continuations,
+    from_pairs,
+    held_out,
+    load,
+    prompt_of,
+    write,
+)
 from stages.evidence.summarize.lexical import COLUMNS, Source, measured
 from stages.stage import Artifact, Context, StageError, Summary
 
@@ -24,11 +31,10 @@ if TYPE_CHECKING:
 NAMED = [(name, pa.string()) for name in ("doc_id", "book", "task", "level")]
 MEASURED = [(name, pa.float64()) for name in COLUMNS]
 BASELINES = pa.schema([("system", pa.string()), *NAMED, ("hypothesis", pa.large_string()), *MEASURED])
-SUMMARIES = pa.schema(
-    NAMED
-    + [("length", pa.string()), ("prompt_tokens", pa.int64()), ("decoding", pa.string()), ("tokens", pa.int64())]
-    + [("reference", pa.large_string()), ("hypothesis", pa.large_string()), *MEASURED]
-)
+SUMMARIES = pa.schema([
+    *NAMED, ("length", pa.string()), ("prompt_tokens", pa.int64()), ("decoding", pa.string()), ("tokens", pa.int64()),
+    ("reference", pa.large_string()), ("hypothesis", pa.large_string()), *MEASURED,
+])  # fmt: skip
 SHOWN = 3  # summaries in summaries.md
 
 
@@ -65,9 +71,7 @@ def references(config: ItemsConfig, inputs: Mapping[str, Artifact], output: Path
     )
 
 
-def _examples(
-    config: ItemsConfig, artifact: Artifact, tokenizer: StudyTokenizer, context: Context
-) -> list[Example]:
+def _examples(config: ItemsConfig, artifact: Artifact, tokenizer: StudyTokenizer, context: Context) -> list[Example]:
     documents = [] if _only_pairs(config) else held_out(artifact, config.splits)
     examples: list[Example] = []
     for task in config.tasks:
@@ -77,7 +81,9 @@ def _examples(
             made = from_pairs(config.pairs, config)
             long = sum(min(len(tokenizer.encode(r)) for r in e.references) > config.new_tokens for e in made)
             if long:
-                context.warn(f"{long} of {len(made)} texts have no reference as short as new_tokens = {config.new_tokens}")
+                context.warn(
+                    f"{long} of {len(made)} texts have no reference as short as new_tokens = {config.new_tokens}"
+                )
         else:
             made = condensations(documents, tokenizer, config)
         if not made:
@@ -185,12 +191,23 @@ def _page(rows: list[dict[str, Any]]) -> str:
     for row in rows[:SHOWN] if len({r["task"] for r in rows}) == 1 else _of_each_task(rows):
         said = f"{row['task']}, {row['level']}, {row['prompt_tokens']:,} tokens read, {row['decoding']}"
         lines += [f"## {_plain(row['doc_id'])}", "", f"{said}.", ""]
-        lines += ["**written:**", "", _quoted(row["hypothesis"]), "", "**reference:**", "", _quoted(row["reference"]), ""]
+        lines += [
+            "**written:**",
+            "",
+            _quoted(row["hypothesis"]),
+            "",
+            "**reference:**",
+            "",
+            _quoted(row["reference"]),
+            "",
+        ]
     return "\n".join(lines)
 
 
 def _of_each_task(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for task in dict.fromkeys(r["task"] for r in rows) for row in [r for r in rows if r["task"] == task][:2]]
+    return [
+        row for task in dict.fromkeys(r["task"] for r in rows) for row in [r for r in rows if r["task"] == task][:2]
+    ]
 
 
 def _quoted(text: str) -> str:
