@@ -109,10 +109,10 @@ def verdict(truth: Truth, folder: Path) -> Verdict:
     return decide(C10, study(truth, folder).evidence(RULES))
 
 
-DISAGREE = {"sources": ("human", "judge"), "gain": 0.2, "human_gain": 0.9}
+DISAGREE = {"sources": ("human", "judge"), "gain": 0.2, "human_gain": 0.9, "chapters": 5}
 ORACLE: list[tuple[str, dict[str, Any], str, str]] = [
     ("a judge prefers the memory arms, also to baselines", {}, S, ""),
-    ("people do", {"sources": ("human",)}, S, ""),
+    ("people do", {"sources": ("human",), "chapters": 5}, S, ""),
     ("entailment does", {"sources": ("nli",)}, S, ""),
     ("all three do", {"sources": ("human", "judge", "nli")}, S, ""),
     ("one memory arm of two", {"arms": MEMORY[:1]}, S, ""),
