@@ -1,13 +1,13 @@
 """Judgements of people: how far raters agree, and how strong what they compare is.
 
-Krippendorff, K. (2011). Computing Krippendorff's alpha-reliability. Bradley, R. and Terry, M. (1952), fitted as
-Hunter, D. (2004). MM algorithms for generalized Bradley-Terry models.
+Krippendorff, K. (2011). Computing Krippendorff's alpha-reliability. Bradley, R. and Terry, M. (1952). Rank analysis of
+incomplete block designs: the method of paired comparisons.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +67,7 @@ def bradley_terry(
     high = np.full(len(names), np.inf)
     if len(books) > 1:
         drawn = rng.multinomial(len(books), np.full(len(books), 1 / len(books)), size=draws)
-        fitted = np.array([_strengths(np.tensordot(row, wins, 1)) for row in drawn])
+        fitted = _strengths(np.tensordot(drawn.astype(float), wins, 1))
         low, high = np.quantile(fitted, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return {
         name: Estimate(
@@ -77,17 +77,23 @@ def bradley_terry(
     }
 
 
-def _strengths(wins: NDArray[np.float64], *, steps: int = 2000, tolerance: float = 1e-8) -> NDArray[np.float64]:
-    """Log strengths [n] of wins [n, n] by Hunter's MM steps."""
-    played, won = wins + wins.T, wins.sum(1) + PRIOR / 2
-    p = np.ones(len(wins))
+def _strengths(wins: NDArray[np.float64], *, steps: int = 40, tolerance: float = 1e-9) -> NDArray[np.float64]:
+    """Log strengths [..., n] of wins [..., n, n] by Newton's steps on the concave likelihood, none longer than 1."""
+    n = wins.shape[-1]
+    played, won = wins + np.swapaxes(wins, -1, -2), wins.sum(-1) + PRIOR / 2
+    s = np.zeros(wins.shape[:-1])
     for _ in range(steps):
-        after = won / ((played / (p[:, None] + p[None, :])).sum(1) + PRIOR / (p + 1))
-        if np.abs(np.log(after / p)).max(initial=0.0) < tolerance:
-            p = after
+        p = 1 / (1 + np.exp(s[..., None, :] - s[..., :, None]))  # that the row beats the column
+        average = 1 / (1 + np.exp(-s))
+        slope = won - (played * p).sum(-1) - PRIOR * average
+        curve = -played * p * (1 - p)
+        own = PRIOR * average * (1 - average) - curve.sum(-1)
+        step = np.linalg.solve(curve + own[..., None] * np.eye(n), slope[..., None])[..., 0]
+        step /= np.maximum(1, np.abs(step).max(-1, keepdims=True))
+        s = s + step
+        if np.abs(step).max(initial=0.0) < tolerance:
             break
-        p = after
-    strengths: NDArray[np.float64] = np.log(p) - np.log(p).mean()
+    strengths: NDArray[np.float64] = s - s.mean(-1, keepdims=True)
     return strengths
 
 
@@ -96,11 +102,3 @@ def preferences_agree(people: Sequence[float], metric: Sequence[float]) -> list[
     where it has the other, 0.5 where it is 0."""
     pairs: list[tuple[float, float]] = [(p, m) for p, m in zip(people, metric, strict=True) if p]
     return [0.5 if not m else float(np.sign(p) == np.sign(m)) for p, m in pairs]
-
-
-def by_group(values: Sequence[float], groups: Sequence[str]) -> Mapping[str, float]:
-    """Mean of the values of each group."""
-    found: dict[str, list[float]] = {}
-    for value, group in zip(values, groups, strict=True):
-        found.setdefault(group, []).append(value)
-    return {group: sum(own) / len(own) for group, own in found.items()}

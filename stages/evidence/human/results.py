@@ -22,7 +22,7 @@ from stages.statistics.intervals import Estimate, clustered_mean
 
 _NAMED = [(name, pa.string()) for name in ("doc_id", "book", "task", "level")]
 _PAIR = [("item", pa.string()), ("a", pa.string()), ("b", pa.string()), ("seed", pa.int64()), *_NAMED]
-RATED = pa.schema([*_PAIR, ("rater", pa.string()), ("score", pa.float64())])
+RATED = pa.schema([*_PAIR, ("rater", pa.string()), ("choice", pa.string()), ("score", pa.float64())])
 COMPARED = pa.schema([*_PAIR, ("raters", pa.int64()), ("score", pa.float64()), ("metrics", pa.string())])
 
 Row = Mapping[str, Any]
@@ -41,7 +41,7 @@ def rows_of(results: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict
         scores = []
         for rater, choice in item["answers"].items():
             score = 0.5 + sign * {"left": 0.5, "right": -0.5, "tie": 0.0}[choice]
-            ratings.append({**shared, "rater": rater, "score": score})
+            ratings.append({**shared, "rater": rater, "choice": choice, "score": score})
             scores.append(score)
         if scores:
             both = set(a["measured"]) & set(b["measured"])
@@ -72,12 +72,12 @@ class Said:
 def said(ratings: Sequence[Row], compared: Sequence[Row], *, level: float = 0.95) -> Said:
     """What people's comparisons come to."""
     by_pair: dict[tuple[str, str], list[Row]] = {}
-    units: dict[str, list[float]] = {}
+    units: dict[str, list[str]] = {}  # as they were shown: the sides are random, so is what chance agrees on
     raters: dict[str, int] = {}
     for row in compared:
         by_pair.setdefault((row["a"], row["b"]), []).append(row)
     for row in ratings:
-        units.setdefault(row["item"], []).append(row["score"])
+        units.setdefault(row["item"], []).append(row["choice"])
         raters[row["rater"]] = raters.get(row["rater"], 0) + 1
     wins = {
         pair: clustered_mean([r["score"] for r in rows], [r["book"] for r in rows], level=level)

@@ -115,7 +115,12 @@ def classifier(path: str, device: str) -> Entails:
             chosen = order[start : start + BATCH]
             first, second = zip(*(pairs[i] for i in chosen), strict=True)
             read = tokenizer(
-                list(first), list(second), padding=True, truncation="only_first", max_length=room, return_tensors="pt"
+                list(first),
+                list(second),
+                padding=True,
+                truncation="longest_first",
+                max_length=room,
+                return_tensors="pt",
             ).to(model.device)
             with torch.inference_mode():
                 p = model(**read).logits.float().softmax(-1)[:, entailment].tolist()
