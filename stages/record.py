@@ -17,8 +17,10 @@ from stages.stage import Config, Stage
 AVAILABLE = {
     "study": ("documents", "tokens", "tokenizer", "prompts"),
     "model": ("model", "documents", "tokens", "tokenizer", "prompts"),
+    "summaries": (),
 }
-"""Inputs that a stage may name, by what it runs once for: the study, or each arm and seed."""
+"""Inputs that a stage may name, by what it runs once for: the study, each arm and seed, or all summaries of a study:
+then its inputs are the steps ``references`` and ``summarize/ARM/SEED`` (``inputs = None``)."""
 
 
 def _as_it_is(section: Config, folder: Path) -> Config:
@@ -34,7 +36,7 @@ class Record:
 
     stage: Stage[Any]
     config: type[Config]
-    per: Literal["study", "model"] = "model"
+    per: Literal["study", "model", "summaries"] = "model"
     kinds: tuple[str, ...] = ()
     pin: Callable[[Any, Path], Config] = _as_it_is
 

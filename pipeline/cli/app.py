@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import audit, cluster, convert, export, init, inspect, power, run, scan, score, view
+from pipeline.cli import audit, cluster, convert, export, human, init, inspect, judge, power, run, scan, score, view
 from pipeline.cli.render import spell_what_cannot_be_shown
 from pipeline.errors import UserError
 from pipeline.interrupt import terminable
@@ -23,12 +23,14 @@ app = typer.Typer(
 for command in (
     init.init, run.validate, run.plan, power.power, run.run, inspect.status, inspect.explain, inspect.ls, inspect.show,
     inspect.lineage, inspect.verify, inspect.logs, inspect.gc, view.report, view.ui, export.export, score.score,
+    judge.judge,
 ):  # fmt: skip
     app.command()(command)
 app.command("import")(convert.import_)
 audit.app.command()(scan.scan)
 app.add_typer(audit.app)
 app.add_typer(cluster.app)
+app.add_typer(human.app)
 
 
 def _print_version(asked: bool) -> None:

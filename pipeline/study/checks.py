@@ -37,7 +37,7 @@ def disagreements(study: Study) -> list[str]:
     values = study.model_dump(mode="json")
     return [
         *_repeats(values, ""), *_sizes(values, ""), *_models(study), *_warmup(study), *_mixture(study), *_arms(study),
-        *_claims(study), *study.match.faults(study.arms), *schedule_faults(study),
+        *_claims(study), *study.match.faults(study.arms), *schedule_faults(study), *_summaries(study),
     ]  # fmt: skip
 
 
@@ -157,6 +157,7 @@ def _claims(study: Study) -> Iterator[str]:
         ("capacity", "feature_map", "capacity.feature_maps", study.capacity and study.capacity.feature_maps),
         ("capacity", "rules", "capacity.rules", study.capacity and study.capacity.rules),
         ("summarization", "task", "summarize.tasks", study.summarize and study.summarize.tasks),
+        ("summarization", "decoding", "summarize.decodings", study.summarize and study.summarize.decodings),
     )
     for claim, field, section, allowed in measured:
         rule = getattr(claims, claim)
@@ -166,6 +167,27 @@ def _claims(study: Study) -> Iterator[str]:
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None and item not in allowed:
                 yield f"claims.{claim}.{field} = {item!r}: not measured (allowed: {section} = {list(allowed)})"
+
+
+def _summaries(study: Study) -> Iterator[str]:
+    """Sections that read summaries, and what they name of them."""
+    for record, _ in study.asked:
+        if record.per == "summaries" and study.summarize is None:
+            name = record.stage.name
+            yield f"{name}: has no effect without summaries. Fix: add the section summarize, or remove this one"
+    if study.judge is None or study.summarize is None:
+        return
+    judge, written = study.judge, study.summarize
+    named = (
+        ("arms", judge.arms or (), list(study.arms)),
+        ("against", judge.against, list(study.arms)),
+        ("tasks", judge.tasks, list(written.tasks)),
+        ("decoding", (judge.decoding,), list(written.decodings)),
+    )
+    for field, values, allowed in named:
+        for value in values:
+            if value not in allowed:
+                yield f"judge.{field} = {value!r}: not among what is summarized (allowed: {allowed})"
 
 
 def preflight(

@@ -31,7 +31,7 @@ from stages.evidence.control.stage import control_arms
 from stages.evidence.evaluate.stage import RECORD as EVALUATE_RECORD
 from stages.evidence.evaluate.stage import STAGE as EVALUATE
 from stages.evidence.evaluate.stage import EvaluateConfig
-from stages.evidence.summarize.stage import SummarizeConfig
+from stages.evidence.summarize.stage import REFERENCES, SummarizeConfig
 from stages.record import Record
 from stages.stage import Config, StageError
 from stages.training.pretrain.config import BaseConfig, BaseSettings, MixtureConfig, PretrainConfig
@@ -53,7 +53,8 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
         decontaminate = pin_exclusions(study.decontaminate, folder, cache)
         tokenizer_config = pin_tokenizer(study.tokenizer, folder)
         asked = [(record, record.pin(section, folder)) for record, section in study.asked]
-        pairs = next((config.pairs for _, config in asked if isinstance(config, SummarizeConfig)), None)
+        summarize = next((config for _, config in asked if isinstance(config, SummarizeConfig)), None)
+        pairs = summarize.pairs if summarize is not None else None
         tasks = pin_sources(study.task_audit.sources if study.task_audit else (), folder)
         tasks += task_of_pairs(pairs, tasks)
         base = _base_from(study.base, folder)
@@ -87,6 +88,10 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     prompts = PromptsConfig(retrieval=evaluate.retrieval, seed=evaluate.seed)
     made.append(graph.add(PROMPTS, prompts, data))
     read["prompts"] = made[-1]
+    if summarize is not None:
+        given = {"documents": documents, "tokenizer": tokenizer}
+        made.append(references := graph.add(REFERENCES, summarize.items(), given))
+        read["references"] = references
     for record, config in asked:
         if record.per == "study":
             made.append(graph.add(record.stage, config, _inputs(record, read)))
@@ -95,7 +100,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     made += [*dict.fromkeys(bases.values()), *trained.values()]
     of_base = evaluate.model_copy(update={"mixer": study.base_mixer})
     made += [
-        graph.add(EVALUATE, of_base, {"model": bases[seed], **read}, arm=BASE_ARM, seed=seed)
+        graph.add(EVALUATE, of_base, _inputs(EVALUATE_RECORD, {"model": bases[seed], **read}), arm=BASE_ARM, seed=seed)
         for seed in study.base_seeds
     ]
     for record, config in asked:
@@ -104,6 +109,10 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
             if record is EVALUATE_RECORD or (kind is not None and (not record.kinds or kind in record.kinds)):
                 inputs = _inputs(record, {"model": model, **read})
                 made.append(graph.add(record.stage, config, inputs, arm=arm, seed=seed))
+    summaries = {step: step for step in made if step == REFERENCES.name or step.startswith("summarize/")}
+    for record, config in asked:
+        if record.per == "summaries":
+            made.append(graph.add(record.stage, config, summaries))
     # where a checkpoint lies does not count, nor an option that is not used
     unused = {"chunk_tokens"} if study.pretrain.chunk_tokens is None else set[str]()
     uncounted = {"path"} | unused | ({"horizon"} if study.pretrain.horizon == 1 else set())

@@ -24,6 +24,12 @@ from stages.evidence.capacity.stage import RECORD as CAPACITY
 from stages.evidence.control.stage import ControlSettings
 from stages.evidence.evaluate.config import EvaluateSettings
 from stages.evidence.evaluate.stage import RECORD as EVALUATE
+from stages.evidence.human.config import HumanConfig
+from stages.evidence.human.stage import RECORD as HUMAN
+from stages.evidence.judge.config import JudgeConfig
+from stages.evidence.judge.stage import RECORD as JUDGE
+from stages.evidence.rate.config import RateConfig
+from stages.evidence.rate.stage import RECORD as RATE
 from stages.evidence.summarize.config import SummarizeConfig
 from stages.evidence.summarize.stage import RECORD as SUMMARIZE
 from stages.record import Record, configs
@@ -37,13 +43,14 @@ LONGEST_NAME = 100  # characters; they become names of files and runs
 BASE_ARM = "base"
 """Under this arm's name the base is evaluated: what every arm has been before its training."""
 
-RECORDS = (CALIBRATE, CAPACITY, EVALUATE, ABLATE, SUMMARIZE)
+RECORDS = (CALIBRATE, CAPACITY, EVALUATE, ABLATE, SUMMARIZE, RATE, JUDGE, HUMAN)
 """Stages with a section of their name in every study file, in the order of the plan."""
 
 
 class Study(Config):
-    """A whole study. A section that is left out (``ablate``, ``calibrate``, ``capacity``, ``control``, ``summarize``)
-    is not run, and the claims that need it are reported as not measured; without ``dedup`` repeats stay in the text."""
+    """A whole study. A section that is left out (``ablate``, ``calibrate``, ``capacity``, ``control``, ``summarize``,
+    ``rate``, ``judge``, ``human``) is not run, and the claims that need it are reported as not measured; without
+    ``dedup`` repeats stay in the text."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=LONGEST_NAME)
     description: str = ""
@@ -69,6 +76,9 @@ class Study(Config):
     capacity: CapacityConfig | None = None
     control: ControlSettings | None = None
     summarize: SummarizeConfig | None = None
+    rate: RateConfig | None = None
+    judge: JudgeConfig | None = None
+    human: HumanConfig | None = None
     extra: dict[str, Any] = Field(default={}, description="sections of stages that plug-ins add, by the stage's name")
     claims: ClaimsConfig = ClaimsConfig()
     execution: Execution = Execution()

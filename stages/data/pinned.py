@@ -60,3 +60,22 @@ def pin_file(said: str, base_dir: Path, pin: str | None, *, field: str, kind: st
     if not path.is_file():
         raise StageError("no such file", field=f"{field}.path", value=said, fix=f"put a {kind} file at {path}")
     return str(path), agreed(digest_of(path.read_bytes()), pin, field=f"{field}.pin")
+
+
+def pin_folder(said: str, base_dir: Path, pin: str | None, *, field: str, kind: str) -> tuple[str, str]:
+    """The same of a local folder: the digest is over the names and digests of all its files, hidden ones left out."""
+    path = (base_dir / said).absolute()
+    if not path.is_dir():
+        raise StageError("no such folder", field=f"{field}.path", value=said, fix=f"put a {kind} folder at {path}")
+    return str(path), agreed(folder_digest(path), pin, field=f"{field}.pin", what="the folder")
+
+
+def folder_digest(path: Path) -> str:
+    """sha256 over the names and digests of the files below ``path``."""
+    lines = []
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if file.is_file() and not any(part.startswith(".") for part in name.split("/")):
+            with file.open("rb") as content:
+                lines.append(f"{name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n")
+    return digest_of("".join(lines).encode())

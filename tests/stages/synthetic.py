@@ -420,26 +420,21 @@ class Synthetic:
         return self
 
     def summarize(self) -> Synthetic:
+        """Texts of one document each, at two lengths, with the summaries that no model wrote beside them."""
         for arm, seed in self.runs():
             rng, rows = self.rng("rouge", arm, seed), []
-            for task in ("continue", "condense"):
-                for doc in range(12):
-                    score = float(np.clip(rng.normal(0.12, 0.04), 0, 1))
-                    rows.append(
-                        (f"doc-{doc:03}", task, 400, "a reference", "a hypothesis", score, score / 3, score, score)
-                    )
-            columns = [
-                "doc_id",
-                "task",
-                "prompt_tokens",
-                "reference",
-                "hypothesis",
-                "rouge1",
-                "rouge2",
-                "rougeL",
-                "rougeLsum",
-            ]
-            self.add(f"summarize/{arm}/{seed}", {"summaries.parquet": pd.DataFrame(rows, columns=columns)})
+            for task, lengths in (("continue", ("400",)), ("condense", ("400", "whole"))):
+                for length in lengths:
+                    rows += [_summary(rng, task, doc, length) for doc in range(12)]
+            self.add(f"summarize/{arm}/{seed}", {"summaries.parquet": pd.DataFrame(rows)})
+        rng = self.rng("rouge", "baselines", 0)
+        made = [
+            {"system": system, **_summary(rng, task, doc, "", shift)}
+            for task in ("continue", "condense")
+            for system, shift in (("lead", 0.02), ("central", 0.0), ("shuffled", -0.05))
+            for doc in range(12)
+        ]
+        self.add("references", {"baselines.parquet": pd.DataFrame(made)})
         return self
 
     def everything(self) -> Synthetic:
@@ -462,6 +457,19 @@ class InMemory(Evidence):
 
 def _key(step: str) -> str:
     return hashlib.sha256(step.encode()).hexdigest()
+
+
+def _summary(rng: np.random.Generator, task: str, doc: int, length: str, shift: float = 0.0) -> dict[str, Any]:
+    score = float(np.clip(rng.normal(0.12 + shift, 0.04), 0, 1))
+    kinds = {"rouge1": score, "rouge2": score / 3, "rougeL": score, "rougeLsum": score, "rouge": score * 0.7}
+    counted = {"names_kept": score, "words": 40.0, "copied": 0.1, "novel": 0.5, "repeated": 0.1}
+    name = f"doc-{doc:03}"
+    return {
+        "doc_id": name, "book": name, "task": task, "level": "document", "length": length,
+        "prompt_tokens": 4000 if length == "whole" else 400, "decoding": "sample", "tokens": 40,
+        "reference": "a reference", "hypothesis": "a hypothesis", **kinds, **counted, "names_true": 1.0,
+        "numbers_true": None,
+    }  # fmt: skip
 
 
 def _held(n: int, middle: float, width: float) -> tuple[float, float]:

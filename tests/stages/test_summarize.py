@@ -10,12 +10,12 @@ import pytest
 from pydantic import ValidationError
 
 from stages.data.tokens.load import load_tokenizer
-from stages.evidence.summarize import examples
+from stages.evidence.summarize import items as examples
 from stages.evidence.summarize.rouge import rouge
-from stages.evidence.summarize.stage import STAGE, SummarizeConfig, pin_pairs
+from stages.evidence.summarize.stage import REFERENCES, STAGE, SummarizeConfig, pin_pairs
 from stages.stage import StageError
 from tests.stages.evaluation_inputs import build, decoder, save
-from tests.support import LocalContext
+from tests.support import LocalArtifact, LocalContext
 
 CONFIG = SummarizeConfig(documents=3, prompt_tokens=80, new_tokens=30, min_opening_words=8)
 
@@ -33,9 +33,12 @@ def tokenizer(inputs):
 def run(config, inputs, tokenizer, folder):
     folder.mkdir()
     model = save(decoder(vocab_size=tokenizer.vocab_size), folder)
-    (folder / "out").mkdir()
     context = LocalContext(str(folder))
-    summary = STAGE.run(config, {**inputs, "model": model}, folder / "out", context)
+    for name in ("items", "out"):
+        (folder / name).mkdir()
+    REFERENCES.run(config.items(), inputs, folder / "items", context)
+    made = {"model": model, "references": LocalArtifact(folder / "items"), "tokenizer": inputs["tokenizer"]}
+    summary = STAGE.run(config, made, folder / "out", context)
     return pq.read_table(folder / "out" / "summaries.parquet").to_pylist(), summary, context
 
 
@@ -55,7 +58,7 @@ def test_continue_asks_for_what_really_follows(inputs, tokenizer):
     assert [e.doc_id for e in made] == ["test0", "test1", "test2"]  # test3 is too short
     for example in made:
         text = documents[example.doc_id]
-        assert tokenizer.decode(example.prompt) + example.reference == text[: 80 + 30]
+        assert tokenizer.decode(example.prompt) + example.references[0] == text[: 80 + 30]
 
 
 def test_condense_withholds_the_opening_it_asks_for(inputs, tokenizer):
@@ -63,9 +66,9 @@ def test_condense_withholds_the_opening_it_asks_for(inputs, tokenizer):
     made = examples.condensations(list(documents.items()), tokenizer, CONFIG)
     assert len(made) == 3
     for example in made:
-        prompt = tokenizer.decode(example.prompt)
+        prompt = tokenizer.decode(examples.prompt_of(example, tokenizer, "80", CONFIG.cue))
         title, opening, body = documents[example.doc_id].split("\n\n")
-        assert example.reference == opening and opening not in prompt and title not in prompt
+        assert example.references == (opening,) and opening not in prompt and title not in prompt
         assert prompt == body[: 80 - len("\n\nSummary:")] + "\n\nSummary:"
     assert examples.opening("Title\n\nToo short.\n \nThis is long enough to be one.", 5).group().startswith("This")
     assert examples.opening("Title\n\nToo short.", 5) is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,11 @@ class TaskSource(Config):
     title: str | None = Field(default=None, description="column with its title")
     text: str | None = Field(default=None, description="column with the text of the source")
     summary: str | None = Field(default=None, description="column with the reference summary")
+    layout: Literal["columns", "pairs"] = Field(
+        default="columns", description="pairs: whatever stages/data/summaries.py reads, which knows its columns"
+    )
+    texts: str | None = Field(default=None, description="pairs: folder that names of texts start from")
+    splits: tuple[str, ...] | None = Field(default=None, description="pairs: of the rows' column split; none: all")
 
     def columns(self) -> dict[str, str]:
         """Role -> column, of the columns that are named."""
@@ -42,5 +47,7 @@ class TaskAuditConfig(TaskAuditSettings):
     def key_fields(self) -> dict[str, Any]:
         fields = self.model_dump(mode="json")
         for source in fields["sources"]:
-            del source["path"]
+            del source["path"], source["texts"]
+            if source["layout"] == "columns":  # an option that is not used moves no key
+                del source["layout"], source["splits"]
         return {**fields, "rule": self.rule.key_fields()}

@@ -1,4 +1,4 @@
-"""Items of a task from a JSON Lines or CSV file."""
+"""Items of a task from a JSON Lines or CSV file, or from pairs of texts and summaries."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ def first_columns(path: Path, field: str) -> list[str]:
 def items(source: TaskSource) -> list[TaskItem]:
     """All items in order. Raises StageError for other bytes than the pinned ones."""
     path = Path(source.path)
+    if source.layout == "pairs":
+        return _pairs(source, path)
     read_unchanged(path, source.pin, field=f"task_audit: {source.name}")
     columns = source.columns()
     found = []
@@ -43,6 +45,17 @@ def items(source: TaskSource) -> list[TaskItem]:
         values["id"] = re.sub(r"^(\d+)\.0$", r"\1", values["id"].strip())  # what spreadsheets make of a whole number
         found.append(TaskItem(source.name, number, **values))
     return found
+
+
+def _pairs(source: TaskSource, path: Path) -> list[TaskItem]:
+    from stages.data import summaries
+    from stages.data.pinned import unchanged
+
+    root = Path(source.texts) if source.texts is not None else path if path.is_dir() else path.parent
+    field = f"task_audit: {source.name}"
+    unchanged(summaries.digest(path, root, field), source.pin, field=field)
+    found = summaries.read(path, root, field, source.splits)
+    return [TaskItem(source.name, pair.row, pair.book, pair.title, pair.text, pair.summary) for pair in found]
 
 
 _ROLES = ("id", "title", "text", "summary")

@@ -48,7 +48,8 @@ def pin_sources(sources: tuple[TaskSource, ...], base_dir: Path) -> tuple[TaskSo
 
 
 def task_of_pairs(pairs: Any, known: tuple[TaskSource, ...]) -> tuple[TaskSource, ...]:
-    """The pinned pairs of ``summarize:`` (``path``, ``pin``; None for none) as a source, unless it is known already.
+    """The pinned pairs of ``summarize:`` (``path``, ``pin``, ``texts``, ``splits``; None for none) as a source, unless
+    it is known already.
 
     Columns the file lacks are left to the summarization to report.
     """
@@ -56,8 +57,16 @@ def task_of_pairs(pairs: Any, known: tuple[TaskSource, ...]) -> tuple[TaskSource
         return ()
     from stages.data.taskaudit.file import first_columns
 
-    present = first_columns(Path(pairs.path), "summarize.pairs")
+    path = Path(pairs.path)
+    plain = path.suffix == ".jsonl" and pairs.texts is None and pairs.splits is None
+    present = first_columns(path, "summarize.pairs") if plain else []
+    if not {"text", "summary"} <= set(present) or {"book_id", "bid"} & set(present):
+        named = {"path": str(path), "pin": pairs.pin, "layout": "pairs", "texts": pairs.texts, "splits": pairs.splits}
+        return (TaskSource(name=_name(known), text="text", summary="summary", **named),)
     named: dict[str, Any] = {role: role if role in present else None for role in ("id", "title", "text", "summary")}
-    name = "summarize" if "summarize" not in [source.name for source in known] else "summarize-pairs"
-    source = TaskSource(name=name, path=pairs.path, pin=pairs.pin, **named)
+    source = TaskSource(name=_name(known), path=pairs.path, pin=pairs.pin, **named)
     return (source,) if source.columns() else ()
+
+
+def _name(known: tuple[TaskSource, ...]) -> str:
+    return "summarize" if "summarize" not in [source.name for source in known] else "summarize-pairs"

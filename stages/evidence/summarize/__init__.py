@@ -1,1 +1,1 @@
-"""Continuing and condensing held-out documents, scored by ROUGE (claim C10, its automatic part)."""
+"""Continuing and condensing held-out documents and books: what is written, what can be counted of it (claim C10)."""

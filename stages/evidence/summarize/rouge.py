@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+MEAN_OF = ("rouge1", "rouge2", "rougeL")
+MEAN = "rouge"
+"""The paper's single number: the geometric mean of ROUGE-1, -2 and -L."""
 
 
-def rouge(reference: str, hypothesis: str) -> dict[str, float]:
-    """F1 of each of KINDS, 0 to 1. rougeLsum compares sentence by sentence: the package wants one a line."""
-    scores = _scorer().score(_lines(reference), _lines(hypothesis))
-    return {kind: float(scores[kind].fmeasure) for kind in KINDS}
+def rouge(references: str | Sequence[str], hypothesis: str) -> dict[str, float]:
+    """F1 of each of KINDS and their MEAN, 0 to 1; of several references the best for each kind. rougeLsum compares
+    sentence by sentence: the package wants one a line."""
+    several = [references] if isinstance(references, str) else list(references)
+    found = [_scorer().score(_lines(reference), _lines(hypothesis)) for reference in several]
+    scores = {kind: max(float(one[kind].fmeasure) for one in found) for kind in KINDS}
+    product = 1.0
+    for kind in MEAN_OF:
+        product *= scores[kind]
+    return scores | {MEAN: product ** (1 / len(MEAN_OF))}
 
 
 @cache
@@ -23,4 +33,9 @@ def _scorer() -> Any:
 
 
 def _lines(text: str) -> str:
-    return "\n".join(s for s in re.split(r"(?<=[.!?])\s+|\n+", text.strip()) if s)
+    return "\n".join(sentences(text))
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of ``text``, by their ends and by line breaks."""
+    return [s for s in re.split(r"(?<=[.!?])\s+|\n+", text.strip()) if s]

@@ -164,10 +164,27 @@ class Compression(Config):
 
 
 class Summarization(Config):
-    """C10. With ROUGE alone the claim stays open: the estimate is printed, the verdict is inconclusive."""
+    """C10. People, a judge and entailment decide, each where it tells a text's own reference from another book's.
+    Supported: in some memory arm one of them prefers its summaries to the local arm's (Holm over arms and sources),
+    also to lead and shuffled ones, and none contradicts; refuted: each excludes a gain of ``margin`` (TOST) in every
+    arm. With ROUGE, embeddings and BERTScore alone the claim stays open: they are printed, the verdict is
+    inconclusive."""
 
-    metric: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] = "rougeL"
+    metric: Literal["rouge1", "rouge2", "rougeL", "rougeLsum", "rouge"] = "rougeL"
     task: Literal["continue", "condense"] = "condense"
+    level: Literal["book", "chapter", "document"] | None = Field(
+        default=None, description="what texts decide; none: whole books where there are any, then chapters"
+    )
+    decoding: Literal["sample", "greedy"] = "sample"
+    margin: float = Field(
+        default=0.05, gt=0, lt=0.5, description="share won above one half, or entailment, that counts as no gain"
+    )
+
+    def key_fields(self) -> dict[str, Any]:
+        """Fields that came later count where they are not at their defaults."""
+        fields = super().key_fields()
+        later = {"level": None, "decoding": "sample", "margin": 0.05}
+        return {name: value for name, value in fields.items() if name not in later or value != later[name]}
 
 
 class Seeds(Config):

@@ -313,6 +313,10 @@ class Evidence:
         intact = table[(table["knockout"] == "none") & (table["between"] == "filler")]
         return intact[intact["segments"] == intact["segments"].min()].reset_index(drop=True)
 
+    def scored(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Rows without the documents that are contaminated."""
+        return self._scored(table)
+
     def _scored(self, table: pd.DataFrame) -> pd.DataFrame:
         if not len(table) or not self.contaminated:
             return table

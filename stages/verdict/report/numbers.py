@@ -12,16 +12,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stages.display.numbers import percent
-from stages.verdict.claims import binding, mechanism, perplexity, retrieval, summaries
+from stages.verdict.claims import binding, mechanism, perplexity, retrieval
 from stages.verdict.claims.effects import accuracy, effect, proportion
 from stages.verdict.claims.evidence import BEYOND, Evidence, paired
 from stages.verdict.claims.verdict import Number, Source, Verdict
-from stages.verdict.report import calibration, probes, schedules
+from stages.verdict.report import calibration, probes, schedules, summaries
 
 if TYPE_CHECKING:
     import pandas as pd
-
-METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def collect(evidence: Evidence, verdicts: Iterable[Verdict]) -> Collected:
         "capacity": capacity_points(evidence),
         "gates": gates(evidence),
         "probes": probes.numbers(evidence),
-        "summarization": rouge(evidence),
+        "summarization": summaries.numbers(evidence),
         "cost": cost_numbers(evidence),
     }
     named: dict[str, Number] = {}
@@ -331,19 +329,6 @@ def gates(evidence: Evidence) -> list[Number]:
             )
         )
     return found
-
-
-def rouge(evidence: Evidence) -> list[Number]:
-    """ROUGE F1 of every arm, task and metric."""
-    table = evidence.summaries
-    tasks = list(dict.fromkeys(table["task"])) if len(table) else []
-    found = [
-        summaries.rouge_scores(evidence, arm, task, metric)
-        for task in tasks
-        for arm in evidence.arms
-        for metric in METRICS
-    ]
-    return [number for number in found if number is not None]
 
 
 def costs(evidence: Evidence) -> list[CostRow]:

@@ -30,6 +30,7 @@ FIGURES: tuple[tuple[str, Draw], ...] = (
     ("mechanism", capacity.rewriting),
     ("data", data.contamination),
     ("summaries", summaries.rouge),
+    ("summaries", summaries.by_length),
     ("cost", data.cost),
     ("training", perplexity.training),
 )

@@ -1,0 +1,237 @@
+"""Texts with reference summaries, as BookSum and others lay them out: JSON Lines, Parquet, or a folder of such files.
+
+A row is one reference of one text. What it is called differs, so each field is looked for under several names:
+
+==========  ==========================================================================================
+text        ``text``, ``chapter`` (BookSum's Parquet), else the file that ``book_file``, ``book_path`` or
+            ``chapter_path`` names, relative to the root of the texts
+summary     ``summary_text``, ``summary`` (text, a list of paragraphs, or BookSum's JSON with a ``summary``
+            in it), else the file of ``summary_path``
+book        ``bid``, ``book_id``, ``id``
+section     ``section``, ``chapter_path``, ``summary_id``
+level       ``level``; else ``book`` where the text is a file of a whole book, ``chapter`` otherwise
+==========  ==========================================================================================
+
+Rows of one book with the same text are several references of one item.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stages.data.pinned import digest_of
+from stages.stage import StageError
+
+Level = Literal["book", "chapter"]
+LEVELS: tuple[Level, ...] = ("book", "chapter")
+_SUFFIXES = (".jsonl", ".json", ".parquet", ".pq")
+_WHOLE = ("book_file", "book_path")
+_FILES = (*_WHOLE, "chapter_path")
+_LAYOUT = "text (or chapter, or a file in book_file or chapter_path) and summary (or summary_text) in every row"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One reference of one text. ``row``: its place in the files, from 1. ``book``, ``section``, ``title``, ``source``
+    (whose summary it is), ``split``: "" where the files do not say."""
+
+    row: int
+    book: str
+    section: str
+    title: str
+    level: Level
+    text: str
+    summary: str
+    source: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One text with all its references. ``rows``: of the pairs it is made of. ``name``: unique among the items."""
+
+    name: str
+    book: str
+    title: str
+    level: Level
+    text: str
+    references: tuple[str, ...]
+    rows: tuple[int, ...]
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or those of a folder that can be read, by name."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
+    return [path]
+
+
+def digest(path: Path, root: Path, field: str) -> str:
+    """sha256 of what would be read: of the file, or, where rows lead to further files or there are several, over the
+    names and digests of all. Raises StageError as ``read`` does."""
+    files, texts = files_of(path), _texts_of(path, root, field)
+    if not path.is_dir() and not texts:
+        return digest_of(path.read_bytes())
+    listed = [(file.relative_to(path if path.is_dir() else path.parent).as_posix(), file) for file in files]
+    listed += [(f"texts/{name}", file) for name, file in sorted(texts.items())]
+    lines = "".join(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for name, file in listed)
+    return digest_of(lines.encode())
+
+
+def read(path: Path, root: Path, field: str, splits: Sequence[str] | None = None) -> list[Pair]:
+    """All pairs, in the order of the files' names and of their rows; of ``splits`` alone where some are named.
+
+    Raises StageError for a file that cannot be read, a row without text or summary, or when nothing is left.
+    """
+    pairs = []
+    for number, place, row in _rows(path, field):
+        if splits is not None and str(row.get("split", "")) not in splits:
+            continue
+        text, summary = _text(row, root, field), _summary(row, root, field)
+        if not text.strip() or not summary.strip():
+            raise StageError(f"{place} lacks text or summary", field=f"{field}.path", value=str(path), allowed=_LAYOUT)
+        pairs.append(
+            Pair(
+                number,
+                _first(row, "bid", "book_id", "id"),
+                _first(row, "section", "chapter_path", "summary_id"),
+                _first(row, "title"),
+                _level(row),
+                text,
+                summary,
+                _first(row, "source", "summary_source"),
+                _first(row, "split"),
+            )
+        )
+    if not pairs:
+        said = "has no pair" + ("" if splits is None else f" of the splits {list(splits)}")
+        raise StageError(said, field=f"{field}.path", value=str(path), allowed=_LAYOUT)
+    return pairs
+
+
+def items(pairs: Sequence[Pair]) -> list[Item]:
+    """Pairs of one book and text as one item, books in turn (the first text of each, then the second of each, ...), so
+    that any beginning of the list holds as many books as it can."""
+    groups: dict[tuple[str, str], list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault((pair.book, digest_of(pair.text.encode())), []).append(pair)
+    by_book: dict[str, list[list[Pair]]] = {}
+    for group in groups.values():
+        by_book.setdefault(group[0].book or f"line-{group[0].row}", []).append(group)
+    made: list[Item] = []
+    used: set[str] = set()
+    for turn in range(max(map(len, by_book.values()), default=0)):
+        for book, texts in by_book.items():
+            if turn < len(texts):
+                first = texts[turn][0]
+                name = book if len(texts) == 1 else f"{book}/{first.section or first.row}"
+                name = name if name not in used else f"{name}#{first.row}"
+                used.add(name)
+                summaries = tuple(dict.fromkeys(pair.summary for pair in texts[turn]))
+                rows = tuple(pair.row for pair in texts[turn])
+                made.append(Item(name, book, first.title, first.level, first.text, summaries, rows))
+    return made
+
+
+def _rows(path: Path, field: str) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    """(number over all files, where it stands, row)."""
+    number = 0
+    if not (found := files_of(path)):
+        raise StageError(
+            "the folder holds no file of pairs", field=f"{field}.path", value=str(path), allowed=", ".join(_SUFFIXES)
+        )
+    for file in found:
+        for line, row in _file_rows(file, field):
+            number += 1
+            named = f"{file.name}, " if path.is_dir() else ""
+            yield (number if path.is_dir() else line), f"{named}line {line}", row
+
+
+def _file_rows(file: Path, field: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    try:
+        if file.suffix in (".parquet", ".pq"):
+            import pyarrow.parquet as pq
+
+            yield from enumerate(pq.read_table(file).to_pylist(), 1)
+            return
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+            if line.strip():
+                row = json.loads(line)
+                yield number, row if isinstance(row, dict) else {}
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, no JSON, nested too deep, no Parquet
+        raise StageError(
+            f"{file.name} cannot be read: {error}",
+            field=f"{field}.path",
+            value=str(file),
+            allowed="JSON Lines or Parquet",
+            fix="mend the file",
+        ) from error
+
+
+def _text(row: Mapping[str, Any], root: Path, field: str) -> str:
+    said = _first(row, "text", "chapter")
+    return said or next((_read(root, row[name], field) for name in _FILES if row.get(name)), "")
+
+
+def _summary(row: Mapping[str, Any], root: Path, field: str) -> str:
+    for name in ("summary_text", "summary"):
+        if said := _flat(row.get(name)):
+            return said
+    return _flat(_read(root, row["summary_path"], field)) if row.get("summary_path") else ""
+
+
+def _flat(value: Any) -> str:
+    """The text of a summary: as it is, paragraphs joined, or what BookSum's JSON holds."""
+    if isinstance(value, str) and re.match(r"\s*\{", value):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return str(value)
+    if isinstance(value, dict):
+        value = value.get("summary")
+    if isinstance(value, list):
+        return "\n".join(str(part) for part in value)
+    return "" if value is None else str(value)
+
+
+def _read(root: Path, name: Any, field: str) -> str:
+    try:
+        return (root / str(name)).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise StageError(
+            f"no such text ({error.strerror})",
+            field=f"{field}.texts",
+            value=str(root / str(name)),
+            fix=f"name the folder that {name} lies in",
+        ) from error
+
+
+def _texts_of(path: Path, root: Path, field: str) -> dict[str, Path]:
+    """Name -> file of every text that rows lead to."""
+    found: dict[str, Path] = {}
+    for _, _, row in _rows(path, field):
+        names = () if _first(row, "text", "chapter") else tuple(str(row[n]) for n in _FILES if row.get(n))[:1]
+        if row.get("summary_path") and not (row.get("summary_text") or row.get("summary")):
+            names = (*names, str(row["summary_path"]))
+        for name in names:
+            _read(root, name, field)
+            found[name] = root / name
+    return found
+
+
+def _first(row: Mapping[str, Any], *names: str) -> str:
+    return next((str(row[name]) for name in names if row.get(name) not in (None, "")), "")
+
+
+def _level(row: Mapping[str, Any]) -> Level:
+    said = _first(row, "level")
+    if said in LEVELS:
+        return "book" if said == "book" else "chapter"
+    whole = not _first(row, "text", "chapter") and any(row.get(name) for name in _WHOLE)
+    return "book" if whole else "chapter"

@@ -1,0 +1,39 @@
+"""Paid answers, kept by the digest of what was asked: one small file each, written before the answer is used."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cluster import storage
+
+
+class Cache:
+    """``url``: a folder or fsspec URL; None: ``infini-study/judge`` below the user's cache folder."""
+
+    def __init__(self, url: str | None) -> None:
+        self.url = url or str(_home())
+        self._files, self._root = storage.filesystem(self.url)
+
+    def get(self, digest: str) -> dict[str, Any] | None:
+        """The reply, or None. A file that is damaged counts as none."""
+        data = storage.read_bytes(self._files, self._path(digest))
+        try:
+            value = None if data is None else json.loads(data)["reply"]
+        except (ValueError, LookupError, TypeError):
+            return None
+        return value if isinstance(value, dict) and {"text", "read", "written"} <= set(value) else None
+
+    def put(self, digest: str, value: dict[str, Any]) -> None:
+        """Keep request and reply. Two that write the same at once write the same."""
+        storage.write_atomic(self._files, self._path(digest), storage.to_json(value))
+
+    def _path(self, digest: str) -> str:
+        return f"{self._root.rstrip('/')}/{digest[:2]}/{digest}.json"
+
+
+def _home() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "infini-study" / "judge"

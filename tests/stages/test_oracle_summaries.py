@@ -1,0 +1,166 @@
+"""C10 against truths that are known: who writes better, which sources can tell, what a baseline does, on both sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.evidence.summarize.written import NO_SEED
+from stages.verdict.claims.config import ClaimsConfig
+from stages.verdict.claims.table import CLAIMS, decide
+from stages.verdict.claims.verdict import Verdict
+from tests.stages.synthetic import ARMS, MEMORY, Synthetic
+
+S, R, I = "supported", "refuted", "inconclusive"
+RULES = ClaimsConfig()
+C10 = next(claim for claim in CLAIMS if claim.id == "C10")
+
+
+@dataclass
+class Truth:
+    """Chances that a memory arm's summary is preferred to local's (``gain``), to the lead (``lead``) and to another
+    book's reference (``shuffled``), and a text's own reference to another's (``knows``); what entailment adds."""
+
+    gain: float = 0.8
+    lead: float = 0.8
+    shuffled: float = 0.9
+    knows: float = 0.97
+    sources: tuple[str, ...] = ("judge",)
+    human_gain: float | None = None
+    nli: float = 0.15
+    seeds: tuple[int, ...] = (0, 1, 2)
+    books: int = 40
+    chapters: int = 1
+    trained: int = 0  # books found in the training corpus
+    trained_gain: float | None = None
+    arms: tuple[str, ...] = MEMORY  # those with the gain; the others of MEMORY have none
+    changed: dict[str, Any] = field(default_factory=dict)
+
+
+def study(truth: Truth, folder: Path) -> Synthetic:
+    made = Synthetic(folder, seeds=truth.seeds)
+    rng = np.random.default_rng(7)
+    texts = [(f"book-{b}", f"book-{b}/{c}") for b in range(truth.books) for c in range(truth.chapters)]
+    named = {"task": "condense", "level": "chapter"}
+    for arm in ARMS:
+        for seed in truth.seeds:
+            rows = [
+                {"doc_id": doc, "book": book, **named, "length": "400", "decoding": "sample", "prompt_tokens": 400}
+                | {"rougeL": 0.1 + 0.05 * rng.random(), "rouge1": 0.2, "words": 30.0}
+                for book, doc in texts
+            ]
+            made.add(f"summarize/{arm}/{seed}", {"summaries.parquet": pd.DataFrame(rows)})
+    baselines = [
+        {"system": system, "doc_id": doc, "book": book, **named, "rougeL": 0.2, "rouge1": 0.3, "words": 30.0}
+        for system in ("lead", "shuffled")
+        for book, doc in texts
+    ]
+    items = pd.DataFrame(
+        [{"doc_id": doc, "book": book, **named, "rows": [n]} for n, (book, doc) in enumerate(texts, 1)]
+    )
+    made.add("references", {"baselines.parquet": pd.DataFrame(baselines), "items.parquet": items})
+    audit = [{"task": "summarize", "item": n + 1, "id": f"book-{n}", "found": "id"} for n in range(truth.trained)]
+    made.add("taskaudit", {"tasks.parquet": pd.DataFrame(audit, columns=["task", "item", "id", "found"])})
+    for source in truth.sources:
+        made.add(*(_rate(truth, rng, texts, named) if source == "nli" else _compare(truth, rng, texts, named, source)))
+    return made
+
+
+def _compare(
+    truth: Truth, rng: np.random.Generator, texts: list[Any], named: dict[str, str], source: str
+) -> tuple[str, dict[str, Any]]:
+    rows = []
+    gain = truth.human_gain if source == "human" and truth.human_gain is not None else truth.gain
+    for book, doc in texts:
+        trained = int(book.split("-")[1]) < truth.trained and truth.trained_gain is not None
+        own = truth.trained_gain if trained else gain
+        for arm in MEMORY:
+            p = own if arm in truth.arms else 0.5
+            seeds = truth.seeds if source == "judge" else [truth.seeds[rng.integers(len(truth.seeds))]]
+            for seed in seeds:
+                for other, chance in (("local", p), ("lead", truth.lead), ("shuffled", truth.shuffled)):
+                    rows.append((arm, other, seed, doc, book, float(rng.random() < chance)))
+        rows.append(("reference", "shuffled", NO_SEED, doc, book, float(rng.random() < truth.knows)))
+    table = pd.DataFrame(rows, columns=["a", "b", "seed", "doc_id", "book", "score"]).assign(**named)
+    return source, {"comparisons.parquet": table}
+
+
+def _rate(
+    truth: Truth, rng: np.random.Generator, texts: list[Any], named: dict[str, str]
+) -> tuple[str, dict[str, Any]]:
+    rows = []
+    level = {"lead": truth.lead / 2, "shuffled": 0.1 if truth.knows > 0.6 else truth.lead / 2, "local": 0.5}
+    for book, doc in texts:
+        for system in (*ARMS, "lead", "shuffled"):
+            for seed in truth.seeds if system in ARMS else (NO_SEED,):
+                centre = level.get(system, 0.5 + (truth.nli if system in truth.arms else 0.0))
+                decoding = "sample" if system in ARMS else ""
+                rows.append((system, seed, decoding, doc, book, centre + 0.05 * rng.standard_normal()))
+    table = pd.DataFrame(rows, columns=["system", "seed", "decoding", "doc_id", "book", "nli"]).assign(**named)
+    return "rate", {"ratings.parquet": table.assign(embedding=None, bertscore=None)}
+
+
+def verdict(truth: Truth, folder: Path) -> Verdict:
+    return decide(C10, study(truth, folder).evidence(RULES))
+
+
+DISAGREE = {"sources": ("human", "judge"), "gain": 0.2, "human_gain": 0.9, "chapters": 5}
+ORACLE: list[tuple[str, dict[str, Any], str, str]] = [
+    ("a judge prefers the memory arms, also to baselines", {}, S, ""),
+    ("people do", {"sources": ("human",), "chapters": 5}, S, ""),
+    ("entailment does", {"sources": ("nli",)}, S, ""),
+    ("all three do", {"sources": ("human", "judge", "nli")}, S, ""),
+    ("one memory arm of two", {"arms": MEMORY[:1]}, S, ""),
+    ("books in the training corpus say the contrary", {"books": 80, "trained": 40, "trained_gain": 0.0}, S, ""),
+    ("a judge sees no difference", {"gain": 0.5, "books": 400}, R, ""),
+    ("memory arms are worse", {"gain": 0.2}, R, ""),
+    ("no difference by entailment", {"sources": ("nli",), "nli": 0.0}, R, ""),
+    ("worse in the eyes of people", {"sources": ("human",), "gain": 0.15}, R, ""),
+    ("ROUGE alone, though a gain", {"sources": ()}, I, "ROUGE only"),
+    ("a judge that knows nothing prefers them", {"knows": 0.5}, I, "judge cannot tell"),
+    ("a judge that knows nothing sees nothing", {"gain": 0.5, "knows": 0.5, "books": 400}, I, "judge cannot tell"),
+    ("entailment that cannot tell", {"sources": ("nli",), "knows": 0.5}, I, "nli cannot tell"),
+    ("better than local, not than the lead", {"lead": 0.5}, I, "a baseline is as good"),
+    ("better than local, not than another book's summary", {"shuffled": 0.4}, I, "a baseline is as good"),
+    ("people prefer them, the judge does not", DISAGREE, I, "sources disagree"),
+    ("one seed", {"seeds": (0,)}, I, "too few seeds"),
+    ("few books", {"gain": 0.6, "books": 8}, I, "underpowered"),
+    ("one book of many chapters", {"books": 1, "chapters": 60}, I, ""),
+    ("every book in the training corpus", {"trained": 40}, I, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "truth", "expected", "qualifier"), ORACLE, ids=[row[0] for row in ORACLE])
+def test_the_verdict_is_what_the_truth_implies(what, truth, expected, qualifier, tmp_path):
+    found = verdict(Truth(**truth), tmp_path)
+    assert found.decision == expected, found.reason
+    assert not qualifier or found.qualifier == qualifier, found.label
+    assert found.summary and (found.decision != I or found.qualifier)
+
+
+def test_every_source_is_a_row_with_its_decision_and_rouge_has_none(tmp_path):
+    found = verdict(Truth(sources=("human", "judge", "nli")), tmp_path)
+    rows = {n.name: n.decision for n in found.numbers if n.decision}
+    assert {name.split(".")[0] for name in rows} >= {"human", "judge", "rouge"}  # nli among the metrics
+    assert sum(name.endswith(".nli") for name in rows) == len(MEMORY)
+    assert not any(name.endswith("rougeL") for name in rows)
+    assert all(
+        "no evidence: lead has 20.0%" in n.note for n in found.numbers if n.name.endswith("local.condense.rougeL")
+    )
+
+
+def test_false_alarms_are_as_rare_as_the_level_says(tmp_path):
+    """Equal arms, 25 books, three seeds: supported in at most a few of many studies."""
+    truth = Truth(gain=0.5, books=25)
+    whole = study(truth, tmp_path)
+    texts, named = [(f"book-{b}", f"book-{b}/0") for b in range(truth.books)], {"task": "condense", "level": "chapter"}
+    wrong = 0
+    for draw in range(40):
+        whole.add(*_compare(truth, np.random.default_rng(draw), texts, named, "judge"))
+        wrong += decide(C10, whole.evidence(RULES)).decision == S
+    assert wrong <= 3
