@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.engine.plan import Plan, PlanBuilder
 from pipeline.errors import StudyError
+from pipeline.study import tuning
 from pipeline.study.checks import preflight
 from pipeline.study.load import LoadedStudy
 from pipeline.study.study import BASE_ARM, Study
@@ -27,6 +28,7 @@ from stages.evidence.control.stage import STAGE as CONTROL
 from stages.evidence.control.stage import control_arms
 from stages.evidence.evaluate.stage import STAGE as EVALUATE
 from stages.evidence.evaluate.stage import EvaluateConfig
+from stages.evidence.summarize.stage import RECORD as SUMMARIZE
 from stages.evidence.summarize.stage import SummarizeConfig
 from stages.record import Record
 from stages.stage import Config, StageError
@@ -52,6 +54,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
         pairs = next((config.pairs for _, config in asked if isinstance(config, SummarizeConfig)), None)
         tasks = pin_sources(study.task_audit.sources if study.task_audit else (), folder)
         tasks += task_of_pairs(pairs, tasks)
+        sections = tuning.pinned(study, folder)
         base = _base_from(study.base, folder)
         if base.init == "scratch":
             base = base.model_copy(update={"mixture": _mixture(study, "base")})
@@ -83,16 +86,21 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     made += _control(graph, study)
     bases, trained = _models(graph, study, base_configs, data)
     made += [*dict.fromkeys(bases.values()), *trained.values()]
-    of_base = EvaluateConfig(**_fields(study.evaluate), mixer=study.base_mixer)
+    tuned = tuning.add_tuning(graph, study, sections, bases, trained, read)
+    made += tuned.steps
+    # a fine-tuned base has become an arm of that kind
+    of_base = EvaluateConfig(**_fields(study.evaluate), mixer=None if study.finetune else study.base_mixer)
     made += [
-        graph.add(EVALUATE, of_base, {"model": bases[seed], **read}, arm=BASE_ARM, seed=seed)
+        graph.add(EVALUATE, of_base, {"model": tuned.bases[seed], **read}, arm=BASE_ARM, seed=seed)
         for seed in study.base_seeds
     ]
     for record, config in asked:
-        for (arm, seed), model in trained.items() if record.per == "model" else ():
+        models = tuned.summarized if record is SUMMARIZE else tuned.arms
+        for (arm, seed), model in models.items() if record.per == "model" else ():
             if not record.kinds or study.arms[arm].kind in record.kinds:
                 inputs = _inputs(record, {"model": model, **read})
                 made.append(graph.add(record.stage, config, inputs, arm=arm, seed=seed))
+    made += tuning.add_evaluations(graph, study, asked, tuned, read)
     # where a checkpoint lies does not count, nor an option that is not used
     uncounted = {"path"} if study.pretrain.chunk_tokens else {"path", "chunk_tokens"}
     graph.add(
@@ -109,7 +117,8 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
                 .model_copy(update={"mixture": _mixture(study, section)})
                 .model_dump(mode="json", exclude=uncounted)
                 for section in ("base", "pretrain")
-            },
+            }
+            | tuning.recipes(study),
             control_arms=control_arms(study.control, study.arms) if study.control is not None else {},
         ),
         {step: step for step in made},

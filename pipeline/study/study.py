@@ -27,6 +27,8 @@ from stages.evidence.summarize.config import SummarizeConfig
 from stages.evidence.summarize.stage import RECORD as SUMMARIZE
 from stages.record import Record, configs
 from stages.stage import Config, Execution
+from stages.training.align.config import AlignSettings
+from stages.training.finetune.config import FinetuneSettings
 from stages.training.pretrain.stage import BaseSettings, PretrainSettings
 from stages.verdict.claims.config import ClaimsConfig
 
@@ -40,8 +42,10 @@ RECORDS = (CALIBRATE, CAPACITY, EVALUATE, ABLATE, SUMMARIZE)
 
 
 class Study(Config):
-    """A whole study. A section that is left out (``ablate``, ``calibrate``, ``capacity``, ``control``, ``summarize``)
-    is not run, and the claims that need it are reported as not measured; without ``dedup`` repeats stay in the text."""
+    """A whole study. A section that is left out (``ablate``, ``align``, ``calibrate``, ``capacity``, ``control``,
+    ``summarize``) is not run, and the claims that need it are reported as not measured; without ``dedup`` repeats stay
+    in the text. With ``finetune`` the arms and the base are evaluated after that training, with ``finetune_summaries``
+    summaries are of models that were trained on them."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=LONGEST_NAME)
     description: str = ""
@@ -57,6 +61,9 @@ class Study(Config):
     base: BaseSettings
     arms: dict[str, MixerConfig] = Field(min_length=1, max_length=1000)
     pretrain: PretrainSettings
+    finetune: FinetuneSettings | None = None
+    finetune_summaries: FinetuneSettings | None = None
+    align: AlignSettings | None = None
     evaluate: EvaluateSettings
     ablate: AblateConfig | None = None
     calibrate: CalibrateConfig | None = None

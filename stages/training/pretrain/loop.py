@@ -24,7 +24,8 @@ from stages.stage import StageError
 from stages.training.pretrain import monitor, optim
 from stages.training.pretrain.checkpoint import Checkpoints, RunState
 from stages.training.pretrain.data import digest
-from stages.training.pretrain.mixture import Batch, Batches, loss_weights
+from stages.training.pretrain.mixture import Batch, BatchSource
+from stages.training.pretrain.objective import LIKELIHOOD, Objective
 from stages.training.pretrain.recipe import Recipe
 
 Row = dict[str, Any]
@@ -43,7 +44,9 @@ class Runtime:
     on_row: Callable[[Row], None] = field(default=lambda row: None)
 
 
-def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) -> RunState:
+def train(
+    recipe: Recipe, decoder: Decoder, batches: BatchSource, runtime: Runtime, objective: Objective = LIKELIHOOD
+) -> RunState:
     """Train ``decoder`` in place to ``recipe.steps``; resumes from ``runtime.checkpoints``. Returns log and samples.
     The global batch divides by the world size.
 
@@ -71,8 +74,9 @@ def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) 
         )
         optim.set_lr(optimizer, factor)
         started = time.perf_counter()
-        lengths = Lengths(recipe.length_at(step), recipe.prompt_length_at(step))
-        losses, grad_norm = _step(recipe, decoder, optimizer, batch, runtime, lengths, recipe.share_at(step))
+        width = batch.tokens.shape[1]  # of rows that are shorter than the recipe's, nothing is cut
+        lengths = Lengths(min(recipe.length_at(step), width), min(recipe.prompt_length_at(step), width))
+        losses, grad_norm = _step(recipe, decoder, optimizer, batch, runtime, lengths, recipe.share_at(step), objective)
         if not all(math.isfinite(value) for value in losses if value is not None) or not math.isfinite(grad_norm):
             raise StageError(
                 f"training diverged at step {step + 1}: loss {losses[0]}, gradient norm {grad_norm:.3g}, "
@@ -82,7 +86,7 @@ def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) 
         seconds = time.perf_counter() - started
         row: Row = {
             "step": step + 1,
-            "tokens": (step + 1) * batch.tokens.size,
+            "tokens": int(state.rows[-1]["tokens"] or 0 if state.rows else 0) + batch.tokens.size,
             "loss": losses[0],
             "answer_loss": losses[1],
             "lr": recipe.lr * factor,
@@ -118,16 +122,19 @@ def _step(
     runtime: Runtime,
     lengths: Lengths,
     prompts: float,
+    objective: Objective,
 ) -> tuple[tuple[float | None, float | None], float]:
     """One optimiser step; ``prompts``: their share of the loss. Returns ((text loss, answer loss), gradient norm before
     clipping); None: no such tokens."""
     share = len(batch.tokens) // runtime.world_size
-    text, answer = loss_weights(batch, lengths.text)
+    text, answer = objective.weights(batch, lengths.text)
     has_text, has_answer = bool(text.any()), bool(answer.any())
     r = prompts if has_text and has_answer else float(has_answer)
     slices = [slice(rank * share, (rank + 1) * share) for rank in range(runtime.world_size)]
     rows = (batch.tokens, text, answer)
-    parts = [micro_batches(rows, batch.answers, its, lengths, runtime.micro_batch) for its in slices]
+    parts = [
+        micro_batches(rows, batch.answers, its, lengths, objective.together(runtime.micro_batch)) for its in slices
+    ]
     mine = parts[runtime.rank]
     # every rank passes through the model equally often: its collectives wait for all
     mine += [(mine[0][0], *map(np.zeros_like, mine[0][1:]))] * (max(map(len, parts)) - len(mine))
@@ -140,7 +147,7 @@ def _step(
         tokens, text_w, answer_w = (torch.from_numpy(a).to(runtime.device) for a in part)
         with cast:
             nll, auxiliary = decoder.training_nll(tokens, _wanted(text_w + answer_w))
-        text_loss, answer_loss = (nll * text_w[:, 1:]).sum(), (nll * answer_w[:, 1:]).sum()
+        text_loss, answer_loss = objective.losses(nll, text_w[:, 1:], answer_w[:, 1:])
         # FSDP averages gradients over ranks; the weights already normalise over the global batch
         loss = ((1 - r) * text_loss + r * answer_loss) * runtime.world_size
         if auxiliary is not None:  # a mean over its tokens: weighted by their share of the rank's slice

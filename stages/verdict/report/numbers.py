@@ -16,7 +16,7 @@ from stages.verdict.claims import binding, mechanism, perplexity, retrieval, sum
 from stages.verdict.claims.effects import accuracy, effect, proportion
 from stages.verdict.claims.evidence import BEYOND, Evidence, paired
 from stages.verdict.claims.verdict import Number, Source, Verdict
-from stages.verdict.report import calibration
+from stages.verdict.report import calibration, tuned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +64,8 @@ def collect(evidence: Evidence, verdicts: Iterable[Verdict]) -> Collected:
         "control knocked out": calibration.knockouts(evidence),
         "capacity": capacity_points(evidence),
         "gates": gates(evidence),
+        "alignment": tuned.alignment_numbers(evidence),
+        "fine-tuning": tuned.finetune_costs(evidence),
         "summarization": rouge(evidence),
         "cost": cost_numbers(evidence),
     }
