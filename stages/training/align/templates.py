@@ -92,12 +92,16 @@ def _row(text: str, other: str, codec: Codec, length: int, ask: Ask, rng: random
     state = rng.getstate()
     while len(pieces) > 1 and foreign:
         rng.setstate(state)
-        question, right, wrong = ask(pieces, foreign[0], rng)
-        prompt = f"{' '.join(pieces)}\n{question}"
+        passage = " ".join(pieces)
+        absent = [one for one in foreign if _words(one) not in passage]
+        if not absent:
+            return None
+        question, right, wrong = ask(pieces, absent[0], rng)
+        prompt = f"{passage}\n{question}"
         if len(codec.encode(prompt)) + max(len(codec.encode(answer)) for answer in (right, wrong)) > length - SLACK:
             pieces.pop()
             continue
-        if not right or not wrong or right == wrong:
+        if not right or not wrong or right.startswith(wrong):
             return None
         asked = [{"role": "user", "content": prompt}]
         answers = [[{"role": "assistant", "content": answer}] for answer in (right, wrong)]

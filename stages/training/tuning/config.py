@@ -9,6 +9,14 @@ from pydantic import Field
 from stages.training.pretrain.config import OptimSettings
 
 
+WIDTH = 16  # batches of examples are padded to multiples of it: few shapes
+
+
+def padded_to(length: int) -> int:
+    """Tokens of a batch whose longest row has ``length``."""
+    return -(-length // WIDTH) * WIDTH
+
+
 class TuningSettings(OptimSettings):
     """Steps and batches of a further training: the same for every arm and seed."""
 

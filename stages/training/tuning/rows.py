@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from cluster.storage import filesystem, write_atomic
 from stages.training.pretrain.data import Ids, generator
 from stages.training.pretrain.mixture import Batch
-
-WIDTH = 16  # batches are padded to multiples of it: few shapes
+from stages.training.tuning.config import padded_to
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class ExampleBatches:
 
 def padded(rows: Sequence[Row], ids: Ids) -> Batch:
     """A batch of answers [B, T], T the longest row's tokens rounded up."""
-    width = -(-max(map(len, rows)) // WIDTH) * WIDTH
+    width = padded_to(max(map(len, rows)))
     tokens, mask = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), np.bool_)
     for place, row in enumerate(rows):
         tokens[place, : len(row)], mask[place, : len(row)] = row.tokens, row.targets

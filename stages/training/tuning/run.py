@@ -10,7 +10,7 @@ from model.config import MixerConfig
 from stages.stage import Artifact, Context, Execution, Resources, Summary
 from stages.training.pretrain.config import MixtureConfig, OptimSettings, check_workers
 from stages.training.pretrain.recipe import Recipe
-from stages.training.tuning.config import TuningSettings
+from stages.training.tuning.config import TuningSettings, padded_to
 
 
 def resources(execution: Execution) -> Resources:
@@ -27,12 +27,13 @@ def needs(execution: Execution) -> Resources:
 def recipe_of(
     config: TuningSettings, *, seed: int, length: int, rows: int = 1, mixture: MixtureConfig | None = None
 ) -> Recipe:
-    """The loop's recipe. ``length``: most tokens of a row; ``rows``: of an example."""
+    """The loop's recipe. ``length``: most tokens of a row; ``rows``: of an example; ``mixture``: of prompts and text,
+    where the data are not examples."""
     return Recipe(
         seed=seed,
         steps=config.steps,
         batch_sequences=config.batch_sequences * rows,
-        sequence_length=length,
+        sequence_length=length if mixture is not None else padded_to(length),
         gate_lr=config.gate_lr,
         monitor_every=config.monitor_every,
         mixture=mixture or MixtureConfig(),
