@@ -8,7 +8,6 @@ from pydantic import Field
 
 from stages.training.pretrain.config import OptimSettings
 
-
 WIDTH = 16  # batches of examples are padded to multiples of it: few shapes
 
 
