@@ -154,7 +154,7 @@ class Selection:
         outside = {
             s.id
             for s in plan.steps
-            if (self.arms and s.arm is not None and s.arm not in self.arms)
+            if (self.arms and s.arm is not None and s.arm not in self.arms and s.arm.partition("@")[0] not in self.arms)
             or (self.seeds and s.seed is not None and s.seed not in self.seeds)
         }
         chosen = chosen - plan.downstream(outside) if outside else chosen

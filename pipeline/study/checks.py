@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from model.config import check_reach
 from pipeline.errors import suggestion
+from pipeline.study import tuning
 from pipeline.study.schedules import faults as schedule_faults
 from pipeline.study.schedules import variants
 from pipeline.study.study import Study
@@ -37,7 +38,8 @@ def disagreements(study: Study) -> list[str]:
     values = study.model_dump(mode="json")
     return [
         *_repeats(values, ""), *_sizes(values, ""), *_models(study), *_warmup(study), *_mixture(study), *_arms(study),
-        *_claims(study), *study.match.faults(study.arms), *schedule_faults(study), *_summaries(study),
+        *tuning.disagreements(study), *_claims(study), *study.match.faults(study.arms), *schedule_faults(study),
+        *_summaries(study),
     ]  # fmt: skip
 
 
@@ -156,6 +158,7 @@ def _claims(study: Study) -> Iterator[str]:
         ("positive_control", "pairs", "control.pairs", study.control and study.control.pairs),
         ("capacity", "feature_map", "capacity.feature_maps", study.capacity and study.capacity.feature_maps),
         ("capacity", "rules", "capacity.rules", study.capacity and study.capacity.rules),
+        ("alignment", "variants", "align.variants", study.align and list(study.align.variants)),
         ("summarization", "task", "summarize.tasks", study.summarize and study.summarize.tasks),
         ("summarization", "decoding", "summarize.decodings", study.summarize and study.summarize.decodings),
     )
@@ -203,6 +206,7 @@ def preflight(
         check_folder(base, vocabulary, lambda file: digests.digest(str(file), file.stat()).removeprefix("sha256:"))
         digests.save()
     _workers(study)
+    tuning.check_batches(study)
     _prompts(study, tokenizer)
 
 
@@ -229,6 +233,7 @@ def _prompts(study: Study, tokenizer: TokenizerConfig) -> None:
     codec = preview(tokenizer)
     if codec is None:
         return
+    tuning.check_prompts(study, codec)
     # Only its length is asked, and that of the real one is known after tokenize.
     haystack = cast("NDArray[np.int32]", range(2**62))
     sections = [("evaluate", study.evaluate.retrieval)]

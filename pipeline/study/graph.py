@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.engine.plan import Plan, PlanBuilder
 from pipeline.errors import StudyError
+from pipeline.study import tuning
 from pipeline.study.checks import preflight
 from pipeline.study.load import LoadedStudy
 from pipeline.study.schedules import trainings, variants
@@ -31,6 +32,7 @@ from stages.evidence.control.stage import control_arms
 from stages.evidence.evaluate.stage import RECORD as EVALUATE_RECORD
 from stages.evidence.evaluate.stage import STAGE as EVALUATE
 from stages.evidence.evaluate.stage import EvaluateConfig
+from stages.evidence.summarize.stage import RECORD as SUMMARIZE
 from stages.evidence.summarize.stage import REFERENCES, SummarizeConfig
 from stages.record import Record
 from stages.stage import Config, StageError
@@ -57,6 +59,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
         pairs = summarize.pairs if summarize is not None else None
         tasks = pin_sources(study.task_audit.sources if study.task_audit else (), folder)
         tasks += task_of_pairs(pairs, tasks)
+        sections = tuning.pinned(study, folder)
         base = _base_from(study.base, folder)
         if base.init == "scratch":
             base = base.model_copy(update={"mixture": _mixture(study, "base")})
@@ -98,17 +101,24 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     made += _control(graph, study)
     bases, trained = _models(graph, study, base_configs, training, data)
     made += [*dict.fromkeys(bases.values()), *trained.values()]
-    of_base = evaluate.model_copy(update={"mixer": study.base_mixer})
+    tuned = tuning.add_tuning(graph, study, sections, bases, trained, read)
+    made += tuned.steps
+    # a fine-tuned base has become an arm of that kind
+    of_base = evaluate.model_copy(update={"mixer": None if study.finetune else study.base_mixer})
     made += [
-        graph.add(EVALUATE, of_base, _inputs(EVALUATE_RECORD, {"model": bases[seed], **read}), arm=BASE_ARM, seed=seed)
+        graph.add(
+            EVALUATE, of_base, _inputs(EVALUATE_RECORD, {"model": tuned.bases[seed], **read}), arm=BASE_ARM, seed=seed
+        )
         for seed in study.base_seeds
     ]
     for record, config in asked:
-        for (arm, seed), model in trained.items() if record.per == "model" else ():
+        models = tuned.summarized if record is SUMMARIZE else tuned.arms
+        for (arm, seed), model in models.items() if record.per == "model" else ():
             kind = study.arms[arm].kind if arm in study.arms else None  # None: an arm on another schedule
             if record is EVALUATE_RECORD or (kind is not None and (not record.kinds or kind in record.kinds)):
                 inputs = _inputs(record, {"model": model, **read})
                 made.append(graph.add(record.stage, config, inputs, arm=arm, seed=seed))
+    made += tuning.add_evaluations(graph, study, asked, tuned, read)
     summaries = {step: step for step in made if step == REFERENCES.name or step.startswith("summarize/")}
     for record, config in asked:
         if record.per == "summaries":
@@ -131,7 +141,8 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
                 .model_dump(mode="json", exclude=uncounted)
                 for section in ("base", "pretrain")
             }
-            | _matched(study, training),
+            | _matched(study, training)
+            | tuning.recipes(study),
             schedules={
                 name: study.schedules[name].model_copy(update={"arms": tuple(arms)})
                 for name, arms in variants(study).items()

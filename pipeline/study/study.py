@@ -34,6 +34,8 @@ from stages.evidence.summarize.config import SummarizeConfig
 from stages.evidence.summarize.stage import RECORD as SUMMARIZE
 from stages.record import Record, configs
 from stages.stage import Config, Execution
+from stages.training.align.config import AlignSettings
+from stages.training.finetune.config import FinetuneSettings
 from stages.training.pretrain.schedule import ScheduleSettings
 from stages.training.pretrain.stage import BaseSettings, PretrainSettings
 from stages.verdict.claims.config import ClaimsConfig
@@ -48,9 +50,10 @@ RECORDS = (CALIBRATE, CAPACITY, EVALUATE, ABLATE, SUMMARIZE, RATE, JUDGE, HUMAN)
 
 
 class Study(Config):
-    """A whole study. A section that is left out (``ablate``, ``calibrate``, ``capacity``, ``control``, ``summarize``,
-    ``rate``, ``judge``, ``human``) is not run, and the claims that need it are reported as not measured; without
-    ``dedup`` repeats stay in the text."""
+    """A whole study. A section that is left out (``ablate``, ``align``, ``calibrate``, ``capacity``, ``control``,
+    ``summarize``, ``rate``, ``judge``, ``human``) is not run, and the claims that need it are reported as not measured;
+    without ``dedup`` repeats stay in the text. With ``finetune`` the arms and the base are evaluated after that
+    training, with ``finetune_summaries`` summaries are of models that were trained on them."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=LONGEST_NAME)
     description: str = ""
@@ -70,6 +73,9 @@ class Study(Config):
     schedules: dict[str, ScheduleSettings] = Field(
         default={}, max_length=100, description="other schedules that arms are trained on too, by name"
     )
+    finetune: FinetuneSettings | None = None
+    finetune_summaries: FinetuneSettings | None = None
+    align: AlignSettings | None = None
     evaluate: EvaluateSettings
     ablate: AblateConfig | None = None
     calibrate: CalibrateConfig | None = None

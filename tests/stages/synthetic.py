@@ -82,6 +82,8 @@ class Synthetic:
     composed_local: Reader = readers.never
     knocked: Mapping[str, Reader] = field(default_factory=dict)  # default: what the local arm can do
     knocked_nats: float = 0.07
+    aligned: Mapping[str, Reader] = field(default_factory=dict)  # after alignment, by arm; default: as before
+    aligned_nats: Mapping[str, float] = field(default_factory=dict)  # added by alignment, by arm
     asked: RetrievalConfig = ASKED
     control: Mapping[int, float] = field(default_factory=lambda: dict.fromkeys(K, 1.0))
     control_full: float = 1.0
@@ -197,6 +199,25 @@ class Synthetic:
         table = pd.concat(parts, ignore_index=True)
         table["words"], table["bytes"] = (table["tokens"] * 0.7).astype(int), table["tokens"] * 4
         return table
+
+    def align(self, name: str = "sft") -> Synthetic:
+        """Every arm evaluated again, on the same items, after an alignment called ``name``."""
+        self.evaluate()
+        items = readers.prompts(self.asked, self.draw % 5)
+        for arm, seed in self.runs():
+            moved = self.rng("aligned", arm, seed).normal(0, 0.002)  # by the training, whatever it teaches
+            nats = self._effect(arm, seed) + self.aligned_nats.get(arm, 0.0) + moved
+            reader = self.aligned.get(arm, self._reader(arm))
+            label = f"{arm}@{name}"
+            self.add(f"align/{label}/{seed}", {})
+            self.add(
+                f"evaluate/{label}/{seed}",
+                {
+                    "perplexity.parquet": self._perplexity(arm, seed, nats),
+                    "retrieval.parquet": readers.ask(reader, items, seed, SEGMENT, f"{arm}{self.draw or ''}"),
+                },
+            )
+        return self
 
     def ablate(self) -> Synthetic:
         items = [

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Namespace = Literal["evaluation", "training"]
-"""Prompts of the two namespaces come from unrelated random streams, whatever the seeds are."""
+Namespace = Literal["evaluation", "training", "finetuning"]
+"""Prompts of two namespaces come from unrelated random streams, whatever the seeds are."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from stages.stage import StageError
 from stages.training.pretrain import monitor, optim
 from stages.training.pretrain.checkpoint import Checkpoints, RunState
 from stages.training.pretrain.data import digest
-from stages.training.pretrain.mixture import Batch, Batches, loss_weights
+from stages.training.pretrain.mixture import Batch, BatchSource
+from stages.training.pretrain.objective import LIKELIHOOD, Objective
 from stages.training.pretrain.recipe import Recipe
 
 Row = dict[str, Any]
@@ -52,7 +53,9 @@ class Runtime:
     on_row: Callable[[Row], None] = field(default=lambda row: None)
 
 
-def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) -> RunState:
+def train(
+    recipe: Recipe, decoder: Decoder, batches: BatchSource, runtime: Runtime, objective: Objective = LIKELIHOOD
+) -> RunState:
     """Train ``decoder`` in place to ``recipe.steps``; resumes from ``runtime.checkpoints``. Returns log and samples.
     The global batch divides by the world size.
 
@@ -91,8 +94,9 @@ def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) 
         for optimizer in optimizers:
             optim.set_lr(optimizer, factor)
         started = time.perf_counter()
-        lengths = Lengths(recipe.length_at(step), recipe.prompt_length_at(step))
-        losses, grad_norm = _gradients(recipe, decoder, batch, runtime, lengths, recipe.share_at(step))
+        width = batch.tokens.shape[1]  # of rows that are shorter than the recipe's, nothing is cut
+        lengths = Lengths(min(recipe.length_at(step), width), min(recipe.prompt_length_at(step), width))
+        losses, grad_norm = _gradients(recipe, decoder, batch, runtime, lengths, recipe.share_at(step), objective)
         watched = _watched(batch, lengths, runtime)
         if wrong := _wrong(recipe, state, losses, grad_norm):
             if runtime.checkpoints is not None:
@@ -108,7 +112,7 @@ def train(recipe: Recipe, decoder: Decoder, batches: Batches, runtime: Runtime) 
         seconds = time.perf_counter() - started
         row: Row = {
             "step": step + 1,
-            "tokens": (step + 1) * batch.tokens.size,
+            "tokens": int(state.rows[-1]["tokens"] or 0 if state.rows else 0) + batch.tokens.size,
             "loss": losses[0],
             "answer_loss": losses[1],
             "lr": recipe.lr * factor,
@@ -165,18 +169,26 @@ class Lengths(NamedTuple):
 
 
 def _gradients(
-    recipe: Recipe, decoder: Decoder, batch: Batch, runtime: Runtime, lengths: Lengths, prompts: float
+    recipe: Recipe,
+    decoder: Decoder,
+    batch: Batch,
+    runtime: Runtime,
+    lengths: Lengths,
+    prompts: float,
+    objective: Objective,
 ) -> tuple[tuple[float | None, float | None], float]:
     """Clipped gradients of one step; ``prompts``: their share of the loss. Returns ((text loss, answer loss), gradient
     norm before clipping); None: no such tokens."""
     sharers = runtime.world_size // runtime.sequence_ranks
     share = len(batch.tokens) // sharers
-    text, answer = loss_weights(batch, lengths.text)
+    text, answer = objective.weights(batch, lengths.text)
     has_text, has_answer = bool(text.any()), bool(answer.any())
     r = prompts if has_text and has_answer else float(has_answer)
     slices = [slice(sharer * share, (sharer + 1) * share) for sharer in range(sharers)]
     rows = (batch.tokens, text, answer)
-    parts = [micro_batches(rows, batch.answers, its, lengths, runtime.micro_batch) for its in slices]
+    parts = [
+        micro_batches(rows, batch.answers, its, lengths, objective.together(runtime.micro_batch)) for its in slices
+    ]
     mine = parts[runtime.rank // runtime.sequence_ranks]
     real = len(mine)
     # every rank passes through the model equally often: its collectives wait for all
@@ -190,7 +202,7 @@ def _gradients(
         tokens, text_w, answer_w = (torch.from_numpy(a).to(runtime.device) for a in part)
         with cast:
             nll, auxiliary = decoder.training_nll(tokens, _wanted(text_w + answer_w), z_loss=recipe.z_loss)
-        text_loss, answer_loss = (nll * text_w[:, 1:]).sum(), (nll * answer_w[:, 1:]).sum()
+        text_loss, answer_loss = objective.losses(nll, text_w[:, 1:], answer_w[:, 1:])
         # FSDP averages gradients over ranks; the weights already normalise over the global batch
         loss = ((1 - r) * text_loss + r * answer_loss) * runtime.world_size
         if auxiliary is not None:  # a mean over its tokens: weighted by their share of the rank's slice

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,12 @@ class Batch:
     answers: NDArray[np.bool_]
     ids: NDArray[np.int64]
     continues: NDArray[np.bool_]
+
+
+class BatchSource(Protocol):
+    """step (0-based) -> global batch, all of them of one number of rows."""
+
+    def __getitem__(self, step: int) -> Batch: ...
 
 
 class Batches:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.storage import filesystem, is_local, join, put_tree, read_json, remove_tree, write_atomic
 from model.config import MixerConfig, ModelConfig, RopeScaling
@@ -24,9 +24,16 @@ from stages.training.pretrain.config import ranks_of_a_sequence
 from stages.training.pretrain.recipe import Recipe
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
     from model.decoder import Decoder
+    from stages.data.tokens.load import StudyTokenizer
     from stages.training.pretrain.checkpoint import RunState
-    from stages.training.pretrain.mixture import Batches
+    from stages.training.pretrain.data import TokenRows
+    from stages.training.pretrain.mixture import Batches, BatchSource
+    from stages.training.pretrain.objective import Objective
 
 EXPORT, EXPORTED, FAILURE, PROGRESS, CANCEL = "export", "export.json", "failure.json", "progress.json", "cancel"
 HAYSTACK_TOKENS = 2_000_000  # training text that prompts are hidden in
@@ -36,8 +43,10 @@ RECOMPUTE_FROM_TOKENS = 16_384
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """A training run, picklable. Exactly one of ``scratch`` (a new model) and ``base`` + ``mixer`` (a graft) is set.
-    ``rope_theta``, ``rope_scaling``: of a graft, in place of the base's; None: the base's."""
+    """A training run, picklable. Of ``scratch`` (a new model) and ``base`` exactly one is set: the base's trunk is
+    grafted onto ``mixer``, or the base goes on as the arm it is (mixer None). ``rope_theta``, ``rope_scaling``: of a
+    graft, in place of the base's; None: the base's. ``data``: rows and objective of its own, in place of the text and
+    prompts of ``recipe.mixture``."""
 
     recipe: Recipe
     tokens: Artifact
@@ -49,6 +58,14 @@ class TrainingJob:
     mixer: MixerConfig | None = None
     rope_theta: float | None = None
     rope_scaling: RopeScaling | None = None
+    data: TrainingData | None = None
+
+
+class TrainingData(Protocol):
+    """What a run trains on, where that is not the mixture of its recipe; picklable."""
+
+    def open(self, job: TrainingJob, decoder: Decoder, device: torch.device) -> tuple[BatchSource, Objective]:
+        """Batches and objective; ``decoder``: the model as it is before training, on ``device``."""
 
 
 class TrainingCancelled(Exception):
@@ -123,6 +140,7 @@ def run(
     from model.allocator import keep_freed_memory
     from stages.training.pretrain.checkpoint import Checkpoints
     from stages.training.pretrain.loop import Runtime, full_state_dict, train
+    from stages.training.pretrain.objective import LIKELIHOOD
 
     device = choose_device(job.execution, local_rank)
     if device.type == "cpu":
@@ -160,7 +178,13 @@ def run(
         ),
         on_row=tell,
     )
-    state = train(job.recipe, decoder, open_batches(job), runtime)
+    batches: BatchSource
+    objective: Objective
+    if job.data is None:
+        batches, objective = open_batches(job), LIKELIHOOD
+    else:
+        batches, objective = job.data.open(job, decoder.to(device), device)
+    state = train(job.recipe, decoder, batches, runtime, objective)
     weights = full_state_dict(decoder, world_size)
     if rank == 0:
         export(job, decoder.config, weights, state)
@@ -185,14 +209,16 @@ def choose_device(execution: Execution, local_rank: int) -> Any:
 
 
 def build(job: TrainingJob) -> Decoder:
-    """A new model, or the base's trunk under the arm's mixer; the same on every rank."""
+    """A new model, the base's trunk under the arm's mixer, or the base itself; the same on every rank."""
     if job.scratch is not None:
         from model.decoder import Decoder
 
         return Decoder(job.scratch, seed=job.recipe.seed)
-    from model.checkpoint import graft
+    from model.checkpoint import graft, load
 
-    assert job.base is not None and job.mixer is not None
+    assert job.base is not None
+    if job.mixer is None:
+        return load(job.base.path("model"))
     return graft(
         job.base.path("model"),
         job.mixer,
@@ -204,8 +230,6 @@ def build(job: TrainingJob) -> Decoder:
 
 def open_batches(job: TrainingJob) -> Batches:
     """The run's global batches, by step."""
-    import numpy as np
-
     from stages.training.pretrain.data import TokenRows, Windows
     from stages.training.pretrain.mixture import Batches, PromptRows
 
@@ -217,16 +241,7 @@ def open_batches(job: TrainingJob) -> Batches:
         from stages.data.tokens.load import load_tokenizer
 
         codec = load_tokenizer(job.tokenizer)
-        pieces, found = [], 0
-        for index in range(len(rows)):
-            tokens, mask = rows.row(index)
-            pieces.append(tokens[mask.astype(bool)])
-            found += len(pieces[-1])
-            if found >= HAYSTACK_TOKENS:
-                break
-        haystack = np.concatenate(pieces)
-        if codec.bos_id is not None:
-            haystack = haystack[haystack != codec.bos_id]
+        haystack = training_haystack(rows, codec)
 
         def prompts(length: int, count: int, first: int) -> Any:
             return training_rows(
@@ -243,6 +258,21 @@ def open_batches(job: TrainingJob) -> Batches:
             )
 
     return Batches(recipe, Windows(rows, recipe.sequence_length), prompts)
+
+
+def training_haystack(rows: TokenRows, codec: StudyTokenizer) -> NDArray[np.int32]:
+    """The first ``HAYSTACK_TOKENS`` tokens of training text, whole rows, without the marks of documents' begins."""
+    import numpy as np
+
+    pieces, found = [], 0
+    for index in range(len(rows)):
+        tokens, mask = rows.row(index)
+        pieces.append(tokens[mask.astype(bool)])
+        found += len(pieces[-1])
+        if found >= HAYSTACK_TOKENS:
+            break
+    haystack: NDArray[np.int32] = np.concatenate(pieces)
+    return haystack if codec.bos_id is None else haystack[haystack != codec.bos_id]
 
 
 def export(job: TrainingJob, config: ModelConfig, weights: dict[str, Any], state: RunState) -> None:

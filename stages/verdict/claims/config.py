@@ -1,8 +1,7 @@
 """The ``claims:`` section of a study file: every decision rule, fixed before the run.
 
 In every row ``supported`` means that the hypothesis as printed holds, ``refuted`` that it fails: by an interval or an
-equivalence test, never by a missed detection. Claims without an entry here (C11) have no measurement yet and are
-reported as ``not measured``.
+equivalence test, never by a missed detection.
 """
 
 from __future__ import annotations
@@ -187,6 +186,23 @@ class Summarization(Config):
         return {name: value for name, value in fields.items() if name not in later or value != later[name]}
 
 
+class Alignment(Config):
+    """C11. Refuted: after some alignment some memory arm finds ``margin`` fewer passkeys beyond the last segment,
+    although the local arm still finds those inside its own, or its perplexity there rose by ``perplexity_margin`` more
+    than the local arm's (Holm over all of them); supported: such losses are excluded in every one (TOST)."""
+
+    margin: float = Field(default=0.05, gt=0, lt=1, description="retrieval accuracy, absolute")
+    perplexity_margin: float = Field(
+        default=0.03, gt=0, lt=1, description="relative perplexity, more than what the local arm's changes by"
+    )
+    length: int | None = Field(
+        default=None, ge=1, description="prompts of at most so many tokens decide; none: those of all lengths"
+    )
+    variants: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="alignments that decide; none: all. Others are controls"
+    )
+
+
 class Seeds(Config):
     """C13. Supported: over seeds, each with a base of its own, the mean gap in favour of a memory arm is larger than
     ``margin``; refuted: a gap of ``margin`` in its favour is excluded (TOST). The margin stands here, before the run:
@@ -257,14 +273,17 @@ class ClaimsConfig(Config):
     clean_data: CleanData = CleanData()
     compression: Compression = Compression()
     summarization: Summarization = Summarization()
+    alignment: Alignment = Alignment()
     seeds: Seeds = Seeds()
     schedule: ScheduleRule = ScheduleRule()
     pilot: PilotConfig = PilotConfig()
     seed: int = Field(default=0, ge=0, description="of the simulated studies that say what would have been decided")
 
     def key_fields(self) -> dict[str, Any]:
-        """The rule of schedules only where it is not the default: it came later than other rules."""
+        """The rules of schedules and alignment only where they are not the default: they came later than the others."""
         fields = super().key_fields()
         if self.schedule == ScheduleRule():
             fields.pop("schedule")
+        if self.alignment == Alignment():
+            fields.pop("alignment")
         return fields

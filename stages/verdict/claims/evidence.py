@@ -69,6 +69,7 @@ class Evidence:
         ``schedules``: other schedules by name, with the arms that were trained on them too."""
         self.inputs, self.arms, self.seeds, self.trunk, self.rules = dict(inputs), dict(arms), seeds, trunk, rules
         self.control_arms, self.schedules = dict(control_arms or {}), dict(schedules or {})
+        self._variants: dict[tuple[str, str, str], pd.DataFrame] = {}
 
     # --- which arms -----------------------------------------------------------------------------------------------
     @property
@@ -171,6 +172,46 @@ class Evidence:
                 part.insert(1, "seed", seed)
                 parts.append(part)
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arm", "seed"])
+
+    # --- arms that were trained further -------------------------------------------------------------------------------
+    @cached_property
+    def variants(self) -> tuple[str, ...]:
+        """Names of the alignments, in the order of the study file: steps ``align/ARM@NAME/SEED``."""
+        labels = (step.split("/")[1] for step in self.inputs if step.startswith("align/") and step.count("/") == 2)
+        return tuple(dict.fromkeys(label.partition("@")[2] for label in labels))
+
+    def variant_runs(self, variant: str, stage: str) -> list[tuple[str, int]]:
+        """(arm, seed) of the inputs ``STAGE/ARM@VARIANT/SEED``, the base's among them."""
+        labels = [(arm, seed, f"{stage}/{arm}@{variant}/{seed}") for arm in (BASE, *self.arms) for seed in self.seeds]
+        return [(arm, seed) for arm, seed, step in labels if step in self.inputs]
+
+    def variant(self, variant: str, stage: str, name: str) -> pd.DataFrame:
+        """The same table of all arms and seeds after ``variant``, with columns ``arm`` and ``seed`` in front; of text
+        the scored documents only."""
+        import pandas as pd
+
+        if (variant, stage, name) not in self._variants:
+            parts = []
+            for arm, seed in self.variant_runs(variant, stage):
+                part = self.table(f"{stage}/{arm}@{variant}/{seed}", name)
+                if len(part):
+                    part.insert(0, "arm", arm)
+                    part.insert(1, "seed", seed)
+                    parts.append(part)
+            table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["arm", "seed"])
+            self._variants[variant, stage, name] = self._scored(table) if "doc_id" in table else table
+        return self._variants[variant, stage, name]
+
+    def variant_sources(
+        self, variant: str, stage: str, table: str, row_filter: str = "", *arms: str
+    ) -> tuple[Source, ...]:
+        """Provenance over all seeds of ``arms`` after ``variant``, and of the same before."""
+        after = tuple(
+            self.source(f"{stage}/{arm}@{variant}/{seed}", table, row_filter)
+            for arm, seed in self.variant_runs(variant, stage)
+            if arm in arms
+        )
+        return (*after, *self.sources(stage, table, row_filter, *arms))
 
     # --- the tables, opened once ----------------------------------------------------------------------------------
     @cached_property

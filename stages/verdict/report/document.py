@@ -23,6 +23,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("retrieval", "Retrieval and binding", ("passkey", "bindings", "tasks")),
     ("memory", "Is the memory used?", ("gates", "probes")),
     ("perplexity", "Perplexity", ("perplexity", "perplexity differences", "schedules", "perplexity by position")),
+    ("tuning", "Fine-tuning and alignment: before and after, on the same items", ("fine-tuning", "alignment")),
     ("mechanism", "Capacity of the mechanism", ("capacity",)),
     ("data", "Data", ()),
     ("summaries", "Summaries", ("summarization",)),

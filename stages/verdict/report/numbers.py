@@ -16,7 +16,7 @@ from stages.verdict.claims import binding, mechanism, perplexity, retrieval
 from stages.verdict.claims.effects import accuracy, effect, proportion
 from stages.verdict.claims.evidence import BEYOND, Evidence, paired
 from stages.verdict.claims.verdict import Number, Source, Verdict
-from stages.verdict.report import calibration, probes, schedules, summaries
+from stages.verdict.report import calibration, probes, schedules, summaries, tuned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +64,8 @@ def collect(evidence: Evidence, verdicts: Iterable[Verdict]) -> Collected:
         "capacity": capacity_points(evidence),
         "gates": gates(evidence),
         "probes": probes.numbers(evidence),
+        "alignment": tuned.alignment_numbers(evidence),
+        "fine-tuning": tuned.finetune_costs(evidence),
         "summarization": summaries.numbers(evidence),
         "cost": cost_numbers(evidence),
     }

@@ -44,11 +44,38 @@ def recipe(evidence: Evidence, settings: Mapping[str, Any]) -> list[dict[str, st
     for name, what in ROWS:
         rows.append(_row(what, "" if imported else _shown(base.get(name)), _shown(arms.get(name))))
     rows += [_row("prompts", prompts(base), prompts(arms)), _row("sources", _sources(base), _sources(arms))]
+    rows += further(settings)
     rows += [
         _row("parameters", "", _parameters(evidence)),
         _row("wall time of a run", _base_wall(evidence), _wall(evidence)),
     ]
     return [row for row in rows if row["base"] or row["arms"]]
+
+
+def further(settings: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row for each further training: what on, for how long."""
+    rows = []
+    for section, what in (("finetune", "fine-tuned on"), ("finetune_summaries", "fine-tuned for summaries on")):
+        if (tuned := settings.get(section)) is not None:
+            tasks, pairs = tuned.get("tasks"), tuned.get("pairs")
+            if tasks:
+                phases = ", ".join(f"{p['length']:,} tokens until {p['until']:.0%}" for p in tasks["phases"])
+                text = f", {tasks['text_share']:.0%} text" if tasks["text_share"] else ""
+                data = f"{' and '.join(tasks['tasks'])} ({phases}{text})"
+            else:
+                data = f"pairs of text and summary, up to {pairs['max_tokens']:,} tokens"
+            done = f"{data}; {_pace(tuned)}"
+            rows.append(_row(what, done if section == "finetune" else "", done))
+    for name, variant in settings.get("align", {}).get("variants", {}).items():
+        source = "given rows" if variant.get("data") else "rows made from the training text"
+        after = f", after {variant['after']}" if variant.get("after") else ""
+        data = f"{variant['method'].upper()}{after}, {source} of up to {variant['length']:,} tokens"
+        rows.append(_row(f"aligned: {name}", "", f"{data}; {_pace(variant)}"))
+    return rows
+
+
+def _pace(section: Mapping[str, Any]) -> str:
+    return f"{section['steps']:,} steps of {section['batch_sequences']:,}, peak learning rate {section['lr']:g}"
 
 
 def _row(what: str, base: str, arms: str) -> dict[str, str]:

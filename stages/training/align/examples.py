@@ -1,0 +1,120 @@
+"""Conversations and preferences from files in the common formats (messages; prompt, chosen, rejected) as examples."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from stages.data.pinned import read_unchanged
+from stages.stage import StageError
+from stages.training.align.chat import Codec, Turn, encode, turns_of
+from stages.training.align.config import AlignFile, ChatFormat, Method
+from stages.training.tuning.data import Read
+
+FORMS = {
+    "sft": '{"messages": [{"role": ..., "content": ...}, ...]} a row',
+    "dpo": '{"prompt": ..., "chosen": ..., "rejected": ...} a row',
+}
+FIELD = "align.data"
+
+
+def read_rows(file: AlignFile) -> Iterator[dict[str, Any]]:
+    """The rows of a file. Raises StageError for other bytes than the pinned ones, for a file of neither kind, and for a
+    line that is no object."""
+    content = read_unchanged(Path(file.path), file.pin, field=f"{FIELD}.pin")
+    if file.path.endswith(".parquet"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            yield from pq.read_table(io.BytesIO(content)).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise StageError(f"not a Parquet file: {error}", field=f"{FIELD}.path", value=file.path) from error
+        return
+    for number, line in enumerate(content.splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise StageError(
+                    f"line {number} is no JSON object",
+                    field=f"{FIELD}.path",
+                    value=file.path,
+                    allowed="JSON Lines, an object a line, or a file .parquet",
+                    fix="mend the line",
+                )
+            yield row
+
+
+def read_examples(
+    rows: Iterable[dict[str, Any]], method: Method, codec: Codec, chat: ChatFormat, length: int, value: object
+) -> Read:
+    """Examples of ``rows`` within ``length`` tokens: one row each, or chosen and rejected. What cannot be used is
+    counted by reason. ``value``: where they are from, for the error where none can."""
+    read = Read()
+    for row in rows:
+        if method == "sft":
+            _conversation(read, row, codec, chat, length)
+        else:
+            _preference(read, row, codec, chat, length)
+    read.check(FIELD, value, FORMS[method])
+    return read
+
+
+def _conversation(read: Read, row: dict[str, Any], codec: Codec, chat: ChatFormat, length: int) -> None:
+    turns = turns_of(row.get("messages"))
+    if turns is None or not isinstance(row.get("messages"), list):
+        read.skip("no messages of role and content")
+    elif not turns:
+        read.skip("a turn without words, or none at all")
+    elif not any(turn.role == "assistant" for turn in turns):
+        read.skip("no answer of the assistant")
+    elif len(made := encode(codec, chat, turns)) > length:
+        read.skip("longer than length")
+    else:
+        read.examples.append((made,))
+
+
+def _preference(read: Read, row: dict[str, Any], codec: Codec, chat: ChatFormat, length: int) -> None:
+    given = {name: turns_of(row[name]) for name in ("prompt", "chosen", "rejected") if row.get(name) is not None}
+    absent = [name for name in ("chosen", "rejected") if not given.get(name)]
+    if absent:
+        read.skip(f"no {absent[0]} answer")
+        return
+    chosen, rejected = given["chosen"] or (), given["rejected"] or ()
+    prompt = given.get("prompt", ())
+    if prompt is None:
+        read.skip("a prompt that is neither text nor messages")
+        return
+    if not prompt:  # both answers repeat it: the turns that they have in common
+        prompt = _shared(chosen, rejected)
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    if not prompt:
+        read.skip("no prompt")
+    elif chosen == rejected:
+        read.skip("chosen and rejected are the same")
+    elif not all(_answers(side) for side in (chosen, rejected)):
+        read.skip("an answer that is not the assistant's")
+    else:
+        made = tuple(encode(codec, chat, (*prompt, *side), len(prompt)) for side in (chosen, rejected))
+        if max(map(len, made)) > length:
+            read.skip("longer than length")
+        else:
+            read.examples.append(made)
+
+
+def _shared(one: tuple[Turn, ...], other: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    count = 0
+    while count < min(len(one), len(other)) and one[count] == other[count]:
+        count += 1
+    return one[:count]
+
+
+def _answers(turns: tuple[Turn, ...]) -> bool:
+    """Is something said in it by the assistant, or in plain text?"""
+    return any(turn.role in ("assistant", "") for turn in turns)

@@ -1,0 +1,71 @@
+"""The stage ``align``: a trained arm goes on with conversations (SFT) or preferences (DPO)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from stages.stage import Artifact, Context, Execution, Resources, Stage, Summary
+from stages.training.align.config import AlignConfig, AlignSettings
+from stages.training.tuning import run as tuning
+
+__all__ = ["ALIGN", "Align", "AlignConfig", "AlignSettings"]
+
+
+class Align(Stage[AlignConfig]):
+    """Inputs: ``model`` (pretrain, finetune or another variant), ``documents``, ``tokens``, ``tokenizer``. Outputs:
+    those of pretrain, data.json and examples.jsonl."""
+
+    name: ClassVar[str] = "align"
+    code_version: ClassVar[int] = 1
+    inputs = ("model", "documents", "tokens", "tokenizer")
+    deterministic: ClassVar[bool] = False  # tokens per second are in the log
+
+    def resources(self, config: AlignConfig, execution: Execution) -> Resources:
+        return tuning.resources(execution)
+
+    def needs(self, config: AlignConfig, execution: Execution) -> Resources:
+        return tuning.needs(execution)
+
+    def run(self, config: AlignConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
+        """The aligned model, its log and cost. Raises StageError for rows that cannot be used, or if training
+        diverges."""
+        import json
+
+        from cluster.storage import join
+        from stages.data.tokens.load import load_tokenizer
+        from stages.training.align.examples import read_examples, read_rows
+        from stages.training.align.preference import PreferenceData
+        from stages.training.align.templates import made, training_texts
+        from stages.training.pretrain.worker import TrainingData
+        from stages.training.tuning.data import ExampleData
+        from stages.training.tuning.rows import write_examples
+
+        codec = load_tokenizer(inputs["tokenizer"])
+        if config.data is not None:
+            rows = list(read_rows(config.data))
+        else:
+            texts = training_texts(inputs["documents"].path("documents"))
+            rows = list(made(texts, codec, config.length, config.examples, config.seed))
+        where = config.data.path if config.data is not None else "made from the training text"
+        read = read_examples(rows, config.method, codec, config.chat, config.length, where)
+        read.report(context, "alignment")
+        write_examples(url := join(context.work_url, "examples.parquet"), read.examples)
+        data: TrainingData = (
+            ExampleData(url) if config.method == "sft" else PreferenceData(url, config.beta, config.label_smoothing)
+        )
+        each = len(read.examples[0])
+        recipe = tuning.recipe_of(config, seed=config.seed, length=config.length, rows=each)
+        summary = tuning.tune(config, recipe, data, inputs, output, context)
+        tuning.note_data(output, {"kind": config.method, "made": config.data is None, **read.facts})
+        if config.data is None:
+            lines = [json.dumps(row, ensure_ascii=False) for row in rows[:SHOWN]]
+            (output / "examples.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return summary
+
+
+SHOWN = 20
+"""Rows made from the text that are kept for readers."""
+
+ALIGN = Align()

@@ -1,0 +1,1 @@
+"""Fine-tuning of trained arms on retrieval tasks or on summaries."""

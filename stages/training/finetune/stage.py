@@ -1,0 +1,66 @@
+"""The stage ``finetune``: a trained arm, or a base, goes on with retrieval prompts or with summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from stages.stage import Artifact, Context, Execution, Resources, Stage, Summary
+from stages.training.finetune.config import FinetuneConfig, FinetuneSettings
+from stages.training.tuning import run as tuning
+
+__all__ = ["FINETUNE", "Finetune", "FinetuneConfig", "FinetuneSettings"]
+
+
+class Finetune(Stage[FinetuneConfig]):
+    """Inputs: ``model`` (pretrain or base), ``tokens``, ``tokenizer``. Outputs: those of pretrain, and data.json."""
+
+    name: ClassVar[str] = "finetune"
+    code_version: ClassVar[int] = 1
+    inputs = ("model", "tokens", "tokenizer")
+    deterministic: ClassVar[bool] = False  # tokens per second are in the log
+
+    def resources(self, config: FinetuneConfig, execution: Execution) -> Resources:
+        return tuning.resources(execution)
+
+    def needs(self, config: FinetuneConfig, execution: Execution) -> Resources:
+        return tuning.needs(execution)
+
+    def run(self, config: FinetuneConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
+        """The tuned model, its log and cost. Raises StageError for pairs or lengths that cannot be trained on, or if
+        training diverges."""
+        if config.tasks is not None:
+            from stages.training.finetune.tasks import TaskData
+
+            recipe = tuning.recipe_of(config, seed=config.seed, length=config.length, mixture=config.tasks.mixture)
+            summary = tuning.tune(config, recipe, TaskData(config.tasks), inputs, output, context, config.mixer)
+            tuning.note_data(output, {"kind": "tasks", "prompts": _prompts(config)})
+            return summary
+        from cluster.storage import join
+        from stages.data.tokens.load import load_tokenizer
+        from stages.training.finetune.pairs import read_pairs
+        from stages.training.tuning.data import ExampleData
+        from stages.training.tuning.rows import write_examples
+
+        assert config.pairs is not None
+        read = read_pairs(config.pairs, load_tokenizer(inputs["tokenizer"]))
+        read.report(context, "pairs")
+        write_examples(url := join(context.work_url, "examples.parquet"), read.examples)
+        recipe = tuning.recipe_of(config, seed=config.seed, length=config.length)
+        summary = tuning.tune(config, recipe, ExampleData(url), inputs, output, context, config.mixer)
+        tuning.note_data(output, {"kind": "pairs", **read.facts})
+        return summary
+
+
+def _prompts(config: FinetuneConfig) -> int:
+    """Prompts of all steps."""
+    assert config.tasks is not None
+    from stages.training.tuning.run import recipe_of
+
+    recipe = recipe_of(config, seed=config.seed, length=config.length, mixture=config.tasks.mixture)
+    rows = [recipe.prompt_rows_before(step + 1) - recipe.prompt_rows_before(step) for step in range(config.steps)]
+    return sum(count * (config.length // recipe.prompt_length_at(step)) for step, count in enumerate(rows))
+
+
+FINETUNE = Finetune()

@@ -1,0 +1,163 @@
+"""Before and after a further training, on the same items: what fine-tuning costs in perplexity, and what alignment
+changes in retrieval by length, tasks, perplexity by position, gates and what the memory is worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from stages.verdict.claims.alignment import ADDED, LOST, passkeys, perplexity_added, retrieval_lost
+from stages.verdict.claims.effects import effect
+from stages.verdict.claims.evidence import BASE, BEYOND, Evidence, paired
+from stages.verdict.claims.verdict import Number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BEFORE = "pretrained"
+"""Under ARM@pretrained a fine-tuned arm was evaluated as it was before."""
+
+
+def finetune_costs(evidence: Evidence) -> list[Number]:
+    """Relative perplexity that fine-tuning adds to each arm and to the base, whole documents. Empty without any."""
+    before = evidence.variant(BEFORE, "evaluate", "perplexity.parquet")
+    found = []
+    for arm in (BASE, *evidence.arms) if len(before) else ():
+        after = evidence.base_perplexity if arm == BASE else _of(evidence.perplexity, arm)
+        sources = evidence.variant_sources(BEFORE, "evaluate", "perplexity.parquet", "", arm)
+        number = _text(evidence, _of(before, arm), after, f"finetune.{arm}", f"{arm}: perplexity by fine-tuning")
+        found += [replace(number, sources=sources)] if number is not None else []
+    return found
+
+
+def alignment_numbers(evidence: Evidence) -> list[Number]:
+    """All comparisons of every arm before and after every alignment, controls among them."""
+    return [
+        number
+        for variant in evidence.variants
+        for arm in evidence.arms
+        for parts in (_retrieval, _tasks, _perplexity, _gates, _knockouts)
+        for number in parts(evidence, arm, variant)
+    ]
+
+
+def _retrieval(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
+    for beyond in (True, False):
+        whole = retrieval_lost(evidence, arm, variant, beyond=beyond)
+        if whole is not None:
+            yield whole[0]
+    before = passkeys(evidence.retrieval, arm, beyond=True)
+    after = passkeys(evidence.variant(variant, "evaluate", "retrieval.parquet"), arm, beyond=True)
+    for length in sorted(set(before["length"]) & set(after["length"])) if len(before) and len(after) else ():
+        pair = paired(before[before["length"] == length], after[after["length"] == length], "item", "correct")
+        if pair is not None:
+            found = effect(pair, evidence.rules)
+            where = f"task == 'passkey' and {BEYOND} and length == {length}"
+            yield Number(
+                f"align.length.{arm}.{variant}.{length}",
+                f"{arm} after {variant}: passkeys beyond the last segment, {length:,} tokens",
+                found.estimate,
+                found.low,
+                found.high,
+                found.items,
+                LOST,
+                found.method,
+                evidence.variant_sources(variant, "evaluate", "retrieval.parquet", where, arm),
+            )
+
+
+def _tasks(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
+    """Score lost in every further task."""
+    before, after = _of(evidence.tasks, arm), _of(evidence.variant(variant, "evaluate", "tasks.parquet"), arm)
+    for task in dict.fromkeys(before["task"]) if len(before) and len(after) else ():
+        pair = paired(before[before["task"] == task], after[after["task"] == task], "item", "score")
+        if pair is not None:
+            found = effect(pair, evidence.rules)
+            yield Number(
+                f"align.task.{arm}.{variant}.{task}",
+                f"{arm} after {variant}: {task}",
+                found.estimate,
+                found.low,
+                found.high,
+                found.items,
+                LOST,
+                found.method,
+                evidence.variant_sources(variant, "evaluate", "tasks.parquet", f"task == '{task}'", arm),
+            )
+
+
+def _perplexity(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
+    """Beyond the first segment, and by position."""
+    added = perplexity_added(evidence, arm, variant)
+    if added is not None:
+        yield added[0]
+    before, after = _of(evidence.perplexity, arm), _of(evidence.variant(variant, "evaluate", "perplexity.parquet"), arm)
+    for start in sorted(set(before["bucket_start"]) & set(after["bucket_start"])) if len(before) and len(after) else ():
+        where = f"bucket_start == {start}"
+        name = f"align.position.{arm}.{variant}.{start}"
+        label = f"{arm} after {variant}: perplexity from token {start:,}"
+        sides = (table[table["bucket_start"] == start] for table in (before, after))
+        number = _text(evidence, *sides, name, label)
+        if number is not None:
+            sources = evidence.variant_sources(variant, "evaluate", "perplexity.parquet", where, arm)
+            yield replace(number, sources=sources)
+
+
+def _gates(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
+    """How far the heads' gates moved: mean and largest."""
+    before, after = _of(evidence.gates, arm), _of(evidence.variant(variant, "ablate", "gates.parquet"), arm)
+    if not len(before) or not len(after):
+        return
+    both = before.merge(after, on=["seed", "layer", "head"], suffixes=("_before", "_after"))
+    moved = (both["gate_after"] - both["gate_before"]).abs()
+    sources = evidence.variant_sources(variant, "ablate", "gates.parquet", "", arm)
+    for name, what, value in (("mean", "mean", moved.mean()), ("most", "largest", moved.max())):
+        yield Number(
+            f"align.gates_{name}.{arm}.{variant}",
+            f"{arm} after {variant}: {what} change of a head's gate",
+            float(value),
+            n=len(both),
+            unit="g",
+            method=f"{what} over heads and seeds",
+            sources=sources,
+        )
+
+
+def _knockouts(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
+    """What each knock-out costs in retrieval after the alignment; before it stands in C1."""
+    table = _of(evidence.variant(variant, "ablate", "retrieval.parquet"), arm)
+    if not len(table):
+        return
+    table = table[table["beyond_local"].astype(bool) & ~table["task"].str.endswith("_absent")]
+    for knockout in (name for name in dict.fromkeys(table["knockout"]) if name != "none"):
+        pair = paired(table[table["knockout"] == "none"], table[table["knockout"] == knockout], "item", "correct")
+        if pair is not None:
+            found = effect(pair, evidence.rules)
+            where = f"{BEYOND} and knockout in ['none', '{knockout}']"
+            yield Number(
+                f"align.knockout.{arm}.{variant}.{knockout}",
+                f"{arm} after {variant}, {knockout}: retrieval",
+                found.estimate,
+                found.low,
+                found.high,
+                found.items,
+                LOST,
+                found.method,
+                evidence.variant_sources(variant, "ablate", "retrieval.parquet", where, arm),
+            )
+
+
+def _text(evidence: Evidence, before: pd.DataFrame, after: pd.DataFrame, name: str, label: str) -> Number | None:
+    """Relative perplexity added on the same documents."""
+    pair = paired(after, before, "doc_id", "nll_sum", "tokens") if len(before) and len(after) else None
+    if pair is None:
+        return None
+    found = effect(pair, evidence.rules)
+    low, high = math.expm1(found.low), math.expm1(found.high)
+    return Number(name, label, math.expm1(found.estimate), low, high, found.items, ADDED, found.method)
+
+
+def _of(table: pd.DataFrame, arm: str) -> pd.DataFrame:
+    return table[table["arm"] == arm] if len(table) else table
