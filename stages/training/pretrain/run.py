@@ -25,10 +25,10 @@ from stages.training.pretrain.worker import TrainingJob
 def run_job(job: TrainingJob, output: Path, context: Context) -> Summary:
     """Train ``job`` and put its artifact below ``output``. Raises StageError where a fault of the input stops it."""
     mixer = job.mixer if job.scratch is None else job.scratch.mixer
-    assert mixer is not None
-    check_split(job.recipe, mixer, job.execution)
-    if job.execution.sequence_parallel > 1 and (reason := why_whole(mixer)):
-        context.log(f"{reason}: each worker reads whole ones")
+    if job.data is None and mixer is not None:  # else rows of any length, which nobody shares
+        check_split(job.recipe, mixer, job.execution)
+        if job.execution.sequence_parallel > 1 and (reason := why_whole(mixer)):
+            context.log(f"{reason}: each worker reads whole ones")
     fs, work = filesystem(job.work_url)
     fs.makedirs(work, exist_ok=True)
     for artifact in (job.tokens, job.tokenizer, job.base):

@@ -157,7 +157,7 @@ def run(
     if cancel_fs.exists(cancel_path):
         raise TrainingCancelled
     decoder, execution = build(job), job.execution
-    sharing = ranks_of_a_sequence(execution, decoder.config.mixer)
+    sharing = ranks_of_a_sequence(execution, decoder.config.mixer) if job.data is None else 1
     recompute = execution.recompute_activations
     runtime = Runtime(
         device=device,
