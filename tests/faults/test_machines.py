@@ -112,10 +112,10 @@ def test_a_clock_that_is_four_hours_off_takes_no_lease_and_loses_none(
         mine = Faults(tmp_path / f"faults{number}")
         mine.fail_at("make", "half", kind="wait")
         root = tmp_path / f"root{number}"
-        holder = driver(root, mine, "2.0", first)
+        holder = driver(root, mine, "1.0", first)
         mine.await_visit("make", "half")
-        waiter = driver(root, mine, "2.0", second)
-        time.sleep(3.0)  # longer than the lease lasts without a heartbeat
+        waiter = driver(root, mine, "1.0", second)
+        time.sleep(1.8)  # longer than the lease lasts without a heartbeat
         assert waiter.poll() is None and mine.visits("make", "start") == 1
         mine.release()
         done = [result(holder), result(waiter)]
