@@ -18,15 +18,15 @@ from stages.data.tokens.load import token_meta
 from stages.stage import Artifact, Context, StageError, Summary
 from stages.training.pretrain import worker
 from stages.training.pretrain.channel import Reader, relay
-from stages.training.pretrain.recipe import check_split
+from stages.training.pretrain.recipe import check_execution
 from stages.training.pretrain.worker import TrainingJob
 
 
 def run_job(job: TrainingJob, output: Path, context: Context) -> Summary:
     """Train ``job`` and put its artifact below ``output``. Raises StageError where a fault of the input stops it."""
-    mixer = job.mixer or (job.scratch and job.scratch.mixer)
+    mixer = job.scratch.mixer if job.scratch is not None else job.mixer
     assert mixer is not None
-    check_split(job.recipe, mixer, job.execution)
+    check_execution(job.recipe, mixer, job.execution)
     if job.execution.sequence_parallel > 1 and (reason := why_whole(mixer)):
         context.log(f"{reason}: each worker reads whole ones")
     fs, work = filesystem(job.work_url)
