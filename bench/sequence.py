@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
 
 from bench.speed.measure import peak_resident
 from model.config import MixerConfig, ModelConfig, TrunkConfig
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(size: int, args: argparse.Namespace) -> list[dict[str, float]]:
     """What each of ``size`` ranks measured."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_rank, (size, folder, args), nprocs=size, start_method="spawn")
+        start_processes(_rank, (size, folder, args), nprocs=size, start_method="spawn")
         return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(size)]
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from model.config import MixerConfig, ModelConfig
 from model.decoder import Decoder
@@ -230,6 +231,18 @@ def test_a_module_trains_the_same_without_ray_or_study(
     (tmp_path / "arm.json").write_text(config.model_dump_json().replace('"lr"', '"rate"'))
     assert main(arguments(tmp_path, inputs, "other")) == 2
     assert "rate" in capsys.readouterr().err and not (tmp_path / "other.work").exists()
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_the_same(inputs: dict[str, LocalArtifact], tmp_path: Path) -> None:
+    config = pretrain_config({"rule": "delta"}, steps=4, curriculum_share=0.5)
+    plain = Run(inputs, tmp_path / "plain", config)()
+    compiled = Run(inputs, tmp_path / "compiled", config, compile=True)()
+    losses = [[loss for (loss,) in run.log("loss")] for run in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert set(load_file(compiled.output / "model" / "model.safetensors")) == set(
+        load_file(plain.output / "model" / "model.safetensors")
+    )
 
 
 @pytest.mark.slow

@@ -10,13 +10,12 @@ import pytest
 import torch.distributed as dist
 from pydantic import ValidationError
 
-from model.config import MixerConfig
 from stages.stage import Execution, StageError
 from stages.training.pretrain import recipe, worker
 from stages.training.pretrain.recipe import check_execution
 from stages.training.pretrain.worker import TrainingJob
 from tests.model.ranks import on_ranks
-from tests.stages.pretraining import LENGTH, SEGMENT, make_inputs, pretrain_config
+from tests.stages.pretraining import LENGTH, make_inputs, pretrain_config
 from tests.support import LocalArtifact
 
 PHASES = (
@@ -124,4 +123,5 @@ def test_what_workers_cannot_share_is_refused(
 def test_workers_that_share_are_a_divisor_of_all() -> None:
     with pytest.raises(ValidationError, match=r"sequence_parallel = 2: allowed are divisors of train_workers = 3"):
         Execution(train_workers=3, sequence_parallel=2)
-    assert MixerConfig(kind="local", segment_length=SEGMENT)
+    with pytest.raises(ValidationError, match="compile = True: what workers that share sequences exchange"):
+        Execution(train_workers=2, sequence_parallel=2, compile=True)

@@ -84,7 +84,15 @@ def _train(
     check_execution(recipe, config.mixer, execution)
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
-    job = worker.TrainingJob(recipe=recipe, work_url=str(work), execution=execution, mixer=config.mixer, **folders)
+    job = worker.TrainingJob(
+        recipe=recipe,
+        work_url=str(work),
+        execution=execution,
+        mixer=config.mixer,
+        tokens=folders["tokens"],
+        tokenizer=folders["tokenizer"],
+        base=folders["base"],
+    )
     rank, world = ranks["RANK"], ranks["WORLD_SIZE"]
 
     def show(row: Mapping[str, Any]) -> None:
