@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-r
 export OMP_NUM_THREADS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup study books test test-all bench bench-eval bench-corpus lint format ui report clean
+.PHONY: help setup study books test test-all bench bench-eval bench-gpu bench-corpus lint format ui report clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -47,9 +47,18 @@ test: $(STAMP)
 test-all: $(STAMP)
 	@$(PYTEST) $(ARGS)
 
-## bench      speed, side by side in one run: the arms
-bench: $(STAMP)
-	@env -u OMP_NUM_THREADS $(BIN)/python -m bench.speed $(ARGS)
+## bench      speed, side by side in one run: the arms, and what users would take instead
+PEERS := $(VENV)/bench-peers
+bench: $(STAMP) $(PEERS)/.made
+	@env -u OMP_NUM_THREADS PYTHONPATH=$(PEERS) $(BIN)/python -m bench.speed $(ARGS)
+
+$(PEERS)/.made: | $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(PEERS) infini-transformer-pytorch==0.2.1 einops rotary-embedding-torch
+	@touch $@
+
+## bench-gpu  every GPU number of docs/performance.md, in ten minutes on one card
+bench-gpu: $(STAMP)
+	@$(BIN)/python -m bench.gpu $(ARGS)
 
 ## bench-eval  speed of an evaluation against transformers' generate, re-reading, and one worker
 bench-eval: $(STAMP)

@@ -31,6 +31,8 @@ class Rope:
     def table(self, start: int, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos, sin [length, d/2] of positions start .. start + length - 1, in ``dtype`` but float32 at least; both
         times the attention factor, which is 1 but for yarn and longrope."""
+        if torch.compiler.is_compiling():  # it would trace a graph for every table that is kept
+            return self._compute(start, length, device, torch.promote_types(dtype, torch.float32), device)
         key = (start, length, device, torch.promote_types(dtype, torch.float32))
         if key not in self._tables:
             while len(self._tables) > 3:  # one table serves all layers of a pass; old ones go first
@@ -38,10 +40,12 @@ class Rope:
             self._tables[key] = self._compute(*key)
         return self._tables[key]
 
-    def _compute(self, start: int, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _compute(
+        self, start: int, length: int, device: torch.device, dtype: torch.dtype, on: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor]:
         # on the CPU whatever the default device is: that may be "meta" while a checkpoint is being loaded
-        positions = torch.arange(start, start + length, dtype=torch.float64, device="cpu")
-        angles = positions.outer(self.frequencies)
+        positions = torch.arange(start, start + length, dtype=torch.float64, device=on)
+        angles = positions.outer(self.frequencies.to(on))
         cos, sin = angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
         return cos.to(device, dtype), sin.to(device, dtype)
 

@@ -16,7 +16,7 @@ docs/performance.md has the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.autograd import apply, traced_as
+from model.autograd import apply
 from model.config import Rule
 from model.fused import segment_sums, transition
 from model.memory import MemoryState, stored
@@ -150,33 +150,15 @@ def _evolve_across(ranks: Ranks, factors: tuple[Tensor, ...], b: Tensor) -> tupl
     return L + P @ before.unsqueeze(1), before
 
 
-def _plain_steps(
-    factors: tuple[Tensor, ...], b: Tensor, m0: Tensor, cuts: Collection[int], store: torch.dtype | None
-) -> Tensor:
-    """``_in_steps`` left to autograd, in one graph for a compiler."""
-    m, states = m0, []
-    for s in range(b.shape[1] + 1):
-        if s in cuts:
-            m = m.detach()
-        states.append(m)
-        if s == b.shape[1]:
-            break
-        if len(factors) == 1:
-            m = factors[0][:, s] @ m
-        elif factors:
-            phi, p = (t[:, s] for t in factors)
-            m = m - phi.transpose(-1, -2) @ (p @ m)
-        m = stored(m + b[:, s], store)
-    return torch.stack(states, dim=1)
-
-
-@traced_as(_plain_steps)
 def _in_steps(
     factors: tuple[Tensor, ...], b: Tensor, m0: Tensor, cuts: Collection[int], store: torch.dtype | None
 ) -> Tensor:
     """``_evolve`` segment by segment."""
-    further = (_segments_first(t) for t in factors)
-    states = apply(_Recurrence, _segments_first(b), m0.flatten(0, 1), tuple(cuts), store, *further)
+    b, first, further = _segments_first(b), m0.flatten(0, 1), [_segments_first(t) for t in factors]
+    if torch.compiler.is_compiling():
+        states = _recurrence_op(b, first, further, sorted(cuts), store)
+    else:
+        states = apply(_Recurrence, b, first, sorted(cuts), store, *further)
     return cast(Tensor, states.unflatten(1, m0.shape[:2]).transpose(0, 1))
 
 
@@ -185,29 +167,59 @@ def _segments_first(x: Tensor) -> Tensor:
     return x.transpose(0, 1).contiguous().flatten(1, 2)
 
 
-class _Recurrence(torch.autograd.Function):
+def _forwards(
+    b: Tensor, m0: Tensor, factors: Sequence[Tensor], cuts: Sequence[int], store: torch.dtype | None
+) -> Tensor:
     """M_s = A_s M_(s-1) + B_s for s = 1..S: [S+1, L, F, E], M_0 included.
 
     b [S, L, F, E]; m0 [L, F, E]; factors as in ``_evolve`` [S, L, ...]. One product a step where A is formed.
     """
+    states = m0.new_empty(len(b) + 1, *m0.shape)
+    states[0] = m0
+    for s, (m, written, out) in enumerate(zip(states[:-1], b, states[1:], strict=True)):
+        if not factors:
+            torch.add(m, written, out=out)
+        elif len(factors) == 1:
+            torch.baddbmm(written, factors[0][s], m, out=out)
+        else:
+            phi, p = factors
+            torch.baddbmm(written, phi[s].transpose(1, 2), p[s] @ m, alpha=-1, out=out)
+            out.add_(m)
+        if store is not None:
+            out.copy_(out.to(store))
+    return states
 
+
+def _backwards(grad: Tensor, states: Tensor, factors: Sequence[Tensor], cuts: Sequence[int]) -> list[Tensor]:
+    """Gradients [S+1, L, F, E] of M_0 and, behind it, of every B_s; and of the factors."""
+    g = grad.clone(memory_format=torch.contiguous_format)
+    for s in reversed(range(len(g))):
+        if s in cuts:
+            g[s] = 0
+        elif s == len(g) - 1:
+            continue
+        elif len(factors) == 1:
+            g[s].baddbmm_(factors[0][s].transpose(1, 2), g[s + 1])
+        else:
+            g[s] += g[s + 1]
+            if factors:  # (Phi^T P)^T = P^T Phi: the same product with the factors exchanged
+                phi, p = factors
+                g[s].baddbmm_(p[s].transpose(1, 2), phi[s] @ g[s + 1], alpha=-1)
+    before, after = states[:-1], g[1:]
+    if len(factors) == 1:
+        return [g, after @ before.transpose(-1, -2)]
+    if factors:
+        phi, p = factors
+        return [g, -(p @ before) @ after.transpose(-1, -2), -(phi @ after) @ before.transpose(-1, -2)]
+    return [g]
+
+
+class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, b: Tensor, m0: Tensor, cuts: tuple[int, ...], store: torch.dtype | None, *factors: Tensor
+        ctx: Any, b: Tensor, m0: Tensor, cuts: Sequence[int], store: torch.dtype | None, *factors: Tensor
     ) -> Tensor:
-        states = m0.new_empty(len(b) + 1, *m0.shape)
-        states[0] = m0
-        for s, (m, written, out) in enumerate(zip(states[:-1], b, states[1:], strict=True)):
-            if not factors:
-                torch.add(m, written, out=out)
-            elif len(factors) == 1:
-                torch.baddbmm(written, factors[0][s], m, out=out)
-            else:
-                phi, p = factors
-                torch.baddbmm(written, phi[s].transpose(1, 2), p[s] @ m, alpha=-1, out=out)
-                out.add_(m)
-            if store is not None:
-                out.copy_(out.to(store))
+        states = _forwards(b, m0, factors, cuts, store)
         ctx.save_for_backward(states, *factors)
         ctx.cuts = cuts
         return states
@@ -216,27 +228,47 @@ class _Recurrence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         states, *factors = ctx.saved_tensors
-        g = grads[0].clone(memory_format=torch.contiguous_format)
-        for s in reversed(range(len(g))):
-            if s in ctx.cuts:
-                g[s] = 0
-            elif s == len(g) - 1:
-                continue
-            elif len(factors) == 1:
-                g[s].baddbmm_(factors[0][s].transpose(1, 2), g[s + 1])
-            else:
-                g[s] += g[s + 1]
-                if factors:  # (Phi^T P)^T = P^T Phi: the same product with the factors exchanged
-                    phi, p = factors
-                    g[s].baddbmm_(p[s].transpose(1, 2), phi[s] @ g[s + 1], alpha=-1)
-        before, after = states[:-1], g[1:]
-        d_factors: tuple[Tensor, ...] = ()
-        if len(factors) == 1:
-            d_factors = (after @ before.transpose(-1, -2),)
-        elif factors:
-            phi, p = factors
-            d_factors = (
-                -(p @ before) @ after.transpose(-1, -2),
-                -(phi @ after) @ before.transpose(-1, -2),
-            )
-        return after, g[0], None, None, *d_factors
+        g, *d_factors = _backwards(grads[0], states, factors, ctx.cuts)
+        return g[1:], g[0], None, None, *d_factors
+
+
+# The same as operators that a compiler takes as they are: traced, the loop would be a graph of its own for every number
+# of segments.
+_recurrence_op = torch.library.custom_op(
+    "infini_study::recurrence",
+    _forwards,
+    mutates_args=(),
+    schema="(Tensor b, Tensor m0, Tensor[] factors, int[] cuts, ScalarType? store) -> Tensor",
+)
+_recurrence_backward_op = torch.library.custom_op(
+    "infini_study::recurrence_backward",
+    _backwards,
+    mutates_args=(),
+    schema="(Tensor grad, Tensor states, Tensor[] factors, int[] cuts) -> Tensor[]",
+)
+
+
+@_recurrence_op.register_fake
+def _states_like(
+    b: Tensor, m0: Tensor, factors: Sequence[Tensor], cuts: Sequence[int], store: torch.dtype | None
+) -> Tensor:
+    return m0.new_empty(b.shape[0] + 1, *m0.shape)
+
+
+@_recurrence_backward_op.register_fake
+def _gradients_like(grad: Tensor, states: Tensor, factors: Sequence[Tensor], cuts: Sequence[int]) -> list[Tensor]:
+    return [torch.empty_like(part, memory_format=torch.contiguous_format) for part in (grad, *factors)]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, _, factors, ctx.cuts, _ = inputs
+    ctx.save_for_backward(output, *factors)
+
+
+def _of_op(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    states, *factors = ctx.saved_tensors
+    g, *d_factors = _recurrence_backward_op(grad, states, factors, ctx.cuts)
+    return g[1:], g[0], d_factors, [None] * len(ctx.cuts), None
+
+
+_recurrence_op.register_autograd(_of_op, setup_context=_keep)

@@ -83,6 +83,11 @@ class Execution(Config):
                 f"sequence_parallel = {self.sequence_parallel}: allowed are divisors of train_workers = "
                 f"{self.train_workers} (fix: change one of them)"
             )
+        if self.compile and self.sequence_parallel > 1:
+            raise ValueError(
+                f"compile = True: what workers that share sequences exchange is not compiled (sequence_parallel = "
+                f"{self.sequence_parallel}; allowed: 1; fix: remove one of them)"
+            )
         return self
 
 

@@ -1,7 +1,8 @@
 """``python -m bench.speed [what]``; without ``what``, all of it in about ten minutes on two cores.
 
-arms    tokens/s and peak memory, forward and training step, over N and T: the twelve arms, the segment loop, and
-        transformers' Llama with SDPA full attention at the same size; without ``what`` also in a wider model
+arms    tokens/s and peak memory, forward and training step, over N and T: the twelve arms, the segment loop, the
+        package infini-transformer-pytorch and transformers' Llama with SDPA full attention at the same size; without
+        ``what`` also in a wider model
 flat    cost per token from 8K to 256K tokens, in chunks
 stream  peak memory of a million streamed tokens, each length in a process of its own
 scan    the delta rule's recurrence against an associative scan
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from bench.speed import arms, flat, scans, stream
-from bench.speed.rows import LLAMA, names
+from bench.speed.rows import LLAMA, PEER, names
 from model.allocator import keep_freed_memory
 from model.config import TrunkConfig
 
@@ -51,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{result['machine']}; torch {torch.__version__}; {args.size}: {SIZES[args.size]}, vocabulary {args.vocab}")
     if args.what in ("all", "arms"):
         print(f"batch {args.batch}; medians of {args.repeats} rounds, ratios within rounds")
-        if LLAMA in args.rows:
-            _say_if_missing()
+        _say_if_missing(args.rows)
         result["arms"] = arms.run(_for(args, lengths=LENGTHS, segments=SEGMENTS, minutes=4.0), trunk)
         if args.what == "all" and args.size == "small":
             wide = _for(args, lengths=(8192,), segments=(512,), minutes=3.0, row_seconds=20.0, rows=WIDE_ROWS)
@@ -88,9 +88,10 @@ def _for(args: argparse.Namespace, **defaults: Any) -> argparse.Namespace:
     return argparse.Namespace(**values | {k: v for k, v in defaults.items() if k == "rows" or values.get(k) is None})
 
 
-def _say_if_missing() -> None:
-    if importlib.util.find_spec("transformers") is None:
-        print(f"{LLAMA}: not measured, transformers is not installed (pip install transformers)")
+def _say_if_missing(rows: Sequence[str]) -> None:
+    for name, package in ((LLAMA, "transformers"), (PEER, "infini-transformer-pytorch")):
+        if any(row.startswith(name) for row in rows) and importlib.util.find_spec(package.replace("-", "_")) is None:
+            print(f"{name.strip()}: not measured, {package} is not installed (pip install {package})")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

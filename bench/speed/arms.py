@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bench.speed.measure import Sample, measure, peak_flops
-from bench.speed.rows import FULL, LOOP, Row, build
+from bench.speed.rows import FULL, LOOP, PEER, Row, build
 from model.config import TrunkConfig
 from model.decoder import Decoder
 
@@ -44,14 +44,24 @@ def run(args: argparse.Namespace, trunk: TrunkConfig) -> list[dict[str, Any]]:
             for row in rows.values():
                 if isinstance(row.module, Decoder):
                     row.module.chunk_tokens = args.chunk
+                    row.module.activation_checkpointing = args.chunk is not None and args.chunk < length
             if args.compile:
-                rows = {name: replace(row, loss=torch.compile(row.loss, dynamic=False)) for name, row in rows.items()}
+                rows = {name: _compiled(row) for name, row in rows.items()}
             samples = _rounds(rows, length, args)
             for name, taken in samples.items():
                 last[n, name] = max(s.forward + s.training for s in taken)
                 records.append(_record(name, rows[name], n, length, taken, samples, args.batch, peak))
             print_table([r for r in records if (r["N"], r["T"]) == (n, length)])
     return records
+
+
+def _compiled(row: Row) -> Row:
+    """Layer by layer, as training does it; others' models as a whole."""
+    if not isinstance(row.module, Decoder):
+        return replace(row, loss=torch.compile(row.loss, dynamic=False))
+    for layer in row.module.layers:
+        layer.compile(dynamic=False)
+    return row
 
 
 def _rounds(rows: dict[str, Row], length: int, args: argparse.Namespace) -> dict[str, list[Sample]]:
@@ -107,6 +117,7 @@ def _record(
         "training_x_local": against("local", "training"),
         "forward_x_loop": against(name + LOOP, "forward"),
         "training_x_loop": against(name + LOOP, "training"),
+        "training_x_peer": against(PEER + name.removeprefix("infini-"), "training"),
         "forward_peak_bytes": taken[0].forward_bytes,
         "training_peak_bytes": taken[0].training_bytes,
         "training_flops_per_s": None if flops is None else flops * tokens / training,
@@ -119,14 +130,15 @@ def print_table(records: list[dict[str, Any]]) -> None:
     first = records[0]
     print(f"\nT = {first['T']:,}, N = {first['N']:,}")
     print(
-        f"{'':30}{'tokens/s':>20}{'x local':>14}{'x its loop':>14}{'peak MiB':>16}{'GFLOP/s':>9}{'MFU':>7}\n"
-        f"{'':30}{'forward':>10}{'train':>10}{'fwd':>7}{'train':>7}{'fwd':>7}{'train':>7}{'fwd':>8}{'train':>8}"
+        f"{'':30}{'tokens/s':>20}{'x local':>14}{'x its loop':>14}{'x peer':>8}{'peak MiB':>16}{'GFLOP/s':>9}"
+        f"{'MFU':>7}\n{'':30}{'forward':>10}{'train':>10}{'fwd':>7}{'train':>7}{'fwd':>7}{'train':>7}{'train':>8}"
+        f"{'fwd':>8}{'train':>8}"
     )
     for r in records:
         print(
             f"{r['row']:30}{r['forward_tokens_per_s']:10,.0f}{r['training_tokens_per_s']:10,.0f}"
             f"{_number(r['forward_x_local'], 7)}{_number(r['training_x_local'], 7)}"
-            f"{_number(r['forward_x_loop'], 7)}{_number(r['training_x_loop'], 7)}"
+            f"{_number(r['forward_x_loop'], 7)}{_number(r['training_x_loop'], 7)}{_number(r['training_x_peer'], 8)}"
             f"{_mebibytes(r['forward_peak_bytes'])}{_mebibytes(r['training_peak_bytes'])}"
             f"{_number(r['training_flops_per_s'] and r['training_flops_per_s'] / 1e9, 9, 0)}{_number(r['mfu'], 7, 3)}",
             flush=True,

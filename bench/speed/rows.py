@@ -1,4 +1,5 @@
-"""What is measured: the twelve arms, the segment loop, and ``transformers``' Llama, all as tokens -> loss."""
+"""What is measured: the twelve arms, the segment loop, and what users would take instead (``transformers``' Llama, the
+package ``infini-transformer-pytorch``), all as tokens -> loss."""
 
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ from model.decoder import Decoder
 
 LOOP, LLAMA = " (segment loop)", "transformers Llama (SDPA)"
 RULES = ("linear", "delta")
+PEER = "infini-transformer-pytorch "
+"""Rows of lucidrains' package, by rule: the same widths and depth, its own attention, memory and segment loop."""
 FULL = ("full", LLAMA)
 """Rows whose cost per token grows with T by design."""
 
@@ -39,17 +42,17 @@ def arms() -> dict[str, dict[str, str]]:
 def names() -> list[str]:
     """All rows; each infini arm is followed by its segment loop."""
     found = [name for arm in arms() for name in ((arm, arm + LOOP) if arm.startswith("infini") else (arm,))]
-    return [*found, LLAMA]
+    return [*found, *(PEER + rule for rule in RULES), LLAMA]
 
 
 def build(names: list[str], trunk: TrunkConfig, segment: int, vocab: int, device: str) -> dict[str, Row]:
-    """The rows of these names that can be made here: Llama's needs ``transformers``."""
+    """The rows of these names that can be made here: Llama's and the peer's need their packages."""
     rows: dict[str, Row] = {}
     for name in names:
-        if name == LLAMA:
-            llama = _llama(trunk, vocab, device)
-            if llama is not None:
-                rows[name] = llama
+        if name == LLAMA or name.startswith(PEER):
+            other = _llama(trunk, vocab, device) if name == LLAMA else _peer(name, trunk, segment, vocab, device)
+            if other is not None:
+                rows[name] = other
             continue
         arm = name.removesuffix(LOOP)
         if name != arm and arm in rows:
@@ -86,6 +89,36 @@ def _config(arm: str, trunk: TrunkConfig, segment: int, vocab: int) -> ModelConf
 
 def _flops(config: ModelConfig) -> Callable[[int], float]:
     return lambda length: cost(config, length).flops_per_token_training
+
+
+def _peer(name: str, trunk: TrunkConfig, segment: int, vocab: int, device: str) -> Row | None:
+    """Gradients through all segments, as in ours: by default it cuts them at every second one. It has no grouped
+    queries: None where the trunk has them."""
+    try:
+        package = importlib.import_module("infini_transformer_pytorch")
+    except ImportError:
+        return None
+    if trunk.n_kv_heads != trunk.heads:
+        return None
+    torch.manual_seed(0)
+    model = package.InfiniTransformer(
+        num_tokens=vocab,
+        dim=trunk.dim,
+        depth=trunk.layers,
+        dim_head=trunk.d_head,
+        heads=trunk.heads,
+        ff_mult=trunk.d_ffn * 3 / (2 * trunk.dim),  # it makes 2/3 of this times dim
+        use_mem_delta_rule=name.endswith("delta"),
+    )
+    wrapper: nn.Module = package.InfiniTransformerWrapper(
+        model.to(device), segment_length=segment, detach_mems_every_num_segments=2**62
+    )
+
+    def loss(tokens: Tensor) -> Tensor:
+        value: Tensor = wrapper(tokens, backward=False)
+        return value
+
+    return Row(wrapper, loss, None)
 
 
 def _llama(trunk: TrunkConfig, vocab: int, device: str) -> Row | None:

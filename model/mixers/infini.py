@@ -86,6 +86,8 @@ class InfiniMixer(LocalMixer):
             if knockout is Knockout.gate_closed:
                 return local, after
             g, literal = self.gate(x, local), self.config.empty_memory == "literal"
+            if self.ranks is not None and torch.is_grad_enabled():
+                local = tied(local, g)  # every parameter has a gradient on every rank, as sharded ones must
             if states is None:  # the first segment of a document, alone: nothing to read
                 return (local * (1 - g)).to(local.dtype) if literal else local, after
             if knockout is Knockout.zero_read:
@@ -162,7 +164,7 @@ class InfiniMixer(LocalMixer):
         before = self.start(batch, dtype) if memory is None else MemoryState(memory.M.to(dtype), memory.z.to(dtype))
         count = 0 if phi_k is None else phi_k.shape[1]
         bptt = self.config.bptt_segments
-        cuts = [s for s in range(count + 1) if bptt and number + s > 0 and (number + s) % bptt == 0]
+        cuts = [] if bptt is None else [s for s in range(count + 1) if number + s > 0 and (number + s) % bptt == 0]
         if phi_k is None or values is None or count == 0:
             if before is not None and cuts:
                 before = before.detach()

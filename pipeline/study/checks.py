@@ -26,7 +26,7 @@ from stages.data.tokens.preview import preview
 from stages.evidence.control.stage import CONTROL_ARMS
 from stages.stage import StageError
 from stages.training.pretrain.config import BaseConfig, MixtureConfig, PretrainConfig, check_workers
-from stages.training.pretrain.recipe import check_split, of_pretrain
+from stages.training.pretrain.recipe import check_execution, of_pretrain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -265,7 +265,7 @@ def _workers(study: Study) -> None:
     """The global batch is shared out equally, and the sequences that several workers have together."""
     for mixer in study.arms.values():
         config = PretrainConfig(**dict(study.pretrain), mixer=mixer, seed=0)
-        check_split(of_pretrain(config), mixer, study.execution, "pretrain.batch_sequences")
+        check_execution(of_pretrain(config), mixer, study.execution, "pretrain.batch_sequences")
     if study.base.batch_tokens and study.base.sequence_length:
         sequences = study.base.batch_tokens // study.base.sequence_length
         check_workers(sequences, study.execution.train_workers, "base.batch_tokens / base.sequence_length")

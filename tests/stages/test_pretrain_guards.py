@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from model.config import MixerConfig, ModelConfig
 from model.decoder import Decoder
 from stages.stage import StageError
 from stages.training.pretrain import checkpoint, optim
+from stages.training.pretrain.__main__ import main
 from stages.training.pretrain.stage import PRETRAIN
 from tests.stages.pretraining import SEGMENT, TRUNK, VOCABULARY, make_inputs, pretrain_config
 from tests.stages.test_pretrain import Run, stop
@@ -210,35 +212,37 @@ def test_where_no_resume_point_is_sound_it_says_so_and_starts_anew(
     assert again.weights() == whole.weights()
 
 
-def module(
-    folder: Path, inputs: dict[str, LocalArtifact], *launcher: str, out: str
-) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        *(launcher or ()),
-        "-m",
-        "stages.training.pretrain",
-        "--config",
-        str(folder / "arm.json"),
-    ]
-    for name, artifact in inputs.items():
-        command += [f"--{name}", str(artifact.directory)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, "--out", str(folder / out)], check=False, capture_output=True, text=True, env=environment
-    )
+def arguments(folder: Path, inputs: dict[str, LocalArtifact], out: str) -> list[str]:
+    named = [part for name, artifact in inputs.items() for part in (f"--{name}", str(artifact.directory))]
+    return ["--config", str(folder / "arm.json"), *named, "--out", str(folder / out)]
 
 
-def test_a_module_trains_the_same_without_ray_or_study(inputs: dict[str, LocalArtifact], tmp_path: Path) -> None:
+def test_a_module_trains_the_same_without_ray_or_study(
+    inputs: dict[str, LocalArtifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = pretrain_config(steps=3)
     (tmp_path / "arm.json").write_text(config.model_dump_json())
     whole = Run(inputs, tmp_path / "whole", config)()
-    done = module(tmp_path, inputs, out="alone")
-    assert done.returncode == 0, done.stderr
-    assert "step 3 of 3: loss" in done.stderr
+    assert main(arguments(tmp_path, inputs, "alone")) == 0
+    assert "step 3 of 3: loss" in capsys.readouterr().err
     assert (tmp_path / "alone" / "model" / "model.safetensors").read_bytes() == whole.weights()
-    again = module(tmp_path, inputs, out="alone")
-    assert again.returncode == 2 and "exists already" in again.stderr and "Traceback" not in again.stderr
+    assert main(arguments(tmp_path, inputs, "alone")) == 2
+    assert "exists already" in capsys.readouterr().err
+    (tmp_path / "arm.json").write_text(config.model_dump_json().replace('"lr"', '"rate"'))
+    assert main(arguments(tmp_path, inputs, "other")) == 2
+    assert "rate" in capsys.readouterr().err and not (tmp_path / "other.work").exists()
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_the_same(inputs: dict[str, LocalArtifact], tmp_path: Path) -> None:
+    config = pretrain_config({"rule": "delta"}, steps=4, curriculum_share=0.5)
+    plain = Run(inputs, tmp_path / "plain", config)()
+    compiled = Run(inputs, tmp_path / "compiled", config, compile=True)()
+    losses = [[loss for (loss,) in run.log("loss")] for run in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert set(load_file(compiled.output / "model" / "model.safetensors")) == set(
+        load_file(plain.output / "model" / "model.safetensors")
+    )
 
 
 @pytest.mark.slow
@@ -246,7 +250,22 @@ def test_torchrun_trains_the_same(inputs: dict[str, LocalArtifact], tmp_path: Pa
     config = pretrain_config(steps=3)
     (tmp_path / "arm.json").write_text(config.model_dump_json())
     whole = Run(inputs, tmp_path / "whole", config)()
-    done = module(tmp_path, inputs, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", out="two")
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "stages.training.pretrain",
+    ]
+    done = subprocess.run(
+        [sys.executable, *launcher, *arguments(tmp_path, inputs, "two")],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     log = pq.read_table(tmp_path / "two" / "train_log.parquet")["loss"].to_pylist()
     assert log == pytest.approx([loss for (loss,) in whole.log("loss")], rel=1e-4)

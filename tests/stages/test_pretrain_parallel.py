@@ -10,13 +10,12 @@ import pytest
 import torch.distributed as dist
 from pydantic import ValidationError
 
-from model.config import MixerConfig
 from stages.stage import Execution, StageError
 from stages.training.pretrain import recipe, worker
-from stages.training.pretrain.recipe import check_split
+from stages.training.pretrain.recipe import check_execution
 from stages.training.pretrain.worker import TrainingJob
 from tests.model.ranks import on_ranks
-from tests.stages.pretraining import LENGTH, SEGMENT, make_inputs, pretrain_config
+from tests.stages.pretraining import LENGTH, make_inputs, pretrain_config
 from tests.support import LocalArtifact
 
 PHASES = (
@@ -28,7 +27,6 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "sequences shared": ({"rule": "delta"}, {"mixture": {"prompts": PHASES}}, {"sequence_parallel": 2}),
     "window shared": ({"kind": "window"}, {"steps": 3}, {"sequence_parallel": 2, "recompute_activations": True}),
     "z-loss": ({"rule": "linear"}, {"steps": 3, "z_loss": 0.01}, {"sequence_parallel": 2}),
-    "adafactor": ({}, {"steps": 3, "optimizer": "adafactor", "lr": 1e-2}, {}),
     "muon": ({}, {"steps": 3, "optimizer": "muon"}, {"async_checkpoints": True}),
     "an arm that cannot": ({"kind": "xl"}, {"steps": 3}, {"sequence_parallel": 2}),
 }
@@ -94,7 +92,7 @@ def test_resumed_it_goes_on_to_the_same_losses(on_two: Any) -> None:
 
 def check(mixer: dict[str, Any], changes: dict[str, Any], **execution: Any) -> None:
     config = pretrain_config(mixer, **changes)
-    check_split(recipe.of_pretrain(config), config.mixer, Execution(**execution))
+    check_execution(recipe.of_pretrain(config), config.mixer, Execution(**execution))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +107,7 @@ def check(mixer: dict[str, Any], changes: dict[str, Any], **execution: Any) -> N
         ),
         ({}, {"curriculum_share": 0.5}, {"train_workers": 4, "sequence_parallel": 4}, "prompts of 16 tokens"),
         ({}, {"chunk_tokens": 32}, {"train_workers": 2, "sequence_parallel": 2}, "leave chunk_tokens out"),
+        ({}, {"optimizer": "adafactor"}, {"train_workers": 2}, "1 with optimizer adafactor"),
         ({"kind": "full"}, {}, {"train_workers": 8, "sequence_parallel": 2}, r"train_workers = 8: .*batch = 4\)"),
     ],
 )
@@ -124,4 +123,5 @@ def test_what_workers_cannot_share_is_refused(
 def test_workers_that_share_are_a_divisor_of_all() -> None:
     with pytest.raises(ValidationError, match=r"sequence_parallel = 2: allowed are divisors of train_workers = 3"):
         Execution(train_workers=3, sequence_parallel=2)
-    assert MixerConfig(kind="local", segment_length=SEGMENT)
+    with pytest.raises(ValidationError, match="compile = True: what workers that share sequences exchange"):
+        Execution(train_workers=2, sequence_parallel=2, compile=True)

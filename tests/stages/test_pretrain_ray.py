@@ -160,7 +160,7 @@ def test_a_killed_worker_is_restarted_to_the_same_losses(
 
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_train_as_one(inputs: dict[str, LocalArtifact], whole: Path, tmp_path: Path) -> None:
-    context = LocalContext(str(tmp_path / "work"), Execution(train_workers=2, micro_batch=1))
+    context = LocalContext(str(tmp_path / "work"), Execution(train_workers=2, sequence_parallel=2, micro_batch=1))
     (tmp_path / "output").mkdir()
     PRETRAIN.run(pretrain_config(), inputs, tmp_path / "output", context)
     for mine, theirs in zip(log(tmp_path / "output"), log(whole), strict=True):

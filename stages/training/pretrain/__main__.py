@@ -76,12 +76,12 @@ def _train(
     if out.exists():
         raise StageError("exists already", field="--out", value=str(out), fix="name another folder, or remove it")
     from stages.training.pretrain import worker
-    from stages.training.pretrain.recipe import check_split, of_pretrain
+    from stages.training.pretrain.recipe import check_execution, of_pretrain
     from stages.training.pretrain.run import check_tokens
 
     recipe = of_pretrain(config)
     check_tokens(folders["tokens"], config.sequence_length)
-    check_split(recipe, config.mixer, execution)
+    check_execution(recipe, config.mixer, execution)
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     job = worker.TrainingJob(

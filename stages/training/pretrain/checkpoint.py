@@ -91,6 +91,8 @@ class Checkpoints:
             self.fs.makedirs(folder, exist_ok=True)
         if self.world_size > 1:
             dist.barrier()
+        if self.background:  # what it says, it says in a thread of its own, after ``quiet``
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         alone, writer, tensors = self.world_size == 1, self._writer(folder), self._tensors(decoder, optimizers)
         with quiet():
             if not self.background:

@@ -67,6 +67,9 @@ def train(
     decoder.activation_checkpointing = runtime.recompute or recipe.chunk_tokens is not None
     if runtime.sequence_ranks > 1:
         decoder.split_sequences(Ranks(sequence_group(runtime)))
+    if runtime.compiled:
+        for layer in decoder.layers:
+            layer.compile(dynamic=True)
     if runtime.world_size > 1:
         shard(decoder)
     optimizers = optim.build_all(

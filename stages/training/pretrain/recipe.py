@@ -100,11 +100,19 @@ class Recipe:
         return round(phase.until * self.steps)
 
 
-def check_split(recipe: Recipe, mixer: MixerConfig, execution: Execution, batch: str = "the global batch") -> None:
-    """Raises StageError unless the workers can share out the batch, and with ``sequence_parallel`` the sequences;
-    ``batch``: what says its size."""
+def check_execution(recipe: Recipe, mixer: MixerConfig, execution: Execution, batch: str = "the global batch") -> None:
+    """Raises StageError unless the workers can share out the batch, with ``sequence_parallel`` the sequences, and the
+    optimiser's work; ``batch``: what says the batch's size."""
     ranks, workers = ranks_of_a_sequence(execution, mixer), execution.train_workers
     check_workers(recipe.batch_sequences, workers, batch, together=ranks)
+    if recipe.optimizer == "adafactor" and workers > 1:
+        raise StageError(
+            "torch's Adafactor does not step parameters that are sharded over workers",
+            field="execution.train_workers",
+            value=workers,
+            allowed="1 with optimizer adafactor",
+            fix="change one of them",
+        )
     if ranks == 1:
         return
     unit = ranks * (mixer.segment_length if reach_of(mixer) else 1)

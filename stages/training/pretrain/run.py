@@ -18,7 +18,7 @@ from stages.data.tokens.load import token_meta
 from stages.stage import Artifact, Context, StageError, Summary
 from stages.training.pretrain import worker
 from stages.training.pretrain.channel import Reader, relay
-from stages.training.pretrain.recipe import check_split
+from stages.training.pretrain.recipe import check_execution
 from stages.training.pretrain.worker import TrainingJob
 
 
@@ -26,7 +26,7 @@ def run_job(job: TrainingJob, output: Path, context: Context) -> Summary:
     """Train ``job`` and put its artifact below ``output``. Raises StageError where a fault of the input stops it."""
     mixer = job.mixer if job.scratch is None else job.scratch.mixer
     if job.data is None and mixer is not None:  # else rows of any length, which nobody shares
-        check_split(job.recipe, mixer, job.execution)
+        check_execution(job.recipe, mixer, job.execution)
         if job.execution.sequence_parallel > 1 and (reason := why_whole(mixer)):
             context.log(f"{reason}: each worker reads whole ones")
     fs, work = filesystem(job.work_url)
