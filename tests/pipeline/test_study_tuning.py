@@ -1,0 +1,106 @@
+"""Fine-tuning and alignment in a study: their steps, who reads which model, keys that stay, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from model.config import MixerConfig
+from pipeline.engine.plan import Selection
+from pipeline.errors import StudyError
+from pipeline.study.graph import expand
+from pipeline.study.load import load
+from tests.tiny import write_study
+
+FINETUNE = (
+    "finetune={steps: 2, batch_sequences: 2, lr: 1e-3, tasks: {format: compact, phases: [{until: 1, length: 128}]}}"
+)
+PAIRS = "{steps: 2, batch_sequences: 1, lr: 1e-3, pairs: {path: pairs.jsonl, max_tokens: 64, summary_tokens: 16}}"
+SFT = "{method: sft, steps: 2, batch_sequences: 2, lr: 1e-3, length: 64}"
+DPO = "{method: dpo, after: sft, steps: 1, batch_sequences: 1, lr: 1e-4, length: 64}"
+ALIGN = f"align={{variants: {{sft: {SFT}, dpo: {DPO}}}}}"
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"text": "A text.", "summary": "Short."}) + "\n")
+    return write_study(tmp_path)
+
+
+def plan(study, *changes):
+    return expand(load(study, list(changes), environment={}), None)
+
+
+def test_without_the_sections_nothing_is_added_and_with_them_what_is_before_keeps_its_keys(study):
+    without, tuned = plan(study), plan(study, FINETUNE, ALIGN)
+    ids = {step.id for step in without.steps}
+    assert not any(i.startswith(("finetune", "align")) or "@" in i for i in ids)
+    same = {i for i in ids if i.split("/")[0] not in ("evaluate", "ablate", "summarize", "report")}
+    assert all(without[i].key == tuned[i].key for i in same)
+    aligned = plan(study, ALIGN)  # what was evaluated before is not evaluated again
+    assert all(without[i].key == aligned[i].key for i in ids if i != "report")
+
+
+def test_what_is_evaluated_is_fine_tuned_arms_and_base_alike(study):
+    tuned = plan(study, FINETUNE)
+    for arm in ("infini-delta", "local", "xl"):
+        assert tuned[f"finetune/{arm}/0"].inputs["model"] == f"pretrain/{arm}/0"
+        assert tuned[f"evaluate/{arm}/0"].inputs["model"] == f"finetune/{arm}/0"
+    assert tuned["ablate/infini-delta/0"].inputs["model"] == tuned["summarize/infini-delta/0"].inputs["model"]
+    base = tuned["finetune/base/0"]
+    assert base.inputs["model"] == "base/0" and base.config.mixer == MixerConfig(kind="local", segment_length=32)
+    assert tuned["evaluate/base/0"].inputs["model"] == "finetune/base/0"
+    before = tuned["evaluate/local@pretrained/0"]
+    assert before.inputs["model"] == "pretrain/local/0"
+    assert before.config.perplexity == tuned["evaluate/local/0"].config.perplexity
+    assert before.config.retrieval.trials_per_length == 1 and before.config.retrieval.binding_trials == 0
+    assert tuned["evaluate/base@pretrained/0"].config.mixer == base.config.mixer
+    assert "evaluate/base@pretrained/0" in tuned["report"].inputs
+
+
+def test_aligned_models_are_asked_what_they_were_asked_before(study):
+    aligned = plan(study, FINETUNE, ALIGN)
+    assert aligned["align/local@sft/0"].inputs["model"] == "finetune/local/0"
+    assert aligned["align/local@dpo/0"].inputs["model"] == "align/local@sft/0"
+    for stage in ("evaluate", "ablate"):
+        after, before = aligned[f"{stage}/infini-delta@dpo/0"], aligned[f"{stage}/infini-delta/0"]
+        assert after.inputs["model"] == "align/infini-delta@dpo/0"
+        assert after.config == before.config and after.key != before.key
+    ids = {step.id for step in aligned.steps}
+    assert "ablate/local@sft/0" not in ids and "summarize/local@sft/0" not in ids  # only arms with a memory
+    chosen = Selection(arms=("local",)).targets(aligned)
+    assert {"align/local@sft/0", "evaluate/local@dpo/0"} <= chosen and "align/xl@sft/0" not in chosen
+
+
+def test_summaries_are_of_models_that_were_trained_on_them(study):
+    tuned = plan(study, FINETUNE, f"finetune_summaries={PAIRS}")
+    assert tuned["finetune/local@summaries/0"].inputs["model"] == "pretrain/local/0"
+    assert tuned["summarize/local/0"].inputs["model"] == "finetune/local@summaries/0"
+    assert tuned["evaluate/local/0"].inputs["model"] == "finetune/local/0"
+    pairs = tuned["finetune/local@summaries/0"].config.pairs
+    assert pairs.pin.startswith("sha256:") and "path" not in pairs.key_fields()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ((FINETUNE, "finetune.warmup_steps=3"), r"finetune\.warmup_steps = 3: training ends before"),
+        ((FINETUNE, "finetune.chunk_tokens=48"), r"finetune\.chunk_tokens = 48: allowed are multiples of arms\.\S+"),
+        ((FINETUNE, "finetune.tasks.text_share=0.5", "finetune.tasks.phases.0.length=96"), r"96 does not divide"),
+        ((FINETUNE, "finetune.tasks.phases.0.length=24"), r"finetune\.tasks\.phases\.0\.length = 24:.*allowed: >= "),
+        ((f"finetune_summaries={PAIRS}", "summarize=null"), r"finetune_summaries: has no effect without summarize"),
+        ((FINETUNE.replace("finetune=", "finetune_summaries="),), r"it trains on summaries\. Fix: give pairs"),
+        ((f"finetune={PAIRS}", "finetune.pairs.path=none.jsonl"), r"finetune\.pairs\.path = 'none\.jsonl': no such"),
+        ((ALIGN, "align.variants.sft.data.path=no.jsonl"), r"variants\.sft\.data\.path = 'no\.jsonl': no such file"),
+        ((ALIGN, "align.variants.dpo.after=sftt"), r"dpo\.after = 'sftt': allowed are variants that stand before"),
+        ((ALIGN, "align.variants.sft.chunk_tokens=64"), r"align\.variants\.sft\.chunk_tokens = 64: .*below 64 tokens"),
+        ((ALIGN, "claims.alignment.variants=[rlhf]"), r"claims\.alignment\.variants = 'rlhf': not measured"),
+        ((ALIGN, "execution.train_workers=2", "align.variants.sft.batch_sequences=3"), r"divisors of .*= 3"),
+    ],
+)  # fmt: skip
+def test_sections_that_cannot_be_are_one_error(study, changes, message):
+    with pytest.raises(StudyError, match=message) as caught:
+        plan(study, *changes)
+    assert len(str(caught.value).splitlines()) == 1
