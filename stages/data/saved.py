@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,7 +77,7 @@ def spread_saved(
     worth_it: bool = True,
     hands: Hands | None = None,
     waiting: Callable[[], None] | None = None,
-) -> Iterator[Saved]:
+) -> Generator[Saved, None, None]:
     """Yield the result of ``function(item, folder, *shared)`` in the order of ``items``, each part made once a step.
 
     function, identity: picklable. The function writes files into the local ``folder`` (exists, empty) and returns a

@@ -64,17 +64,32 @@ def test_the_table_holds_the_prompts_as_they_are_drawn_one_by_one(inputs, tmp_pa
     assert sorted(digests) == [make.FURTHER, make.NEEDLES] and not summary.tables
 
 
-def test_the_bytes_do_not_depend_on_workers_or_on_where_it_was_stopped(inputs, tmp_path, ray_session, monkeypatch):
+def test_the_bytes_do_not_depend_on_workers(inputs, tmp_path, ray_session, monkeypatch):
     _, alone, context = run(inputs, tmp_path / "alone", RETRIEVAL)
     assert context.progressed[-1][0] <= context.progressed[-1][1]
     monkeypatch.setattr(make, "WORTH_TOKENS", 0)
     _, spread, _ = run(inputs, tmp_path / "spread", RETRIEVAL)
     assert spread == alone
-    parts = list((tmp_path / "spread" / "work" / "prompts").glob("*.json"))
-    parts[0].unlink()
-    monkeypatch.setattr(make, "draw", None)  # what is there is not drawn again: one part is missing, and is
-    with pytest.raises(Exception, match="NoneType"):
-        run(inputs, tmp_path / "spread" / "again", RETRIEVAL)
+
+
+def test_what_was_drawn_before_a_stop_is_not_drawn_again(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(make, "PART_TOKENS", 400)
+    _, whole, _ = run(inputs, tmp_path / "whole", RETRIEVAL)
+    draw, left = make.draw, [5]
+
+    def stopped(*args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return draw(*args)
+
+    monkeypatch.setattr(make, "draw", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path / "cut", RETRIEVAL)
+    (tmp_path / "cut" / "out").rename(tmp_path / "gone")
+    left[0] = 100
+    assert run(inputs, tmp_path / "cut", RETRIEVAL)[1] == whole
+    assert 100 - left[0] == len(list((tmp_path / "cut" / "work" / "prompts").glob("*.json"))) - 5 > 3
 
 
 def test_prompts_of_one_haystack_differ_in_what_is_said_of_them_alone(inputs):

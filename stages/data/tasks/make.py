@@ -118,11 +118,13 @@ def draw(part: Some, folder: Path, drawing: Drawing) -> dict[str, int]:
 def _parts(number: int, grid: Grid) -> Iterator[Some]:
     """Prompts in order, at most ``PART_TOKENS`` tokens of them together, one at least."""
     some: list[Asked] = []
+    tokens = 0
     for asked in grid.prompts():
-        if some and sum(one.length for one in some) + asked.length > PART_TOKENS:
+        if some and tokens + asked.length > PART_TOKENS:
             yield Some(number, tuple(some))
-            some = []
+            some, tokens = [], 0
         some.append(asked)
+        tokens += asked.length
     if some:
         yield Some(number, tuple(some))
 

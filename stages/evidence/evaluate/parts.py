@@ -203,3 +203,8 @@ def _opened(setting: Setting) -> tuple[Decoder, StudyTokenizer]:
         tokenizer = load_tokenizer(setting.tokenizer)
         _OPENED.append((known, (load_model(setting.model, tokenizer, device, mixer), tokenizer)))
     return _OPENED[0][1]
+
+
+def close() -> None:
+    """Forget the model that this process made parts with."""
+    _OPENED.clear()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cluster import storage
+from model.config import ModelConfig
+from model.cost import cost
 from stages.data.parallel import Hands, running_ray
 from stages.data.saved import spread_saved
 from stages.data.tasks.prompts import Item
@@ -19,6 +22,8 @@ from stages.evidence.evaluate.parts import Part, Setting, Tally
 from stages.evidence.evaluate.perplexity import ScoredDocument
 from stages.evidence.evaluate.told import Desk, ToDesk, Told
 from stages.stage import Artifact, Context
+
+LARGE = 2**26  # parameters: a process that goes on to other work does not keep a larger model
 
 Rows = list[dict[str, Any]]
 
@@ -83,7 +88,7 @@ class Evaluation:
 
         execution = setting.execution
         gpus = execution.gpus_per_worker if setting.device == "cuda" else 0.0
-        hands = Hands(execution.task_cpus, gpus, stay=stays(setting.device))
+        hands = Hands(execution.task_cpus, gpus, stay=stays(self.model, setting.device))
         results = spread_saved(
             parts.make,
             noted(),
@@ -96,17 +101,19 @@ class Evaluation:
             waiting=waiting,
         )
         try:
-            for result in results:
-                part = under_way.popleft()
-                told.part(part.tokens, result.resumed)
-                with result.on_disk(parts.ROWS) as file:
-                    yield part, parts.read(file)
+            with contextlib.closing(results):  # ends the workers that stay, whatever happens
+                for result in results:
+                    part = under_way.popleft()
+                    told.part(part.tokens, result.resumed)
+                    with result.on_disk(parts.ROWS) as file:
+                        yield part, parts.read(file)
             told.all()
         finally:
+            parts.close()  # where this process made them
             if desk is not None:
                 running_ray().kill(desk)
 
 
-def stays(device: str) -> bool:
-    """Does a worker stay for the whole evaluation? On a GPU, where models are slow to load and must leave."""
-    return device == "cuda"
+def stays(model: ModelConfig, device: str) -> bool:
+    """Does a worker stay for the whole evaluation and then end, model and all? Where that is slow to load or large."""
+    return device == "cuda" or cost(model, 1).parameters > LARGE
