@@ -176,10 +176,9 @@ def _models(
         if of not in bases:
             bases[of] = graph.add(BASE, base_configs[of], data, seed=of if study.base.per_seed else None)
         train(seed, of, study.arms)
+    others = [arm for arm in training if arm not in study.arms]
     for seed in study.seeds:
-        train(
-            seed, seed if study.base.per_seed else study.base.seed, [arm for arm in training if arm not in study.arms]
-        )
+        train(seed, seed if study.base.per_seed else study.base.seed, others)
     return bases, trained
 
 

@@ -65,6 +65,17 @@ def faults(study: Study) -> Iterator[str]:
             yield f"{place}: no arm has kind local, window, full or infini. Fix: name its arms"
         yield from _positions(study, place, schedule, covered)
         yield from _changes(study, name, schedule, covered)
+    yield from _rule(study)
+
+
+def _rule(study: Study) -> Iterator[str]:
+    """What claim C12 is to be decided from must be there."""
+    rule, kinds = study.claims.schedule, {mixer.kind for mixer in study.arms.values()}
+    if not study.schedules and rule.model_fields_set:
+        yield "claims.schedule: has no effect without schedules, on which it is decided. Fix: add some, or remove it"
+    for kind in rule.baselines if study.schedules and "baselines" in rule.model_fields_set else ():
+        if kind not in kinds:
+            yield f"claims.schedule.baselines = {kind!r}: no arm has this kind (allowed: {', '.join(sorted(kinds))})"
 
 
 def _positions(study: Study, place: str, schedule: ScheduleSettings, arms: list[str]) -> Iterator[str]:

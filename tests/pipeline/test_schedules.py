@@ -103,12 +103,19 @@ def test_what_is_at_its_default_moves_no_key(study):
         ("match={by: flops, tokens_per_s: {local: 1}}", r"match\.tokens_per_s = .*: has no effect with by = 'flops'"),
         ("match={by: wall, tokens_per_s: {local: 1}}", r"match\.tokens_per_s\.window is missing: by = 'wall' needs"),
         ("match={by: wall, tokens_per_s: {local: 0}}", r"match\.tokens_per_s\.local = 0: must be greater than 0"),
+        ("claims.schedule.baselines=[full]", r"claims\.schedule\.baselines = 'full': no arm has this kind"),
+        ("claims.schedule.measures=[retrieval, retrieval]", r"claims\.schedule\.measures = .*: an entry stands twice"),
         ("claims.schedule.minimum=0", r"claims\.schedule\.minimum = 0: must be at least 1"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_named(study, change, message):
     with pytest.raises(StudyError, match=message):
         load(study, [*VARIED, change], environment={})
+
+
+def test_a_rule_without_schedules_has_no_effect(study):
+    with pytest.raises(StudyError, match=r"claims\.schedule: has no effect without schedules"):
+        load(study, ["claims.schedule.margin=0.02"], environment={})
 
 
 def test_prompts_of_a_schedule_must_fit(study):

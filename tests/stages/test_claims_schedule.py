@@ -117,6 +117,16 @@ def test_passkeys_are_asked_where_the_study_says_so(study):
     assert verdict(study().evaluate().positive_control(), BOTH).decision == "supported"
 
 
+def test_an_arm_that_was_asked_in_one_measure_only_decides_nothing(study):
+    half = study().evaluate().positive_control()
+    for step, tables in half.tables.items():
+        if step.startswith("evaluate/infini"):
+            tables.pop("retrieval.parquet")
+    assert verdict(half).decision == "supported"
+    found = verdict(half, BOTH)
+    assert found.decision == "not measured" and "retrieval" in found.reason
+
+
 def test_schedules_and_seeds_are_told_apart(study):
     spread = np.random.default_rng(0).normal(0, 0.03, 60)
     many = {f"s{i}": {"local": float(x)} for i, x in enumerate(spread)}

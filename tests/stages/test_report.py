@@ -22,6 +22,7 @@ from pipeline.cli import app
 from pipeline.engine.store import Store
 from pipeline.tracking.publish import root_option
 from stages.stage import Place, Summary
+from stages.training.pretrain.schedule import ScheduleSettings
 from stages.verdict.claims.config import ClaimsConfig
 from stages.verdict.report.figures.all import FIGURES
 from stages.verdict.report.shown import shown
@@ -32,6 +33,9 @@ from tests.stages.synthetic_report import RECIPE, calibrate, committed, with_pag
 from tests.support import LocalContext
 
 HOSTILE = '<script>alert("x")</script> $\\frac{1}{0}$ | [a](http://evil.example) & "quoted"'
+
+
+SCHEDULES = {"long": {"local": -0.02, "infini-delta": 0.01}}
 
 
 def config(**fields: object) -> ReportConfig:
@@ -99,12 +103,14 @@ class Full:
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Full:
     folder = tmp_path_factory.mktemp("study")
-    study = calibrate(Synthetic(folder / "artifacts", title=HOSTILE).everything())
+    study = calibrate(Synthetic(folder / "artifacts", title=HOSTILE, schedules=SCHEDULES).everything())
     inputs = committed(folder / "store", with_pages(study.inputs))
     output = folder / "output"
     output.mkdir()
     context = LocalContext(str(folder))
-    summary = STAGE.run(config(title=HOSTILE, description=HOSTILE, recipe=RECIPE), inputs, output, context)
+    varied = {name: ScheduleSettings(arms=tuple(of), horizon=2) for name, of in SCHEDULES.items()}
+    said = config(title=HOSTILE, description=HOSTILE, recipe=RECIPE, schedules=varied)
+    summary = STAGE.run(said, inputs, output, context)
     place = Place(root_option(str(folder / "store")), {KEY: "http://127.0.0.1:5000/#/runs/1"}, (("commit", "abc"),))
     STAGE.publish(output, place)
     return Full(folder / "store", output, summary, context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 
 from model.config import ModelConfig, TrunkConfig
 from model.cost import cost
@@ -17,10 +17,10 @@ def flops_per_step(config: PretrainConfig, trunk: TrunkConfig, vocabulary: int) 
     prompts, each in pieces of its phase's length."""
     recipe = of_pretrain(config.model_copy(update={"steps": min(config.steps, _SAMPLED), "warmup_steps": 0}))
     model = ModelConfig(trunk=trunk, mixer=config.mixer, vocab_size=vocabulary)
-    share = Counter[int]()
+    share: dict[int, float] = defaultdict(float)  # of the tokens, by the length of the piece they are in
     for step in range(recipe.steps):
         prompts = recipe.share_at(step)
-        share[recipe.length_at(step)] += (1 - prompts) / recipe.steps  # type: ignore[assignment]
-        share[recipe.prompt_length_at(step)] += prompts / recipe.steps  # type: ignore[assignment]
+        share[recipe.length_at(step)] += (1 - prompts) / recipe.steps
+        share[recipe.prompt_length_at(step)] += prompts / recipe.steps
     mean = sum(part * cost(model, length).flops_per_token_training for length, part in share.items() if part)
     return config.batch_sequences * config.sequence_length * mean

@@ -139,7 +139,10 @@ def schedule(evidence: Evidence) -> Finding:
             others += [number for number in numbers if number.name != row.name]
     varied = [arm for arm in evidence.arms if len(evidence.schedules_of(arm)) > 1]
     others += [number for arm in varied for number in variation(evidence, arm)]
-    rows = [_weakest(rows) for rows in decided_by.values()]
+    whole_arms = [rows for rows in decided_by.values() if len(rows) == len(rule.measures)]
+    if not whole_arms:
+        return not_measured(f"no memory arm was measured in {' and '.join(rule.measures)}", others)
+    rows = [_weakest(rows) for rows in whole_arms]
     return conclude(rows, [row for rows_of in decided_by.values() for row in rows_of if row not in rows] + others)
 
 

@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from stages.verdict.claims.evidence import Evidence
-from stages.verdict.report.figures import calibration, capacity, control, data, memory, perplexity, retrieval, summaries
+from stages.verdict.report.figures import (
+    calibration,
+    capacity,
+    control,
+    data,
+    memory,
+    perplexity,
+    retrieval,
+    schedules,
+    summaries,
+)
 from stages.verdict.report.figures.style import Drawing, FinishedFigure, Numbers, begin, finish
 
 Draw = Callable[[Evidence, Numbers], Drawing | None]
@@ -25,6 +35,7 @@ FIGURES: tuple[tuple[str, Draw], ...] = (
     ("memory", memory.gates),
     ("memory", memory.saturation),
     ("perplexity", perplexity.differences),
+    ("perplexity", schedules.gaps),
     ("perplexity", perplexity.by_position),
     ("mechanism", capacity.by_keys),
     ("mechanism", capacity.rewriting),
