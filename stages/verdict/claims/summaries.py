@@ -193,13 +193,14 @@ def _compare(evidence: Evidence, found: Summaries, source: str, arm: str, other:
 
 def _metric_gap(evidence: Evidence, found: Summaries, metric: str, arm: str, other: str) -> Compared | None:
     """Difference of means over the same texts; seeds and books are drawn, a book counting with its number of texts."""
-    sides = [_by_book(found.rows(system, metric), metric) for system in (arm, other)]
-    if not all(len(side) for side in sides):
-        return None
+    mine, theirs = found.rows(arm, metric), found.rows(other, metric)
     if other in BASELINES:  # one for all seeds
-        seeds = sides[0]["seed"].unique()
-        sides[1] = _for_each_seed(sides[1], list(seeds))
-    pair = paired(*sides, "book", metric, "texts")
+        theirs = theirs.drop(columns="seed").merge(mine[["seed"]].drop_duplicates(), how="cross")
+    place = ["seed", "doc_id"]
+    mine, theirs = mine.merge(theirs[place]), theirs.merge(mine[place])
+    if not len(mine):
+        return None
+    pair = paired(_by_book(mine, metric), _by_book(theirs, metric), "book", metric, "texts")
     if pair is None:
         return None
     where = f"task == '{found.task}' and level == '{found.level}'"
@@ -288,13 +289,5 @@ def _beats_baselines(evidence: Evidence, found: Summaries, source: str, arm: str
 
 
 def _by_book(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    if not len(rows):
-        return rows
     sums = rows.groupby(["seed", "book"])[metric].agg(["sum", "size"]).reset_index()
     return sums.rename(columns={"sum": metric, "size": "texts"})
-
-
-def _for_each_seed(rows: pd.DataFrame, seeds: list[int]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.concat([rows.assign(seed=seed) for seed in seeds], ignore_index=True)
