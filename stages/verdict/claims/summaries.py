@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 DECIDING = ("human", "judge", "nli")
 """What may decide, the weightiest first."""
-OPEN = "ROUGE only: embedding and NLI scores, LLM judge and blind human comparison are not part of this study"
-SHORT = "no embedding or NLI scores, judge or human comparison in this study"
+OPEN = "Entailment (NLI), a judge or blind human comparison decide; none of them is part of this study"
+SHORT = "no entailment, judge or human comparison in this study"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def score(evidence: Evidence, system: str, metric: str, found: Summaries, *, tra
     where = f"task == '{found.task}' and level == '{found.level}'"
     label = f"{system}, {found.what}: {metric}" + (", books in the training corpus" if trained else "")
     name = f"rouge.{system}.{found.task}.{metric}" if found.first else f"summary.{system}.{found.what}.{metric}"
-    unit = "F1" if metric.startswith("rouge") else "words" if metric == "words" else "share"
+    unit = "words" if metric == "words" else f"{metric} {'F1' if metric.startswith('rouge') else 'share'}"
+    unit += " (in training)" if trained else ""
     return Number(
         f"{name}.in_training" if trained else name,
         label,
@@ -81,9 +82,8 @@ def summarization(evidence: Evidence) -> Finding:
     printed = _printed(evidence, found, rule.metric)
     known = [source for source in DECIDING if _measured(evidence, found, source)]
     if not known:
-        shown = "; ".join(
-            f"{gap.label}: {points(gap.estimate)} {rule.metric}" for gap in printed if "against" in gap.label
-        )
+        gaps = [number for number in printed if " against " in number.label]
+        shown = "; ".join(f"{gap.label}: {points(gap.estimate)} of {gap.unit.split()[0]}" for gap in gaps)
         reason = f"{shown}. {OPEN}" if shown else OPEN
         lead = printed[0] if printed else None
         return Finding("inconclusive", reason, "ROUGE only", lead, tuple(printed), SHORT)
