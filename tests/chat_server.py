@@ -99,7 +99,7 @@ class Proxy:
         if fault == "hang":
             await asyncio.sleep(30)
         content = await request.read()
-        headers = {"Authorization": request.headers["Authorization"]} if "Authorization" in request.headers else {}
+        headers = {n: request.headers[n] for n in ("Authorization", "Content-Type") if n in request.headers}
         async with (
             ClientSession() as session,
             session.post(f"{self.upstream}/chat/completions", data=content, headers=headers) as response,

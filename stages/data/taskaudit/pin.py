@@ -61,8 +61,8 @@ def task_of_pairs(pairs: Any, known: tuple[TaskSource, ...]) -> tuple[TaskSource
     plain = path.suffix == ".jsonl" and pairs.texts is None and pairs.splits is None
     present = first_columns(path, "summarize.pairs") if plain else []
     if not {"text", "summary"} <= set(present) or {"book_id", "bid"} & set(present):
-        named = {"path": str(path), "pin": pairs.pin, "layout": "pairs", "texts": pairs.texts, "splits": pairs.splits}
-        return (TaskSource(name=_name(known), text="text", summary="summary", **named),)
+        where = {"path": str(path), "pin": pairs.pin, "texts": pairs.texts, "splits": pairs.splits}
+        return (TaskSource(name=_name(known), text="text", summary="summary", layout="pairs", **where),)
     named: dict[str, Any] = {role: role if role in present else None for role in ("id", "title", "text", "summary")}
     source = TaskSource(name=_name(known), path=pairs.path, pin=pairs.pin, **named)
     return (source,) if source.columns() else ()

@@ -119,7 +119,7 @@ def _candidates(
     rng.shuffle(books)
     seeds = sorted({w.seed for w in found.written if w.seed != NO_SEED})
     rng.shuffle(seeds)
-    made = []
+    made: list[tuple[Written, Written]] = []
     for turn in range(max(map(len, by_book.values()), default=0)):
         for book in books:
             if turn < len(by_book[book]):

@@ -204,7 +204,7 @@ def _reply(content: bytes, reserved: Usage) -> Reply:
         raise _TryAgain("the answer is not JSON of the protocol, or is cut") from error
     usage = value.get("usage") or {}
     said = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
-    used = Usage(*said) if all(isinstance(n, int) for n in said) else reserved  # type: ignore[arg-type]
+    used = Usage(*said) if all(isinstance(n, int) for n in said) else reserved
     plain = "" if text is None else str(text).encode("utf-8", "replace").decode()  # JSON may hold half a character
     return Reply(plain, used, str(value.get("model", "")))
 

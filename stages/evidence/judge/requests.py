@@ -96,7 +96,7 @@ def _sentences(config: JudgeConfig, found: Everything) -> Iterator[Asked]:
 def _names(config: JudgeConfig, found: Everything) -> list[Name]:
     """Items that are judged: the first of each task and level."""
     counts: dict[tuple[str, str], int] = {}
-    names = []
+    names: list[Name] = []
     for task, level, doc in found.items:
         counts[task, level] = counts.get((task, level), 0) + 1
         if task in config.tasks and counts[task, level] <= config.documents:

@@ -80,8 +80,10 @@ def judge(config: JudgeConfig, inputs: Mapping[str, Artifact], output: Path, con
     if measured["malformed"]:
         context.warn(f"{measured['malformed']} of {len(rows)} answers could not be read and are counted, not guessed")
     if not pairs:
+        first = next((row for row in rows if row["problem"]), {"problem": "nothing was asked", "answer": ""})
+        said = " ".join((first["answer"] or "").split())[:80]
         raise StageError(
-            "no comparison has a readable answer in both orders",
+            f"no comparison has a readable answer in both orders; the first: {first['problem']}: {said!r}",
             field="judge",
             value=config.endpoint.model if config.endpoint else str(config.local and config.local.path),
             fix="choose a model that can follow the format, or raise answer_tokens; its answers are kept",

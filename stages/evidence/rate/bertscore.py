@@ -65,7 +65,7 @@ def bertscores(
             references = known[written.name][1 if written.system == "reference" else 0 :]
             own = token_vectors(tokenizer, model, written.text, config.layer)
             best = max((f1(own, reference) for reference in references), default=None)
-            rows.append({"bertscore": best if written.text.strip() else None})
+            rows.append({"bertscore": best})
             progress(len(rows))
         return rows
 

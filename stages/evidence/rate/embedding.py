@@ -116,8 +116,8 @@ def _json(path: Path) -> Any:
 def similarities(
     config: Embedding, device: str
 ) -> Callable[[Everything, Callable[[int], None]], list[dict[str, float | None]]]:
-    """For every summary the largest cosine with one of its item's references; null for an empty summary, and for a
-    reference against itself the largest with the others."""
+    """For every summary the largest cosine with one of its item's references; 0 for an empty summary; of a
+    reference the largest with the others, null where there is none."""
 
     def rated(found: Everything, progress: Callable[[int], None]) -> list[dict[str, float | None]]:
         encoder = Encoder(config.path, device)
@@ -128,8 +128,8 @@ def similarities(
             vectors = encoder.encode([w.text for w in batch])
             for written, vector in zip(batch, vectors, strict=True):
                 references = known[written.name][1 if written.system == "reference" else 0 :]
-                empty = not written.text.strip() or not len(references)
-                rows.append({"embedding": None if empty else float((references @ vector).max())})
+                best = float((references @ vector).max()) if len(references) else None
+                rows.append({"embedding": best if written.text.strip() or best is None else 0.0})
             progress(len(rows))
         return rows
 

@@ -77,13 +77,14 @@ def entailments(
         books = {name: Windows(item.text, config.window_words) for name, item in found.items.items()}
         rows: list[dict[str, float | None]] = []
         for written in found.written:
-            faithful = covered = None
-            if written.text.strip():
+            references = found.items[written.name].references[1 if written.system == "reference" else 0 :]
+            if any(words(sentence) for sentence in sentences(written.text)):
                 faithful = share_entailed(written.text, books[written.name], entails, config.windows)
                 own = Windows(written.text, config.window_words)
-                references = found.items[written.name].references[1 if written.system == "reference" else 0 :]
                 shares = [share_entailed(text, own, entails, config.windows) for text in references]
                 covered = max((share for share in shares if share is not None), default=None)
+            else:
+                faithful = covered = 0.0  # what says nothing is neither true nor complete
             rows.append({"nli": harmonic(faithful, covered), "nli_faithful": faithful, "nli_covered": covered})
             progress(len(rows))
         return rows

@@ -55,7 +55,7 @@ def rate(config: RateConfig, inputs: Mapping[str, Artifact], output: Path, conte
     metrics = {}
     for system in dict.fromkeys(w.system for w in found.written):
         for _, name, _ in steps:
-            known = [r[name] for r in rows if r["system"] == system and isinstance(r[name], float)]
+            known = [value for r in rows if r["system"] == system and isinstance(value := r[name], float)]
             if known:
                 metrics[f"{system}.{name}"] = sum(known) / len(known)
     return Summary(

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -64,11 +64,12 @@ def write(examples: Iterable[Example], path: Path) -> None:
 
 def load(artifact: Artifact) -> list[Example]:
     """The items of a references artifact, in its order."""
-    rows = pq.read_table(artifact.path("items.parquet")).to_pylist()
     lists = ("references", "prompt", "rows")
-    return [
-        Example(**{name: tuple(row[name]) if name in lists else row[name] for name in SCHEMA.names}) for row in rows
-    ]
+    made = []
+    for row in pq.read_table(artifact.path("items.parquet")).to_pylist():
+        fields: dict[str, Any] = {name: tuple(value) if name in lists else value for name, value in row.items()}
+        made.append(Example(**fields))
+    return made
 
 
 def held_out(artifact: Artifact, splits: Sequence[str]) -> list[tuple[str, str]]:

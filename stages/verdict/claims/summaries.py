@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 DECIDING = ("human", "judge", "nli")
 """What may decide, the weightiest first."""
-OPEN = "ROUGE only: embedding and NLI scores, LLM judge and blind human comparison are not part of this study"
-SHORT = "no embedding or NLI scores, judge or human comparison in this study"
+OPEN = "Entailment (NLI), a judge or blind human comparison decide; none of them is part of this study"
+SHORT = "no entailment, judge or human comparison in this study"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def score(evidence: Evidence, system: str, metric: str, found: Summaries, *, tra
     where = f"task == '{found.task}' and level == '{found.level}'"
     label = f"{system}, {found.what}: {metric}" + (", books in the training corpus" if trained else "")
     name = f"rouge.{system}.{found.task}.{metric}" if found.first else f"summary.{system}.{found.what}.{metric}"
-    unit = "F1" if metric.startswith("rouge") else "words" if metric == "words" else "share"
+    unit = "words" if metric == "words" else f"{metric} {'F1' if metric.startswith('rouge') else 'share'}"
+    unit += " (in training)" if trained else ""
     return Number(
         f"{name}.in_training" if trained else name,
         label,
@@ -81,9 +82,8 @@ def summarization(evidence: Evidence) -> Finding:
     printed = _printed(evidence, found, rule.metric)
     known = [source for source in DECIDING if _measured(evidence, found, source)]
     if not known:
-        shown = "; ".join(
-            f"{gap.label}: {points(gap.estimate)} {rule.metric}" for gap in printed if "against" in gap.label
-        )
+        gaps = [number for number in printed if " against " in number.label]
+        shown = "; ".join(f"{gap.label}: {points(gap.estimate)} of {gap.unit.split()[0]}" for gap in gaps)
         reason = f"{shown}. {OPEN}" if shown else OPEN
         lead = printed[0] if printed else None
         return Finding("inconclusive", reason, "ROUGE only", lead, tuple(printed), SHORT)
@@ -193,13 +193,14 @@ def _compare(evidence: Evidence, found: Summaries, source: str, arm: str, other:
 
 def _metric_gap(evidence: Evidence, found: Summaries, metric: str, arm: str, other: str) -> Compared | None:
     """Difference of means over the same texts; seeds and books are drawn, a book counting with its number of texts."""
-    sides = [_by_book(found.rows(system, metric), metric) for system in (arm, other)]
-    if not all(len(side) for side in sides):
-        return None
+    mine, theirs = found.rows(arm, metric), found.rows(other, metric)
     if other in BASELINES:  # one for all seeds
-        seeds = sides[0]["seed"].unique()
-        sides[1] = _for_each_seed(sides[1], list(seeds))
-    pair = paired(*sides, "book", metric, "texts")
+        theirs = theirs.drop(columns="seed").merge(mine[["seed"]].drop_duplicates(), how="cross")
+    place = ["seed", "doc_id"]
+    mine, theirs = mine.merge(theirs[place]), theirs.merge(mine[place])
+    if not len(mine):
+        return None
+    pair = paired(_by_book(mine, metric), _by_book(theirs, metric), "book", metric, "texts")
     if pair is None:
         return None
     where = f"task == '{found.task}' and level == '{found.level}'"
@@ -288,13 +289,5 @@ def _beats_baselines(evidence: Evidence, found: Summaries, source: str, arm: str
 
 
 def _by_book(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    if not len(rows):
-        return rows
     sums = rows.groupby(["seed", "book"])[metric].agg(["sum", "size"]).reset_index()
     return sums.rename(columns={"sum": metric, "size": "texts"})
-
-
-def _for_each_seed(rows: pd.DataFrame, seeds: list[int]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.concat([rows.assign(seed=seed) for seed in seeds], ignore_index=True)
