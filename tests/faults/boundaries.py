@@ -1,4 +1,4 @@
-"""``python -m tests.faults.boundaries STUDY FOLDER COUNT SEED [STAGE...]``: every step of a study, killed at its writes.
+"""``python -m tests.faults.boundaries STUDY FOLDER COUNT SEED [STAGE...]``: steps of a study, killed at their writes.
 
 A clean run first, in this process, which then has everything imported. Then, for each stage and each kind of write it
 makes (``writes``), a forked child makes the step and dies by SIGKILL right before that write; another makes it again,
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine import execute as executor
+from pipeline.engine.garbage import collect
 from pipeline.engine.plan import Plan, Selection, decide
 from pipeline.engine.progress import Display
 from pipeline.engine.store import Store
@@ -135,7 +136,7 @@ class Harness:
                 assert ended == -signal.SIGKILL, f"ended with {ended} instead of being killed"
                 assert forked(lambda root=root: carry_out(self.plan, root, step_id).exit_code, self.log) == 0
                 assert content(self._artifact(root, step_id)) == self.clean[step_id], "other files"
-                left = {garbage.reason for garbage in Store(root).gc(Store(root).kept(), delete=True)}
+                left = {one.reason for one in collect(Store(root), Store(root).kept(), delete=True)}
                 assert content(self._artifact(root, step_id)) == self.clean[step_id], f"other files after gc of {left}"
                 survived += 1
             except AssertionError as error:
