@@ -68,5 +68,5 @@ def alive(process: Process) -> bool:
 
     with contextlib.suppress(psutil.NoSuchProcess):
         found = psutil.Process(process.pid)
-        return found.status() != psutil.STATUS_ZOMBIE and abs(found.create_time() - process.started) < 2.0
+        return bool(found.status() != psutil.STATUS_ZOMBIE and abs(found.create_time() - process.started) < 2.0)
     return False
