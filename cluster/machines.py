@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +64,23 @@ def up(
     head += [f"--dashboard-host={host}", f"--dashboard-port={dashboard_port}", "--include-dashboard=true"]
     address = f"{host}:{port}"
     others = [*ray, f"--address={address}", f"--node-ip-address={host}", f"--num-cpus={share}", f"--num-gpus={gpus}"]
-    started: list[Process] = []
     cluster = Cluster(address, f"http://{host}:{dashboard_port}", (), str(folder))
     try:
-        for number in range(nodes + 1):
+        for number in range(nodes + 1):  # one after the other: Ray gives each 30 s to start
             name = "head" if number == 0 else f"node{number}"
-            started.append(_start(head if number == 0 else others, name, folder, environment))
-            cluster = Cluster(address, cluster.dashboard, tuple(started), str(folder))
-            _note(cluster)
-            if number == 0:
-                _await(cluster, 1)
-        _await(cluster, nodes + 1)
+            command = head if number == 0 else others
+            for trial in (1, 2):
+                started = _start(command, name, folder, environment)
+                cluster = replace(cluster, processes=(*cluster.processes, started))
+                _note(cluster)
+                try:
+                    _await(cluster, number + 1)
+                    break
+                except ClusterError as error:
+                    if trial == 2 or alive(started):
+                        raise
+                    say(f"{error.args[0].partition('. Fix:')[0]}; trying once more")
+                    cluster = replace(cluster, processes=cluster.processes[:-1])
     except BaseException:
         down(cluster)
         raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -225,17 +227,18 @@ def _execute(
         execution = execution.model_copy(update={"jobs": jobs})
     anything = any(decision.action == "run" for decision in decisions.values())
     uri = tracking_uri(tracking, opened.store)
-    return execute(
-        opened.plan,
-        decisions,
-        opened.store,
-        execution=execution,
-        force=matching(opened.plan, selection.force),
-        tracker=MlflowTracker(uri, opened.store) if anything or _unseen(opened, decisions, uri) else None,
-        display=display,
-        keep_going=keep_going,
-        address=address,
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints there when a node dies; stdout is for data
+        return execute(
+            opened.plan,
+            decisions,
+            opened.store,
+            execution=execution,
+            force=matching(opened.plan, selection.force),
+            tracker=MlflowTracker(uri, opened.store) if anything or _unseen(opened, decisions, uri) else None,
+            display=display,
+            keep_going=keep_going,
+            address=address,
+        )
 
 
 def _unseen(opened: Loaded, decisions: dict[str, StepDecision], uri: str) -> bool:

@@ -1,4 +1,4 @@
-"""``python -m tests.faults.boundaries STUDY FOLDER COUNT SEED``: every step of a study, killed at its writes.
+"""``python -m tests.faults.boundaries STUDY FOLDER COUNT SEED [STAGE...]``: steps of a study, killed at their writes.
 
 A clean run first, in this process, which then has everything imported. Then, for each stage and each kind of write it
 makes (``writes``), a forked child makes the step and dies by SIGKILL right before that write; another makes it again,
@@ -19,11 +19,12 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from pipeline.engine import execute as executor
+from pipeline.engine.garbage import collect
 from pipeline.engine.plan import Plan, Selection, decide
 from pipeline.engine.progress import Display
 from pipeline.engine.store import Store
@@ -39,10 +40,10 @@ STEPS_OF = {"evaluate": "evaluate/infini-delta/0", "pretrain": "pretrain/infini-
 SOAK_KINDS = ("sigkill", "sigkill", "sigkill", "disk_full", "denied", "read_only", "damage")
 
 
-def carry_out(plan: Plan, root: Path, until: str | None = None) -> executor.Outcome:
-    """The plan, in this process."""
+def carry_out(plan: Plan, root: Path, *until: str) -> executor.Outcome:
+    """The plan, or what these steps need of it and they, in this process."""
     store = Store(root)
-    decisions = decide(plan, store, Selection(until=(until,) if until else ()))
+    decisions = decide(plan, store, Selection(until=until))
     return executor.execute(
         plan, decisions, store, execution=Execution(), address="inline", display=Display(quiet=True), poll=0.02
     )
@@ -69,13 +70,17 @@ def forked(work: Callable[[], int], log: Path) -> int:
 
 
 class Harness:
-    def __init__(self, study: Path, folder: Path) -> None:
+    """A study, its clean run (of all its stages or those in ``only``), and what differed from that."""
+
+    def __init__(self, study: Path, folder: Path, only: Collection[str] = ()) -> None:
         self.folder, self.plan = folder, expand(load(study, ()), None)
         self.log = folder / "log.txt"
         folder.mkdir(parents=True, exist_ok=True)
-        outcome = carry_out(self.plan, folder / "clean")
+        self.chosen = {stage: step for stage, step in self.steps().items() if not only or stage in only}
+        outcome = carry_out(self.plan, folder / "clean", *(self.chosen.values() if only else ()))
         assert outcome.exit_code == 0, [s.message for s in outcome.steps.values()]
-        self.clean = {s.id: content(self._artifact(folder / "clean", s.id)) for s in self.plan.steps}
+        made = [step.id for step in outcome.steps.values() if step.state == "done"]
+        self.clean = {step_id: content(self._artifact(folder / "clean", step_id)) for step_id in made}
         self.failures: list[str] = []
 
     def _artifact(self, root: Path, step_id: str) -> Any:
@@ -131,7 +136,7 @@ class Harness:
                 assert ended == -signal.SIGKILL, f"ended with {ended} instead of being killed"
                 assert forked(lambda root=root: carry_out(self.plan, root, step_id).exit_code, self.log) == 0
                 assert content(self._artifact(root, step_id)) == self.clean[step_id], "other files"
-                left = {garbage.reason for garbage in Store(root).gc(Store(root).kept(), delete=True)}
+                left = {one.reason for one in collect(Store(root), Store(root).kept(), delete=True)}
                 assert content(self._artifact(root, step_id)) == self.clean[step_id], f"other files after gc of {left}"
                 survived += 1
             except AssertionError as error:
@@ -187,10 +192,10 @@ def main() -> None:
     study, folder, count, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     only = sys.argv[5:]
     began = time.monotonic()
-    harness = Harness(study, folder)
+    harness = Harness(study, folder, only)
     stages = {}
-    for stage, step_id in harness.steps().items():
-        if (not only and count == 0) or stage in only:
+    for stage, step_id in harness.chosen.items():
+        if count == 0:
             stages[stage] = harness.killed_at_each_write(step_id)
             print(stage, stages[stage], f"{time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     soak = harness.soak(count, seed) if count else None

@@ -10,6 +10,7 @@ a fault is planned for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -74,17 +75,18 @@ def main() -> None:
     decisions = decide(plan, store, Selection(until=tuple(filter(None, [options.get("until")]))))
     uri = options.get("track", "")
     tracker = MlflowTracker(uri or default_tracking_uri(root), store) if "track" in options else None
-    outcome = executor.execute(
-        plan,
-        decisions,
-        store,
-        execution=execution,
-        tracker=tracker,
-        display=Display(),
-        address=address,
-        ttl=float(next((name for name in options if name[0].isdigit()), "30")),
-        poll=0.05,
-    )
+    with contextlib.redirect_stdout(sys.stderr):
+        outcome = executor.execute(
+            plan,
+            decisions,
+            store,
+            execution=execution,
+            tracker=tracker,
+            display=Display(),
+            address=address,
+            ttl=float(next((name for name in options if name[0].isdigit()), "30")),
+            poll=0.05,
+        )
     steps = outcome.steps.values()
     heavy = sorted({"ray", "torch", "mlflow", "numpy", "pandas", "pyarrow"} & set(sys.modules))
     result = {

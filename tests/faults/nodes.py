@@ -30,7 +30,7 @@ from tests.faults.drivers import REPOSITORY, driver
 
 HEAD = 0
 PORT = 6390
-PATIENCE = 90.0  # seconds a node may take to join
+PATIENCE = 240.0  # seconds a node may take to join on a busy machine; else it takes about five
 NODES_ALIVE = """
 import sys
 from ray._raylet import GcsClient

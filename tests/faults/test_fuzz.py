@@ -33,8 +33,7 @@ from stages.data.tokens.config import TokenizerConfig
 from stages.data.tokens.pin import vocabulary_size
 from stages.data.tokens.tokenizer import byte_level
 from stages.stage import StageError
-from tests.model import tiny
-from tests.pipeline.recorded_study import write_model
+from tests.pipeline.recorded_study import record, write_model
 from tests.tiny import write_study
 
 SHORT, LONG = 25, 1000
@@ -130,14 +129,8 @@ def study_as_json(folder: Path) -> tuple[bytes, Target]:
     return json.dumps(parse(good.decode(), "tiny.yaml")).encode(), target
 
 
-def _store(folder: Path) -> Store:
-    from tests.pipeline.recorded_study import record
-
-    return record(folder)
-
-
 def commit(folder: Path) -> tuple[bytes, Target]:
-    store = _store(folder)
+    store = record(folder)
     first = next(iter(store.commits()))
     path = Path(store.folder(first.stage, first.key)) / "COMMIT.json"
     good = path.read_bytes()
@@ -158,7 +151,7 @@ def commit(folder: Path) -> tuple[bytes, Target]:
 
 
 def manifest(folder: Path) -> tuple[bytes, Target]:
-    store = _store(folder)
+    store = record(folder)
     first = next(iter(store.commits()))
     path = Path(store.folder(first.stage, first.key)) / "attempts" / f"{first.attempt}.manifest.json"
     good = path.read_bytes()
@@ -177,7 +170,7 @@ def manifest(folder: Path) -> tuple[bytes, Target]:
 
 
 def study_record(folder: Path) -> tuple[bytes, Target]:
-    store = _store(folder)
+    store = record(folder)
     (name,) = store.studies()
     path = Path(store.base) / "studies" / f"{name}.json"
 
@@ -324,7 +317,6 @@ def resume_point(folder: Path) -> tuple[bytes, Target]:
 def model_config(folder: Path) -> tuple[bytes, Target]:
     from model.checkpoint import load as load_model
 
-    assert tiny is not None
     write_model(folder)
     path = folder / "model" / "config.json"
 
