@@ -78,7 +78,8 @@ def shifted(ranks: Ranks, x: Tensor) -> Tensor:
 
 
 def tied(x: Tensor, *others: Tensor) -> Tensor:
-    """x; in the backward pass ``others`` get a gradient of zeros, and what made them runs before what made x."""
+    """x; in the backward pass ``others`` get a gradient of zeros, once what x went into is done: so the exchanges that
+    made them run backward on this rank too, after those behind x."""
     return cast(Tensor, apply(_Tie, x, *others))
 
 

@@ -268,7 +268,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _of_op(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     states, *factors = ctx.saved_tensors
     g, *d_factors = _recurrence_backward_op(grad, states, factors, ctx.cuts)
-    return g[1:], g[0], d_factors, [None] * len(ctx.cuts), None
+    return g[1:], g[0], d_factors, None if ctx.cuts else [], None  # torch takes an empty list for one of tensors
 
 
 _recurrence_op.register_autograd(_of_op, setup_context=_keep)

@@ -3,10 +3,9 @@
     python -m stages.training.pretrain --config arm.json --tokens DIR --tokenizer DIR --base DIR --out DIR
     torchrun --nproc-per-node 8 -m stages.training.pretrain ...
 
-``arm.json`` holds the fields of a ``pretrain`` step (those of the study's section, ``mixer`` and ``seed``): what
-``infini-study explain`` shows. The folders are artifacts' (``infini-study show KEY`` prints where they are). The result
-is that of the step on as many workers; the work folder ``OUT.work`` holds the resume points, and the same command goes
-on from them.
+``arm.json`` holds the fields of a ``pretrain`` step: those of the study's section, with ``mixer`` and ``seed``. The
+folders hold an artifact's files (docs/formats.md). The result is that of the step on as many workers; the work folder
+``OUT.work`` holds the resume points, and the same command goes on from them.
 """
 
 from __future__ import annotations
