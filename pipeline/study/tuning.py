@@ -141,9 +141,9 @@ def add_evaluations(
 
 def text_alone(settings: EvaluateSettings, study: Study, *, base: bool) -> EvaluateConfig:
     """``settings`` with one prompt: what a model is asked whose perplexity alone is wanted."""
-    one = {"lengths": (min(settings.retrieval.lengths),), "depths": None, "trials": 1, "binding_trials": 0}
-    none = {"binding_lengths": None, "control_trials": 0, "tasks": {}, "files": {}}
-    retrieval = settings.retrieval.model_copy(update=one | none)
+    one: dict[str, Any] = {"lengths": (min(settings.retrieval.lengths),), "depths": None, "trials": 1}
+    one |= {"binding_trials": 0, "binding_lengths": None, "control_trials": 0, "tasks": {}, "files": {}}
+    retrieval = settings.retrieval.model_copy(update=one)
     fields = {name: getattr(settings, name) for name in EvaluateSettings.model_fields} | {"retrieval": retrieval}
     return EvaluateConfig(**fields, mixer=study.base_mixer if base else None)
 

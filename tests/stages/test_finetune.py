@@ -168,6 +168,20 @@ def test_whole_texts_are_read_in_pieces_and_change_nothing(inputs, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_real_chapters_with_their_synopses(inputs, shared_data):
+    """Chapters of the train split with the synopses printed in the books; the test split stays out."""
+    path = shared_data / "summaries" / "chapter_level.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    read = read_pairs(
+        SummaryPairs(path=str(path), max_tokens=8192, summary_tokens=1024), load_tokenizer(inputs["tokenizer"])
+    )
+    train = [row for row in rows if row["split"] == "train"]
+    held = {f"of the split {row['split']}" for row in rows} - {"of the split train"}
+    assert held and all(read.skipped[reason] for reason in held)
+    assert len(read.examples) == len(train) - read.skipped["summary longer than summary_tokens"] > 20
+    assert all(len(row) <= 8192 for (row,) in read.examples)
+
+
 def test_no_usable_pair_is_one_error(inputs, tmp_path):
     codec = load_tokenizer(inputs["tokenizer"])
     pairs = SummaryPairs(path=pairs_file(tmp_path, ROWS[3:5]), max_tokens=120, summary_tokens=40)

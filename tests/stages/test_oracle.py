@@ -204,7 +204,8 @@ COMPOSED = RetrievalConfig(
         for name, k in (("niah_multikey_1", 4), ("niah_multiquery", 3), ("vt", 2), ("qa_2", 1))
     },
 )
-ASKED = {"C4": COMPOSED, "C5b": MANY}
+PASSKEYS = RetrievalConfig(format="compact", lengths=(64, 256), trials=160, binding_trials=0, control_trials=0)
+ASKED = {"C4": COMPOSED, "C5b": MANY, "C11": PASSKEYS}
 STAGES = {
     "C1": "ablate",
     "C2": "evaluate",

@@ -52,6 +52,17 @@ def threshold(spread: float, draw: int) -> dict[str, Any]:
     return {"reader": inside(SEGMENT, skilled({seed: low + spread * z[seed] for seed in range(3)})), "asked": FEW}
 
 
+def forgetful(share: float) -> dict[str, Any]:
+    """After alignment both memory arms miss so many of the passkeys that they found, beyond the last segment."""
+    return {"aligned": dict.fromkeys(MEMORY, inside(SEGMENT, sometimes(1 - share))), "asked": FEW}
+
+
+def dearer() -> dict[str, Any]:
+    """After alignment both memory arms have just the margin of C11 more perplexity than before, local the same."""
+    more = math.log1p(RULES.alignment.perplexity_margin)
+    return {"aligned_nats": dict.fromkeys(MEMORY, more), "asked": FEW}
+
+
 NULLS = (
     # claim, wrong decision, the null that is true, what it is (a function of the draw)
     ("C1", "supported", "another's memory costs just the margin",
@@ -72,6 +83,10 @@ NULLS = (
      lambda draw: {"control": {k: 1 / k + (RULES.binding.margin if k > 1 else 0.0) for k in K}}),
     ("C5a", "refuted", "just the margin above 1/k",
      lambda draw: {"control": {k: 1 / k + (RULES.binding.margin if k > 1 else 0.0) for k in K}}),
+    ("C11", "refuted", "alignment costs just the margin of accuracy", lambda draw: forgetful(RULES.alignment.margin)),
+    ("C11", "supported", "alignment costs just the margin of accuracy", lambda draw: forgetful(RULES.alignment.margin)),
+    ("C11", "refuted", "alignment adds just the margin of perplexity", lambda draw: dearer()),
+    ("C11", "supported", "alignment adds just the margin of perplexity", lambda draw: dearer()),
 )  # fmt: skip
 
 
@@ -83,6 +98,8 @@ def rate(claim: str, decision: str, truth: Any, draws: int) -> float:
         study = Synthetic(Path("."), draw=draw, local=LOCAL, **truth(draw)).positive_control()
         if claim == "C1":
             study.ablate()
+        elif claim == "C11":
+            study.align()
         elif claim != "C5a":
             study.evaluate(text=claim in ("C2", "C13"), prompts=claim not in ("C2", "C13"))
         wrong += decide(rule, study.evidence(RULES)).decision == decision

@@ -95,8 +95,8 @@ def _added(evidence: Evidence, arm: str, variant: str) -> Paired | None:
     if not len(after) or not len(before):
         return None
     start = evidence.segment_length()
-    sides = (table[(table["arm"] == arm) & (table["bucket_start"] >= start)] for table in (after, before))
-    return paired(*sides, "doc_id", "nll_sum", "tokens")
+    later, earlier = (table[(table["arm"] == arm) & (table["bucket_start"] >= start)] for table in (after, before))
+    return paired(later, earlier, "doc_id", "nll_sum", "tokens")
 
 
 def _more(one: Paired | None, other: Paired | None) -> Paired | None:

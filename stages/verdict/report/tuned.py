@@ -98,8 +98,8 @@ def _perplexity(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
         where = f"bucket_start == {start}"
         name = f"align.position.{arm}.{variant}.{start}"
         label = f"{arm} after {variant}: perplexity from token {start:,}"
-        sides = (table[table["bucket_start"] == start] for table in (before, after))
-        number = _text(evidence, *sides, name, label)
+        earlier, later = (table[table["bucket_start"] == start] for table in (before, after))
+        number = _text(evidence, earlier, later, name, label)
         if number is not None:
             sources = evidence.variant_sources(variant, "evaluate", "perplexity.parquet", where, arm)
             yield replace(number, sources=sources)

@@ -1,0 +1,84 @@
+"""What the report prints of a further training: the truth that was put into the tables, before and after."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from stages.verdict.claims.config import ClaimsConfig
+from stages.verdict.report import tuned
+from stages.verdict.report.recipe import further
+from tests.stages.readers import inside, never, only_up_to, perfect
+from tests.stages.synthetic import ARMS, SEGMENT, Synthetic
+
+RULES = ClaimsConfig()
+
+
+def named(numbers):
+    found = {number.name: number for number in numbers}
+    assert len(found) == len(numbers)
+    return found
+
+
+def test_what_alignment_changed_is_printed_by_length_position_head_and_knockout(tmp_path: Path):
+    forgets = inside(SEGMENT, only_up_to(256, perfect))
+    study = Synthetic(tmp_path, aligned={"infini-delta": forgets}, aligned_nats={"infini-delta": 0.1}).ablate().align()
+    gates = study.tables["ablate/infini-delta/0"]["gates.parquet"]
+    for seed in study.seeds:
+        before = study.tables[f"ablate/infini-delta/{seed}"]
+        moved = before["gates.parquet"].assign(gate=lambda table: table["gate"] + 0.02)
+        study.add(f"ablate/infini-delta@sft/{seed}", before | {"gates.parquet": moved})
+    numbers = named(tuned.alignment_numbers(study.evidence(RULES)))
+    lost = {length: numbers[f"align.length.infini-delta.sft.{length}"].estimate for length in (256, 512)}
+    assert lost[256] == 0 and lost[512] == 1
+    assert numbers["align.retrieval_inside.infini-delta.sft"].estimate == 0
+    assert numbers["align.perplexity.infini-delta.sft"].estimate == pytest.approx(math.expm1(0.1), abs=0.01)
+    assert abs(numbers["align.position.infini-delta.sft.0"].estimate) < 0.01  # the first segment did not change
+    assert numbers["align.gates_mean.infini-delta.sft"].estimate == pytest.approx(0.02)
+    assert len(gates) * len(study.seeds) == numbers["align.gates_mean.infini-delta.sft"].n
+    assert numbers["align.knockout.infini-delta.sft.swap"].estimate > 0.5
+    assert abs(numbers["align.perplexity.local.sft"].estimate) < 0.01
+    steps = {source.step for source in numbers["align.length.infini-delta.sft.512"].sources}
+    assert steps == {f"evaluate/infini-delta{of}/{seed}" for of in ("", "@sft") for seed in study.seeds}
+
+
+def test_the_cost_of_fine_tuning_is_printed_for_every_arm_and_the_base(tmp_path: Path):
+    study = Synthetic(tmp_path).evaluate(prompts=False)
+    for arm in (*ARMS, "base"):
+        for seed in study.seeds:
+            after = study.tables[f"evaluate/{arm}/{seed}"]["perplexity.parquet"]
+            before = after.assign(nll_sum=after["nll_sum"] - 0.05 * after["tokens"])
+            study.add(f"evaluate/{arm}@pretrained/{seed}", {"perplexity.parquet": before})
+    numbers = named(tuned.finetune_costs(study.evidence(RULES)))
+    assert set(numbers) == {f"finetune.{arm}" for arm in (*ARMS, "base")}
+    assert all(number.estimate == pytest.approx(math.expm1(0.05)) for number in numbers.values())
+
+
+def test_a_study_without_further_training_has_none_of_these(tmp_path: Path):
+    study = Synthetic(tmp_path, reader=never).evaluate(prompts=False)
+    assert tuned.alignment_numbers(study.evidence(RULES)) == [] == tuned.finetune_costs(study.evidence(RULES))
+    assert further({"base": {}, "pretrain": {}}) == []
+    assert isinstance(study.evidence(RULES).variant("sft", "evaluate", "retrieval.parquet"), pd.DataFrame)
+
+
+def test_the_recipe_says_what_was_trained_on():
+    pace = {"steps": 60, "batch_sequences": 4, "lr": 1e-3}
+    phases = [{"until": 0.5, "length": 1280}, {"until": 1.0, "length": 5120}]
+    tasks = {"tasks": {"passkey": 2, "vt": 1}, "phases": phases, "text_share": 0.25}
+    rows = further(
+        {
+            "finetune": pace | {"tasks": tasks},
+            "finetune_summaries": pace | {"pairs": {"max_tokens": 32768}},
+            "align": {"variants": {"dpo": pace | {"method": "dpo", "after": "sft", "length": 96}}},
+        }
+    )
+    assert [row["arms"] for row in rows] == [
+        "passkey and vt (1,280 tokens until 50%, 5,120 tokens until 100%, 25% text); "
+        "60 steps of 4, peak learning rate 0.001",
+        "pairs of text and summary, up to 32,768 tokens; 60 steps of 4, peak learning rate 0.001",
+        "DPO, after sft, rows made from the training text of up to 96 tokens; 60 steps of 4, peak learning rate 0.001",
+    ]
+    assert [bool(row["base"]) for row in rows] == [True, False, False]

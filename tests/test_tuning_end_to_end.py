@@ -1,0 +1,57 @@
+"""A tiny study with every further training, from its books to the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import write_study
+
+KEPT = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "INFINI_STUDY", "MLFLOW_TRACKING"))}
+SECTIONS = """
+finetune:
+  {steps: 2, batch_sequences: 2, lr: 1e-3, tasks: {format: compact, phases: [{until: 1, length: 128}], text_share: 0.5}}
+finetune_summaries:
+  {steps: 2, batch_sequences: 1, lr: 1e-3, pairs: {path: pairs.jsonl, max_tokens: 128, summary_tokens: 32}}
+align:
+  variants:
+    sft: {method: sft, steps: 2, batch_sequences: 2, lr: 1e-3, length: 192, examples: 6}
+    dpo: {method: dpo, after: sft, steps: 2, batch_sequences: 1, lr: 1e-4, length: 192, data: {path: preferences.jsonl}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_study_is_fine_tuned_aligned_and_reported(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    study.write_text(study.read_text() + SECTIONS)
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"text": "A long text. " * 20, "summary": "Short."}) + "\n")
+    rows = [{"prompt": "Is it so? ", "chosen": "Yes.", "rejected": "No."}, {"prompt": "And?", "chosen": "So."}]
+    (tmp_path / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def command(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", *arguments],
+            cwd=tmp_path, env=KEPT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout + done.stderr
+
+    arms = "arms={infini-delta: {kind: infini, rule: delta}, local: {kind: local}}"
+    said = command("run", "tiny.yaml", "--no-progress", "--address", "inline", "--set", arms)
+    assert "1 rows left out (no rejected answer: 1)" in said
+    report = json.loads((tmp_path / "runs/store/reports/tiny/report.json").read_text())
+    verdict = next(one for one in report["verdicts"] if one["claim"] == "C11")
+    assert verdict["label"] == "inconclusive (too few seeds)" and verdict["n"] > 0
+    numbers = {number["name"]: number for rows in report["numbers"].values() for number in rows}
+    assert {f"finetune.{arm}" for arm in ("base", "infini-delta", "local")} <= set(numbers)
+    for name in ("gates_mean.infini-delta", "length.infini-delta", "knockout.infini-delta", "position.local"):
+        assert any(known.startswith(f"align.{name}.dpo") for known in numbers), name
+    assert any(row["what"] == "aligned: dpo" for row in report["recipe"])
+    shown = command("show", numbers["finetune.local"]["sources"][0]["step"], "--study", "tiny")
+    assert "evaluate/local@pretrained/0" in shown
