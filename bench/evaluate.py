@@ -121,12 +121,17 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> float:
 
 def run_generate(args: argparse.Namespace, trunk: TrunkConfig) -> list[dict[str, Any]]:
     models = {arm: decoder(arm, trunk, args.segment).to(args.device) for arm in args.arms}
-    peer = llama(decoder("full", trunk, args.segment))
+    codec, found = tokenizer(), []
+    full = decoder("full", trunk, args.segment)
+    peer = llama(full)
     if peer is None:
         say(f"{LLAMA}: not measured, transformers is not installed (pip install transformers)")
-    else:
+    else:  # the same answers, or the comparison means nothing
+        few = passkeys(args.lengths[0], 2)
+        assert [said for said, _ in retrieval.answers(full, codec, few, nothing)] == [
+            codec.decode(ids) for ids in generate(peer, few)
+        ]
         peer = peer.to(args.device)
-    codec, found = tokenizer(), []
     say(f"\n{'T':>7} {'row':24} {'prompts/s':>10} {'tokens/s':>10} {'x generate':>10}")
     for length in args.lengths:
         items = passkeys(length, max(1, min(args.prompts, args.tokens // length)))
@@ -135,9 +140,6 @@ def run_generate(args: argparse.Namespace, trunk: TrunkConfig) -> list[dict[str,
         }
         if peer is not None:
             rows[LLAMA] = partial(generate, peer, items)
-            if "full" in models:  # the same answers, or the comparison means nothing
-                ours = [said for said, _ in retrieval.answers(models["full"], codec, items[:2], nothing)]
-                assert ours == [codec.decode(ids) for ids in generate(peer, items[:2])]
         seconds = turns(rows, args.repeats, args.clock, warm=length == args.lengths[0])
         tokens = sum(len(item.prompt) for item in items)
         for name in rows:

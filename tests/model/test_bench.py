@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.evaluate import main as evaluations
 from bench.gpu import goals
 from bench.gpu import main as gpu
 from bench.speed.__main__ import main
@@ -79,3 +80,12 @@ def test_a_run_prints_and_writes_its_numbers(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         main(["arms", "--rows", "infini"])
     assert "allowed are local" in capsys.readouterr().err
+
+
+def test_the_bench_of_evaluations_compares_prompts_of_one_haystack(tmp_path: Path) -> None:
+    target = tmp_path / "numbers.json"
+    options = ["--lengths", "1024", "--depths", "3", "--arms", "infini-linear", "--segment", "64", "--repeats", "1"]
+    evaluations(["share", *options, "--json", str(target)])
+    records = json.loads(target.read_text())["share"]
+    assert [record["prompts"] for record in records] == ["a passkey at 3 depths", "3 needles, each asked"]
+    assert all(record["x_each"] > 0 and record["row"] == "infini-linear" for record in records)

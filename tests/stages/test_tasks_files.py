@@ -87,12 +87,14 @@ def test_blocks_hold_few_prompts_and_change_nothing(tmp_path, monkeypatch):
     tokenizer = load_tokenizer(inputs["tokenizer"])
     model = decoder(vocab_size=tokenizer.vocab_size)
     items = list(file_items(prompts_of("mine", PromptFile(path=str(write(tmp_path)), budget=4)), tokenizer))
-    whole = retrieval.score_tasks(model, tokenizer, iter(items), "compact", lambda _: None)
+    whole = retrieval.answers(model, tokenizer, items, lambda _: None)
     monkeypatch.setattr(retrieval, "BLOCK_TOKENS", 1)
     assert [len(block) for block in retrieval.blocks(items)] == [1, 1]
-    again = retrieval.score_tasks(model, tokenizer, iter(items), "compact", lambda _: None)
-    assert [row["answer"] for row in again] == [row["answer"] for row in whole]
-    assert np.allclose([row["answer_nll"] for row in again], [row["answer_nll"] for row in whole])
+    again = [
+        one for block in retrieval.blocks(items) for one in retrieval.answers(model, tokenizer, block, lambda _: None)
+    ]
+    assert [said for said, _ in again] == [said for said, _ in whole]
+    assert np.allclose([nats for _, nats in again], [nats for _, nats in whole])
 
 
 def test_the_plan_pins_the_file_and_its_place_does_not_count(tmp_path):

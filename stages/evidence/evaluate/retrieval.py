@@ -41,23 +41,6 @@ def score(
     return [row(item, item.record.read(said), nats, segment) for item, (said, nats) in zip(items, found, strict=True)]
 
 
-def score_tasks(
-    decoder: Decoder,
-    tokenizer: StudyTokenizer,
-    items: Iterable[Item],
-    format: Format,
-    progress: Progress,
-) -> list[dict[str, Any]]:
-    """Rows of tasks.parquet in the order of ``items``; ``format``: the wording that they were asked in. Prompts are
-    taken block by block and dropped after their answer: a million tokens each, they would not fit in memory."""
-    segment = decoder.config.mixer.segment_length
-    rows = []
-    for block in blocks(items):
-        found = answers(decoder, tokenizer, block, progress)
-        rows += [task_row(item, said, nats, segment, format) for item, (said, nats) in zip(block, found, strict=True)]
-    return rows
-
-
 def blocks(items: Iterable[Item]) -> Iterator[list[Item]]:
     """``items`` in order, of one task and k and at most ``BLOCK_TOKENS`` tokens together (one item at least)."""
     block: list[Item] = []
