@@ -150,7 +150,7 @@ def test_by_flops_every_arm_does_the_work_of_the_memory_arm(study):
         steps, done = work(name)
         assert done == pytest.approx(budget, rel=0.6 / steps)
     assert work("full")[0] < work("local")[0]
-    assert matched["report"].config.recipe["match"]["steps"]["local"] == work("local")[0]
+    assert dict(matched["report"].config.recipe["match"]["steps"])["local@low"] == work("local@low")[0]
     assert own["report"].config.recipe.keys() == {"base", "pretrain"}
 
 
