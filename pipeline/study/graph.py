@@ -187,7 +187,7 @@ def _matched(study: Study, training: Mapping[str, PretrainConfig]) -> dict[str, 
     if study.match.by == "tokens":
         return {}
     reference = study.match.reference_of(study.arms)
-    steps = {arm: training[arm].steps for arm in training}
+    steps = [[arm, config.steps] for arm, config in training.items()]
     return {"match": {"by": study.match.by, "reference": reference, "steps": steps}}
 
 

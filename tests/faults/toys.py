@@ -102,13 +102,13 @@ class Total(_Toy):
         return Summary(f"total {total:g}", {"total": total})
 
 
-def toy_plan(faults: Faults | None = None, n: int = 4, cpus: float = 1.0, study: str = "toy") -> Plan:
+def toy_plan(faults: Faults | None = None, n: int = 4, cpus: float = 1.0, study: str = "toy", arm: str = "a") -> Plan:
     """The study above."""
     config = ToyConfig(n=n, faults=str(faults.directory) if faults else "", cpus=cpus)
     graph = PlanBuilder()
     numbers = graph.add(Make(), config, {})
     counts = [
-        graph.add(Count(), config.model_copy(update={"n": n + seed}), {"numbers": numbers}, arm="a", seed=seed)
+        graph.add(Count(), config.model_copy(update={"n": n + seed}), {"numbers": numbers}, arm=arm, seed=seed)
         for seed in (0, 1)
     ]
     graph.add(Total(), config, {name: name for name in counts})

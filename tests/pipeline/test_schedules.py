@@ -8,9 +8,11 @@ import pytest
 
 from model.config import ModelConfig, RopeScaling
 from model.cost import cost
+from pipeline.engine.plan import Selection
 from pipeline.errors import StudyError
 from pipeline.study.graph import expand
 from pipeline.study.load import load
+from pipeline.study.schedules import trained_arms
 from tests.tiny import write_study
 
 VARIED = [
@@ -43,6 +45,13 @@ def test_each_schedule_is_trained_and_evaluated_per_seed_and_nothing_else_of_it(
     scored, own = after["evaluate/local@long/1"], after["evaluate/local/1"]
     assert scored.inputs["model"] == "pretrain/local@long/1" and scored.config == own.config
     assert after["pretrain/local@long/1"].inputs == after["pretrain/local/1"].inputs  # the same base and tokens
+
+
+def test_an_arm_on_a_schedule_can_be_selected_by_its_name(study):
+    after = plan(study, *VARIED)
+    assert "local@low" in trained_arms(load(study, VARIED, environment={}).study)
+    chosen = {step for step in Selection(arms=("local@low",)).targets(after) if "@" in step or "local" in step}
+    assert chosen == {"pretrain/local@low/0", "evaluate/local@low/0"}
 
 
 def test_a_schedule_changes_what_it_names(study):
@@ -141,7 +150,7 @@ def test_by_flops_every_arm_does_the_work_of_the_memory_arm(study):
         steps, done = work(name)
         assert done == pytest.approx(budget, rel=0.6 / steps)
     assert work("full")[0] < work("local")[0]
-    assert matched["report"].config.recipe["match"]["steps"]["local"] == work("local")[0]
+    assert dict(matched["report"].config.recipe["match"]["steps"])["local@low"] == work("local@low")[0]
     assert own["report"].config.recipe.keys() == {"base", "pretrain"}
 
 

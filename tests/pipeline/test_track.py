@@ -126,6 +126,22 @@ def test_from_a_step_one_can_click_to_its_pages_and_to_what_it_was_made_from(tra
     assert len(long) <= 8000 and long.endswith("), ...")
 
 
+def test_an_arm_on_another_schedule_is_tracked_under_a_name_that_is_allowed(tmp_path: Path):
+    """Its @ is none of the characters of a tag's name."""
+    from mlflow import MlflowClient
+
+    store, plan = Store(tmp_path / "root"), toy_plan(arm="a@b")
+    uri = default_tracking_uri(store.root)
+    warnings = [run(plan, store, uri).warnings for _ in range(2)]
+    assert warnings == [[("make", "one number is odd")], []], "of the toy itself, and none of the tracking"
+    client = MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([client.get_experiment_by_name("toy").experiment_id])
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert "reused.count/a:b/0" in parent.data.tags
+    total = next(run for run in runs if run.info.run_name == "total")
+    assert "input.count/a:b/1" in total.data.tags
+
+
 def test_another_study_links_to_the_runs_of_the_first(tracked: Tracked):
     plan = toy_plan(study="other")
     assert run_all_reused(plan, tracked) == []

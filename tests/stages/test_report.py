@@ -119,6 +119,13 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Full:
 KEY = hashlib.sha256(b"evaluate/local/0").hexdigest()
 
 
+def test_the_figure_of_schedules_has_the_memory_arms_against_every_schedule_of_the_baseline(full):
+    plotted = pd.read_csv(full.output / "figures" / "schedules.csv")
+    pairs = set(zip(plotted["arm"], plotted["against"], strict=True))
+    arms = ("infini-linear", "infini-delta", "infini-delta@long")
+    assert pairs == {(arm, other) for arm in arms for other in ("local", "local@long")}
+
+
 def test_every_promised_file_is_there_and_progress_reaches_its_end(full):
     named = [*full.summary.tables.values(), *full.summary.figures, "report.json", "report.html", "report.md"]
     assert all((full.output / name).stat().st_size for name in named)

@@ -56,7 +56,7 @@ def test_a_study_without_schedules_has_none_of_it():
 
 def test_the_recipe_says_what_was_matched():
     assert rows()["matched by"].startswith("tokens: the same steps and batches for every arm")
-    by = {"by": "flops", "reference": "infini-linear", "steps": {"infini-linear": 300, "local": 1330}}
+    by = {"by": "flops", "reference": "infini-linear", "steps": [["infini-linear", 300], ["local", 1330]]}
     said = rows(match=by)
     assert said["matched by"] == "flops: as many steps as the FLOPs by formula of infini-linear allow"
     assert said["steps of each"] == "infini-linear 300, local 1,330"

@@ -130,10 +130,11 @@ def schedule(evidence: Evidence) -> Finding:
         whole = {arm: gaps for arm, gaps in found.items() if gaps is not None}
         if not whole:
             return not_measured(f"no {name} of a memory arm and the baseline on the same items and seeds")
-        adjusted = iter(outlasting(np.concatenate([gaps.above for gaps in whole.values()])))
+        every = outlasting(np.concatenate([gaps.above for gaps in whole.values()]))
+        adjusted = iter(every)
         for arm, gaps in whole.items():
             p = {candidate: float(next(adjusted)) for candidate in gaps.candidates}
-            row = _judge(evidence, arm, gaps, p, arms[0])
+            row = _judge(evidence, arm, gaps, p, arms[0], len(every))
             decided_by.setdefault(arm, []).append(row)
             numbers = (gaps.measure.number(evidence, c, b, one) for (c, b), one in gaps.effects.items())
             others += [number for number in numbers if number.name != row.name]
@@ -179,7 +180,8 @@ def _gaps(evidence: Evidence, measure: Measure, arm: str, baselines: Sequence[st
     return Gaps(measure, tuple(candidates), tuple(baselines), effects, table)
 
 
-def _judge(evidence: Evidence, arm: str, gaps: Gaps, p: dict[str, float], baseline: str) -> Number:
+def _judge(evidence: Evidence, arm: str, gaps: Gaps, p: dict[str, float], baseline: str, family: int) -> Number:
+    """``p``: of the arm's candidates, adjusted over the ``family`` of all arms'."""
     rules, rule, measure = evidence.rules, evidence.rules.schedule, gaps.measure
     trained = {name for name in (*gaps.candidates, *gaps.baselines) if _trained(evidence, name)}
     ahead = [c for c in gaps.candidates if p[c] < rules.alpha and c in trained]
@@ -207,9 +209,8 @@ def _judge(evidence: Evidence, arm: str, gaps: Gaps, p: dict[str, float], baseli
         return decided(row, "inconclusive", f"{size}; {few}", "too few schedules", few)
     if closed(gaps.below).max() < rules.alpha / len(rule.measures):
         return _refuted(evidence, row, gaps, size, gaps.effects[arm, baseline], own)
-    one, count = gaps.effects[lead, best], len(p)
     unit = "documents" if measure.name == "perplexity" else "prompts"
-    short = needed(one, rules, limit=measure.limit, arms=count, unit=unit)
+    short = needed(gaps.effects[lead, best], rules, limit=measure.limit, arms=family, unit=unit)
     return decided(row, "inconclusive", f"{size}, Holm p = {p[lead]:.2g}; {short}", "underpowered", short)
 
 

@@ -64,7 +64,7 @@ def matched(evidence: Evidence, settings: Mapping[str, Any]) -> Iterator[tuple[s
     else:
         what = {"flops": "FLOPs by formula", "wall": "time at the stated tokens per second"}[match["by"]]
         yield "matched by", f"{match['by']}: as many steps as the {what} of {match['reference']} allow"
-        yield "steps of each", ", ".join(f"{arm} {steps:,}" for arm, steps in match["steps"].items())
+        yield "steps of each", ", ".join(f"{arm} {steps:,}" for arm, steps in match["steps"])
     for name, schedule in (settings.get("schedules") or {}).items():
         arms = ", ".join(evidence.schedules[name]) if name in evidence.schedules else ""
         yield f"schedule {name}", f"{arms}: {changes(schedule)}"

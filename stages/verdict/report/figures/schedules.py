@@ -17,10 +17,15 @@ def gaps(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     """Forest plot: a row per schedule of the baseline, a marker per memory arm, on its own schedule filled, on others
     open."""
     memories = {name: arm for arm in evidence.memory_arms for name in evidence.schedules_of(arm)}
-    found = [n for n in numbers.values() if n.text("kind") == "schedule_perplexity" and n.text("arm") in memories]
+    baselines = [name for arm in evidence.arms if arm not in memories for name in evidence.schedules_of(arm)]
+    found = [
+        n
+        for n in numbers.values()
+        if n.text("kind") == "schedule_perplexity" and n.text("arm") in memories and n.text("other") in baselines
+    ]
     if not found:
         return None
-    rows = list(dict.fromkeys(n.text("other") for n in found))
+    rows = sorted({n.text("other") for n in found}, key=baselines.index)
     shown, names = arm_styles(evidence), list(memories)
     margin = 100 * evidence.rules.schedule.margin
 
