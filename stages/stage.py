@@ -86,6 +86,9 @@ class Artifact(Protocol):
         Raises FileNotFoundError naming artifact and file where there is none.
         """
 
+    def sizes(self, name: str = "") -> Mapping[str, int]:
+        """Bytes of every file below the folder ``name``, by its path in the artifact, in order; nothing is fetched."""
+
 
 class Context(Protocol):
     """A step's line to the engine."""

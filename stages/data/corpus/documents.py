@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.stage import Artifact
+
 SCHEMA = pa.schema(
     [
         pa.field("doc_id", pa.string(), nullable=False),
@@ -126,6 +128,13 @@ class TableWriter:
 def document_files(folder: Path) -> list[Path]:
     """The files of a documents table, in its order."""
     return sorted(folder.glob("*.parquet"), key=lambda path: (len(path.name), path.name))
+
+
+def document_names(documents: Artifact) -> dict[str, int]:
+    """The files of the documents table of an artifact, in its order, with their sizes; nothing is fetched."""
+    sizes = documents.sizes("documents")
+    names = [name for name in sizes if name.endswith(".parquet") and name.count("/") == 1]
+    return {name: sizes[name] for name in sorted(names, key=lambda name: (len(name), name))}
 
 
 def read_documents(
