@@ -2,10 +2,11 @@
 
 The corpus is made up with a seed: short documents (about 90 words), of which 2 in 100 are copies, 2 editions and 1 the
 same words in other typography, and one long document in a thousand, half of them with a part of theirs beside. Each
-stage runs in a process of its own with two Ray workers; what is printed is of that process, the driver: the most memory
-it had of its own (USS, without what it shares with the object store or maps from files) less what it had before the
-stage, and the bytes it wrote itself (files and sockets). ``--stages`` names some of them, ``--workers 0`` does without
-Ray, ``--folder`` keeps the files.
+stage runs in a process of its own with Ray workers; what is printed is of that process, the driver: the most memory of
+its own (anonymous: neither files it maps nor what it shares with the object store) beyond what it had before the stage,
+and the bytes it wrote itself (files and sockets). ``--stages`` names some of them, ``--workers 0`` does without Ray,
+``--folder`` keeps the files. From the two largest corpora follows a model of a terabyte: seconds and driver memory a
+document, times the documents; work is divided by the cores of the nodes, what the driver does itself is not.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import hashlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -37,6 +37,7 @@ INPUTS = {
 }
 PER_FILE = 20_000  # documents
 HELD_OUT = 100
+TERABYTE, NODE_CORES, NODES = 200_000_000, 16, (1, 10, 100)
 
 
 def texts(documents: int, seed: int) -> Iterator[str]:
@@ -111,29 +112,29 @@ def config_of(stage: str, corpus: Path) -> Any:
 
 
 class Watch:
-    """The most memory of its own that this process has, looked at fifty times a second."""
+    """The most anonymous memory that this process has, looked at fifty times a second."""
 
     def __init__(self) -> None:
-        import psutil
-
-        self._process = psutil.Process()
         self._ended = threading.Event()
-        self.before = self.most = self._own()
+        self.before = self.most = anonymous()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
-    def _own(self) -> int:
-        return int(self._process.memory_full_info().uss)
-
     def _look(self) -> None:
         while not self._ended.wait(0.02):
-            self.most = max(self.most, self._own())
+            self.most = max(self.most, anonymous())
 
     def end(self) -> int:
         """Bytes above those at the beginning."""
         self._ended.set()
         self._thread.join()
         return self.most - self.before
+
+
+def anonymous() -> int:
+    """Bytes of memory of this process that no file lies behind."""
+    lines = Path("/proc/self/status").read_text().split("\n")
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("RssAnon")))
 
 
 def run_stage(stage: str, folder: Path, workers: int) -> dict[str, Any]:
@@ -155,9 +156,10 @@ def run_stage(stage: str, folder: Path, workers: int) -> dict[str, Any]:
     config = config_of(stage, folder / "corpus")
     inputs = {name: LocalArtifact(folder / made) for name, made in INPUTS.get(stage, {}).items()}
     written = _written()
-    watch, started = Watch(), time.monotonic()
+    watch, started, before = Watch(), time.monotonic(), time.process_time()
     summary = record.run(config, inputs, output, LocalContext(str(folder / f"work-{stage}")))
     seconds, memory, wrote = time.monotonic() - started, watch.end(), _written() - written
+    own = time.process_time() - before
     if workers:
         ray.shutdown()
     digest = hashlib.sha256()
@@ -167,9 +169,9 @@ def run_stage(stage: str, folder: Path, workers: int) -> dict[str, Any]:
     return {
         "stage": stage,
         "seconds": seconds,
+        "driver_seconds": own,
         "driver_bytes": memory,
         "driver_wrote": wrote,
-        "process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "digest": digest.hexdigest()[:16],
         "headline": summary.headline,
     }
@@ -197,12 +199,37 @@ def measured(documents: int, folder: Path, stages: list[str], workers: int) -> l
         row = json.loads(done.stdout.strip().split("\n")[-1])
         rows.append({"documents": documents, **row})
         print(
-            f"{documents:>9,} {stage:14} {row['seconds']:8.1f} s {row['driver_bytes'] / 2**20:8.1f} MiB "
-            f"{row['driver_bytes'] / documents:8.0f} B/doc  wrote {row['driver_wrote'] / 2**20:8.1f} MiB  "
-            f"{row['digest']}  {row['headline']}",
+            f"{documents:>9,} {stage:14} {row['seconds']:7.1f} s, driver: {row['driver_seconds']:6.1f} s of a core, "
+            f"{row['driver_bytes'] / 2**20:7.1f} MiB, wrote {row['driver_wrote'] / 2**20:7.1f} MiB  {row['digest']}  "
+            f"{row['headline']}",
             flush=True,
         )
     return rows
+
+
+def model(rows: list[dict[str, Any]], workers: int) -> list[str]:
+    """Lines on ``TERABYTE`` documents, from the growth between the two largest corpora of each stage."""
+    said = [f"{TERABYTE:,} documents, by what grew from the smaller of the two largest corpora to the larger:"]
+    said.append(
+        f"{'':14} {'driver':>10} {'of that GiB':>12} {'driver hours':>13}  hours on nodes of {NODE_CORES} cores"
+    )
+    said.append(f"{'':14} {'B/doc':>10} {'in all':>12} {'':>13}  " + " ".join(f"{n:>7}" for n in NODES))
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        mine = sorted((row for row in rows if row["stage"] == stage), key=lambda row: float(row["documents"]))
+        if len(mine) < 2:
+            continue
+        small, large = mine[-2:]
+        more = large["documents"] - small["documents"]
+        memory = max(0.0, (large["driver_bytes"] - small["driver_bytes"]) / more)
+        driver = max(0.0, (large["driver_seconds"] - small["driver_seconds"]) / more)
+        wall = max(0.0, (large["seconds"] - small["seconds"]) / more)
+        work = max(0.0, wall - driver) * max(1, workers)
+        hours = [TERABYTE * (driver + work / (nodes * NODE_CORES)) / 3600 for nodes in NODES]
+        said.append(
+            f"{stage:14} {memory:10.0f} {memory * TERABYTE / 2**30:12.1f} {TERABYTE * driver / 3600:13.1f}  "
+            + " ".join(f"{hour:7.1f}" for hour in hours)
+        )
+    return said
 
 
 def main() -> None:
@@ -217,9 +244,11 @@ def main() -> None:
     if said.run:
         print(json.dumps(run_stage(said.run, said.folder, said.workers)))
         return
+    rows: list[dict[str, Any]] = []
     for documents in said.documents:
         with tempfile.TemporaryDirectory() as scratch:
-            measured(documents, (said.folder or Path(scratch)) / str(documents), said.stages, said.workers)
+            rows += measured(documents, (said.folder or Path(scratch)) / str(documents), said.stages, said.workers)
+    print("\n".join(model(rows, said.workers)))
 
 
 if __name__ == "__main__":

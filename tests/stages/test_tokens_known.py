@@ -142,6 +142,7 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalArt
     """Six files of documents, one of them empty."""
     monkeypatch.setattr(table, "PART_BYTES", 3000)
     monkeypatch.setattr(units, "UNIT", 700)
+    monkeypatch.setattr(encoding, "LOT", 700)
     monkeypatch.setattr(running, "WORTH_KNOWING", 0)
     writer = table.DocumentsWriter(tmp_path / "c" / "documents")
     for i in range(30):
@@ -164,7 +165,7 @@ class Killed(Exception):
 
 
 class Dying(LocalContext):
-    """Ends the run at the ``at``-th unit."""
+    """Ends the run at the ``at``-th part."""
 
     at = 0
 
@@ -207,7 +208,7 @@ def test_a_killed_run_goes_on_with_the_parts_it_has(
     monkeypatch.setattr(encoding, "encode", encode)
     work = str(tmp_path / "work") if storage == "local" else f"memory://{tmp_path.name}"
     everything = run(tmp_path, corpus, "counted", LocalContext(str(tmp_path / "other"))) and len(encoded)
-    for name, at in (("first", 8), ("second", 14)):
+    for name, at in (("first", 8), ("second", 18)):
         encoded.clear()
         context = Dying(work)
         context.at = at
