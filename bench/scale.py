@@ -4,10 +4,12 @@ The corpus is made up with a seed: short documents (about 90 words), of which 2 
 same words in other typography, and one long document in a thousand, half of them with a part of theirs beside. Each
 stage runs in a process of its own with Ray workers; what is printed is of that process, the driver: the most memory of
 its own (anonymous: neither files it maps nor what it shares with the object store) beyond what it had before the stage,
-and the bytes it wrote itself (files and sockets). ``--stages`` names some of them (without ``decontaminate``
-the others read what ingest wrote, as if nothing had been found in it), ``--workers 0`` does without Ray, ``--folder``
-keeps the files and goes on with the stages that are not there. From the two largest corpora follows a model of a terabyte: seconds and driver memory a
-document, times the documents; work is divided by the cores of the nodes, what the driver does itself is not.
+and the bytes it wrote itself (files and sockets). ``--stages`` names some of them (without ``decontaminate`` the others
+read what ingest wrote, as if nothing had been found in it), ``--workers 0`` does without Ray, ``--folder`` keeps the
+files and goes on with the stages that are not there.
+
+From the two largest corpora follows a model of a terabyte: seconds and driver memory a document, times the documents;
+work is divided by the cores of the nodes, what the driver does itself is not.
 """
 
 from __future__ import annotations

@@ -92,8 +92,10 @@ def test_files_in_pieces_give_the_very_bytes_of_files_in_one(
 def test_the_same_bytes_with_any_number_of_tasks_at_a_time(
     tmp_path: Path, sources: list[dict[str, Any]], ray_session: None, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    """The hub is left out: every worker would import its library."""
+    """The hub is left out: every worker would import its library. What is set here workers do not see."""
     del sources[2]
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     whole = run(tmp_path, sources, "whole")
     monkeypatch.setattr(ingesting, "WORTH_TASKS", 0)
     monkeypatch.setattr(reading, "SPLIT_BYTES", 20_000)

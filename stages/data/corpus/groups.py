@@ -75,22 +75,22 @@ def splittable(group: Group) -> bool:
     return isinstance(source, Parquet)
 
 
-def in_pieces(group: Group) -> list[Group]:
-    """One task: the group, or the pieces it is read in. What cannot be opened is left to those who read it."""
+def in_pieces(group: Group, most: int) -> list[Group]:
+    """One task: the group, or the pieces of about ``most`` bytes that it is read in. What cannot be opened is left to those who read it."""
     source = group.source
     if isinstance(source, Parquet):
-        found = _row_groups(group.files[0])
+        found = _row_groups(group.files[0], most)
     elif isinstance(source, JsonLines):
         size = group.files[0].size
-        found = [Piece(at, min(size, at + SPLIT_BYTES), 0) for at in range(0, size, SPLIT_BYTES)]
+        found = [Piece(at, min(size, at + most), 0) for at in range(0, size, most)]
     else:
-        found = _hub_rows(source, group.split)
+        found = _hub_rows(source, group.split, most)
     if len(found) < 2:
         return [group]
     return [replace(group, piece=replace(piece, of=len(found))) for piece in found]
 
 
-def _row_groups(file: ExternalFile) -> list[Piece]:
+def _row_groups(file: ExternalFile, most: int) -> list[Piece]:
     with opened(file.location) as stream:
         try:
             meta = pq.read_metadata(stream)
@@ -102,18 +102,18 @@ def _row_groups(file: ExternalFile) -> list[Piece]:
     for at in range(meta.num_row_groups):
         group = meta.row_group(at)
         size, rows = size + group.total_byte_size, rows + group.num_rows
-        if size >= SPLIT_BYTES or at == meta.num_row_groups - 1:
+        if size >= most or at == meta.num_row_groups - 1:
             found.append(Piece(start, at + 1, first))
             start, size, first = at + 1, 0, rows
     return found
 
 
-def _hub_rows(source: Source, split: SplitName | None) -> list[Piece]:
+def _hub_rows(source: Source, split: SplitName | None, most: int) -> list[Piece]:
     from stages.data.corpus.readers import hub_rows
 
     assert isinstance(source, Hub) and split is not None
     rows = hub_rows(source, split)
-    each = max(1, len(rows) * SPLIT_BYTES // max(1, rows.data.nbytes))
+    each = max(1, len(rows) * most // max(1, rows.data.nbytes))
     return [Piece(at, min(len(rows), at + each), at) for at in range(0, len(rows), each)]
 
 

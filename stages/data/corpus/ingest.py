@@ -150,7 +150,7 @@ def _read(
 
 def _in_pieces(groups: Sequence[Group], worth_it: bool) -> list[list[Group]]:
     large = [group for group in groups if reading.splittable(group)]
-    cut = spread(reading.in_pieces, large, worth_it=worth_it)
+    cut = spread(reading.in_pieces, large, reading.SPLIT_BYTES, worth_it=worth_it)
     pieces = [next(cut) if reading.splittable(group) else [group] for group in groups]
     lined = [group for of_group in pieces if len(of_group) > 1 for group in of_group]
     begun = spread(reading.lines_begun, lined, worth_it=worth_it)
