@@ -76,7 +76,8 @@ def splittable(group: Group) -> bool:
 
 
 def in_pieces(group: Group, most: int) -> list[Group]:
-    """One task: the group, or the pieces of about ``most`` bytes that it is read in. What cannot be opened is left to those who read it."""
+    """One task: the group, or the pieces of about ``most`` bytes that it is read in. What cannot be opened is left to
+    those who read it."""
     source = group.source
     if isinstance(source, Parquet):
         found = _row_groups(group.files[0], most)
