@@ -2,11 +2,11 @@
 
 The corpus is made up with a seed: short documents (about 90 words), of which 2 in 100 are copies, 2 editions and 1 the
 same words in other typography, and one long document in a thousand, half of them with a part of theirs beside. Each
-stage runs in a process of its own with Ray workers; what is printed is of that process, the driver: the most memory of
-its own (anonymous: neither files it maps nor what it shares with the object store) beyond what it had before the stage,
-and the bytes it wrote itself (files and sockets). ``--stages`` names some of them (without ``decontaminate`` the others
-read what ingest wrote, as if nothing had been found in it), ``--workers 0`` does without Ray, ``--folder`` keeps the
-files and goes on with the stages that are not there.
+stage runs in a process of its own, its tasks in Ray workers (however few they are); what is printed is of that process,
+the driver: the most memory of its own (anonymous: neither files it maps nor what it shares with the object store)
+beyond what it had before the stage, and the bytes it wrote itself (files and sockets). ``--stages`` names some of them
+(without ``decontaminate`` the others read what ingest wrote, as if nothing had been found in it), ``--workers 0`` does
+without Ray, one task at a time in a child process, ``--folder`` keeps the files and goes on with what is not there.
 
 From the two largest corpora follows a model of a terabyte: seconds and driver memory a document, times the documents;
 work is divided by the cores of the nodes, what the driver does itself is not.
@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -162,6 +164,44 @@ def anonymous() -> int:
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith("RssAnon")))
 
 
+class Forked:
+    """What ``parallel.spread`` asks of Ray, without it: one task at a time, in a child process, so that the driver's
+    memory is its own."""
+
+    class exceptions:
+        RayTaskError = ChildProcessError
+
+    def remote(self, **_: Any) -> Any:
+        """A decorator as Ray's: the function with a method ``remote``, which does not start it yet."""
+        return lambda function: SimpleNamespace(remote=lambda *given: (function, given))
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 1.0}
+
+    def get(self, task: Any) -> Any:
+        function, given = task
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(read)
+            with os.fdopen(write, "wb") as pipe:
+                try:
+                    pickle.dump((True, function(*given)), pipe)
+                except BaseException as error:
+                    pickle.dump((False, repr(error)), pipe)
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            done, result = pickle.load(pipe)
+        os.waitpid(child, 0)
+        if not done:
+            raise ChildProcessError(result)
+        return result
+
+
 def run_stage(stage: str, folder: Path, workers: int) -> dict[str, Any]:
     """One stage in this process: seconds, driver's memory and bytes written, of the largest worker, digest."""
     import importlib
@@ -175,11 +215,17 @@ def run_stage(stage: str, folder: Path, workers: int) -> dict[str, Any]:
     output.mkdir()
     if "decontaminate" in INPUTS.get(stage, {}).values() and not (folder / "decontaminate").exists():
         unaudited(folder / "ingest", folder / "decontaminate")
+    for name in ("corpus.ingest", "dedup.run", "tokens.tokenize", "matching.shards", "certify.count"):
+        importlib.import_module(f"stages.data.{name}").WORTH_TASKS = 0  # type: ignore[attr-defined]
     if workers:
         import ray
 
         ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False,
                  object_store_memory=400 * 2**20)  # fmt: skip
+    else:
+        from stages.data import parallel
+
+        parallel.running_ray = Forked
     config = config_of(stage, folder / "corpus")
     inputs = {name: LocalArtifact(folder / made) for name, made in INPUTS.get(stage, {}).items()}
     written = _written()

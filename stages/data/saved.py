@@ -133,11 +133,11 @@ def saved(item: Item, function: Callable[..., Any], identity: Callable[..., str]
         known = storage.read_json(fs, f"{work}/{digest}.json")
     except ValueError:
         known = None  # half-written by a store that does not write whole files: made again
+    files: dict[str, tuple[int, str]] = {}
     if known is not None:
         files = {name: (size, sha256) for name, (size, sha256) in known.get("files", {}).items()}
         return Saved(known["value"], storage.join(work_url, known["folder"]), True, files)
     name = f"{digest}-{uuid.uuid4().hex[:12]}"  # a part made twice, by a task thought dead, never mixes its files
-    files: dict[str, tuple[int, str]] = {}
     if storage.is_local(fs):
         folder = Path(work) / name
         folder.mkdir(parents=True)

@@ -83,7 +83,7 @@ def _ingest(config: IngestConfig, output: Path, context: Context, spill: Path) -
     found = [*dict.fromkeys(row for problem in problems for row in _rows(problem)), *repeats.repeated]
     found = _report(found, config, context)
     split = table["split"].to_numpy()
-    counts = Counter({name: int((kept & (split == code)).sum()) for code, name in enumerate(SPLITS)})
+    counts: Counter[str] = Counter({name: int((kept & (split == code)).sum()) for code, name in enumerate(SPLITS)})
     _check_both_sides(+counts, len(found), config)
     copies = _training_copies(table, kept, repeats, config, context)
     renamed = repeats.renamed

@@ -76,7 +76,7 @@ def batches(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.empty(0, np.int64)
     ends = np.cumsum(sizes)
     most = min(MOST_BYTES, max(LEAST_BYTES, int(ends[-1]) // TASKS))
-    return np.unique((ends - sizes) // most, return_inverse=True)[1]
+    return np.asarray(np.unique((ends - sizes) // most, return_inverse=True)[1])
 
 
 def compare_all(

@@ -80,7 +80,7 @@ def preference(table: pa.Table) -> NDArray[np.int32]:
         }
     )
     by = [("distinct", "descending"), ("year", "ascending"), ("doc_id", "ascending")]
-    return pc.sort_indices(keys, sort_keys=by).to_numpy().astype(np.int32)
+    return np.asarray(pc.sort_indices(keys, sort_keys=by).to_numpy().astype(np.int32))
 
 
 def inverse(order: NDArray[Any]) -> NDArray[np.int32]:

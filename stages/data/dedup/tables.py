@@ -227,8 +227,10 @@ class Table:
         else:
             assert self._config.containment is not None
             measure, score, threshold = "containment", found["containment"], self._config.containment.threshold
-            said = f"{score:.1%} of its n-grams stand in the other text, dropped from {threshold:.0%}"
-            reason = f"{said}; {self._less_text(found)}"
+            reason = (
+                f"{score:.1%} of its n-grams stand in the other text, dropped from {threshold:.0%}; "
+                f"{self._less_text(found)}"
+            )
         return {
             "reason": reason,
             "measure": measure,

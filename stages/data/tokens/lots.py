@@ -82,7 +82,8 @@ class EncodedLot:
 
     def numbers(self, start: int, end: int) -> NDArray[np.int32]:
         """Tokens ``start`` to ``end``."""
-        return numbers(f"{self.url}/{TOKENS_FILE}", _INT32, start, end)
+        found: NDArray[np.int32] = numbers(f"{self.url}/{TOKENS_FILE}", _INT32, start, end)
+        return found
 
 
 def lots_of(name: str, documents: Artifact) -> list[Lot]:
@@ -150,7 +151,7 @@ def encode_lot(
     with (folder / TOKENS_FILE).open("wb") as file:
         for unit in units(lot.texts(documents), between_words):
             tokens, lengths, words, controls = encode(unit.texts, tokenizer_json, seams, one_core)
-            bytes_of = memoryview(np.ascontiguousarray(tokens, _INT32)).cast("B")
+            bytes_of = np.ascontiguousarray(tokens, _INT32).data.cast("B")
             start = 0
             pieces_of = zip(unit.layout, lengths, words, controls, strict=True)
             for (document, inside, last), length, count, strings in pieces_of:
