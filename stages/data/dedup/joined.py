@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stages.data.dedup.numbered import NOBODY
 from stages.data.dedup.signatures import SAID
+from stages.data.matching.shards import release_memory
 from stages.stage import Artifact
 
 ROWS = 2**16  # of a table in memory at a time
@@ -49,6 +50,7 @@ def audited(documents: Artifact, doc_ids: pa.ChunkedArray, by_id: NDArray[np.int
         missing = missing or lost[:1].to_pylist()
     if missed:
         raise RuntimeError(f"decisions.parquet of the audit has no row for {missing[0]} and {missed - 1} more")
+    release_memory()
     return Audited(rows, rows_by_id, number, _longest_spans(documents.path("spans.parquet"), rows))
 
 

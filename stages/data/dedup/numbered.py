@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cluster import storage
 from stages.data.dedup.signatures import DOCUMENTS, DOCUMENTS_FILE, FILTERED, FILTERED_FILE, Run
+from stages.data.matching.shards import release_memory
 from stages.data.saved import mapped
 
 NO_YEAR = 2**31 - 1
@@ -35,6 +36,7 @@ class Corpus:
         self.size = self.table.num_rows
         self.order = preference(self.table)
         self.rank = inverse(self.order)
+        release_memory()
         self.rule = np.zeros(self.size, np.uint8)
         self.other = np.full(self.size, NOBODY, np.int32)
         self.filtered = tables([run.url for run in runs if run.filtered], FILTERED_FILE, FILTERED, spill)

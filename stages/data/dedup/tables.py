@@ -21,6 +21,7 @@ from stages.data.dedup.decide import Decided
 from stages.data.dedup.joined import Audited, audited, matched, sorted_by
 from stages.data.dedup.numbered import CONTAINED, COPY, EDITION, KEPT, NOBODY, RULES, WORDS, Corpus, inverse
 from stages.data.dedup.signatures import FILTERED
+from stages.data.matching.shards import release_memory
 from stages.stage import Artifact
 
 STRINGS = ("doc_id", "fate", "stage", "rule", "reason", "other_id", "kept_id", "measure")
@@ -80,6 +81,7 @@ class Table:
         self._check_sizes()
         self._code = self._codes()
         self._original = self._originals(by_id)
+        release_memory()
 
     def write(self, folder: Path) -> None:
         """Write decisions, fates and pairs."""
@@ -88,6 +90,7 @@ class Table:
             for start in range(0, max(1, self.rows), AT_ONCE):
                 writer.write_table(self._decisions(order[start : start + AT_ONCE]), row_group_size=256)
             del order
+            release_memory()
         write_table(pa.Table.from_pylist(list(self._fates()), schema=FATES), folder / "fates.parquet")
         with pq.ParquetWriter(folder / "pairs.parquet", PAIRS, compression="zstd") as writer:
             found = self._pairs_in_order()
