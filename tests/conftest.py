@@ -70,7 +70,7 @@ def ray_session() -> Iterator[None]:
 
 
 LONGEST_FIRST = (
-    "test_end_to_end.py", "test_pretrain_ray.py", "test_cli_audit.py", "test_cli.py", "test_execute.py",
+    "test_end_to_end.py", "test_pretrain_ray.py", "test_cli_scan.py", "test_cli.py", "test_execute.py",
     "test_adding.py", "test_export.py",
 )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import audit, convert, export, init, inspect, power, run, score, view
+from pipeline.cli import audit, convert, export, init, inspect, power, run, scan, score, view
 from pipeline.cli.render import spell_what_cannot_be_shown
 from pipeline.errors import UserError
 from pipeline.interrupt import terminable
@@ -26,6 +26,7 @@ for command in (
 ):  # fmt: skip
     app.command()(command)
 app.command("import")(convert.import_)
+audit.app.command()(scan.scan)
 app.add_typer(audit.app)
 
 

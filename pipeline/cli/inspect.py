@@ -327,8 +327,10 @@ def gc(
     json: Json = False,
 ) -> None:
     """What no named study needs any more; lists it, deletes only with --delete."""
+    from pipeline.engine.garbage import collect
+
     store = open_store(root)
-    found = store.gc(store.kept(), delete=delete, say=note)
+    found = collect(store, store.kept(), delete=delete, say=note)
     total = sum(g.bytes for g in found)
     if json:
         entries = [{"path": g.path, "bytes": g.bytes, "reason": g.reason} for g in found]

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster import storage
-from pipeline.engine import lease as leases
 from pipeline.engine.artifact import StoredArtifact, build_manifest
 from pipeline.engine.records import read_object, typed
 from pipeline.errors import IntegrityError, StudyError
@@ -90,15 +89,6 @@ class Sealed:
     digest: str
     files: int
     bytes: int
-
-
-@dataclass(frozen=True)
-class Garbage:
-    """Something no named study needs."""
-
-    path: str
-    bytes: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -250,9 +240,9 @@ class Store:
         return {c.key: c for c in self._ask(lambda pair: self.lookup(*pair), there) if c is not None}
 
     def _ask(self, ask: Callable[[A], B], of: Iterable[A]) -> list[B]:
-        """``_map`` for reading. Raises StudyError for a store that cannot be read."""
+        """``map`` for reading. Raises StudyError for a store that cannot be read."""
         try:
-            return self._map(ask, of)
+            return self.map(ask, of)
         except IntegrityError:
             raise
         except Exception as error:  # every kind of storage raises its own; all mean: cannot be used
@@ -293,21 +283,21 @@ class Store:
 
     def keys(self, stage: str | None = None) -> Iterator[tuple[str, str]]:
         """(stage, key) of every artifact that was begun, or those of one stage, by stage and key."""
-        for name in self._names(self.base) if stage is None else [stage]:
+        for name in self.names(self.base) if stage is None else [stage]:
             if name in ("studies", "mlartifacts") or name.startswith(".") or not self.fs.isdir(f"{self.base}/{name}"):
                 continue
-            for key in self._names(f"{self.base}/{name}"):
+            for key in self.names(f"{self.base}/{name}"):
                 if _KEY.fullmatch(key):
                     yield name, key
 
     def commits(self, stage: str | None = None) -> Iterator[Commit]:
         """Every committed artifact, or those of one stage, by stage and key."""
-        yield from (c for c in self._map(lambda pair: self.lookup(*pair), self.keys(stage)) if c is not None)
+        yield from (c for c in self.map(lambda pair: self.lookup(*pair), self.keys(stage)) if c is not None)
 
     def begun(self, stage: str, key: str) -> bool:
         """Has anybody started on this key? The plan of a run names steps it never came to, so it is no sign of that;
         a lease is taken first, and stays beside the key."""
-        return bool(self._names(self.lease_folder(stage, key)))
+        return bool(self.names(self.lease_folder(stage, key)))
 
     def logs(self, stage: str, key: str) -> list[tuple[str, str]]:
         """(attempt, text) of the step's logs, the newest last."""
@@ -401,7 +391,7 @@ class Store:
         under a later lease belong to a driver that is still alive and will notice by itself; an artifact that was
         ``replaced`` may be in use by another study and is left to ``gc``."""
         token = commit.attempt.split("-")[0]
-        for name in self._attempts(commit.stage, commit.key):
+        for name in self.attempts(commit.stage, commit.key):
             if name not in (commit.attempt, replaced and replaced.attempt) and name.split("-")[0] <= token:
                 self.discard(commit.stage, commit.key, name)
         self.clear_work(commit.stage, commit.key)
@@ -465,81 +455,6 @@ class Store:
         """Keys that the last plan of any recorded study needs."""
         return {s["key"] for study in self.studies() for s in self.study_record(study).get("steps", {}).values()}
 
-    def gc(
-        self,
-        keep: set[str],
-        *,
-        delete: bool = False,
-        ttl: float = leases.TTL,
-        say: Callable[[str], None] = lambda text: None,
-    ) -> list[Garbage]:
-        """What nobody needs: artifacts outside ``keep``, attempts that lost, what cut off writes left. Dry unless
-        ``delete``.
-
-        A key whose lease beats is left alone: unreleased leases beside garbage are watched for up to ``ttl`` seconds,
-        after ``say`` was told. The work folder of an unfinished step in ``keep`` stays, its checkpoints are what the
-        next run resumes from. Raises IntegrityError before deleting anything.
-        """
-        found = self._all_garbage(self.keys(), keep)
-        held, silent = leases.watch(self.fs, [self.lease_folder(*place) for place in found], ttl=ttl, say=say)
-        taken = []
-        for request in silent if delete else ():  # so that a driver that was only frozen finds its lease lost
-            lease = request.take()
-            if isinstance(lease, leases.Lease):
-                taken.append(lease)
-            else:
-                held.add(request.folder)
-        # A driver may have committed and let go of its lease between the two looks: what both call garbage is some.
-        again = self._all_garbage([place for place in found if self.lease_folder(*place) not in held], keep)
-        garbage = [g for place, there in again.items() for g in there if g.path in {g.path for g in found[place]}]
-        garbage += self._cut_off([self.base, f"{self.base}/studies"])
-        if delete:
-            for one in garbage:
-                storage.remove_tree(self.fs, f"{one.path}.manifest.json")
-                storage.remove_tree(self.fs, one.path)
-            for lease in taken:
-                lease.release()
-        return garbage
-
-    def _all_garbage(self, places: Iterable[tuple[str, str]], keep: set[str]) -> dict[tuple[str, str], list[Garbage]]:
-        """By (stage, key), those that have some."""
-        pairs = list(places)
-        found = zip(pairs, self._map(lambda pair: list(self._garbage(*pair, keep)), pairs), strict=True)
-        return {pair: garbage for pair, garbage in found if garbage}
-
-    def _garbage(self, stage: str, key: str, keep: set[str]) -> Iterator[Garbage]:
-        place = self.folder(stage, key)
-        sizes = storage.sizes_below(self.fs, place)
-        commit = self.lookup(stage, key)
-        if key not in keep:
-            if sizes or self.local:
-                yield Garbage(place, sum(sizes.values()), "no named study needs it")
-            return
-
-        def below(folder: str) -> int:
-            return sum(size for path, size in sizes.items() if path.startswith(f"{folder}/"))
-
-        for name in self._attempts(stage, key):
-            path = f"{place}/attempts/{name}"
-            there = self.local or any(file.startswith((f"{path}/", f"{path}.")) for file in sizes)
-            if there and (commit is None or name != commit.attempt):
-                yield Garbage(path, below(path), "an attempt that was not committed")
-        work = f"{place}/work"
-        if commit is not None and (below(work) or (self.local and self.fs.exists(work))):
-            yield Garbage(work, below(work), "left over after the commit")
-        yield from self._cut_off([place, f"{place}/lease", f"{place}/attempts"])
-
-    def _cut_off(self, folders: Iterable[str]) -> Iterator[Garbage]:
-        """Files that a process killed in the middle of a write left in ``folders``; only local files are written beside
-        their place. One younger than an hour may still be written."""
-        for folder in folders if self.local else ():
-            for name in self._names(folder):
-                path = Path(folder) / name
-                if re.fullmatch(r"\..+\.tmp|\.writable-.+", name):
-                    with contextlib.suppress(FileNotFoundError):  # written to its end meanwhile
-                        if time.time() - path.stat().st_mtime > 3600:
-                            yield Garbage(str(path), path.stat().st_size, "left by a write that was cut off")
-
     # Helpers
 
     def _study_path(self, study: str) -> str:
@@ -547,17 +462,17 @@ class Store:
             raise StudyError(f"study = {study!r}: not usable as a name (allowed: letters, digits, '.', '_', '-')")
         return f"{self.base}/studies/{study}.json"
 
-    def _names(self, folder: str) -> list[str]:
+    def names(self, folder: str) -> list[str]:
         try:
             return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in self.fs.ls(folder, detail=False))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def _attempts(self, stage: str, key: str) -> list[str]:
-        names = self._names(f"{self.folder(stage, key)}/attempts")
+    def attempts(self, stage: str, key: str) -> list[str]:
+        names = self.names(f"{self.folder(stage, key)}/attempts")
         return sorted({n.removesuffix(".manifest.json") for n in names if not n.startswith(".")})
 
-    def _map(self, ask: Callable[[A], B], of: Iterable[A]) -> list[B]:
+    def map(self, ask: Callable[[A], B], of: Iterable[A]) -> list[B]:
         """``ask`` of each, in order; of a remote store many at a time."""
         if self.local:
             return list(map(ask, of))

@@ -38,11 +38,11 @@ def minus(text: str) -> str:
 
 
 def size(value: float | None, form: str = ".1f") -> str:
-    """Bytes with a binary unit, in the format ``form`` from 1 KiB on."""
+    """1023 B, 12.0 KiB, 1.0 MiB (of 1,000 KiB and more); ``form``: of the number, from 1 KiB on."""
     if value is None:
         return "–"
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= factor:
+        if value >= max(1024, 1000 * factor / 1024):  # no number has four digits
             return f"{value / factor:{form}} {unit}"
     return f"{value:.0f} B"
 

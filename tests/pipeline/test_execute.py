@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.engine.execute import Outcome, execute
+from pipeline.engine.garbage import collect
 from pipeline.engine.plan import Selection, decide
 from pipeline.engine.progress import Display
 from pipeline.engine.store import Store
@@ -143,7 +144,7 @@ def test_a_resumed_step_goes_on_from_its_work_folder_which_then_goes(store: Stor
     assert faults.visits("count", "step 0") == 2, "one visit of each count, none repeated"
     for step in outcome.steps.values():
         assert not Path(store.work_url(step.commit.stage, step.commit.key)).exists()
-    assert store.gc(store.kept()) == []
+    assert collect(store, store.kept()) == []
 
 
 class Releasing(Display):
@@ -240,7 +241,7 @@ def test_a_driver_killed_anywhere_leaves_what_the_next_run_completes(
     outcome = run(store, faults)
     assert outcome.exit_code == 0 and digests(outcome) == expected
     assert all(store.verify(step.commit) == [] for step in outcome.steps.values())
-    leavings = {garbage.reason for garbage in store.gc(store.kept(), delete=True)}
+    leavings = {garbage.reason for garbage in collect(store, store.kept(), delete=True)}
     assert leavings <= {"left over after the commit"}, "only a work folder nobody got to remove"
     assert digests(run(store)) == expected
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster import storage
+from pipeline.engine.garbage import collect
 from pipeline.engine.lease import LeaseRequest, this_process
 from pipeline.engine.store import Commit, Store
 from pipeline.errors import IntegrityError, StudyError
@@ -85,7 +86,7 @@ def test_the_second_to_finish_adopts_the_first_and_leaves_nothing(store: Store):
     winner = make(store, token=2)
     adopted = store.commit("ingest", KEY, store.seal(slow), Summary("zombie"), {})
     assert adopted == winner == store.lookup("ingest", KEY)
-    assert store.gc({KEY}) == []
+    assert collect(store, {KEY}) == []
 
 
 def test_a_half_written_attempt_is_never_read(store: Store):
@@ -228,8 +229,10 @@ def test_a_forced_commit_replaces_and_spares_the_old_files_until_gc(store: Store
     store.tidy(new, replaced=old)
     assert store.lookup("ingest", KEY) == new
     assert store.artifact(old).path("docs/a.txt").read_text() == "old"
-    assert [garbage.reason for garbage in store.gc({KEY}, delete=True)] == ["an attempt that was not committed"] * 1
-    assert store.verify(new) == [] and store.gc({KEY}) == []
+    assert [garbage.reason for garbage in collect(store, {KEY}, delete=True)] == [
+        "an attempt that was not committed"
+    ] * 1
+    assert store.verify(new) == [] and collect(store, {KEY}) == []
 
 
 def test_gc_keeps_what_named_studies_need_and_is_dry_by_default(store: Store):
@@ -244,10 +247,10 @@ def test_gc_keeps_what_named_studies_need_and_is_dry_by_default(store: Store):
     storage.write_atomic(store.fs, checkpoint, b"resume me")
     make(store)  # needed by nobody
     assert store.kept() == {step.key for step in plan.steps} and store.studies() == ["toy"]
-    found = store.gc(store.kept())
+    found = collect(store, store.kept())
     assert [garbage.path for garbage in found] == [store.folder("ingest", KEY)] and found[0].bytes > 1000
     assert store.lookup("ingest", KEY) is not None
-    store.gc(store.kept(), delete=True)
+    collect(store, store.kept(), delete=True)
     assert store.lookup("ingest", KEY) is None
     assert store.fs.exists(checkpoint)
     assert {commit.key for commit in store.commits()} == {step.key for step in kept}
@@ -271,9 +274,9 @@ def test_gc_leaves_a_key_with_a_live_lease_alone(store: Store, monkeypatch: pyte
     lease = LeaseRequest(store.fs, store.lease_folder("ingest", KEY), there, ttl=3).take()
     monkeypatch.setattr("pipeline.engine.lease.time", Skewed)
     lease.start(lambda reason: None)
-    assert store.gc({KEY}, delete=True) == store.gc(set(), delete=True) == []
+    assert collect(store, {KEY}, delete=True) == collect(store, set(), delete=True) == []
     lease.release()
-    assert [garbage.path for garbage in store.gc(set())] == [store.folder("ingest", KEY)]
+    assert [garbage.path for garbage in collect(store, set())] == [store.folder("ingest", KEY)]
 
 
 def test_gc_takes_the_lease_of_a_silent_driver_which_then_cannot_commit(store: Store):
@@ -282,7 +285,7 @@ def test_gc_takes_the_lease_of_a_silent_driver_which_then_cannot_commit(store: S
     sealed = store.seal(attempt)
     there = replace(this_process(), machine="another machine")
     frozen = LeaseRequest(store.fs, store.lease_folder("ingest", KEY), there).take()
-    found = store.gc({KEY}, delete=True, ttl=0.2)
+    found = collect(store, {KEY}, delete=True, ttl=0.2)
     assert [garbage.reason for garbage in found] == ["an attempt that was not committed"]
     assert sealed.id in found[0].path and not frozen.held()
 
@@ -296,9 +299,9 @@ def test_gc_finds_what_cut_off_writes_left(tmp_path: Path):
     for path in [*left, young := folder / ".mlflow.json.00ff.tmp"]:
         path.write_text("half")
         os.utime(path, (0, 0) if path != young else None)
-    assert {garbage.path for garbage in store.gc({KEY})} == set(map(str, left))
-    store.gc({KEY}, delete=True)
-    assert young.is_file() and not any(path.exists() for path in left) and store.gc({KEY}) == []
+    assert {garbage.path for garbage in collect(store, {KEY})} == set(map(str, left))
+    collect(store, {KEY}, delete=True)
+    assert young.is_file() and not any(path.exists() for path in left) and collect(store, {KEY}) == []
 
 
 def test_the_record_of_a_study_holds_its_last_plan(store: Store):

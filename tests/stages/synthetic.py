@@ -85,6 +85,7 @@ class Synthetic:
     containment: float | None = 0.0
     canaries_acted: int = 40
     lambda_max: float = 1.4
+    lambda_of_seed: Mapping[int, float] = field(default_factory=dict)  # in training, in place of lambda_max
     lambda_reading: float | None = 1.5
     title: str = "A plain title"
     tables: dict[str, dict[str, pd.DataFrame]] = field(default_factory=dict)
@@ -267,7 +268,7 @@ class Synthetic:
                 log["gate_min"], log["gate_max"] = log["gate_mean"] - 0.2, log["gate_mean"] + 0.2
                 log["memory_norm"] = np.where(read, 20 + steps / 40, np.nan)
                 log["z_min"] = np.where(read, 3.0, np.nan)
-                peak = self.lambda_max if ARMS[arm].rule == "delta" else math.nan
+                peak = self.lambda_of_seed.get(seed, self.lambda_max) if ARMS[arm].rule == "delta" else math.nan
                 log["erase_lambda_max"] = np.where(read, peak, np.nan)
             cost = {
                 "parameters": 612_345,

@@ -170,6 +170,15 @@ def test_loose_spans_of_many_documents_are_cut_where_they_cover_a_tenth(book_wor
     assert all(bool(decision.excised) == (action == "excise") for decision in decisions)
 
 
+def test_an_abridgement_goes_with_the_sentences_that_were_shortened() -> None:
+    """One sentence stands word for word, of the others a third is left out; without it all are a translation."""
+    loose = [span(2000 + 300 * i, 2080 + 300 * i, matched=55, at=1000 * i) for i in range(10)]
+    whole = Scanned(60_000, 100_000, [span(1000, 1090, at=50_000), *loose])
+    cut, kept = decide([whole, Scanned(60_000, 100_000, loose)], [160_000], DecontaminateConfig())
+    assert (cut.action, len(cut.pairs[0].copies)) == ("excise", 11)
+    assert (kept.action, kept.excised) == ("note", ())
+
+
 def test_a_badly_read_passage_is_found_to_its_ends(index: Index) -> None:
     chance = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz"

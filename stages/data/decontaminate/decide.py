@@ -23,8 +23,9 @@ _BLANK = b" \t\n\r\x0b\f"
 class Pair:
     """What one training document shares with one evaluation document, and what follows from it.
 
-    Words are those that agree or nearly agree, in ``copies`` where there are any, else in all ``spans``. ``dense``:
-    those in the stretch of the document that holds most of them.
+    Words are those that agree or nearly agree, in the copies where there are any, else in all ``spans``. ``dense``:
+    those in the stretch of the document that holds most of them. ``copies``: the spans that count as such; all where
+    the pair is to be excised.
     """
 
     book: int
@@ -78,6 +79,8 @@ def decide_pair(
         reason = f"{dense / book_words:.1%} of the evaluation document, dropped from {rule.drop_book_share:.0%}"
     elif longest < rule.act_words:
         reason = f"the whole of an evaluation document of {book_words} words"
+    if action == "excise":  # beside a copy, what agrees less is the same text abridged or reworded
+        copies = spans
     return Pair(book, spans, copies, in_document, longest, dense, document_share, book_share, action, reason)
 
 
@@ -202,7 +205,7 @@ class Left:
         self._copies, self._spans = Coverage(), Coverage()
 
     def add(self, decision: Decision) -> None:
-        """The noted spans of one document, and the loose ones beside its excised copies."""
+        """The noted spans of one document, and the loose ones beside noted copies that were cut out."""
         if decision.action == "drop":
             return
         for pair in decision.pairs:

@@ -127,8 +127,8 @@ class Capacity(Config):
 
 
 class Saturation(Config):
-    """C7. Supported: over training and over held-out documents longer than those the delta rule stays stable;
-    refuted: a limit is passed."""
+    """C7. Each seed has its worst reading over training and held-out documents longer than those. Supported: the
+    intervals over seeds stay within both limits and no seed passes one; refuted: one lies above its limit."""
 
     erase_lambda_max: float = Field(
         default=2.0, gt=0, description="the erase operator I - A is a contraction only up to this eigenvalue of A"

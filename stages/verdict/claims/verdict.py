@@ -42,7 +42,7 @@ class Number:
     note: str = ""  # the reason for the decision, with its numbers
     short: str = ""  # the same in a few words
     about: tuple[tuple[str, str | int], ...] = field(default=(), compare=False)
-    """What it is of, by field (kind, arm, k, ...), for those who draw it. In the report's files the name says it."""
+    """What it is of, by field (kind, arm, k, ...), for those who draw or print it."""
 
     def of(self, **about: str | int) -> Number:
         """The same number with these fields."""
@@ -58,7 +58,7 @@ class Number:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for report.json."""
-        return {name: value for name, value in asdict(self).items() if name != "about"}
+        return {**asdict(self), "about": dict(self.about)}
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,9 @@ def control_rows(report: Mapping[str, Any]) -> list[list[str]]:
     found: dict[tuple[str, int], float] = {}
     for group in report["numbers"].values():
         for number in group:
-            kind, _, rest = number["name"].partition(".")
-            arm, _, pairs = rest.rpartition(".k")
-            if kind == "control" and pairs.isdigit():
-                found[arm, int(pairs)] = number["estimate"]
+            about = number.get("about", {})
+            if about.get("kind") == "control":
+                found[about["arm"], about["k"]] = number["estimate"]
     if not found:
         return []
     ks = sorted({k for _, k in found})
