@@ -28,7 +28,7 @@ from cluster import storage
 from cluster.storage import join
 from stages.data.corpus import groups as reading
 from stages.data.corpus.config import SPLITS, Hub, IngestConfig, JsonLines, Parquet, Pg19, Source
-from stages.data.corpus.documents import part_name, write_documents, write_table
+from stages.data.corpus.documents import part_name, rows_at, write_documents, write_table
 from stages.data.corpus.files import DigestCache, ExternalFile, default_cache, digests_of
 from stages.data.corpus.groups import IDS, IDS_FILE, PROBLEMS, PROBLEMS_FILE, Group, Slice, problem_row
 from stages.data.corpus.pin import list_files, listing_digest
@@ -302,11 +302,11 @@ def _training_copies(
     is for ``decontaminate`` to decide. Raises StageError where no evaluation document is without such a copy."""
     train = table["split"].to_numpy() == SPLITS.index("train")
     held_out = np.flatnonzero(kept & ~train)
-    digests = table["sha256"].take(held_out).combine_chunks()
+    digests = rows_at(table["sha256"], held_out)
     copies = np.flatnonzero(kept & train & is_in(table["sha256"], pc.unique(digests)))
     if not len(copies):
         return []
-    taken = pc.unique(table["sha256"].take(copies))
+    taken = pc.unique(rows_at(table["sha256"], copies))
     if pc.all(pc.is_in(digests, taken)).as_py():
         raise StageError(
             f"every evaluation document ({len(held_out)}) is also a training document: the evaluation set is part "

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stages.data.corpus.config import SPLITS
+from stages.data.corpus.documents import rows_at
 from stages.data.corpus.groups import problem_row
 
 ROWS = 2**16  # looked at together
@@ -71,7 +72,7 @@ def _same_ids(ids: pa.ChunkedArray) -> Iterator[tuple[str, list[int]]]:
     name = ""
     for start in range(0, len(by_id), ROWS):
         places = by_id[start : start + ROWS + 1]
-        values = ids.take(places).combine_chunks()
+        values = rows_at(ids, places)
         same = pc.equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)
         for at in np.flatnonzero(same).tolist():
             if waiting and (waiting[-1] != places[at]):

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from stages.data.corpus.documents import rows_at
 from stages.data.dedup.numbered import NOBODY
 from stages.data.dedup.signatures import SAID
 from stages.data.matching.shards import release_memory
@@ -78,11 +79,11 @@ def matched(
     at = 0
     for start in range(0, len(order), ROWS):
         places = order[start : start + ROWS]
-        some = ids.take(places).combine_chunks()
+        some = rows_at(ids, places)
         last = start + ROWS >= len(order)
         while at < len(wanted_order):
             mine = wanted_order[at : at + ROWS]
-            values = wanted.take(mine).combine_chunks()
+            values = rows_at(wanted, mine)
             if not last:
                 reached = int(pc.sum(pc.less_equal(values, some[-1])).as_py())
                 mine, values = mine[:reached], values[:reached]
@@ -93,7 +94,7 @@ def matched(
             if len(mine) < ROWS:
                 break
     if at < len(wanted_order):  # there are no rows at all
-        yield np.empty(0, np.int64), np.empty(0, np.int64), wanted.take(wanted_order[at:]).combine_chunks()
+        yield np.empty(0, np.int64), np.empty(0, np.int64), rows_at(wanted, wanted_order[at:])
 
 
 def _longest_spans(path: Path, rows: pa.Table) -> dict[tuple[str, str], tuple[str, str]]:

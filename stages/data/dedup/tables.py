@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stages.data.corpus.documents import write_table
+from stages.data.corpus.documents import rows_at, write_table
 from stages.data.dedup.config import DedupConfig
 from stages.data.dedup.decide import Decided
 from stages.data.dedup.joined import Audited, audited, matched, sorted_by
@@ -110,9 +110,13 @@ class Table:
         """[A] places in ``FATES_OF_ROWS``."""
         left = self._audit.number != NOBODY
         cut = self._rows["bytes_out"].to_numpy() < self._rows["bytes_in"].to_numpy()
-        reason = pc.fill_null(self._rows["reason"], "")
-        of_audit = np.where(pc.starts_with(reason, COPY_OF).to_numpy(), 2, 1)
-        of_audit[pc.equal(reason, "").to_numpy()] = 0
+        of_audit = np.empty(self.rows, np.uint8)
+        at = 0
+        for chunk in self._rows["reason"].chunks:
+            reason, here = pc.fill_null(chunk, ""), of_audit[at : at + len(chunk)]
+            here[:] = np.where(pc.starts_with(reason, COPY_OF).to_numpy(zero_copy_only=False), 2, 1)
+            here[pc.equal(reason, "").to_numpy(zero_copy_only=False)] = 0
+            at += len(chunk)
         table = np.array(
             [
                 [_CODE[fate, "decontaminate" if rule else None, rule] for rule in (None, "contamination", "exact copy")]
@@ -130,8 +134,9 @@ class Table:
     def _originals(self, by_id: NDArray[np.int64]) -> dict[int, int]:
         """Place of a copy that the audit dropped -> number of the document it is a copy of, where that is there."""
         copies = np.flatnonzero(self._code == _CODE["dropped", "decontaminate", "exact copy"])
-        reasons = self._rows["reason"].take(copies)
+        reasons = rows_at(self._rows["reason"], copies)
         others = pc.struct_field(pc.extract_regex(reasons, f"^{COPY_OF}(?P<id>[^;]*)"), "id").cast(pa.large_string())
+        others = pa.chunked_array([others])
         found: dict[int, int] = {}
         for numbers, places, _ in matched(self._ids, by_id, others, sorted_by(others)):
             found.update(zip(copies[places].tolist(), numbers.tolist(), strict=True))
@@ -149,18 +154,18 @@ class Table:
         compared, number = self._decided.compared, self._audit.number
         for rule, column in ((COPY, None), (WORDS, None), (EDITION, "jaccard"), (CONTAINED, "containment")):
             at = np.flatnonzero(self._code == _CODE["dropped", "dedup", RULES[rule]])
-            score[at] = compared[column].take(self._evidence(number[at])).to_numpy() if column else 1.0
+            score[at] = rows_at(compared[column], self._evidence(number[at])).to_numpy() if column else 1.0
         filtered = inverse_of(self._corpus.filtered_numbers, number)
         at = np.flatnonzero(filtered >= 0)
-        score[at] = self._corpus.filtered["score"].take(filtered[at]).to_numpy()
+        score[at] = rows_at(self._corpus.filtered["score"], filtered[at]).to_numpy()
         by_id = self._audit.by_id
         return np.asarray(by_id[np.lexsort((-score[by_id], self._code[by_id]))])
 
     def _decisions(self, places: NDArray[np.int64]) -> pa.Table:
         code, number = self._code[places], self._audit.number[places]
-        rows = self._rows.take(places)
+        rows = taken(self._rows, places)
         if len(places) and (code == _UNTOUCHED).all():
-            described = self._corpus.table.take(number)
+            described = taken(self._corpus.table.select(["language", "words"]), number)
             columns = {
                 "doc_id": rows["doc_id"],
                 "fate": pa.repeat("kept", len(places)),
@@ -271,14 +276,19 @@ class Table:
         return np.asarray(np.lexsort((*names, -likeness)) + self._decided.equal)
 
     def _pairs(self, at: NDArray[np.int64]) -> pa.Table:
-        found = self._decided.compared.take(at)
+        found = taken(self._decided.compared, at)
         documents, others = found["document"].to_numpy(), found["other"].to_numpy()
         rule = np.where(self._corpus.other[documents] == others, self._corpus.rule[documents], KEPT)
         names = [RULES[kind] or None for kind in rule.tolist()]
-        columns = [self._ids.take(documents), self._ids.take(others), pa.array(names, pa.string())]
+        columns = [rows_at(self._ids, documents), rows_at(self._ids, others), pa.array(names, pa.string())]
         columns += [found[name] for name in ("jaccard", "containment", "containment_of_other", "shared")]
         columns += [found["text"], found["other_text"]]
         return pa.table(columns, names=PAIRS.names).cast(PAIRS).combine_chunks()
+
+
+def taken(table: pa.Table, places: NDArray[Any]) -> pa.Table:
+    """Some rows of a table."""
+    return pa.table([rows_at(column, places) for column in table.columns], names=table.column_names)
 
 
 def inverse_of(numbers: NDArray[np.int64], wanted: NDArray[Any]) -> NDArray[np.int64]:
