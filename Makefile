@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-r
 export OMP_NUM_THREADS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup study books test test-all bench bench-eval bench-gpu bench-corpus lint format ui report clean
+.PHONY: help setup study books test test-all bench bench-eval bench-gpu bench-corpus bench-scale lint format ui report clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -72,6 +72,10 @@ bench-corpus: $(STAMP) $(BENCH)/.made
 	@PYTHONPATH=$(BENCH)/beside $(BIN)/python -m bench.dedup $(TEXTS)
 	@$(BIN)/python -m bench.dedup_accuracy $(TEXTS)
 	@$(BIN)/python -m bench.tokens $(TEXTS)
+
+## bench-scale  driver memory and seconds of the corpus stages against documents (ARGS="10000 100000"), a model of 1 TB
+bench-scale: $(STAMP)
+	@$(BIN)/python -m bench.scale $(ARGS)
 
 $(BENCH)/.made: pyproject.toml | $(STAMP)
 	@echo "setting up $(BENCH) (datatrove, rensa, datasketch: a minute)"

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from stages.data.corpus.documents import DocumentsWriter
 from stages.data.dedup.config import DedupConfig
-from stages.data.dedup.run import Deduplicated, find
+from stages.data.dedup.run import finding
 
 PIECE_WORDS = 3000
 PER_KIND = 40
@@ -107,9 +107,7 @@ def measure(texts: Iterable[str], seed: int = 0, config: DedupConfig | None = No
             documents[f"{k:02}/{i:03}/a"] = lines(words)
             documents[f"{k:02}/{i:03}/b"] = kind.change(words, other, chance)
     documents |= {f"alone/{i:03}": lines(words) for i, words in enumerate(pieces)}
-    found = _found(documents, config)
-    ids, removals = found.described.ids, found.decided.removals
-    dropped = {ids[i]: (ids[v.other] if v.other is not None else "", v.rule) for i, v in removals.items()}
+    dropped = _dropped(documents, config)
     results = []
     for k, kind in enumerate(KINDS):
         rules: Counter[str] = Counter()
@@ -133,15 +131,21 @@ class _Folder:
     def path(self, name: str = "") -> Path:
         return self._folder / name
 
+    def sizes(self, name: str = "") -> dict[str, int]:
+        found = sorted(path for path in self.path(name).rglob("*") if path.is_file())
+        return {path.relative_to(self._folder).as_posix(): path.stat().st_size for path in found}
 
-def _found(documents: dict[str, str], config: DedupConfig) -> Deduplicated:
+
+def _dropped(documents: dict[str, str], config: DedupConfig) -> dict[str, tuple[str, str]]:
+    """Id of a dropped document -> id of the one that stands for it, rule."""
     with tempfile.TemporaryDirectory() as folder:
         writer = DocumentsWriter(Path(folder, "documents"))
         for name, text in sorted(documents.items()):
             row = {"doc_id": name, "source": "s", "title": None, "author": None, "year": None, "split": "train"}
             writer.write({**row, "text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()})
         writer.close()
-        return find(config, _Folder(Path(folder)), lambda done, total, unit: None)
+        with finding(config, _Folder(Path(folder)), f"{folder}/work", lambda done, total, unit: None) as found:
+            return found.dropped()
 
 
 def _pieces(texts: Iterable[str]) -> list[list[str]]:
@@ -154,8 +158,8 @@ def _pieces(texts: Iterable[str]) -> list[list[str]]:
 
 def _unrelated(pieces: list[list[str]], config: DedupConfig) -> list[list[str]]:
     """Those that repeat no other one: what the corpus repeats by itself is not what is measured."""
-    found = _found({f"{i:06}": lines(words) for i, words in enumerate(pieces)}, config)
-    return [words for i, words in enumerate(pieces) if i not in found.decided.removals]
+    dropped = _dropped({f"{i:06}": lines(words) for i, words in enumerate(pieces)}, config)
+    return [words for i, words in enumerate(pieces) if f"{i:06}" not in dropped]
 
 
 def texts_at_hand(folder: str | None) -> Iterator[str]:

@@ -190,6 +190,10 @@ class _Folder:
     def path(self, name: str = "") -> Path:
         return self.folder / name
 
+    def sizes(self, name: str = "") -> dict[str, int]:
+        found = sorted(path for path in self.path(name).rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in found}
+
 
 @dataclass
 class _Silent:

@@ -245,6 +245,34 @@ def put_tree(fs: fsspec.AbstractFileSystem, path: str, folder: Path) -> None:
                 fs.put_file(str(file), target, **_parts(fs, file.stat().st_size))
 
 
+REFERENCE = ".reference.json"
+"""Behind the name of a file that stands for one in storage: see ``refer``."""
+
+
+def refer(target: Path, url: str, size: int, sha256: str) -> None:
+    """Let the file at ``url`` be the one at ``target`` once the folder of ``target`` is put into the same storage: its
+    bytes are then copied there, by the storage itself, and never pass through this machine."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_name(target.name + REFERENCE).write_bytes(to_json({"url": url, "size": size, "sha256": sha256}))
+
+
+def references_below(folder: Path) -> dict[str, dict[str, Any]]:
+    """What ``refer`` left below a local folder: posix path of the file meant -> url, size, sha256."""
+    found = (path for _, path in files_below(folder) if path.name.endswith(REFERENCE))
+    return {
+        path.relative_to(folder).as_posix().removesuffix(REFERENCE): json.loads(path.read_bytes()) for path in found
+    }
+
+
+def copy_file(url: str, fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Copy the file at ``url``, of the same storage as ``fs``, to ``path``, retrying."""
+    source = filesystem(url)[1]
+    for attempt in retrying():
+        with attempt:
+            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            fs.cp_file(source, path)
+
+
 def get_file(fs: fsspec.AbstractFileSystem, path: str, target: Path, size: int | None = None) -> None:
     """Fetch one file, of ``size`` bytes where that is known, to ``target``; it appears there whole or not at all. A
     large one comes in parts, of which only those are fetched again that broke off. Raises FileNotFoundError."""

@@ -57,7 +57,9 @@ class Execution(Config):
         "keep whole sequences)",
     )
     cpus_per_worker: float = Field(default=1.0, gt=0, description="CPU cores a training worker asks for")
-    gpus_per_worker: float = Field(default=0.0, ge=0, description="GPUs a worker of training or of an evaluation asks for")
+    gpus_per_worker: float = Field(
+        default=0.0, ge=0, description="GPUs a worker of training or of an evaluation asks for"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="device of the torch work")
     micro_batch: int | None = Field(
         default=None, ge=1, description="sequences per forward pass; the global batch is split"
@@ -115,6 +117,9 @@ class Artifact(Protocol):
 
         Raises FileNotFoundError naming artifact and file where there is none.
         """
+
+    def sizes(self, name: str = "") -> Mapping[str, int]:
+        """Bytes of every file below the folder ``name``, by its path in the artifact, in order; nothing is fetched."""
 
 
 class Context(Protocol):

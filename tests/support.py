@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster import storage
 from stages.stage import Execution
 
 
@@ -29,8 +30,22 @@ class LocalArtifact:
             raise FileNotFoundError(f"artifact {self.key[:12]}: no file {name!r}")
         return path
 
+    def sizes(self, name: str = "") -> dict[str, int]:
+        files = sorted(path for path in (self.directory / name).rglob("*") if path.is_file())
+        return {path.relative_to(self.directory).as_posix(): path.stat().st_size for path in files}
+
     def json(self, name: str) -> Any:
         return json.loads(self.path(name).read_text())
+
+
+def settled(folder: Path) -> Path:
+    """``folder`` with the files that references in it stand for, as a store makes them when a step is committed."""
+    for name, meant in storage.references_below(folder).items():
+        storage.get_file(*storage.filesystem(meant["url"]), folder / name)
+        (folder / (name + storage.REFERENCE)).unlink()
+        content = (folder / name).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (meant["size"], meant["sha256"])
+    return folder
 
 
 @dataclass

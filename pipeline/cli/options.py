@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,8 +164,6 @@ def open_store(root: str | None) -> Store:
 
 def pin_cache() -> Path | None:
     """Where digests of unchanged external files are kept between commands; None without a home."""
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    except RuntimeError:
-        return None
-    return Path(base) / "infini-study" / "digests.json"
+    from stages.data.corpus.files import default_cache
+
+    return default_cache()

@@ -41,13 +41,18 @@ def sha256_file(path: Path, again: bool = False) -> str:
 
 
 def build_manifest(folder: Path) -> tuple[bytes, list[Entry]]:
-    """The manifest of every file below ``folder``, after making each durable. Depends on names and bytes only."""
-    entries = []
+    """The manifest of every file below ``folder``, after making each durable. Depends on names and bytes only. A
+    reference counts as the file it stands for."""
+    meant = storage.references_below(folder)
+    entries = [Entry(name, said["size"], said["sha256"]) for name, said in meant.items()]
     for name, path in storage.files_below(folder):
+        if name.endswith(storage.REFERENCE):
+            continue
         with path.open("rb") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         entries.append(Entry(name, path.stat().st_size, digest))
+    entries.sort(key=lambda entry: entry.path)
     body = {"files": [{"path": e.path, "size": e.size, "sha256": e.sha256} for e in entries]}
     return storage.to_json(body), entries
 
@@ -107,6 +112,10 @@ class StoredArtifact:
                 self._check(folder / entry.path, entry)
                 self._checked.add(entry.path)
         return folder / name if name else folder
+
+    def sizes(self, name: str = "") -> Mapping[str, int]:
+        """See ``stages.stage.Artifact``."""
+        return {entry.path: entry.size for entry in self._entries(name.strip("/"))}
 
     @property
     def place(self) -> str:

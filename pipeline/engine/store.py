@@ -330,6 +330,9 @@ class Store:
             raise ValueError(f"stage {attempt.stage!r} wrote no file into its output folder")
         place = f"{self.folder(attempt.stage, attempt.key)}/attempts/{attempt.id}"
         if not self.local:
+            for name, meant in storage.references_below(attempt.directory).items():
+                storage.copy_file(meant["url"], self.fs, f"{place}/{name}")
+                (attempt.directory / (name + storage.REFERENCE)).unlink()
             storage.put_tree(self.fs, place, attempt.directory)
             shutil.rmtree(attempt.directory)
         for retry in storage.retrying():

@@ -203,7 +203,11 @@ def preflight(
         from stages.training.pretrain.imported import check_folder
 
         digests = DigestCache(cache)
-        check_folder(base, vocabulary, lambda file: digests.digest(str(file), file.stat()).removeprefix("sha256:"))
+
+        def digest(file: Path) -> str:
+            return digests.digests([(str(file), file.stat())])[0].removeprefix("sha256:")
+
+        check_folder(base, vocabulary, digest)
         digests.save()
     _workers(study)
     tuning.check_batches(study)

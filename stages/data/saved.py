@@ -9,12 +9,13 @@ reach), the value last, so a part is there whole or not at all. The next attempt
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,15 +28,25 @@ Item = TypeVar("Item")
 @dataclass(frozen=True)
 class Saved:
     """One part's result. value: what the function returned (JSON); url: the folder of its files; resumed: it was there
-    before this attempt."""
+    before this attempt; files: size and sha256 of each of its files, known where storage is remote."""
 
     value: Any
     url: str
     resumed: bool
+    files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
     def take(self, name: str, target: Path) -> None:
         """Put the part's file ``name`` at ``target``."""
         take(storage.join(self.url, name), target)
+
+    def place(self, name: str, target: Path) -> None:
+        """Make the part's file ``name`` the output's file ``target``. On remote storage its bytes stay there: what is
+        left at ``target`` is a reference (``storage.refer``), so the stage itself cannot read it."""
+        if storage.local_path(self.url) is not None:
+            self.take(name, target)
+            return
+        size, sha256 = self.files[name]
+        storage.refer(target, storage.join(self.url, name), size, sha256)
 
     def on_disk(self, name: str) -> contextlib.AbstractContextManager[Path]:
         """The part's file ``name`` on this machine's disk."""
@@ -68,6 +79,35 @@ def on_disk(url: str) -> Iterator[Path]:
         yield place
 
 
+def numbers(url: str, kind: Any, start: int, end: int) -> Any:
+    """Numbers ``start`` to ``end`` (numpy array) of a file at ``url`` of nothing but numbers of one ``kind``."""
+    import numpy as np
+
+    size = np.dtype(kind).itemsize
+    place = storage.local_path(url)
+    if place is not None:
+        return np.fromfile(place, kind, end - start, offset=start * size)
+    if start == end:
+        return np.empty(0, kind)
+    filesystem, path = storage.filesystem(url)
+    return np.frombuffer(filesystem.cat_file(path, start=start * size, end=end * size), kind)
+
+
+def mapped(url: str, spill: Path | None = None) -> Any:
+    """The Arrow file at ``url`` as a table: mapped, not read, where storage is on this machine or the file can be
+    fetched into the folder ``spill``; else in memory."""
+    import pyarrow as pa
+
+    place = storage.local_path(url)
+    if place is None and spill is None:
+        filesystem, path = storage.filesystem(url)
+        return pa.ipc.open_file(pa.py_buffer(filesystem.cat_file(path))).read_all()
+    if place is None and spill is not None:
+        place = spill / "-".join(url.rsplit("/", 2)[1:])
+        storage.get_file(*storage.filesystem(url), place)
+    return pa.ipc.open_file(pa.memory_map(str(place))).read_all()
+
+
 def spread_saved(
     function: Callable[..., Any],
     items: Iterable[Item],
@@ -96,8 +136,10 @@ def saved(item: Item, function: Callable[..., Any], identity: Callable[..., str]
         known = storage.read_json(fs, f"{work}/{digest}.json")
     except ValueError:
         known = None  # half-written by a store that does not write whole files: made again
+    files: dict[str, tuple[int, str]] = {}
     if known is not None:
-        return Saved(known["value"], storage.join(work_url, known["folder"]), True)
+        files = {name: (size, sha256) for name, (size, sha256) in known.get("files", {}).items()}
+        return Saved(known["value"], storage.join(work_url, known["folder"]), True, files)
     name = f"{digest}-{uuid.uuid4().hex[:12]}"  # a part made twice, by a task thought dead, never mixes its files
     if storage.is_local(fs):
         folder = Path(work) / name
@@ -106,6 +148,13 @@ def saved(item: Item, function: Callable[..., Any], identity: Callable[..., str]
     else:
         with tempfile.TemporaryDirectory() as scratch:
             value = function(item, Path(scratch), *shared)
+            files = {file: (path.stat().st_size, _sha256(path)) for file, path in storage.files_below(Path(scratch))}
             storage.put_tree(fs, f"{work}/{name}", Path(scratch))
-    storage.write_atomic(fs, f"{work}/{digest}.json", storage.to_json({"folder": name, "value": value}))
-    return Saved(value, storage.join(work_url, name), False)
+    said = {"folder": name, "value": value} | ({"files": files} if files else {})
+    storage.write_atomic(fs, f"{work}/{digest}.json", storage.to_json(said))
+    return Saved(value, storage.join(work_url, name), False, files)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,6 +16,7 @@ from pipeline.engine.garbage import collect
 from pipeline.engine.lease import LeaseRequest, this_process
 from pipeline.engine.store import Commit, Store
 from pipeline.errors import IntegrityError, StudyError
+from stages.data.saved import saved
 from stages.stage import Summary
 from tests.faults.toys import toy_plan
 
@@ -53,6 +54,30 @@ def test_a_commit_is_found_again_and_its_files_read(store: Store):
     assert sorted(p.name for p in artifact.path().rglob("*") if p.is_file()) == ["a.txt", "b.bin"]
     assert artifact.summary == {"documents": 1.0}
     assert store.lookup_many([("ingest", KEY), ("ingest", OTHER)]) == {KEY: made}
+
+
+def _hello(item: str, folder: Path) -> None:
+    (folder / "said.txt").write_text(item)
+
+
+def _name(item: str) -> str:
+    return item * 8
+
+
+def test_what_a_task_left_in_storage_becomes_a_file_without_coming_here(store: Store):
+    """The artifact is the one whose files were all written by the step itself."""
+    part = saved("hello", _hello, _name, store.work_url("ingest", KEY))
+    part = saved("hello", _hello, _name, store.work_url("ingest", KEY))
+    assert part.resumed
+    attempt = store.attempt("ingest", KEY, 1)
+    part.place("said.txt", attempt.directory / "docs" / "a.txt")
+    (attempt.directory / "b.bin").write_bytes(b"\0" * 1000)
+    assert (attempt.directory / "docs" / "a.txt").exists() == store.local
+    placed = store.commit("ingest", KEY, store.seal(attempt), Summary(""), {})
+    assert placed.digest == make(store, OTHER).digest
+    artifact = store.artifact(placed)
+    assert artifact.path("docs/a.txt").read_text() == "hello" and not list(artifact.damages(deep=True))
+    assert artifact.sizes("docs") == {"docs/a.txt": 5} and list(artifact.sizes()) == ["b.bin", "docs/a.txt"]
 
 
 def test_the_second_to_finish_adopts_the_first_and_leaves_nothing(store: Store):

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.data.corpus import documents as layout
+from stages.data.corpus import groups as grouping
 from stages.data.corpus import ingest as ingesting
 from stages.data.corpus import readers
 from stages.data.corpus.config import IngestConfig
@@ -72,7 +73,7 @@ def test_an_interrupted_ingest_goes_on_with_the_groups_it_has_not_read(
             raise RuntimeError("the power fails")
         return reading(source, file, columns)
 
-    monkeypatch.setattr(ingesting, "read", read)
+    monkeypatch.setattr(grouping, "read", read)
     with pytest.raises(RuntimeError):
         run(tmp_path, source, HELD_OUT, out="torn")
     resumed, context = run(tmp_path, source, HELD_OUT)

@@ -25,6 +25,7 @@ from stages.data.corpus.documents import DocumentsWriter, document_files, read_d
 from stages.data.corpus.stage import STAGE as INGEST
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.stage import STAGE as DECONTAMINATE
+from stages.data.dedup import compare as comparing
 from stages.data.dedup import run as running
 from stages.data.dedup.config import LANGUAGES, DedupConfig
 from stages.data.dedup.language import identifier
@@ -315,10 +316,10 @@ def test_order_parts_and_workers_do_not_change_what_is_kept(
     books = corpus()
     plain = dedup(books, out="loop").files()
     monkeypatch.setattr(running, "WORTH_TASKS", 0)
-    monkeypatch.setattr(running, "WORTH_COMPARING", 0)
     assert dedup(books, out="ray").files() == plain
     monkeypatch.setattr(documents_module, "PART_BYTES", 20_000)
-    monkeypatch.setattr(running, "READ_BYTES", 1)
+    monkeypatch.setattr(comparing, "LEAST_BYTES", 1)
+    monkeypatch.setattr(running, "RUNS", 3)
     shuffled = dict(random.Random(0).sample(sorted(books.items()), len(books)))
     other = dedup(shuffled, out="parts")
     assert len(document_files(other.output / "documents")) > 3

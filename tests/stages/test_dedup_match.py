@@ -6,15 +6,17 @@ import random
 from collections.abc import Iterable
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.dedup_accuracy import KINDS, measure
-from stages.data.dedup.candidates import buckets, contained_pairs, proposals
+from stages.data.dedup import candidates
+from stages.data.dedup.candidates import Components, Groups, contained_pairs, groups, proposals
 from stages.data.dedup.compare import Compared
-from stages.data.dedup.config import DedupConfig
-from stages.data.dedup.decide import Described, decide, preference
+from stages.data.dedup.decide import editions, greedy
+from stages.data.dedup.numbered import preference
 from stages.data.dedup.shingles import (
     MULTIPLIER,
     bands,
@@ -26,7 +28,7 @@ from stages.data.dedup.shingles import (
     permutations,
     shingle,
 )
-from stages.data.dedup.signatures import Signatures
+from stages.data.dedup.signatures import BINS
 from tests.stages.test_decontaminate_match import prose
 from tests.stages.words_reference import words_reference
 
@@ -176,7 +178,7 @@ def test_texts_that_share_nothing_show_how_they_begin() -> None:
 
 
 class World:
-    """Documents with given similarities, all in one bucket: what ``decide`` does is compared with trying every pair."""
+    """Documents with given similarities, all in one bucket: what is decided is compared with trying every pair."""
 
     def __init__(self, size: int, seed: int) -> None:
         chance = random.Random(seed)
@@ -198,52 +200,100 @@ class World:
             found.append(Compared(document, other, similar, similar, similar, 0, "", ""))
         return found
 
-    def signatures(self) -> Signatures:
-        n, empty = self.size, np.empty(0, np.uint64)
-        ones = np.ones(n, np.int64)
-        same = np.arange(2 * n, dtype=np.uint64).reshape(n, 2)
-        distinct, banded = np.array(self.distinct), np.ones((n, 3), np.uint64)
-        return Signatures(ones, ones, distinct, same, banded, empty, np.zeros(n + 1, np.int64), [""] * n, {})
+    def order(self) -> np.ndarray:
+        """Documents by preference."""
+        ids = pa.array([f"d{i:03}" for i in range(self.size)], pa.large_string())
+        years = pa.array(self.years, pa.int32())
+        return preference(pa.table({"distinct": self.distinct, "year": years, "doc_id": ids}))
 
-    def described(self) -> Described:
-        ids = [f"d{i:03}" for i in range(self.size)]
-        return Described(ids, ids, self.years)
+    def settle(self) -> dict[int, Compared]:
+        """Dropped document -> the comparison that dropped it."""
+        order, ranks = self.order(), np.arange(self.size, dtype=np.int32)
+        given = (np.tile(ranks, 3), np.full(3, self.size), ranks, order, np.array(0.7))
+        return {found.document: found for found, removes in editions(given, self.compare) if removes}
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_decisions_are_those_of_comparing_every_pair(seed: int) -> None:
     world = World(60, seed)
-    config = DedupConfig.model_validate({"containment": None})
-    decided = decide(world.signatures(), world.described(), config, world.compare)
+    dropped = world.settle()
     kept: list[int] = []
     key = lambda d: (-world.distinct[d], world.years[d] or 9999, d)  # noqa: E731
+    assert world.order().tolist() == sorted(range(60), key=key)
     for document in sorted(range(60), key=key):
         if all(world.jaccard[max(k, document), min(k, document)] < 0.7 for k in kept):
             kept.append(document)
-    assert sorted(set(range(60)) - set(decided.removals)) == sorted(kept)
-    for document, removal in decided.removals.items():
-        assert removal.other in kept, "each dropped document names a kept one it is similar to itself"
-        assert world.jaccard[max(document, removal.other), min(document, removal.other)] == removal.score >= 0.7
+    assert sorted(set(range(60)) - set(dropped)) == sorted(kept)
+    for document, found in dropped.items():
+        assert found.other in kept, "each dropped document names a kept one it is similar to itself"
+        assert world.jaccard[max(document, found.other), min(document, found.other)] == found.jaccard >= 0.7
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_parts_are_dropped_as_trying_every_pair_would(seed: int) -> None:
+    """The compiled rule beside the plain one; documents are numbered by rank."""
+    world = World(60, seed)
+    pairs = sorted((j, i) for i in range(60) for j in range(i) if world.jaccard[i, j] >= 0.7)  # i is preferred
+    rank = {document: 59 - document for document in range(60)}
+    pairs = sorted((rank[j], rank[i]) for j, i in pairs)
+    documents, others = (np.array(side) for side in zip(*pairs, strict=True))
+    scores = np.array([world.jaccard[59 - o, 59 - d] for d, o in pairs])
+    chosen = greedy(documents, others, scores, 60)
+    kept: list[int] = []
+    best: dict[int, int] = {}
+    for document in range(60):
+        similar = [o for d, o in pairs if d == document and o in kept]
+        if similar:
+            best[document] = max(similar, key=lambda o: world.jaccard[59 - o, 59 - document])
+        else:
+            kept.append(document)
+    assert dict(zip(documents[chosen].tolist(), others[chosen].tolist(), strict=True)) == best
 
 
 def test_many_copies_of_one_text_cost_one_comparison_each() -> None:
     world = World(300, 0)
     world.jaccard = dict.fromkeys(world.jaccard, 0.95)
-    config = DedupConfig.model_validate({"containment": None})
-    decided = decide(world.signatures(), world.described(), config, world.compare)
-    assert len(decided.removals) == 299 and world.asked == 299
+    assert len(world.settle()) == 299 and world.asked == 299
 
 
 def test_the_preferred_document_has_most_text_then_the_earliest_year_then_the_smallest_id() -> None:
-    described = Described(["e", "d", "c", "b", "a"], [""] * 5, [1800, 1900, None, 1850, 1850])
-    assert preference(np.array([9, 10, 9, 9, 9]), described).tolist() == [1, 0, 4, 3, 2]
+    table = pa.table(
+        {
+            "distinct": [9, 10, 9, 9, 9],
+            "year": pa.array([1800, 1900, None, 1850, 1850], pa.int32()),
+            "doc_id": pa.array(["e", "d", "c", "b", "a"], pa.large_string()),
+        }
+    )
+    assert preference(table).tolist() == [1, 0, 4, 3, 2]
 
 
 def test_buckets_hold_documents_that_share_a_band_and_no_others() -> None:
-    table = np.array([[1, 5], [2, 6], [1, 7], [3, 6], [4, 8]], np.uint64)
-    assert [g.tolist() for g in buckets(table, np.arange(5))] == [[0, 2], [1, 3]]
-    assert [g.tolist() for g in buckets(table, np.array([0, 1, 3]))] == [[1, 3]]
-    assert not buckets(table, np.empty(0, np.int64))
+    def found(columns: list[list[int]], ranks: list[int]) -> list[list[int]]:
+        made = groups([np.array(column, np.uint64) for column in columns], np.array(ranks, np.int32))
+        return [group.tolist() for group in made.each()]
+
+    assert found([[1, 2, 1, 3, 4]], [0, 1, 2, 3, 4]) == [[0, 2]]
+    assert found([[5, 6, 7, 6, 8]], [4, 3, 2, 1, 0]) == [[1, 3]], "ascending by rank"
+    assert found([[1, 1, 1, 1], [5, 6, 5, 6]], [0, 1, 2, 3]) == [[0, 2], [1, 3]], "both numbers agree"
+    assert found([[]], []) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_components_are_what_a_walk_along_the_groups_reaches(seed: int) -> None:
+    chance = random.Random(seed)
+    lists = [sorted(chance.sample(range(60), chance.randrange(2, 5))) for _ in range(20)]
+    connected = Components(60)
+    for some in (lists[:7], lists[7:]):
+        members = np.array([rank for group in some for rank in group], np.int32)
+        connected.join(Groups(members, np.array([len(group) for group in some], np.int32)))
+    reached = {rank: {rank} for rank in range(60)}
+    for _ in lists:
+        for group in lists:
+            union = set().union(*(reached[rank] for rank in group))
+            for rank in union:
+                reached[rank] = union
+    ranks = np.arange(60, dtype=np.int32)
+    assert connected.roots(ranks).tolist() == [min(reached[rank]) for rank in range(60)]
 
 
 def test_large_buckets_propose_the_pairs_of_one_document_at_a_time() -> None:
@@ -260,8 +310,6 @@ def test_candidates_of_containment_are_those_of_counting_every_pair(seed: int) -
     sets = [set(chance.sample(range(2000), chance.randrange(20, 120))) for _ in range(12)]
     sets[5] |= sets[9]
     sets[2] |= set(sorted(sets[7])[:-3])
-    values = np.array([v for s in sets for v in sorted(s)], np.uint64)
-    owners = np.repeat(np.arange(12, dtype=np.int32), [len(s) for s in sets])
     small = np.array([3, 7, 9, 11], np.int32)
     expected = {
         (a, b)
@@ -269,7 +317,8 @@ def test_candidates_of_containment_are_those_of_counting_every_pair(seed: int) -
         for a in range(b)
         if len(sets[a] & sets[b]) >= 0.8 * len(sets[b]) - 3 * (0.16 * len(sets[b])) ** 0.5
     }
-    assert set(contained_pairs(values, owners, small, 0.8)) == expected >= {(5, 9), (2, 7)}
+    assert pairs_of(sets, small) == expected >= {(5, 9), (2, 7)}
+    assert pairs_of(sets, small, one_run=False) == expected
 
 
 def test_a_common_phrase_neither_hides_a_containment_nor_makes_one() -> None:
@@ -285,10 +334,31 @@ def test_a_text_of_nothing_but_common_fingerprints_is_still_looked_for_in_the_lo
 
 
 def common_phrases(own: dict[int, set[int]]) -> list[tuple[int, int]]:
-    sets = [own[d] | set(range(40)) for d in own]
-    values = np.array([v for s in sets for v in sorted(s)], np.uint64)
-    owners = np.repeat(np.arange(len(sets), dtype=np.int32), [len(s) for s in sets])
-    return contained_pairs(values, owners, np.arange(len(sets), dtype=np.int32), 0.8)
+    return sorted(pairs_of([own[d] | set(range(40)) for d in own], np.arange(len(own))))
+
+
+class Printed:
+    """A run of documents of which only the fingerprints count; borders of its ranges at every thousandth of 2^17."""
+
+    def __init__(self, sets: list[set[int]], first: int) -> None:
+        owned = sorted((value, first + owner) for owner, values in enumerate(sets) for value in values)
+        self.values = np.array([value for value, _ in owned], np.uint64)
+        self.owners = np.array([owner for _, owner in owned], np.int64)
+        self.bins = np.searchsorted(self.values, np.arange(BINS + 1) * np.uint64(2**17 // BINS))
+
+    def printed(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.values[self.bins[start] : self.bins[end]], self.owners[self.bins[start] : self.bins[end]]
+
+
+def pairs_of(sets: list[set[int]], small: np.ndarray, one_run: bool = True) -> set[tuple[int, int]]:
+    """Candidates among documents in order of preference; in two runs and many ranges of fingerprints, or in one."""
+    half = len(sets) // 2
+    runs = [Printed(sets, 0)] if one_run else [Printed(sets[:half], 0), Printed(sets[half:], half)]
+    rank, prints = np.arange(len(sets), dtype=np.int32), np.array([*map(len, sets)], np.int32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "PRINTS", 2**25 if one_run else 10)
+        longer, document = contained_pairs(runs, rank, prints, np.isin(rank, small), 0.8, False)
+    return set(zip(longer.tolist(), document.tolist(), strict=True))
 
 
 def test_planted_repeats_are_found_and_other_texts_left_alone() -> None:

@@ -16,13 +16,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
 
 from stages.data.corpus import documents as table
 from stages.data.tokens import known, units
+from stages.data.tokens import lots as encoding
 from stages.data.tokens import tokenize as running
 from stages.data.tokens.config import TokenizeConfig, TokenizerConfig
 from stages.data.tokens.known import LONGEST, KnownChunks
 from stages.data.tokens.seams import PUNCTUATION, Seams, cut, find_seams
 from stages.data.tokens.stage import TOKENIZE, TOKENIZER
 from tests.stages.test_tokens_pieces import byte_pairs, unigram, word_pieces
-from tests.support import LocalArtifact, LocalContext
+from tests.support import LocalArtifact, LocalContext, settled
 
 # A pre-tokenizer that takes a mark along with the word after it, line ends with the marks before, three digits.
 GREEDY = r"(?i:'s|'t|'ll)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -141,6 +142,7 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalArt
     """Six files of documents, one of them empty."""
     monkeypatch.setattr(table, "PART_BYTES", 3000)
     monkeypatch.setattr(units, "UNIT", 700)
+    monkeypatch.setattr(encoding, "LOT", 700)
     monkeypatch.setattr(running, "WORTH_KNOWING", 0)
     writer = table.DocumentsWriter(tmp_path / "c" / "documents")
     for i in range(30):
@@ -163,7 +165,7 @@ class Killed(Exception):
 
 
 class Dying(LocalContext):
-    """Ends the run at the ``at``-th unit."""
+    """Ends the run at the ``at``-th part."""
 
     at = 0
 
@@ -179,7 +181,7 @@ def run(tmp_path: Path, documents: LocalArtifact, name: str, context: LocalConte
     output.mkdir()
     inputs = {"documents": documents, "tokenizer": LocalArtifact(tmp_path / "tokenizer")}
     TOKENIZE.run(TokenizeConfig(sequence_length=32, segment_length=8, shard_bytes=2000), inputs, output, context)
-    files = sorted(path for path in output.rglob("*") if path.is_file())
+    files = sorted(path for path in settled(output).rglob("*") if path.is_file())
     return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -202,11 +204,11 @@ def test_a_killed_run_goes_on_with_the_parts_it_has(
         encoded.extend(texts)
         return original(texts, *rest)
 
-    original = running.encode
-    monkeypatch.setattr(running, "encode", encode)
+    original = encoding.encode
+    monkeypatch.setattr(encoding, "encode", encode)
     work = str(tmp_path / "work") if storage == "local" else f"memory://{tmp_path.name}"
     everything = run(tmp_path, corpus, "counted", LocalContext(str(tmp_path / "other"))) and len(encoded)
-    for name, at in (("first", 8), ("second", 14)):
+    for name, at in (("first", 8), ("second", 18)):
         encoded.clear()
         context = Dying(work)
         context.at = at

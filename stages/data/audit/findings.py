@@ -155,11 +155,17 @@ class Audit:
 
 def shard_states(scans: Sequence[ShardScan]) -> list[ShardState]:
     """Every shard before cleaning, its exact copies known: of several documents with the same text the first stays."""
-    tables = [scan.table().select(["sha256", "bytes"]) for scan in scans]
-    digests = [np.frombuffer(bytes.fromhex("".join(t["sha256"].to_pylist())), ">u8").reshape(-1, 4) for t in tables]
-    keys = np.concatenate([*(d[:, :2] for d in digests), np.empty((0, 2), ">u8")]).astype(np.uint64)
-    shard = np.repeat(np.arange(len(scans)), [len(d) for d in digests])
-    row = np.concatenate([*(np.arange(len(d)) for d in digests), np.empty(0, np.int64)]).astype(np.int64)
+    sizes, halves = [], [np.empty((0, 2), np.uint64)]
+    for scan in scans:  # a table at a time: as numbers they are a fifth of it
+        table = scan.table()
+        sizes.append(np.array(table["bytes"].to_numpy()))
+        digests = np.frombuffer(bytes.fromhex("".join(table["sha256"].to_pylist())), ">u8").reshape(-1, 4)
+        halves.append(digests[:, :2].astype(np.uint64))
+    keys = np.concatenate(halves)
+    del halves
+    counts = [len(some) for some in sizes]
+    shard = np.repeat(np.arange(len(scans), dtype=np.int32), counts)
+    row = np.concatenate([np.empty(0, np.int32), *(np.arange(count, dtype=np.int32) for count in counts)])
     order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: copies stay in order
     same = np.zeros(len(order), bool)
     same[1:] = (keys[order][1:] == keys[order][:-1]).all(axis=1)
@@ -173,6 +179,6 @@ def shard_states(scans: Sequence[ShardScan]) -> list[ShardState]:
     for copy, first in sorted(zip(copies.tolist(), originals.tolist(), strict=True)):
         found[shard[copy]][int(row[copy])] = names[first]
     return [
-        ShardState(scan, shard_copies, np.array(table["bytes"].to_numpy()))
-        for scan, shard_copies, table in zip(scans, found, tables, strict=True)
+        ShardState(scan, shard_copies, shard_sizes)
+        for scan, shard_copies, shard_sizes in zip(scans, found, sizes, strict=True)
     ]

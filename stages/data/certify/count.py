@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.data.certify.config import CertifyConfig
-from stages.data.corpus.documents import document_files, write_table
+from stages.data.corpus.documents import document_names, write_table
 from stages.data.parallel import spread
 from stages.stage import Artifact, Context, StageError, Summary
 
@@ -86,14 +86,15 @@ class SharedOfFile(NamedTuple):
 
 def certify(config: CertifyConfig, documents: Artifact, output: Path, context: Context) -> Summary:
     """Write ``containment.parquet`` (docs/formats.md). Raises StageError where there is no evaluation document."""
-    files = document_files(documents.path("documents"))
+    names = document_names(documents)
+    worth_it = sum(names.values()) > WORTH_TASKS
     rows: list[dict[str, Any]] = []
     texts: list[list[str]] = []
-    for done, file in enumerate(files, 1):
-        for row in _evaluation(file):
+    for done, found_rows in enumerate(spread(_evaluation, names, documents, worth_it=worth_it), 1):
+        for row in found_rows:
             texts.append(list(words(memoryview(row.pop("text").encode()))))
             rows.append(row)
-        context.progress(done, 2 * len(files), "shards")
+        context.progress(done, 2 * len(names), "shards")
     if not rows:
         raise StageError("the documents have no evaluation split to certify", field="corpus", fix="add one")
     index = build(texts, config.ngram)
@@ -103,8 +104,6 @@ def certify(config: CertifyConfig, documents: Artifact, output: Path, context: C
     longest = np.zeros(len(rows), np.int64)
     most, top = np.zeros(len(rows), np.int64), [""] * len(rows)
     trained, read = 0, 0
-    worth_it = sum(file.stat().st_size for file in files) > WORTH_TASKS
-    names = [f"documents/{file.name}" for file in files]
     for done, shard in enumerate(spread(scan, names, documents, index, worth_it=worth_it), 1):
         found[shard.found] = True
         trained, read = trained + shard.documents, read + shard.words
@@ -113,7 +112,7 @@ def certify(config: CertifyConfig, documents: Artifact, output: Path, context: C
             for owner, grams in zip(pair.owner.tolist(), pair.grams.tolist(), strict=True):
                 if grams > most[owner]:
                     most[owner], top[owner] = grams, doc_id
-        context.progress(len(files) + done, 2 * len(files), "shards")
+        context.progress(len(names) + done, 2 * len(names), "shards")
     owned = np.bincount(index.owner, minlength=len(rows))
     contained = np.bincount(index.owner[np.repeat(found, np.diff(index.first))], minlength=len(rows))
     for i, row in enumerate(rows):
@@ -253,11 +252,15 @@ def scan(name: str, documents: Artifact, index: GramIndex) -> SharedOfFile:
     return SharedOfFile(np.unique(np.concatenate(found)), pairs, count, read)
 
 
-def _evaluation(file: Path) -> Iterator[dict[str, Any]]:
+def _evaluation(name: str, documents: Artifact) -> list[dict[str, Any]]:
     """doc_id (as ``book_id``), title, split and text of the evaluation documents of one part file."""
+    file = documents.path(name)
     if pc.all(pc.equal(pq.read_table(file, columns=["split"])["split"], TRAINING)).as_py() in (True, None):
-        return
+        return []
+    rows = []
     with pq.ParquetFile(file) as opened:
         for batch in opened.iter_batches(16, columns=["doc_id", "title", "split", "text"]):
             for row in batch.filter(pc.not_equal(batch["split"], TRAINING)).to_pylist():
-                yield {"book_id": row["doc_id"], "title": row["title"], "split": row["split"], "text": row["text"]}
+                row["book_id"] = row.pop("doc_id")
+                rows.append(row)
+    return rows

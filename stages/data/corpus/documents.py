@@ -6,13 +6,18 @@ reads it takes one file at a time, so that memory is bounded by a shard and not 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stages.stage import Artifact
 
 SCHEMA = pa.schema(
     [
@@ -95,6 +100,19 @@ def write_table(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, compression="zstd", row_group_size=256)
 
 
+def rows_at(column: pa.ChunkedArray, places: NDArray[Any]) -> pa.Array:
+    """The values of a column at some places. (The library's own ``take`` copies all of a column in several chunks.)"""
+    starts = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
+    of = np.searchsorted(starts, places, side="right") - 1
+    order = np.argsort(of, kind="stable")
+    edges = np.flatnonzero(np.r_[True, np.diff(of[order]) != 0, True]) if len(order) else np.zeros(1, np.int64)
+    parts = [pa.array([], column.type)]
+    for start, end in itertools.pairwise(edges.tolist()):
+        chunk = int(of[order[start]])
+        parts.append(column.chunk(chunk).take(pa.array(places[order[start:end]] - starts[chunk])))
+    return pa.concat_arrays(parts).take(pa.array(np.argsort(order)))
+
+
 class TableWriter:
     """Writes one Parquet file row by row, of which ``rows`` are in memory; ``options``: of ``pq.ParquetWriter``."""
 
@@ -126,6 +144,13 @@ class TableWriter:
 def document_files(folder: Path) -> list[Path]:
     """The files of a documents table, in its order."""
     return sorted(folder.glob("*.parquet"), key=lambda path: (len(path.name), path.name))
+
+
+def document_names(documents: Artifact) -> dict[str, int]:
+    """The files of the documents table of an artifact, in its order, with their sizes; nothing is fetched."""
+    sizes = documents.sizes("documents")
+    names = [name for name in sizes if name.endswith(".parquet") and name.count("/") == 1]
+    return {name: sizes[name] for name in sorted(names, key=lambda name: (len(name), name))}
 
 
 def read_documents(

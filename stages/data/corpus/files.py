@@ -10,7 +10,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,6 +27,7 @@ from stages.data.corpus.config import (
 )
 from stages.stage import StageError
 
+HASHED_ALONE = 2**22  # bytes below which threads cost more than they save
 RACY_NS = 2_000_000_000  # a file touched this recently may change again within one tick of its clock: not cached
 
 
@@ -46,8 +48,9 @@ class ExternalFile:
 class DigestCache:
     """sha256 of local files, remembered by path, size and modification time in a JSON file (None: not remembered)."""
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, digests: Callable[[Sequence[str], int], list[str]] | None = None) -> None:
+        """``digests``: how those of so many files of so many bytes are made; in threads of this process without."""
+        self._path, self._digests = path, digests or _in_threads
         self._known: dict[str, list[Any]] = {}
         self._changed = False
         if path is not None:
@@ -57,23 +60,24 @@ class DigestCache:
                 known = {}  # a missing, torn or forbidden cache costs one more hashing, nothing else
             self._known = known if isinstance(known, dict) else {}
 
-    def digest(self, path: str, status: os.stat_result) -> str:
-        """``sha256:<hex>`` of the file's bytes."""
-        stamp = [status.st_size, status.st_mtime_ns]
+    def digests(self, files: Sequence[tuple[str, os.stat_result]]) -> list[str]:
+        """``sha256:<hex>`` of the bytes of every file. Raises StageError for one that cannot be read."""
+        found = [self._remembered(path, status) for path, status in files]
+        new = [at for at, digest in enumerate(found) if not digest]
+        made = self._digests([files[at][0] for at in new], sum(files[at][1].st_size for at in new))
+        for at, digest in zip(new, made, strict=True):
+            path, status = files[at]
+            found[at] = digest
+            if time.time_ns() - status.st_mtime_ns > RACY_NS:
+                self._known[path] = [status.st_size, status.st_mtime_ns, digest]
+                self._changed = True
+        return found
+
+    def _remembered(self, path: str, status: os.stat_result) -> str:
         known = self._known.get(path)
-        if isinstance(known, list) and known[:2] == stamp:
+        if isinstance(known, list) and known[:2] == [status.st_size, status.st_mtime_ns]:
             return str(known[2])
-        try:
-            with open(path, "rb") as file:
-                digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise StageError(
-                f"cannot be read: {error.strerror}", field="file", value=path, fix="check its permissions, or remove it"
-            ) from error
-        if time.time_ns() - status.st_mtime_ns > RACY_NS:
-            self._known[path] = [*stamp, digest]
-            self._changed = True
-        return digest
+        return ""
 
     def save(self) -> None:
         """Write what was learned, atomically; another process may do the same."""
@@ -87,6 +91,39 @@ class DigestCache:
         except OSError:  # no home, a read-only one, a full disk: nothing is lost but time
             with contextlib.suppress(OSError):
                 draft.unlink(missing_ok=True)
+
+
+def _in_threads(paths: Sequence[str], size: int) -> list[str]:
+    """Hashing leaves the interpreter to others."""
+    if len(paths) < 2 or size < HASHED_ALONE:
+        return digests_of(paths)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(digest_of, paths))
+
+
+def digests_of(paths: Sequence[str]) -> list[str]:
+    """One after the other."""
+    return [digest_of(path) for path in paths]
+
+
+def digest_of(path: str) -> str:
+    """``sha256:<hex>`` of a file's bytes. Raises StageError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StageError(
+            f"cannot be read: {error.strerror}", field="file", value=path, fix="check its permissions, or remove it"
+        ) from error
+
+
+def default_cache() -> Path | None:
+    """Where digests of unchanged external files are kept between commands; None without a home."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return Path(base) / "infini-study" / "digests.json"
 
 
 def stable_share(text: str) -> float:

@@ -1,55 +1,55 @@
 """Reads the pinned sources and writes the documents table, shard by shard, with every problem named.
 
-Files are read in groups, a task each; a task streams its documents into files of ``documents.PART_BYTES`` of text in
-the step's work folder, so memory is bounded by a shard and a crash costs the groups in flight. The driver holds of the
-documents only id, split and hash: with them it finds ids that repeat anywhere in the corpus. The order of the table is
-that of the sources in the study file, of the files' names, and of the documents in a file.
+Files are read in groups, a task each, large ones in pieces; a task streams its documents into files of
+``documents.PART_BYTES`` of text in the step's work folder, so memory is bounded by a shard and a crash costs the groups
+in flight. Of the documents the driver maps id, split, hash and size: with them it finds ids that repeat anywhere in the
+corpus. The order of the table is that of the sources in the study file, of the files' names, and of the documents in a
+file.
 """
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from cluster import storage
 from cluster.storage import join
-from stages.data.corpus.config import SPLITS, Hub, IngestConfig, JsonLines, Parquet, Pg19, Source, SplitName
-from stages.data.corpus.documents import DocumentsWriter, part_name, write_documents, write_table
-from stages.data.corpus.files import DigestCache, ExternalFile
+from stages.data.corpus import groups as reading
+from stages.data.corpus.config import SPLITS, Hub, IngestConfig, JsonLines, Parquet, Pg19, Source
+from stages.data.corpus.documents import part_name, rows_at, write_documents, write_table
+from stages.data.corpus.files import DigestCache, ExternalFile, default_cache, digests_of
+from stages.data.corpus.groups import IDS, IDS_FILE, PROBLEMS, PROBLEMS_FILE, Group, Slice, problem_row
 from stages.data.corpus.pin import list_files, listing_digest
-from stages.data.corpus.readers import NO_FIELD, Raw, column_names, pg19_metadata, printable, read, read_hub, year_of
+from stages.data.corpus.readers import NO_FIELD, column_names
+from stages.data.corpus.repeats import Repeats, find_repeats, is_in
+from stages.data.parallel import spread
 from stages.data.pinned import unchanged
-from stages.data.saved import Saved, spread_saved
+from stages.data.saved import Saved, mapped, spread_saved
 from stages.stage import Context, StageError, Summary
 
-GROUP_BYTES = 16 * 2**20  # of input for one task; a larger file is one task by itself
+GROUP_BYTES = 16 * 2**20  # of input for one task; a larger file is one task by itself, or several
 WORTH_TASKS = 32 * 2**20  # below this many bytes of input, starting workers costs more than it saves
 
-PROBLEMS = pa.schema([(name, pa.string()) for name in ("name", "source", "problem", "action", "detail")])
-IDS = pa.schema(
-    [
-        ("doc_id", pa.large_string()),
-        ("split", pa.string()),
-        ("sha256", pa.binary(32)),
-        ("bytes", pa.int64()),
-        ("part", pa.int32()),
-        ("row", pa.int32()),
-    ]
-)
-"""What the driver holds of each document. part: the file of its group, row: the row in there."""
 
-FORMAT = 2  # of what a task leaves
+@dataclass(frozen=True)
+class Read:
+    """What was read of one group: the ``files`` of its documents in order (part of the work folder, name in there) and
+    their ``ids`` (``IDS``)."""
 
-Group = tuple[Source, list[ExternalFile], SplitName | None]
-"""One task's share: a source and some of its files, or one split of a hub source."""
+    files: list[tuple[Saved, str]]
+    ids: pa.Table
 
 
 def ingest(config: IngestConfig, output: Path, context: Context) -> Summary:
@@ -58,38 +58,35 @@ def ingest(config: IngestConfig, output: Path, context: Context) -> Summary:
     Raises StageError where an input differs from its pin, where no training or no evaluation document is left, where
     every evaluation document is also a training document, and for any bad document under ``on_bad_document: fail``.
     """
+    place = storage.local_path(context.work_url)
+    if place is not None:
+        place.mkdir(parents=True, exist_ok=True)
+    spill = Path(tempfile.mkdtemp(prefix="ingest-", dir=place))
+    try:
+        return _ingest(config, output, context, spill)
+    finally:
+        shutil.rmtree(spill, ignore_errors=True)
+
+
+def _ingest(config: IngestConfig, output: Path, context: Context, spill: Path) -> Summary:
     files = {source.name: _verified_files(source, index) for index, source in enumerate(config.sources)}
-    groups = [group for source in config.sources for group in _groups(source, files[source.name])]
     size = sum(file.size for listed in files.values() for file in listed)
-    parts: list[Saved] = []
+    groups = [group for source in config.sources for group in _groups(source, files[source.name])]
     seen: dict[str, set[str]] = {source.name: set() for source in config.sources}
-    ids: list[pa.Table] = []
     problems: list[pa.Table] = []
-    done = documents = 0
-    made = spread_saved(
-        _read_group, groups, join(context.work_url, "shards"), identity=_identity, worth_it=size > WORTH_TASKS
-    )
-    for (source, members, _), part in zip(groups, made, strict=True):
-        parts.append(part)
-        seen[source.name].update(part.value["columns"])
-        ids.append(_table(part, "ids.parquet"))
-        problems.append(_table(part, "problems.parquet"))
-        documents += ids[-1].num_rows
-        done += sum(file.size for file in members)
-        context.progress(min(done, size) or len(parts), size or len(groups), "bytes", documents=float(documents))
-    if resumed := sum(part.resumed for part in parts):
-        context.log(f"{resumed} of {len(parts)} groups of files were read by an earlier attempt")
+    read = list(_read(groups, size, seen, problems, context, spill))
     _check_columns(config, seen, problems, context)
-    groups_of = pa.array([i for i, table in enumerate(ids) for _ in range(table.num_rows)], pa.int32())
-    table = pa.concat_tables([IDS.empty_table(), *ids]).append_column("group", groups_of)
-    lost, names, repeated, renamed = _repeats(table)
-    table = table.set_column(0, "doc_id", names)
-    kept = table.filter(pa.array([not gone for gone in lost], pa.bool_())) if any(lost) else table
-    found = [*dict.fromkeys(row for problem in problems for row in _rows(problem)), *repeated]
+    table = pa.concat_tables([IDS.empty_table(), *(part.ids for part in read)])
+    repeats = find_repeats(table)
+    kept = np.ones(len(table), bool)
+    kept[repeats.lost] = False
+    found = [*dict.fromkeys(row for problem in problems for row in _rows(problem)), *repeats.repeated]
     found = _report(found, config, context)
-    counts = Counter(kept["split"].to_pylist())
-    _check_both_sides(counts, len(found), config)
-    copies = _training_copies(kept, config, context)
+    split = table["split"].to_numpy()
+    counts: Counter[str] = Counter({name: int((kept & (split == code)).sum()) for code, name in enumerate(SPLITS)})
+    _check_both_sides(+counts, len(found), config)
+    copies = _training_copies(table, kept, repeats, config, context)
+    renamed = repeats.renamed
     if renamed:
         names_told = ", ".join(row[0] for row in renamed[:3])
         context.warn(
@@ -97,24 +94,105 @@ def ingest(config: IngestConfig, output: Path, context: Context) -> Summary:
             f"{', ...' if len(renamed) > 3 else ''} (see problems.parquet)"
         )
 
-    changed = {row[0] for row in renamed}
-    _write_documents(parts, table, lost, changed, output / "documents")
+    _write_documents(read, repeats, output / "documents")
     fields = PROBLEMS.names
     listed_problems = [dict(zip(fields, row, strict=True)) for row in sorted([*found, *renamed, *copies])]
     write_table(pa.Table.from_pylist(listed_problems, schema=PROBLEMS), output / "problems.parquet")
     listing = {name: [file.entry() for file in listed] for name, listed in files.items()}
     (output / "listing.json").write_text(json.dumps(listing, indent=1, sort_keys=True) + "\n")
-    text_bytes = {s: pc.sum(kept.filter(pc.equal(kept["split"], s))["bytes"]).as_py() or 0 for s in SPLITS}
-    metrics = {f"documents_{split}": float(counts[split]) for split in SPLITS}
-    metrics |= {f"bytes_{split}": float(text_bytes[split]) for split in SPLITS}
+    sizes = table["bytes"].to_numpy()
+    text_bytes = {name: int(sizes[kept & (split == code)].sum()) for code, name in enumerate(SPLITS)}
+    metrics = {f"documents_{name}": float(counts[name]) for name in SPLITS}
+    metrics |= {f"bytes_{name}": float(text_bytes[name]) for name in SPLITS}
     metrics |= {"problems": float(len(found)), "files": float(sum(map(len, files.values())))}
     metrics |= {f"problems_{kind}": float(n) for kind, n in sorted(Counter(row[2] for row in found).items())}
     metrics |= {"training_copies": float(len(copies)), "documents_renamed": float(len(renamed))}
     apart = f"; {len(renamed)} told apart from others of their id" if renamed else ""
-    told = ", ".join(f"{counts[split]} {split} ({text_bytes[split] / 1e6:.1f} MB)" for split in SPLITS)
+    told = ", ".join(f"{counts[name]} {name} ({text_bytes[name] / 1e6:.1f} MB)" for name in SPLITS)
     skipped = f"; {len(found)} skipped" if found else ""
-    headline = f"{kept.num_rows} documents: {told}{skipped}{apart}"
+    headline = f"{int(kept.sum())} documents: {told}{skipped}{apart}"
     return Summary(headline, metrics, {"Problems": "problems.parquet"})
+
+
+def _read(
+    groups: Sequence[Group],
+    size: int,
+    seen: Mapping[str, set[str]],
+    problems: list[pa.Table],
+    context: Context,
+    spill: Path,
+) -> Iterator[Read]:
+    """Every group, read; takes up columns and problems."""
+    worth_it = size > WORTH_TASKS
+    pieces = _in_pieces(groups, worth_it)
+    work = [group for of_group in pieces for group in of_group]
+    place = join(context.work_url, "shards")
+    made = spread_saved(reading.read_group, work, place, identity=reading.identity, worth_it=worth_it)
+    done = documents = resumed = 0
+    for of_group in pieces:
+        parts: list[Saved] = []
+        for group, part in zip(of_group, made, strict=False):
+            parts.append(part)
+            done, resumed = done + group.size, resumed + part.resumed
+            documents += part.value["documents"]
+            context.progress(min(done, size) or len(parts), size or len(work), "bytes", documents=float(documents))
+        if len(parts) > 1 and any(part.value["damaged"] for part in parts):  # what is left of it is said of the whole
+            whole = [replace(of_group[0], piece=None)]
+            parts = list(spread_saved(reading.read_group, whole, place, identity=reading.identity, worth_it=worth_it))
+        for part in parts:
+            seen[of_group[0].source.name].update(part.value["columns"])
+            if part.value["problems"]:
+                problems.append(_table(part, PROBLEMS_FILE))
+        yield _put_together(parts, worth_it, context, spill)
+    if resumed:
+        context.log(f"{resumed} of {len(work)} groups of files were read by an earlier attempt")
+
+
+def _in_pieces(groups: Sequence[Group], worth_it: bool) -> list[list[Group]]:
+    large = [group for group in groups if reading.splittable(group)]
+    cut = spread(reading.in_pieces, large, reading.SPLIT_BYTES, worth_it=worth_it)
+    pieces = [next(cut) if reading.splittable(group) else [group] for group in groups]
+    lined = [group for of_group in pieces if len(of_group) > 1 for group in of_group]
+    begun = spread(reading.lines_begun, lined, worth_it=worth_it)
+    for of_group in pieces:
+        if len(of_group) > 1 and isinstance(of_group[0].source, JsonLines):
+            first = 0
+            for at, group in enumerate(of_group):
+                assert group.piece is not None
+                of_group[at] = replace(group, piece=replace(group.piece, first=first))
+                first += next(begun)
+        elif len(of_group) > 1:
+            for _ in of_group:
+                next(begun)
+    return pieces
+
+
+def _put_together(parts: list[Saved], worth_it: bool, context: Context, spill: Path) -> Read:
+    """The files of a group; those of one read in pieces are laid out as if it had been read in one."""
+    tables = [mapped(join(part.url, IDS_FILE), spill) for part in parts]
+    if len(parts) == 1:
+        (part,) = parts
+        return Read([(part, part_name(number)) for number in range(part.value["parts"])], tables[0])
+    table = pa.concat_tables(tables)
+    piece = np.repeat(np.arange(len(tables)), [len(some) for some in tables])
+    part_of, row = table["part"].to_numpy(), table["row"].to_numpy()
+    places = reading.layout(table["bytes"].to_numpy())
+    jobs = []
+    for start, end in places:
+        new = np.flatnonzero((np.diff(piece[start:end]) != 0) | (np.diff(part_of[start:end]) != 0)) + start + 1
+        edges = [start, *new.tolist(), end]
+        jobs.append(
+            tuple(
+                Slice(join(parts[piece[a]].url, part_name(int(part_of[a]))), int(row[a]), int(row[b - 1]) + 1)
+                for a, b in itertools.pairwise(edges)
+            )
+        )
+    place = join(context.work_url, "assembled")
+    made = spread_saved(reading.assemble, jobs, place, identity=reading.slices_identity, worth_it=worth_it)
+    number = np.repeat(np.arange(len(places), dtype=np.int32), [end - start for start, end in places])
+    inside = np.concatenate([np.empty(0, np.int32), *(np.arange(end - a, dtype=np.int32) for a, end in places)])
+    table = table.set_column(4, IDS.field("part"), pa.array(number)).set_column(5, IDS.field("row"), pa.array(inside))
+    return Read([(part, reading.PART) for part in made], table)
 
 
 def _check_columns(
@@ -142,16 +220,24 @@ def _check_columns(
 
 
 def _verified_files(source: Source, index: int) -> list[ExternalFile]:
-    """The source's files, re-read and compared with the pin: the plan may be older than the files."""
-    files = list_files(source, DigestCache(None), f"corpus.sources.{index}")
+    """The source's files, compared with the pin: the plan may be older than the files. Those that changed since their
+    digest was last taken on this machine are read again, in parallel."""
+    files = list_files(source, DigestCache(default_cache(), _digests), f"corpus.sources.{index}")
     field, what = f"corpus.sources.{index}.pin", f"the input of source {source.name!r}"
     unchanged(listing_digest(files), source.pin, field=field, what=what)
     return files
 
 
+def _digests(paths: Sequence[str], size: int) -> list[str]:
+    """Of files together of ``size`` bytes, by a task for some of them each."""
+    lots = [paths[at : at + 16] for at in range(0, len(paths), 16)]
+    return [digest for lot in spread(digests_of, lots, worth_it=size > WORTH_TASKS) for digest in lot]
+
+
 def _groups(source: Source, files: list[ExternalFile]) -> list[Group]:
     if isinstance(source, Hub):
-        return [(source, [], split) for split in SPLITS if split in source.splits]
+        local = tuple(files) if any(file.size for file in files) else ()
+        return [Group(source, local, split) for split in SPLITS if split in source.splits]
     groups: list[Group] = []
     current: list[ExternalFile] = []
     size = 0
@@ -159,84 +245,14 @@ def _groups(source: Source, files: list[ExternalFile]) -> list[Group]:
         current.append(file)
         size += file.size
         if size >= GROUP_BYTES:
-            groups.append((source, current, None))
+            groups.append(Group(source, tuple(current)))
             current, size = [], 0
     if current:
-        groups.append((source, current, None))
+        groups.append(Group(source, tuple(current)))
     if isinstance(source, Pg19) and (metadata := [file for file in files if file.name == "metadata.csv"]):
         # Every group needs the table; reading it again in each task is cheaper than shipping it.
-        groups = [(source, [*(f for f in members if f not in metadata), *metadata], None) for _, members, _ in groups]
+        groups = [replace(group, files=(*(f for f in group.files if f not in metadata), *metadata)) for group in groups]
     return groups
-
-
-def _identity(group: Group) -> str:
-    source, files, split = group
-    listed = [(printable(file.name), file.size, file.digest) for file in files]
-    said = [FORMAT, source.key_fields(), listed, split]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def _read_group(group: Group, folder: Path) -> dict[str, Any]:
-    """One task: the group's documents (repeats included) as ``part-*.parquet``, their ``ids.parquet`` and its
-    ``problems.parquet``. Returns the number of parts, and which of the source's columns the files have."""
-    source, files, _ = group
-    ids: list[dict[str, Any]] = []
-    problems: list[dict[str, str]] = []
-    metadata: dict[str, dict[str, str]] = {}
-    if isinstance(source, Pg19):
-        try:
-            metadata = next((pg19_metadata(file) for file in files if file.name == "metadata.csv"), {})
-        except ValueError as error:
-            detail = f"titles and years are left out: {error}"
-            problems.append(_problem(f"{source.name}/metadata.csv", source.name, "undecodable", detail))
-    writer = DocumentsWriter(folder)
-    seen: set[str] = set()
-    for raw in _raws(group, seen):
-        if raw.problem:
-            problems.append(_problem(f"{source.name}/{raw.id}", source.name, raw.problem, raw.detail))
-            continue
-        row = _row(source, _described(raw, metadata.get(raw.id)))
-        part, place = writer.write(row)
-        digest = bytes.fromhex(row["sha256"])
-        ids.append({"doc_id": row["doc_id"], "split": raw.split, "sha256": digest, "bytes": len(raw.text)})
-        ids[-1] |= {"part": part, "row": place}
-    if ids:
-        writer.close()
-    write_table(pa.Table.from_pylist(ids, schema=IDS), folder / "ids.parquet")
-    write_table(pa.Table.from_pylist(problems, schema=PROBLEMS), folder / "problems.parquet")
-    return {"parts": writer.parts, "columns": sorted(seen)}
-
-
-def _raws(group: Group, seen: set[str]) -> Iterator[Raw]:
-    source, files, split = group
-    if isinstance(source, Hub) and split is not None:
-        yield from read_hub(source, split)
-    for file in files:
-        yield from read(source, file, seen)
-
-
-def _described(raw: Raw, about: dict[str, str] | None) -> Raw:
-    if about is None:
-        return raw
-    year = year_of(about.get("year"))
-    return replace(raw, title=about.get("title") or None, author=about.get("author") or None, year=year)
-
-
-def _row(source: Source, raw: Raw) -> dict[str, Any]:
-    return {
-        "doc_id": f"{source.name}/{raw.id}",
-        "source": source.name,
-        "title": raw.title,
-        "author": raw.author,
-        "year": raw.year,
-        "split": raw.split,
-        "text": raw.text,
-        "sha256": hashlib.sha256(raw.text).hexdigest(),
-    }
-
-
-def _problem(name: str, source: str, problem: str, detail: str, action: str = "skipped") -> dict[str, str]:
-    return {"name": name, "source": source, "problem": problem, "action": action, "detail": detail}
 
 
 def _table(part: Saved, name: str) -> pa.Table:
@@ -246,55 +262,6 @@ def _table(part: Saved, name: str) -> pa.Table:
 
 def _rows(table: pa.Table) -> Iterator[tuple[str, ...]]:
     return zip(*(table[name].to_pylist() for name in PROBLEMS.names), strict=True)
-
-
-def _repeats(
-    table: pa.Table,
-) -> tuple[list[bool], pa.ChunkedArray, list[tuple[str, ...]], list[tuple[str, ...]]]:
-    """(is row i left out because another has its id and text, the ids told apart, a problem for each row left out, one
-    for each that got another id).
-
-    Of several with one id and text an evaluation document is kept before a training one: so the copy that goes is the
-    one that would leak. In the same order those of one id and different texts are named ``id``, ``id#2``, ``id#3``.
-    """
-    order = pc.sort_indices(table["doc_id"])
-    names = table["doc_id"].take(order).combine_chunks()
-    same = pc.equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False) if len(names) > 1 else []
-    lost = [False] * table.num_rows
-    repeated: list[tuple[str, ...]] = []
-    renamed: list[tuple[str, ...]] = []
-    if not any(same):
-        return lost, table["doc_id"], repeated, renamed
-    ids = table["doc_id"].to_pylist()
-    taken = {name for name in ids if "#" in name}  # what a new name could run into
-    held_out_first = {"test": 0, "validation": 1, "train": 2}
-    places = order.to_pylist()
-    start = 0
-    while start < len(places):
-        end = start + 1
-        while end < len(places) and same[end - 1]:
-            end += 1
-        if end - start > 1:
-            splits = {i: table["split"][i].as_py() for i in places[start:end]}
-            name = ids[places[start]]
-            source = name.split("/")[0]
-            first: dict[bytes, int] = {}
-            number = 1
-            for i in sorted(splits, key=lambda i: (held_out_first[splits[i]], i)):
-                digest = table["sha256"][i].as_py()
-                if (kept := first.setdefault(digest, i)) != i:
-                    lost[i] = True
-                    detail = f"the same id and text: the copy in {splits[kept]} was kept, this one ({splits[i]}) not"
-                    repeated.append(tuple(_problem(name, source, "duplicate_id", detail).values()))
-                elif len(first) > 1:
-                    number += 1
-                    while f"{name}#{number}" in taken:
-                        number += 1
-                    ids[i] = f"{name}#{number}"
-                    detail = f"another document has the id {name} and another text"
-                    renamed.append(tuple(_problem(ids[i], source, "same_id", detail, "renamed").values()))
-        start = end
-    return lost, pa.chunked_array([pa.array(ids, pa.large_string())]), repeated, renamed
 
 
 def _report(problems: list[tuple[str, ...]], config: IngestConfig, context: Context) -> list[tuple[str, ...]]:
@@ -328,28 +295,33 @@ def _check_both_sides(counts: Counter[str], problems: int, config: IngestConfig)
         )
 
 
-def _training_copies(kept: pa.Table, config: IngestConfig, context: Context) -> list[tuple[str, ...]]:
+def _training_copies(
+    table: pa.Table, kept: NDArray[np.bool_], repeats: Repeats, config: IngestConfig, context: Context
+) -> list[tuple[str, ...]]:
     """A row for every training document with the very text of an evaluation document. They stay: what becomes of them
     is for ``decontaminate`` to decide. Raises StageError where no evaluation document is without such a copy."""
-    train = kept.filter(pc.equal(kept["split"], "train"))
-    held_out = kept.filter(pc.not_equal(kept["split"], "train"))
-    copies = train.filter(pc.is_in(train["sha256"], pc.unique(held_out["sha256"])))
-    if not copies.num_rows:
+    train = table["split"].to_numpy() == SPLITS.index("train")
+    held_out = np.flatnonzero(kept & ~train)
+    digests = rows_at(table["sha256"], held_out)
+    copies = np.flatnonzero(kept & train & is_in(table["sha256"], pc.unique(digests)))
+    if not len(copies):
         return []
-    fresh = pc.sum(pc.invert(pc.is_in(held_out["sha256"], pc.unique(copies["sha256"])))).as_py()
-    if not fresh:
+    taken = pc.unique(rows_at(table["sha256"], copies))
+    if pc.all(pc.is_in(digests, taken)).as_py():
         raise StageError(
-            f"every evaluation document ({held_out.num_rows}) is also a training document: the evaluation set is part "
-            f"of the training set ({copies['doc_id'][0].as_py()}, ...)",
+            f"every evaluation document ({len(held_out)}) is also a training document: the evaluation set is part "
+            f"of the training set ({repeats.name(table, int(copies[0]))}, ...)",
             field="corpus.sources",
             value=[source.name for source in config.sources],
             fix="give evaluation documents of their own, or take them out of the training split",
         )
-    originals = dict(zip(held_out["sha256"].to_pylist(), held_out["doc_id"].to_pylist(), strict=True))
+    names = [repeats.name(table, at) for at in held_out.tolist()]
+    originals = dict(zip(digests.to_pylist(), names, strict=True))
     rows = []
-    for name, digest in zip(copies["doc_id"].to_pylist(), copies["sha256"].to_pylist(), strict=True):
-        detail = f"its text is that of the evaluation document {originals[digest]}"
-        rows.append(tuple(_problem(name, name.split("/")[0], "evaluation_text", detail, "kept").values()))
+    for at in copies.tolist():
+        name = repeats.name(table, at)
+        detail = f"its text is that of the evaluation document {originals[table['sha256'][at].as_py()]}"
+        rows.append(tuple(problem_row(name, name.split("/")[0], "evaluation_text", detail, "kept").values()))
     context.warn(
         f"{len(rows)} training document(s) are copies of evaluation documents: {rows[0][0]}"
         f"{', ...' if len(rows) > 1 else ''} (kept for the contamination audit to remove; see problems.parquet)"
@@ -357,32 +329,37 @@ def _training_copies(kept: pa.Table, config: IngestConfig, context: Context) -> 
     return rows
 
 
-def _write_documents(parts: list[Saved], table: pa.Table, lost: list[bool], renamed: set[str], folder: Path) -> None:
-    """Put the groups' files one after the other, without the rows that are ``lost`` and under their ids in ``table``
-    where these are ``renamed``."""
+def _write_documents(read: list[Read], repeats: Repeats, folder: Path) -> None:
+    """Put the groups' files one after the other, without the rows that are lost and under the ids they got."""
     folder.mkdir(parents=True, exist_ok=True)
-    without: dict[tuple[int, int], set[int]] = {}
-    called: dict[tuple[int, int], dict[int, str]] = {}
-    if renamed or any(lost):
-        places = zip(*(table[name].to_pylist() for name in ("group", "part", "row", "doc_id")), strict=True)
-        for (group, part, row, name), left_out in zip(places, lost, strict=True):
-            if left_out:
-                without.setdefault((group, part), set()).add(row)
-            elif name in renamed:
-                called.setdefault((group, part), {})[row] = name
-    number = 0
-    for group, part in enumerate(parts):
-        for index in range(part.value["parts"]):
+    touched = sorted({*repeats.lost, *repeats.names})
+    number = start = at = 0
+    for group in read:
+        end = start + len(group.ids)
+        gone: dict[int, set[int]] = {}
+        new: dict[int, dict[int, str]] = {}
+        while at < len(touched) and touched[at] < end:
+            part, row = (group.ids[name][touched[at] - start].as_py() for name in ("part", "row"))
+            if touched[at] in repeats.lost:
+                gone.setdefault(part, set()).add(row)
+            else:
+                new.setdefault(part, {})[row] = repeats.names[touched[at]]
+            at += 1
+        for index, (saved, name) in enumerate(group.files):
             target = folder / part_name(number)
-            part.take(part_name(index), target)
-            gone, new = without.get((group, index), set()), called.get((group, index), {})
-            if gone or new:
-                rows = pq.read_table(target)
-                target.unlink()  # the group's own file stays as it is: target may be a link to it
-                ids = [new.get(i, name) for i, name in enumerate(rows["doc_id"].to_pylist())]
-                rows = rows.set_column(0, rows.schema.field("doc_id"), pa.array(ids, pa.string()))
-                rows = rows.filter(pa.array([i not in gone for i in range(rows.num_rows)]))
-                if not rows.num_rows:
-                    continue
-                write_documents(rows, target)
-            number += 1
+            if index not in gone and index not in new:
+                saved.place(name, target)
+                number += 1
+            elif _rewritten(_table(saved, name), target, gone.get(index, set()), new.get(index, {})):
+                number += 1
+        start = end
+
+
+def _rewritten(rows: pa.Table, target: Path, gone: set[int], new: dict[int, str]) -> bool:
+    """Write a file without some rows and with other ids for some; False where nothing is left of it."""
+    ids = [new.get(i, name) for i, name in enumerate(rows["doc_id"].to_pylist())]
+    rows = rows.set_column(0, rows.schema.field("doc_id"), pa.array(ids, pa.string()))
+    rows = rows.filter(pa.array([i not in gone for i in range(rows.num_rows)]))
+    if rows.num_rows:
+        write_documents(rows, target)
+    return bool(rows.num_rows)

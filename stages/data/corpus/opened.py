@@ -31,6 +31,14 @@ def opened(location: str) -> AbstractContextManager[BinaryIO]:
     return _unpacked(filesystem.open(path, "rb"), location)
 
 
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+
+
+def packed(location: str) -> bool:
+    """Does the name say that the file is packed?"""
+    return location.lower().endswith(PACKED)
+
+
 @contextmanager
 def _unpacked(file: Any, name: str) -> Iterator[BinaryIO]:
     with file:
@@ -133,3 +141,12 @@ def lines(stream: BinaryIO, encodings: Sequence[str]) -> Iterator[bytes]:
     text = io.TextIOWrapper(buffered, wide, newline="\n")
     for number, line in enumerate(text):
         yield (line.removeprefix("\ufeff") if not number else line).encode(errors="surrogatepass")
+
+
+def lines_of(stream: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    """The lines that begin at bytes ``start`` to ``end`` of an unpacked file."""
+    stream.seek(max(0, start - 1))
+    at = max(0, start - 1) + (len(stream.readline()) if start else 0)
+    while at < end and (line := stream.readline()):
+        yield line
+        at += len(line)

@@ -183,13 +183,16 @@ def _url_files(source: Pg19 | Parquet | JsonLines | TextFiles, digests: DigestCa
 
 
 def _described(found: Iterable[Found], digests: DigestCache) -> list[ExternalFile]:
+    listed = sorted(found, key=lambda entry: entry[:2])
+    local = [(location, os.stat(location)) for _, location, info in listed if info is None]
+    known = iter(zip(local, digests.digests(local), strict=True))
     files = []
-    for name, location, info in sorted(found, key=lambda entry: entry[:2]):
+    for name, location, info in listed:
         if info is not None:
             files.append(_remote_file(name, location, info))
         else:
-            status = os.stat(location)
-            files.append(ExternalFile(name, location, status.st_size, digests.digest(location, status)))
+            (_, status), digest = next(known)
+            files.append(ExternalFile(name, location, status.st_size, digest))
     return files
 
 

@@ -33,7 +33,7 @@ from stages.data.corpus.config import (
 )
 from stages.data.corpus.files import ExternalFile, book_id, split_of, without_suffix
 from stages.data.corpus.manuals import manual_pages
-from stages.data.corpus.opened import lines, opened, utf8
+from stages.data.corpus.opened import lines, lines_of, opened, utf8
 from stages.stage import StageError
 
 MAX_TEXT_BYTES = 2**31 - 2**20
@@ -59,13 +59,27 @@ class Raw:
     year: int | None = None
     problem: str = ""
     detail: str = ""
+    damaged: bool = False
+    """The rest of the file cannot be read."""
 
 
-def read(source: Source, file: ExternalFile, seen: set[str] | None = None) -> Iterator[Raw]:
+@dataclass(frozen=True)
+class Piece:
+    """A part of a large file: row groups, bytes or rows ``start`` to ``end``; ``first``: number of its first row or
+    line in the file; ``of``: how many pieces the file has."""
+
+    start: int
+    end: int
+    first: int
+    of: int = 1
+
+
+def read(source: Source, file: ExternalFile, seen: set[str] | None = None, piece: Piece | None = None) -> Iterator[Raw]:
     """The documents in one of the source's files, in file order; a damaged file gives those before the damage and one
     problem. Raises StageError for a missing column of text or split, or where the system does not let the file be read.
 
-    ``seen`` takes up which of the source's columns the file has.
+    ``seen`` takes up which of the source's columns the file has. ``piece``: of Parquet (row groups) and unpacked JSON
+    Lines in UTF-8 (bytes; the lines that begin in there).
     """
     seen = set() if seen is None else seen
     if (name := printable(file.name)) != file.name:
@@ -73,7 +87,7 @@ def read(source: Source, file: ExternalFile, seen: set[str] | None = None) -> It
         return
     count = 0
     try:
-        for count, raw in enumerate(_documents(source, file, seen), 1):  # noqa: B007 (said below)
+        for count, raw in enumerate(_documents(source, file, seen, piece), 1):  # noqa: B007 (said below)
             yield raw
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -84,7 +98,7 @@ def read(source: Source, file: ExternalFile, seen: set[str] | None = None) -> It
                 fix="check its permissions and the storage, then run again",
             ) from error
         detail = f"damaged after {count} document(s): {type(error).__name__}: {error}"
-        yield Raw(file.name, problem="undecodable", detail=detail)
+        yield Raw(file.name, problem="undecodable", detail=detail, damaged=True)
 
 
 def printable(name: str) -> str:
@@ -92,7 +106,7 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _documents(source: Source, file: ExternalFile, seen: set[str]) -> Iterator[Raw]:
+def _documents(source: Source, file: ExternalFile, seen: set[str], piece: Piece | None) -> Iterator[Raw]:
     if isinstance(source, PythonDocs):
         yield from _python_docs(source, file)
     elif isinstance(source, Pg19):
@@ -102,18 +116,18 @@ def _documents(source: Source, file: ExternalFile, seen: set[str]) -> Iterator[R
         where = split_of(without_suffix(file.name), source.split)
         yield _text_file(file, file.name, where, source.encoding)
     elif isinstance(source, Parquet):
-        yield from _parquet(source, file, seen)
+        yield from _parquet(source, file, seen, piece)
     elif isinstance(source, JsonLines):
-        yield from _json_lines(source, file, seen)
+        yield from _json_lines(source, file, seen, piece)
 
 
-def read_hub(source: Hub, split: SplitName) -> Iterator[Raw]:
-    """The documents of one split of a ``datasets`` data set. Raises StageError where it cannot be loaded."""
+def hub_rows(source: Hub, split: SplitName) -> Any:
+    """One split of a ``datasets`` data set. Raises StageError where it cannot be loaded."""
     import datasets
 
     wanted = source.splits[split]
     try:
-        rows = datasets.load_dataset(source.path, source.config, revision=source.revision, split=wanted)
+        return datasets.load_dataset(source.path, source.config, revision=source.revision, split=wanted)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise StageError(
             f"the data set cannot be loaded: {_reason(error)}",
@@ -121,9 +135,16 @@ def read_hub(source: Hub, split: SplitName) -> Iterator[Raw]:
             value=wanted,
             fix="check path, revision, config and the names of its splits, and the network",
         ) from error
+
+
+def read_hub(source: Hub, split: SplitName, piece: Piece | None = None) -> Iterator[Raw]:
+    """The documents of one split of a ``datasets`` data set, or some rows of it. Raises StageError as ``hub_rows``."""
+    rows = hub_rows(source, split)
     nested = [path for name, feature in rows.features.items() for path in (name, *_below(name, feature))]
     _check_columns(source.columns, nested, f"source {source.name!r}", every=True)
-    for index, row in enumerate(rows):
+    if piece is not None:
+        rows = rows.select(range(piece.start, piece.end))
+    for index, row in enumerate(rows, piece.first if piece is not None else 0):
         yield _row(row, source.columns, f"{split}:{index:07d}", split)
 
 
@@ -230,7 +251,7 @@ def _python_docs(source: PythonDocs, file: ExternalFile) -> Iterator[Raw]:
             yield checked(Raw(name, text, split_of(name, source.split), title=name.removeprefix("stdlib.")))
 
 
-def _parquet(source: Parquet, file: ExternalFile, seen: set[str]) -> Iterator[Raw]:
+def _parquet(source: Parquet, file: ExternalFile, seen: set[str], piece: Piece | None) -> Iterator[Raw]:
     import pyarrow.parquet as pq
 
     with opened(file.location) as stream:
@@ -244,8 +265,9 @@ def _parquet(source: Parquet, file: ExternalFile, seen: set[str]) -> Iterator[Ra
         seen.update(wanted)
         bytes_of = sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
         rows = max(1, min(256, ROWS_BYTES * table.metadata.num_rows // max(1, bytes_of)))
-        index = 0
-        for batch in table.iter_batches(rows, columns=wanted):
+        index = piece.first if piece is not None else 0
+        groups = list(range(table.num_row_groups) if piece is None else range(piece.start, piece.end))
+        for batch in table.iter_batches(rows, row_groups=groups, columns=wanted):
             columns = {name: _as_bytes(_column(batch, name)) for name in wanted}
             for place in range(batch.num_rows):
                 row = {name: column[place].as_py() for name, column in columns.items()}
@@ -284,10 +306,11 @@ def _fields(schema: Any) -> Iterator[str]:
     yield from below("", schema)
 
 
-def _json_lines(source: JsonLines, file: ExternalFile, seen: set[str]) -> Iterator[Raw]:
+def _json_lines(source: JsonLines, file: ExternalFile, seen: set[str], piece: Piece | None) -> Iterator[Raw]:
     wanted = set(column_names(source.columns))
     with opened(file.location) as stream:
-        for index, line in enumerate(lines(stream, source.encoding)):
+        found = lines(stream, source.encoding) if piece is None else lines_of(stream, piece.start, piece.end)
+        for index, line in enumerate(found, piece.first if piece is not None else 0):
             if not line.strip():
                 continue
             name = f"{file.name}:{index:07d}"

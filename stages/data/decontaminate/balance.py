@@ -104,10 +104,14 @@ def _sums(rows: pa.Table) -> dict[str, int]:
 
 def documents_digest(folder: Path) -> str:
     """sha256 over id, split and sha256 of the text of every document, in the order of ids."""
-    rows: list[tuple[str, str, str]] = []
-    for batch in _batches(folder, ["doc_id", "split", "sha256"]):
-        rows += zip(*(batch[name].to_pylist() for name in ("doc_id", "split", "sha256")), strict=True)
+    names = ["doc_id", "split", "sha256"]
+    schema = pa.schema([(name, pa.large_string()) for name in names])
+    batches = [pa.Table.from_batches([batch]).cast(schema) for batch in _batches(folder, names)]
+    table = pa.concat_tables([schema.empty_table(), *batches])
+    order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in names])
     digest = hashlib.sha256()
-    for row in sorted(rows):
-        digest.update("\t".join(row).encode() + b"\n")
+    for start in range(0, len(order), 2**14):
+        some = table.take(order.slice(start, 2**14))
+        for row in zip(*(some[name].to_pylist() for name in names), strict=True):
+            digest.update("\t".join(row).encode() + b"\n")
     return digest.hexdigest()

@@ -26,6 +26,7 @@ from stages.data.decontaminate.exclude import excluded_hashes
 from stages.data.matching import shards as scanning
 from stages.data.matching.index import Index, build
 from stages.data.matching.shards import DocumentsShard, ShardScan, documents_shards, scan_shards
+from stages.data.parallel import spread
 from stages.data.saved import take
 from stages.stage import Artifact, Context, StageError, Summary
 
@@ -41,8 +42,8 @@ def decontaminate(config: DecontaminateConfig, documents: Artifact, output: Path
     document.
     """
     source = documents_shards(documents)
-    index, books = _evaluation(config, documents)
-    progress = _Progress(context, sum(pq.read_metadata(s.local()).num_rows for s in source) - len(books))
+    index, books, training = _evaluation(config, source)
+    progress = _Progress(context, training)
     audit = Audit(
         index, books, config, shard_states(scan_shards(source, index, config, context.work_url, progress.scanned))
     )
@@ -59,18 +60,15 @@ def decontaminate(config: DecontaminateConfig, documents: Artifact, output: Path
     return Summary(_headline(audit, metrics), metrics, published.tables, published.figures)
 
 
-def _evaluation(config: DecontaminateConfig, documents: Artifact) -> tuple[Index, list[dict[str, Any]]]:
-    """(index of the evaluation documents, their rows without the texts)."""
-    books, texts = [], []
-    for shard in documents_shards(documents):
-        with pq.ParquetFile(shard.local()) as file:
-            splits = file.read(columns=["split"])["split"]
-            if not pc.any(pc.is_in(splits, pa.array(EVALUATION))).as_py():
-                continue  # training text, perhaps one document of a gigabyte: not read here
-            for batch in file.iter_batches(16):
-                for row in batch.filter(pc.is_in(batch["split"], pa.array(EVALUATION))).to_pylist():
-                    texts.append((row["doc_id"], row.pop("text").encode()))
-                    books.append(row)
+def _evaluation(config: DecontaminateConfig, source: list[DocumentsShard]) -> tuple[Index, list[dict[str, Any]], int]:
+    """(index of the evaluation documents, their rows without the texts, how many training documents there are)."""
+    books, texts, training = [], [], 0
+    worth_it = len(source) > 1 and sum(shard.size for shard in source) > scanning.WORTH_TASKS
+    for rows, others in spread(_evaluation_of, source, worth_it=worth_it):
+        training += others
+        for row in rows:
+            texts.append((row["doc_id"], row.pop("text").encode()))
+            books.append(row)
     if not books:
         raise StageError(
             "there is no evaluation document to compare the training documents with",
@@ -79,7 +77,19 @@ def _evaluation(config: DecontaminateConfig, documents: Artifact) -> tuple[Index
             fix="give a source documents in one of these splits",
         )
     excluded = excluded_hashes(config)
-    return build(texts, config.ngram, config.max_books_per_ngram, excluded, config.item_words), books
+    return build(texts, config.ngram, config.max_books_per_ngram, excluded, config.item_words), books, training
+
+
+def _evaluation_of(shard: DocumentsShard) -> tuple[list[dict[str, Any]], int]:
+    """One task: (rows of the evaluation documents, number of the others)."""
+    rows: list[dict[str, Any]] = []
+    with pq.ParquetFile(shard.local()) as file:
+        splits = file.read(columns=["split"])["split"]
+        # training text, perhaps one document of a gigabyte, is not read here
+        if pc.any(pc.is_in(splits, pa.array(EVALUATION))).as_py():
+            for batch in file.iter_batches(16):
+                rows += batch.filter(pc.is_in(batch["split"], pa.array(EVALUATION))).to_pylist()
+    return rows, len(splits) - len(rows)
 
 
 class _Progress:

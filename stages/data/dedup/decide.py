@@ -2,171 +2,176 @@
 
 Every dropped document but a filtered one names a document that was kept when it was dropped and that it was compared
 with: there are no chains of "similar to something similar". Who is kept does not depend on the order of the input, on
-part files or on workers.
+part files or on workers: documents that share no bucket with one another are decided apart.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numba import njit
 from numpy.typing import NDArray
 
-from stages.data.dedup.candidates import Pair, buckets, contained_pairs, proposals
-from stages.data.dedup.compare import Compared
+from stages.data.dedup.candidates import Components, Groups, Pair, contained_pairs, equal_groups, proposals
+from stages.data.dedup.compare import COMPARED, COMPARED_FILE, Compare, Compared, Job, batches
 from stages.data.dedup.config import DedupConfig
-from stages.data.dedup.signatures import Signatures
+from stages.data.dedup.numbered import CONTAINED, COPY, EDITION, WORDS, Corpus, tables
+from stages.data.dedup.signatures import BANDS_FILE, EQUAL_FILE
 
-Compare = Callable[[Iterable[Pair]], list[Compared]]
-NO_YEAR = 2**31 - 1
+CompareJobs = Callable[[Sequence[Job], Callable[..., Iterable[tuple[Compared, bool]]]], list[str]]
+"""(jobs, what each does) -> folders of the files of what was found."""
 
 
 @dataclass(frozen=True)
-class Removal:
-    """Why one document is dropped. ``other``: the document that stood for it when it was dropped."""
-
-    rule: str  # length, language, exact copy, same words, edition, contained
-    reason: str
-    measure: str
-    score: float
-    threshold: float
-    text: str
-    other_text: str = ""
-    other: int | None = None
-
-
-@dataclass
 class Decided:
-    """Document number -> removal, documents that are not named are kept; and every comparison that was made."""
+    """Every comparison, as ``COMPARED``, mapped: the first ``equal`` rows are of equal texts, which were no question.
+    ``removals``: the rows that removed a document, ``removed`` [R] those documents, ascending."""
 
-    removals: dict[int, Removal] = field(default_factory=dict)
-    compared: list[Compared] = field(default_factory=list)
-
-    def kept_for(self, document: int) -> int | None:
-        """The document of the output that stands for ``document``: itself, or where its removals lead; None if a
-        filter took it."""
-        at: int | None = document
-        while at is not None and at in self.removals:
-            at = self.removals[at].other
-        return at
+    compared: pa.Table
+    equal: int
+    removals: NDArray[np.int64]
+    removed: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Described:
-    """What else of the documents counts, by number."""
-
-    ids: Sequence[str]
-    digests: Sequence[str]  # sha256 of the texts
-    years: Sequence[int | None]
-
-
-def preference(distinct: NDArray[np.int64], described: Described) -> NDArray[np.int64]:
-    """Document numbers, the one to be kept first: most distinct n-grams, earliest year (none is last), smallest id."""
-    year = np.array([NO_YEAR if year is None else year for year in described.years], np.int64)
-    return np.lexsort((np.array(described.ids, dtype=object), year, -distinct))
-
-
-def decide(signed: Signatures, described: Described, config: DedupConfig, compare: Compare) -> Decided:
-    """All rules, one after the other. ``compare`` takes pairs (other document, document)."""
-    decided = Decided()
-    for document, filtered in signed.filtered.items():
-        decided.removals[document] = Removal(*filtered)
-    order = preference(signed.distinct, described)
+def decide(corpus: Corpus, config: DedupConfig, compare: CompareJobs, worth_it: bool) -> Decided:
+    """All rules, one after the other; enters every removal in ``corpus``."""
+    equal, found = COMPARED.empty_table(), COMPARED.empty_table()
+    removals = []
     if config.exact:
-        _equal_texts(decided, order, signed, described.digests, compare)
+        equal = _equal_texts(corpus, compare, worth_it)
+        removals.append(np.arange(equal.num_rows))
     if config.editions is not None:
-        _editions(decided, order, signed, config, compare)
+        found = _editions(corpus, config.editions.bands, config.editions.threshold, compare, worth_it)
+        removals.append(equal.num_rows + np.flatnonzero(found["removes"].to_numpy()))
     if config.containment is not None:
-        _contained(decided, order, signed, config, compare)
-    return decided
+        inside = config.containment
+        found, rows = _contained(corpus, found, inside.threshold, inside.min_words, compare, worth_it)
+        removals.append(equal.num_rows + rows)
+    rows = np.concatenate([np.empty(0, np.int64), *removals])
+    compared = pa.concat_tables([equal, found])
+    documents = compared["document"].to_numpy()[rows].astype(np.int64)
+    order = np.argsort(documents)
+    return Decided(compared, equal.num_rows, rows[order], documents[order])
 
 
-def _equal_texts(
-    decided: Decided, order: NDArray[np.int64], signed: Signatures, digests: Sequence[str], compare: Compare
-) -> None:
-    by_bytes: dict[str, int] = {}
-    by_words: dict[tuple[int, int], int] = {}
-    rules: dict[Pair, str] = {}
-    for document in order.tolist():
-        if document in decided.removals:
-            continue
-        first = by_bytes.setdefault(digests[document], document)
-        if first != document:
-            rules[first, document] = "exact copy"
-        elif signed.words[document]:
-            first = by_words.setdefault((int(signed.same[document, 0]), int(signed.same[document, 1])), document)
-            if first != document:
-                rules[first, document] = "same words"
-    for found in compare(rules):
-        rule = rules[found.other, found.document]
-        reason = "the same bytes" if rule == "exact copy" else "the same words in other typography"
-        decided.removals[found.document] = Removal(
-            rule, reason, "Jaccard", 1.0, 1.0, found.text, found.other_text, found.other
-        )
+def _equal_texts(corpus: Corpus, compare: CompareJobs, worth_it: bool) -> pa.Table:
+    pairs = [_dropped(corpus, equal_groups(EQUAL_FILE, [(0, 1)], corpus.runs, corpus.kept_ranks(), worth_it), COPY)]
+    wordless = corpus.column("words") == 0
+    ranks = corpus.kept_ranks(wordless)
+    pairs.append(_dropped(corpus, equal_groups(EQUAL_FILE, [(2, 3)], corpus.runs, ranks, worth_it), WORDS))
+    return _compared(corpus, np.concatenate(pairs), compare, decided_pairs)
 
 
-def _editions(
-    decided: Decided, order: NDArray[np.int64], signed: Signatures, config: DedupConfig, compare: Compare
-) -> None:
-    assert config.editions is not None
-    threshold = config.editions.threshold
-    rank = _ranks(order)
-    candidates = [k for k, d in enumerate(order.tolist()) if d not in decided.removals and signed.distinct[d]]
-    groups = buckets(signed.bands[order], np.array(candidates, np.int64))
+def _dropped(corpus: Corpus, found: Iterable[Groups], rule: int) -> NDArray[np.int32]:
+    """Drop all but the first document of every group; the pairs (first, dropped), [P, 2]."""
+    pairs = [np.empty((0, 2), np.int32)]
+    for groups in found:
+        starts = np.cumsum(groups.lengths) - groups.lengths
+        first = np.repeat(groups.members[starts], groups.lengths)
+        others = np.ones(len(first), bool)
+        others[starts] = False
+        pairs.append(corpus.order[np.stack([first[others], groups.members[others]], 1)])
+    all_pairs = np.concatenate(pairs)
+    corpus.drop(all_pairs[:, 1], rule, all_pairs[:, 0])
+    return all_pairs
+
+
+def _compared(
+    corpus: Corpus,
+    pairs: NDArray[np.int32],
+    compare: CompareJobs,
+    work: Callable[..., Iterable[tuple[Compared, bool]]],
+) -> pa.Table:
+    """The pairs (other, document) compared, each by itself."""
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    new = np.r_[True, pairs[1:, 0] != pairs[:-1, 0]] if len(pairs) else np.empty(0, bool)
+    sizes = corpus.column("bytes")
+    task = batches(sizes[pairs[:, 1]] + sizes[pairs[:, 0]] * new)
+    each = np.split(pairs, np.flatnonzero(np.diff(task)) + 1) if len(pairs) else []
+    jobs = [Job(np.unique(some), (some[:, 0], some[:, 1])) for some in each]
+    return tables(compare(jobs, work), COMPARED_FILE, COMPARED, corpus.spill)
+
+
+def decided_pairs(given: tuple[NDArray[np.int32], ...], compare: Compare) -> Iterator[tuple[Compared, bool]]:
+    """In a task: (others, documents), of which the latter are dropped whatever the comparison says."""
+    for found in compare(zip(*(side.tolist() for side in given), strict=True)):
+        yield found, True
+
+
+def open_pairs(given: tuple[NDArray[np.int32], ...], compare: Compare) -> Iterator[tuple[Compared, bool]]:
+    """In a task: (others, documents), of which nothing is decided yet."""
+    for found in compare(zip(*(side.tolist() for side in given), strict=True)):
+        yield found, False
+
+
+def _editions(corpus: Corpus, bands: int, threshold: float, compare: CompareJobs, worth_it: bool) -> pa.Table:
+    ranks = corpus.kept_ranks(corpus.column("distinct") == 0)
+    connected = Components(corpus.size)
+    found: list[Groups] = []
+    for groups in equal_groups(BANDS_FILE, [(band,) for band in range(bands)], corpus.runs, ranks, worth_it):
+        connected.join(groups)
+        found.append(groups)
+    jobs = list(_by_component(corpus, connected, found, threshold))
+    table = tables(compare(jobs, editions), COMPARED_FILE, COMPARED, corpus.spill)
+    gone = table.select(["document", "other"]).filter(table["removes"])
+    corpus.drop(gone["document"].to_numpy(), EDITION, gone["other"].to_numpy())
+    return table
+
+
+def _by_component(corpus: Corpus, connected: Components, found: list[Groups], threshold: float) -> Iterator[Job]:
+    """Documents connected through buckets go to one task together: what is kept of them hangs on no others."""
+    members = np.concatenate([np.empty(0, np.int32), *(groups.members for groups in found)])
+    lengths = np.concatenate([np.empty(0, np.int32), *(groups.lengths for groups in found)])
+    found.clear()
+    if not len(members):
+        return
+    ranks = np.unique(members)
+    roots = connected.roots(ranks)
+    order = np.argsort(roots, kind="stable")
+    begins = np.flatnonzero(np.r_[True, np.diff(roots[order]) != 0])
+    sizes = np.add.reduceat(corpus.column("bytes")[corpus.order[ranks[order]]], begins)
+    task = np.empty(len(ranks), np.int64)  # of each of ``ranks``
+    task[order] = np.repeat(batches(sizes), np.diff(np.append(begins, len(order))))
+    starts = np.cumsum(lengths) - lengths
+    group_task = task[np.searchsorted(ranks, members[starts])]
+    member_task = np.repeat(group_task, lengths)
+    by_member, by_group = np.argsort(member_task, kind="stable"), np.argsort(group_task, kind="stable")
+    by_rank = np.argsort(task, kind="stable")
+    for number in range(int(task.max()) + 1):
+        mine = ranks[by_rank[slice(*np.searchsorted(task[by_rank], [number, number + 1]))]]
+        some = members[by_member[slice(*np.searchsorted(member_task[by_member], [number, number + 1]))]]
+        each = lengths[by_group[slice(*np.searchsorted(group_task[by_group], [number, number + 1]))]]
+        numbers = corpus.order[mine]
+        yield Job(np.sort(numbers), (some, each, mine, numbers, np.array(threshold)))
+
+
+def editions(given: tuple[NDArray[np.int32], ...], compare: Compare) -> Iterator[tuple[Compared, bool]]:
+    """In a task: what is kept of the documents of some buckets. ``given``: members of the buckets by rank, their
+    lengths, all ranks and the documents' numbers, the threshold."""
+    members, lengths, ranks, numbers, threshold = given
+    number = dict(zip(ranks.tolist(), numbers.tolist(), strict=True))
+    buckets = {group.tobytes(): group for group in Groups(members, lengths).each()}
     compared: dict[Pair, Compared] = {}
     dropped: dict[int, Compared] = {}
     while True:
-        alive = [group[[k not in dropped for k in group.tolist()]] for group in groups]
-        new = {pair for group in alive for pair in proposals(group, compared.keys())}
+        alive = (group[[k not in dropped for k in group.tolist()]] for group in buckets.values())
+        new = sorted({pair for group in alive for pair in proposals(group, compared.keys())})
         if not new:
             break
-        for found in compare((int(order[other]), int(order[document])) for other, document in new):
-            compared[int(rank[found.other]), int(rank[found.document])] = found
-        similar = {pair: found for pair, found in compared.items() if found.jaccard >= threshold}
-        dropped = _greedy(similar, lambda found: found.jaccard)
-    decided.compared += [compared[pair] for pair in sorted(compared)]
-    for found in dropped.values():
-        reason = f"Jaccard similarity {found.jaccard:.3f}, dropped from {threshold:g}; {_less_text(found, signed)}"
-        decided.removals[found.document] = Removal(
-            "edition", reason, "Jaccard", found.jaccard, threshold, found.text, found.other_text, found.other
-        )
+        for pair, found in zip(new, compare((number[a], number[b]) for a, b in new), strict=True):
+            compared[pair] = found
+        similar = {pair: found for pair, found in compared.items() if found.jaccard >= float(threshold)}
+        dropped = _greedy(similar)
+    for pair in sorted(compared):
+        yield compared[pair], dropped.get(pair[1]) is compared[pair]
 
 
-def _contained(
-    decided: Decided, order: NDArray[np.int64], signed: Signatures, config: DedupConfig, compare: Compare
-) -> None:
-    assert config.containment is not None
-    threshold = config.containment.threshold
-    rank = _ranks(order)
-    kept = [(k, d) for k, d in enumerate(order.tolist()) if d not in decided.removals]
-    slices = [signed.fingerprints[signed.first[d] : signed.first[d + 1]] for _, d in kept]
-    owners = np.repeat(np.array([k for k, _ in kept], np.int32), [len(part) for part in slices])
-    small = np.array([k for k, d in kept if signed.words[d] >= config.containment.min_words], np.int32)
-    prints = np.concatenate([np.empty(0, np.uint64), *slices])
-    pairs = contained_pairs(prints, owners, small, threshold)
-    known = {(found.other, found.document): found for found in decided.compared}
-    numbered = [(int(order[longer]), int(order[document])) for longer, document in pairs]
-    new = compare(pair for pair in numbered if pair not in known)
-    decided.compared += new
-    known |= {(found.other, found.document): found for found in new}
-    inside = {
-        (int(rank[other]), int(rank[document])): known[other, document]
-        for other, document in numbered
-        if known[other, document].containment >= threshold
-    }
-    for found in _greedy(inside, lambda found: found.containment).values():
-        reason = (
-            f"{found.containment:.1%} of its n-grams stand in the other text, dropped from {threshold:.0%}; "
-            f"{_less_text(found, signed)}"
-        )
-        decided.removals[found.document] = Removal(
-            "contained", reason, "containment", found.containment, threshold, found.text, found.other_text, found.other
-        )
-
-
-def _greedy(similar: dict[Pair, Compared], score: Callable[[Compared], float]) -> dict[int, Compared]:
+def _greedy(similar: dict[Pair, Compared]) -> dict[int, Compared]:
     """By rank: a document is dropped if it is similar to a preferred one that is kept; with its best such pair."""
     preferred: dict[int, list[int]] = defaultdict(list)
     for other, document in similar:
@@ -175,18 +180,49 @@ def _greedy(similar: dict[Pair, Compared], score: Callable[[Compared], float]) -
     for document in sorted(preferred):
         kept = [similar[other, document] for other in sorted(preferred[document]) if other not in dropped]
         if kept:
-            dropped[document] = max(kept, key=score)  # the preferred one of equals
+            dropped[document] = max(kept, key=lambda found: found.jaccard)  # the preferred one of equals
     return dropped
 
 
-def _ranks(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return rank
+def _contained(
+    corpus: Corpus, known: pa.Table, threshold: float, min_words: int, compare: CompareJobs, worth_it: bool
+) -> tuple[pa.Table, NDArray[np.int64]]:
+    """(all comparisons, those of ``known`` first; rows of those by which a document is dropped as part of another)."""
+    ranks, order = corpus.kept_ranks(), corpus.order
+    small = corpus.column("words")[order] >= min_words
+    prints = corpus.column("prints")[order].astype(np.int32)
+    longer, document = contained_pairs(corpus.runs, ranks, prints, small, threshold, worth_it)
+    pairs = np.stack([order[longer], order[document]], 1)
+    before = _keys(known["other"].to_numpy(), known["document"].to_numpy())
+    new = pairs[~np.isin(_keys(pairs[:, 0], pairs[:, 1]), before)]
+    table = pa.concat_tables([known, _compared(corpus, new, compare, open_pairs)])
+    others, documents = table["other"].to_numpy(), table["document"].to_numpy()
+    asked = np.isin(_keys(others, documents), _keys(pairs[:, 0], pairs[:, 1]))
+    rows = np.flatnonzero(asked & pc.greater_equal(table["containment"], threshold).to_numpy())
+    rows = rows[np.lexsort((corpus.rank[others[rows]], corpus.rank[documents[rows]]))]
+    chosen = greedy(documents[rows], others[rows], table["containment"].to_numpy()[rows], corpus.size)
+    corpus.drop(documents[rows[chosen]], CONTAINED, others[rows[chosen]])
+    return table, rows[chosen]
 
 
-def _less_text(found: Compared, signed: Signatures) -> str:
-    mine, other = int(signed.distinct[found.document]), int(signed.distinct[found.other])
-    if mine == other:
-        return "kept is the earlier year, else the smaller id"
-    return f"it has {mine:,} distinct n-grams, the other {other:,}"
+def _keys(others: NDArray[np.int32], documents: NDArray[np.int32]) -> NDArray[np.int64]:
+    return np.asarray(others.astype(np.int64) << 32 | documents)
+
+
+@njit(cache=True, nogil=True)
+def greedy(documents, others, scores, size):  # type: ignore[no-untyped-def]
+    """Of pairs of similar documents, sorted by the ranks of document and other: the ones by which a document is
+    dropped. It is if it is similar to a preferred one that is kept, by its best such pair."""
+    dropped = np.zeros(size, np.bool_)
+    chosen = np.zeros(len(documents), np.bool_)
+    start = 0
+    while start < len(documents):
+        end, best = start, -1
+        while end < len(documents) and documents[end] == documents[start]:
+            if not dropped[others[end]] and (best < 0 or scores[end] > scores[best]):
+                best = end
+            end += 1
+        if best >= 0:
+            chosen[best] = dropped[documents[start]] = True
+        start = end
+    return chosen

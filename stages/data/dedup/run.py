@@ -1,34 +1,47 @@
-"""Carries deduplication out: signatures by part file, candidates, true comparisons, decisions, the documents left."""
+"""Carries deduplication out: signatures, candidates, true comparisons, decisions, the documents left.
+
+Each pass is a task for some part files, a column of hashes, a range of fingerprints or a lot of texts; what it found
+lies in the step's work folder, and an interrupted run goes on with what is not done. The driver holds some tens of
+bytes a document (``numbered.Corpus``) and no text.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from stages.data.corpus.documents import document_files, write_documents
-from stages.data.dedup import tables
-from stages.data.dedup.candidates import Pair
-from stages.data.dedup.compare import Compared, compare
+from cluster import storage
+from stages.data.corpus.documents import document_names, write_documents
+from stages.data.dedup import compare as comparing
 from stages.data.dedup.config import DedupConfig
-from stages.data.dedup.decide import Decided, Described, decide
+from stages.data.dedup.decide import Decided, decide
+from stages.data.dedup.numbered import CONTAINED, COPY, EDITION, KEPT, LANGUAGE, LENGTH, RULES, WORDS, Corpus
 from stages.data.dedup.shingles import common, minhash, passage, permutations, shingle
-from stages.data.dedup.signatures import Signatures, Texts, joined, sign
-from stages.data.parallel import spread
+from stages.data.dedup.signatures import Run, identity, run_of, sign
+from stages.data.dedup.tables import Table
+from stages.data.saved import spread_saved
 from stages.stage import Artifact, Context, StageError, Summary
 
 WORTH_TASKS = 64 * 2**20  # below this many (compressed) bytes one core is done before workers have started
-WORTH_COMPARING = 256  # below this many pairs too
-READ_BYTES = 256 * 2**20  # of part files kept while pairs are compared
-METRICS = {"exact copy": "exact", "same words": "exact", "edition": "editions", "contained": "contained"}
-RULES = {
+KEPT_FILE = "documents.parquet"
+RUNS = 1024  # tasks of the first pass, at most: so many files is what later passes read of
+
+METRICS = {"exact": (COPY, WORDS), "editions": (EDITION,), "contained": (CONTAINED,), "language": (LANGUAGE,)}
+METRICS |= {"length": (LENGTH,)}
+TOLD = {
     "exact": "as equal texts",
     "editions": "as editions",
     "contained": "as parts of others",
@@ -38,14 +51,19 @@ RULES = {
 
 
 class Deduplicated(NamedTuple):
-    """What deduplication knows of the training documents, and what it decided. Counts and numbers run over parts."""
+    """What deduplication knows of the training documents, and what it decided."""
 
-    parts: list[Path]
-    counts: list[int]  # training documents of each part
-    described: Described
-    signed: Signatures
+    corpus: Corpus
     decided: Decided
-    pairs: int  # compared
+    worth_it: bool  # to spread work over tasks
+
+    def dropped(self) -> dict[str, tuple[str, str]]:
+        """Id of a dropped document -> id of the one that stood for it ("" after a filter), rule."""
+        ids, rule, other = self.corpus.table["doc_id"], self.corpus.rule, self.corpus.other
+        return {
+            ids[at].as_py(): (ids[int(other[at])].as_py() if other[at] >= 0 else "", RULES[rule[at]])
+            for at in np.flatnonzero(rule).tolist()
+        }
 
 
 def dedup(config: DedupConfig, documents: Artifact, output: Path, context: Context) -> Summary:
@@ -53,15 +71,14 @@ def dedup(config: DedupConfig, documents: Artifact, output: Path, context: Conte
 
     Raises StageError where filters leave no training document.
     """
-    found = find(config, documents, context.progress)
-    ids, decided = found.described.ids, found.decided
-    rows = tables.decisions(tables.audited(documents), ids, found.signed, decided)
-    _check_something_left(decided, ids)
-    _write(found, output / "documents")
-    tables.write(rows, ids, decided, output)
-    metrics = _metrics(found)
-    metrics["corpus_documents"] = float(len(rows))
-    metrics["corpus_bytes"] = float(sum(row["bytes_in"] for row in rows))
+    with finding(config, documents, context.work_url, context.progress) as found:
+        table = Table(found.corpus, found.decided, documents, config)
+        _check_something_left(found.corpus)
+        _write(found.corpus, documents, output / "documents", context.work_url, found.worth_it)
+        table.write(output)
+        metrics = _metrics(found)
+        metrics["corpus_documents"] = float(table.rows)
+        metrics["corpus_bytes"] = float(table.bytes_in)
     return Summary(
         _headline(metrics),
         metrics,
@@ -69,48 +86,59 @@ def dedup(config: DedupConfig, documents: Artifact, output: Path, context: Conte
     )
 
 
-def find(config: DedupConfig, documents: Artifact, progress: Callable[[float, float, str], None]) -> Deduplicated:
+@contextlib.contextmanager
+def finding(
+    config: DedupConfig, documents: Artifact, work_url: str, progress: Callable[[float, float, str], None]
+) -> Iterator[Deduplicated]:
     """Everything but writing: ``documents`` needs a folder ``documents/`` only. ``progress``: done, total, unit."""
-    parts = document_files(documents.path("documents"))
-    names = [_names(part) for part in parts]
-    columns = ([value for part in names for value in part[name].to_pylist()] for name in ("doc_id", "sha256", "year"))
-    described, counts = Described(*columns), [len(part) for part in names]
-    signed = _signed(documents, parts, config, progress)
-    texts, sizes = Texts(parts, counts, READ_BYTES), signed.sizes.tolist()
-    compared = 0
-
-    def compare_all(pairs: Iterable[Pair]) -> list[Compared]:
-        nonlocal compared
-        wanted, before = list(pairs), compared
-
-        def report(done: int) -> None:
-            progress(before + done, before + len(wanted), "pairs")
-
-        found = list(compare(wanted, texts, sizes, config.ngram, len(wanted) > WORTH_COMPARING, report))
-        compared += len(found)
-        return found
-
-    decided = decide(signed, described, config, compare_all)
-    return Deduplicated(parts, counts, described, signed, decided, compared)
-
-
-def _names(part: Path) -> pa.Table:
-    """All but the texts of the training documents of a part file."""
-    table = pq.read_table(part, columns=["doc_id", "year", "split", "sha256"])
-    return table.filter(pc.equal(table["split"], "train"))
-
-
-def _signed(
-    documents: Artifact, parts: list[Path], config: DedupConfig, progress: Callable[[float, float, str], None]
-) -> Signatures:
     _compile()
-    found: list[Signatures] = []
-    worth_it = sum(part.stat().st_size for part in parts) > WORTH_TASKS
-    paths = [f"documents/{part.name}" for part in parts]
-    for signed in spread(sign, paths, documents, config, worth_it=worth_it):
-        found.append(signed)
-        progress(len(found), len(parts), "parts")
-    return joined(found)
+    parts = document_names(documents)
+    names, worth_it = list(parts), sum(parts.values()) > WORTH_TASKS
+    with _spill(work_url) as spill:
+        corpus = Corpus(_runs(names, documents, config, work_url, worth_it, progress), spill)
+
+        def compare(jobs: Sequence[comparing.Job], work: Any) -> list[str]:
+            place = storage.join(work_url, work.__name__)
+            return comparing.compare_all(
+                jobs, work, corpus.runs, documents, config.ngram, place, worth_it and len(jobs) > 1,
+                lambda done, total: progress(done, total, f"lots of {work.__name__.replace('_', ' ')}"),
+            )  # fmt: skip
+
+        yield Deduplicated(corpus, decide(corpus, config, compare, worth_it), worth_it)
+
+
+@contextlib.contextmanager
+def _spill(work_url: str) -> Iterator[Path]:
+    """A folder on this machine's disk for what is mapped."""
+    place = storage.local_path(work_url)
+    if place is not None:
+        place.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="dedup-", dir=place))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(
+    names: Sequence[str],
+    documents: Artifact,
+    config: DedupConfig,
+    work_url: str,
+    worth_it: bool,
+    progress: Callable[[float, float, str], None],
+) -> list[Run]:
+    each = -(-len(names) // RUNS)
+    lots = [tuple(names[at : at + each]) for at in range(0, len(names), each)]
+    place = storage.join(work_url, "signed")
+    signed = spread_saved(sign, lots, place, documents, config, identity=identity, worth_it=worth_it)
+    runs: list[Run] = []
+    first = 0
+    for lot, part in zip(lots, signed, strict=True):
+        runs.append(run_of(part, lot, first))
+        first += runs[-1].documents
+        progress(len(runs), len(lots), "parts")
+    return runs
 
 
 def _compile() -> None:
@@ -122,9 +150,9 @@ def _compile() -> None:
     passage(text, text, grams, 2, 10)
 
 
-def _check_something_left(decided: Decided, ids: Sequence[str]) -> None:
-    if len(decided.removals) == len(ids):
-        rules = Counter(removal.rule for removal in decided.removals.values())
+def _check_something_left(corpus: Corpus) -> None:
+    if (corpus.rule != KEPT).all():
+        rules = Counter(RULES[rule] for rule in corpus.rule.tolist())
         worst = max(("length", "language"), key=lambda rule: rules[rule])
         raise StageError(
             f"no training document is left: {', '.join(f'{n} dropped by {rule}' for rule, n in sorted(rules.items()))}",
@@ -133,42 +161,65 @@ def _check_something_left(decided: Decided, ids: Sequence[str]) -> None:
         )
 
 
-def _write(found: Deduplicated, folder: Path) -> None:
+@dataclass(frozen=True)
+class _Part:
+    """A part file of a run, and which of its training documents are dropped."""
+
+    name: str
+    run: str
+    dropped: NDArray[np.int64]
+
+
+def _write(corpus: Corpus, documents: Artifact, folder: Path, work_url: str, worth_it: bool) -> None:
     """The part files without the dropped documents; one that loses none is copied as it is, an empty one left out."""
     folder.mkdir()
-    start = 0
-    for part, count in zip(found.parts, found.counts, strict=True):
-        dropped = [i - start for i in range(start, start + count) if i in found.decided.removals]
-        start += count
-        if not dropped:
-            shutil.copyfile(part, folder / part.name)
-            continue
-        table = pq.read_table(part)
-        training = np.flatnonzero(pc.equal(table["split"], "train").to_numpy())
-        keep = np.ones(len(table), bool)
-        keep[training[dropped]] = False
-        if keep.any():
-            write_documents(table.filter(pa.array(keep)), folder / part.name)
+    parts = [
+        _Part(part, run.digest, np.flatnonzero(corpus.rule[start : start + count]))
+        for run in corpus.runs
+        for part, count, start in zip(run.parts, run.counts, run.first + np.cumsum([0, *run.counts]), strict=False)
+    ]
+    place = storage.join(work_url, "kept")
+    made = spread_saved(_keep, parts, place, documents, identity=_identity_of_part, worth_it=worth_it)
+    for part, kept in zip(parts, made, strict=True):
+        if kept.value:
+            kept.place(KEPT_FILE, folder / Path(part.name).name)
+
+
+def _identity_of_part(part: _Part, *_: Any) -> str:
+    return hashlib.sha256(f"{part.run} {part.name} ".encode() + part.dropped.tobytes()).hexdigest()
+
+
+def _keep(part: _Part, folder: Path, documents: Artifact) -> bool:
+    """One task: the part file as it stays; False where nothing of it does."""
+    path, target = documents.path(part.name), folder / KEPT_FILE
+    if not len(part.dropped):
+        shutil.copyfile(path, target)
+        return True
+    table = pq.read_table(path)
+    training = np.flatnonzero(pc.equal(table["split"], "train").to_numpy())
+    keep = np.ones(len(table), bool)
+    keep[training[part.dropped]] = False
+    if keep.any():
+        write_documents(table.filter(pa.array(keep)), target)
+    return bool(keep.any())
 
 
 def _metrics(found: Deduplicated) -> dict[str, float]:
-    signed, decided = found.signed, found.decided
-    rules = Counter(METRICS.get(removal.rule, removal.rule) for removal in decided.removals.values())
-    dropped = list(decided.removals)
-    metrics = {
-        f"dropped_{rule}": float(rules[rule]) for rule in ("exact", "editions", "contained", "language", "length")
-    }
+    corpus = found.corpus
+    rules = np.bincount(corpus.rule, minlength=len(RULES))
+    sizes = corpus.column("bytes")
+    metrics = {f"dropped_{name}": float(sum(rules[rule] for rule in those)) for name, those in METRICS.items()}
     return metrics | {
-        "documents_in": float(len(signed.words)),
-        "documents_kept": float(len(signed.words) - len(dropped)),
-        "bytes_in": float(signed.sizes.sum()),
-        "bytes_kept": float(signed.sizes.sum() - signed.sizes[dropped].sum()),
-        "pairs_compared": float(found.pairs),
+        "documents_in": float(corpus.size),
+        "documents_kept": float(rules[KEPT]),
+        "bytes_in": float(sizes.sum()),
+        "bytes_kept": float(sizes[corpus.rule == KEPT].sum()),
+        "pairs_compared": float(found.decided.compared.num_rows),
     }
 
 
 def _headline(metrics: dict[str, float]) -> str:
-    dropped = [f"{metrics[f'dropped_{rule}']:.0f} {how}" for rule, how in RULES.items() if metrics[f"dropped_{rule}"]]
+    dropped = [f"{metrics[f'dropped_{rule}']:.0f} {how}" for rule, how in TOLD.items() if metrics[f"dropped_{rule}"]]
     return (
         f"{metrics['documents_in']:.0f} training documents: {metrics['documents_kept']:.0f} kept, "
         f"{', '.join(dropped) or 'none'} dropped; {metrics['bytes_kept'] / max(1.0, metrics['bytes_in']):.1%} of the "

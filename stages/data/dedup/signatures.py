@@ -1,8 +1,15 @@
-"""First pass: every training document becomes a few numbers, part file by part file; texts are not kept."""
+"""First pass: every training document becomes a few numbers, some part files at a time; texts are not kept.
+
+A task leaves its documents' numbers in files (``Run``), which later tasks read in columns and ranges: nothing of them
+travels through the driver but what it asks for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +19,36 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cluster import storage
 from stages.data.dedup.config import DedupConfig, Length
 from stages.data.dedup.language import language_of
 from stages.data.dedup.shingles import Permutations, bands, beginning, fingerprints, minhash, permutations, shingle
 from stages.data.matching.boilerplate import HEAD, TAIL
 from stages.data.matching.boilerplate import body as body_range
+from stages.data.saved import Saved, numbers
 from stages.stage import Artifact
 
 SAID = 300  # characters of readable evidence, on each side
+FORMAT = 1  # of what a task leaves
+BINS = 256  # of the fingerprints of a run, by value: what a task can ask for
+DOCUMENTS_FILE, FILTERED_FILE = "documents.arrow", "filtered.arrow"
+EQUAL_FILE, BANDS_FILE, PRINTS_FILE, OWNERS_FILE = "equal.bin", "bands.bin", "prints.bin", "owners.bin"
+DOCUMENTS = pa.schema(
+    [
+        pa.field("doc_id", pa.large_string(), nullable=False),
+        ("year", pa.int32()),
+        *((name, pa.int64()) for name in ("bytes", "words", "distinct", "prints")),
+        ("language", pa.string()),
+    ]
+)
+FILTERED = pa.schema(
+    [
+        ("row", pa.int64()),
+        *((name, pa.string()) for name in ("rule", "reason", "measure")),
+        *((name, pa.float64()) for name in ("score", "threshold")),
+        ("text", pa.string()),
+    ]
+)
 
 
 class Filtered(NamedTuple):
@@ -33,18 +62,45 @@ class Filtered(NamedTuple):
     text: str
 
 
-class Signatures(NamedTuple):
-    """N documents in their order, B bands, F fingerprints. Documents shorter than an n-gram have none of either."""
+@dataclass(frozen=True)
+class Run:
+    """Some part files in a row, signed. ``first``: number of its first training document in the corpus; ``counts``:
+    training documents of each part; ``url``: the folder of its files. ``bins``: fingerprints below each border of
+    ``BINS`` equal ranges, [BINS + 1]."""
 
-    sizes: NDArray[np.int64]  # [N] bytes
-    words: NDArray[np.int64]  # [N]
-    distinct: NDArray[np.int64]  # [N] n-grams
-    same: NDArray[np.uint64]  # [N, 2] hash of the sequence of words
-    bands: NDArray[np.uint64]  # [N, B]
-    fingerprints: NDArray[np.uint64]  # [F], those of each document sorted
-    first: NDArray[np.int64]  # [N + 1] document i has fingerprints[first[i] : first[i + 1]]
-    languages: list[str]  # [N], empty strings without a language filter
-    filtered: dict[int, Filtered]
+    url: str
+    parts: tuple[str, ...]
+    first: int
+    counts: tuple[int, ...]
+    filtered: int
+    bins: NDArray[np.int64]
+
+    @property
+    def documents(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def digest(self) -> str:
+        """Of what was signed and how."""
+        return self.url.rsplit("/", 1)[-1].split("-", maxsplit=1)[0]
+
+    def column(self, file: str, at: int) -> NDArray[np.uint64]:
+        """Column ``at`` of ``EQUAL_FILE`` or ``BANDS_FILE``: a number per document."""
+        place = storage.join(self.url, file)
+        return np.asarray(numbers(place, np.uint64, at * self.documents, (at + 1) * self.documents))
+
+    def printed(self, start: int, end: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """(fingerprints of the ranges ``start`` to ``end``, ascending; numbers of the documents that have them)."""
+        low, high = int(self.bins[start]), int(self.bins[end])
+        found = numbers(storage.join(self.url, PRINTS_FILE), np.uint64, low, high)
+        owners = numbers(storage.join(self.url, OWNERS_FILE), np.int32, low, high)
+        return found, owners.astype(np.int64) + self.first
+
+
+def run_of(part: Saved, parts: Sequence[str], first: int) -> Run:
+    """What ``sign`` left, as it is read."""
+    said = part.value
+    return Run(part.url, tuple(parts), first, tuple(said["counts"]), said["filtered"], np.array(said["bins"], np.int64))
 
 
 def training_texts(part: Path) -> pa.LargeStringArray:
@@ -77,23 +133,82 @@ def body(text: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return text
 
 
-def sign(part: str, documents: Artifact, config: DedupConfig) -> Signatures:
-    """One task: the signatures of the training documents in the file ``part`` below ``documents``."""
+def identity(parts: Sequence[str], documents: Artifact, config: DedupConfig) -> str:
+    """Digest of what the signatures of ``parts`` follow from."""
+    digest = hashlib.sha256(json.dumps([FORMAT, config.model_dump(mode="json")]).encode())
+    for part in parts:
+        table = pq.read_table(documents.path(part), columns=["doc_id", "year", "split", "sha256"])
+        digest.update(json.dumps([part, *(column.to_pylist() for column in table.columns)]).encode())
+    return digest.hexdigest()
+
+
+def sign(parts: Sequence[str], folder: Path, documents: Artifact, config: DedupConfig) -> dict[str, Any]:
+    """One task: the signatures of the training documents in the files ``parts`` below ``documents``."""
     by = permutations(config.editions.bands * config.editions.rows) if config.editions else None
-    rows = [_sign(text, config, by) for text in views(training_texts(documents.path(part)))]
-    sizes, words, distinct, same, banded, printed, languages, filtered = zip(*rows, strict=True) if rows else [()] * 8
-    count = config.editions.bands if config.editions else 0
-    return Signatures(
-        np.array(sizes, np.int64),
-        np.array(words, np.int64),
-        np.array(distinct, np.int64),
-        np.array(same, np.uint64).reshape(-1, 2),
-        np.array(banded, np.uint64).reshape(len(rows), count),
-        np.concatenate([np.empty(0, np.uint64), *printed]),
-        np.cumsum([0, *map(len, printed)], dtype=np.int64),
-        list(languages),
-        {i: found for i, found in enumerate(filtered) if found is not None},
+    signed = [_signed(documents.path(part), config, by) for part in parts]
+    before = np.cumsum([0, *(len(part.table) for part in signed)])
+    _write_ipc(pa.concat_tables(part.table for part in signed), folder / DOCUMENTS_FILE)
+    dropped = [
+        {"row": int(at) + row, **found._asdict()}
+        for at, part in zip(before, signed, strict=False)
+        for row, found in part.filtered.items()
+    ]
+    _write_ipc(pa.Table.from_pylist(dropped, schema=FILTERED), folder / FILTERED_FILE)
+    np.concatenate([part.equal for part in signed]).T.tofile(folder / EQUAL_FILE)
+    np.concatenate([part.bands for part in signed]).T.tofile(folder / BANDS_FILE)
+    prints = np.concatenate([part.prints for part in signed])
+    owners = np.repeat(
+        np.arange(before[-1], dtype=np.int32), np.concatenate([part.table["prints"].to_numpy() for part in signed])
     )
+    order = np.argsort(prints, kind="stable")
+    prints[order].tofile(folder / PRINTS_FILE)
+    owners[order].tofile(folder / OWNERS_FILE)
+    bins = np.searchsorted(prints[order], borders(config)[:-1])
+    return {
+        "counts": [len(part.table) for part in signed],
+        "filtered": len(dropped),
+        "bins": [*bins.tolist(), len(prints)],
+    }
+
+
+class _Signed(NamedTuple):
+    """Of one part file: N documents, B bands."""
+
+    table: pa.Table  # DOCUMENTS
+    equal: NDArray[np.uint64]  # [N, 4] half of the sha256 of the text, hash of the sequence of words
+    bands: NDArray[np.uint64]  # [N, B]
+    prints: NDArray[np.uint64]  # those of each document sorted
+    filtered: dict[int, Filtered]
+
+
+def _signed(path: Path, config: DedupConfig, by: Permutations | None) -> _Signed:
+    names = pq.read_table(path, columns=["doc_id", "year", "split", "sha256"])
+    names = names.filter(pc.equal(names["split"], "train"))
+    rows = [_sign(text, config, by) for text in views(training_texts(path))]
+    sizes, words, distinct, same, banded, printed, languages, filtered = zip(*rows, strict=True) if rows else [()] * 8
+    counts = [*map(len, printed)]
+    doc_ids = names["doc_id"].cast(pa.large_string())
+    table = pa.table([doc_ids, names["year"], sizes, words, distinct, counts, languages], schema=DOCUMENTS)
+    digests = np.frombuffer(bytes.fromhex("".join(names["sha256"].to_pylist())), ">u8").reshape(-1, 4)[:, :2]
+    return _Signed(
+        table,
+        np.hstack([digests.astype(np.uint64), np.array(same, np.uint64).reshape(-1, 2)]),
+        np.array(banded, np.uint64).reshape(len(rows), config.editions.bands if config.editions else 0),
+        np.concatenate([np.empty(0, np.uint64), *printed]),
+        {row: found for row, found in enumerate(filtered) if found is not None},
+    )
+
+
+def borders(config: DedupConfig) -> NDArray[np.uint64]:
+    """Of ``BINS`` equal ranges of fingerprints, [BINS + 1]."""
+    top = (2**64 - 1) // (config.containment.sample if config.containment else 1)
+    return np.array([top // BINS * k for k in range(BINS + 1)], np.uint64)
+
+
+def _write_ipc(table: pa.Table, path: Path) -> None:
+    """Uncompressed, so that it can be mapped."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
 
 
 def _sign(text: NDArray[np.uint8], config: DedupConfig, by: Permutations | None) -> tuple[Any, ...]:
@@ -125,42 +240,3 @@ def _by_length(size: int, words: int, length: Length) -> Filtered | None:
         if most is not None and value > most:
             return Filtered("length", f"{value:,} {measure}, at most {most:,} are allowed", measure, value, most, "")
     return None
-
-
-def joined(parts: list[Signatures]) -> Signatures:
-    """The signatures of all parts as one, documents numbered through."""
-    starts = np.cumsum([0, *(len(part.words) for part in parts)])
-    prints = np.cumsum([0, *(len(part.fingerprints) for part in parts)])
-    return Signatures(
-        sizes=np.concatenate([part.sizes for part in parts]),
-        words=np.concatenate([part.words for part in parts]),
-        distinct=np.concatenate([part.distinct for part in parts]),
-        same=np.concatenate([part.same for part in parts]),
-        bands=np.concatenate([part.bands for part in parts]),
-        fingerprints=np.concatenate([part.fingerprints for part in parts]),
-        first=np.concatenate([[0], *(part.first[1:] + at for part, at in zip(parts, prints, strict=False))]),
-        languages=[language for part in parts for language in part.languages],
-        filtered={int(at) + i: f for part, at in zip(parts, starts, strict=False) for i, f in part.filtered.items()},
-    )
-
-
-class Texts:
-    """The texts of training documents by number, from their part files; the parts read last stay in memory."""
-
-    def __init__(self, parts: list[Path], counts: list[int], keep_bytes: int) -> None:
-        self._parts, self._keep_bytes = parts, keep_bytes
-        self._starts = np.cumsum([0, *counts])
-        self._read: dict[int, pa.LargeStringArray] = {}  # in order of use, the latest last
-
-    def __getitem__(self, document: int) -> NDArray[np.uint8]:
-        """UTF-8 without boilerplate."""
-        part = int(np.searchsorted(self._starts, document, side="right")) - 1
-        texts = self._read.pop(part, None)
-        if texts is None:
-            texts = training_texts(self._parts[part])
-        self._read[part] = texts
-        while len(self._read) > 1 and sum(kept.nbytes for kept in self._read.values()) > self._keep_bytes:
-            del self._read[next(iter(self._read))]
-        at = document - int(self._starts[part])
-        text = body(next(views(texts[at : at + 1])))
-        return text if 2 * len(text) > texts.nbytes else text.copy()  # a view keeps its whole part in memory

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster import storage
-from stages.data.corpus.documents import document_files
+from stages.data.corpus.documents import document_names
 from stages.data.matching.chain import Scanned, Span, scan
 from stages.data.matching.config import MatchingConfig
 from stages.data.matching.index import Index
@@ -118,8 +118,7 @@ class DocumentsShard:
 
 def documents_shards(artifact: Artifact) -> list[DocumentsShard]:
     """The shards of a documents artifact, in its order."""
-    folder = artifact.path("documents")
-    return [DocumentsShard(artifact, f"documents/{path.name}", path.stat().st_size) for path in document_files(folder)]
+    return [DocumentsShard(artifact, name, size) for name, size in document_names(artifact).items()]
 
 
 def texts_of(path: Path, splits: Sequence[str]) -> Iterator[HashedText]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,80 +37,72 @@ class Counts:
             setattr(self, name, getattr(self, name) + value)
 
 
-@dataclass
-class RowWriter:
-    """Writes the rows of one split below ``folder``. Feed one document after the other: ``add`` its tokens piece by
-    piece, then ``end`` it."""
+@dataclass(frozen=True)
+class Shape:
+    """Rows of ``length`` tokens, padded with ``pad_id``, in shards of about ``shard_bytes``."""
 
-    folder: Path
     length: int
     pad_id: int
-    least_tail: float
-    """A document's last piece of fewer tokens is dropped, else padded and masked."""
     shard_bytes: int
-    shards: list[str] = field(default_factory=list)
-    sequences: int = 0
 
-    def __post_init__(self) -> None:
-        row_bytes = self.length * (4 + 1)
-        self._rows = max(1, min(BATCH_BYTES, self.shard_bytes) // row_bytes)
-        self._rows_of_shard = max(1, self.shard_bytes // row_bytes // self._rows) * self._rows  # whole batches
-        self._tokens: NDArray[np.int32] = np.empty(self._rows * self.length, np.int32)
-        self._mask: NDArray[np.uint8] = np.ones(self._rows * self.length, np.uint8)
-        self._fill = 0  # tokens in the batch; a document begins at a whole row
-        self._about: list[tuple[str, int, str]] = []  # doc_id, offset, source of each row begun
-        self._position = 0  # tokens of the document so far
-        self._file: Any = None
+    @property
+    def rows_of_batch(self) -> int:
+        return max(1, min(BATCH_BYTES, self.shard_bytes) // (self.length * (4 + 1)))
+
+    @property
+    def rows_of_shard(self) -> int:
+        """Whole batches."""
+        batch = self.rows_of_batch
+        return max(1, self.shard_bytes // (self.length * (4 + 1)) // batch) * batch
+
+
+class ShardWriter:
+    """Writes one shard. Feed one document after the other: ``add`` the tokens of some whole rows of it."""
+
+    def __init__(self, path: Path, shape: Shape) -> None:
+        self._shape = shape
+        size = shape.rows_of_batch * shape.length
+        self._tokens: NDArray[np.int32] = np.empty(size, np.int32)
+        self._mask: NDArray[np.uint8] = np.ones(size, np.uint8)
+        self._about: list[tuple[str, int, str]] = []  # doc_id, offset, source of each row of the batch
+        self._file = pa.OSFile(str(path), "wb")
         self._writer: Any = None
-        self._in_shard = 0
+        self.rows = 0
 
-    def add(self, doc_id: str, source: str, tokens: NDArray[np.int32]) -> None:
-        """The next ``tokens`` of the document."""
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._about:
+            self._write()
+        if self._writer is not None:
+            self._writer.close()
+        self._file.close()
+
+    def add(self, doc_id: str, source: str, tokens: NDArray[np.int32], offset: int) -> None:
+        """The next ``tokens`` of the document, from its token ``offset`` on; the last row is padded."""
+        length = self._shape.length
         while len(tokens):
-            row, used = divmod(self._fill, self.length)
-            if not used:
-                self._about.append((doc_id, self._position, source))
-            count = min(len(tokens), (row + 1) * self.length - self._fill)
-            self._tokens[self._fill : self._fill + count] = tokens[:count]
-            self._fill += count
-            self._position += count
-            tokens = tokens[count:]
-            if self._fill == len(self._tokens):
+            fill = len(self._about) * length
+            some = tokens[: len(self._tokens) - fill]
+            rows = -(-len(some) // length)
+            end, padded = fill + len(some), fill + rows * length
+            self._tokens[fill:end] = some
+            self._tokens[end:padded] = self._shape.pad_id
+            self._mask[end:padded] = 0
+            self._about += [(doc_id, offset + row * length, source) for row in range(rows)]
+            offset += len(some)
+            tokens = tokens[len(some) :]
+            if padded == len(self._tokens):
                 self._write()
 
-    def end(self) -> tuple[int, int]:
-        """The document is over: its last piece is padded or dropped. Returns (rows, dropped tokens) of the document."""
-        total, self._position = self._position, 0
-        rows, tail = divmod(total, self.length)
-        if not tail:
-            return rows, 0
-        if tail < self.least_tail:
-            self._fill -= tail
-            self._about.pop()
-            return rows, tail
-        end = self._fill - tail + self.length
-        self._tokens[self._fill : end] = self.pad_id
-        self._mask[self._fill : end] = 0
-        self._fill = end
-        if self._fill == len(self._tokens):
-            self._write()
-        return rows + 1, 0
-
-    def close(self) -> None:
-        """Write what is left, and the two JSON files by which ``datasets.load_from_disk`` knows the folder."""
-        if self._fill:
-            self._write()
-        self._end_shard()
-        if self.shards:
-            _describe(self.folder, self.length, self.shards, self.sequences)
-
     def _write(self) -> None:
-        rows = self._fill // self.length
+        length, fill = self._shape.length, len(self._about) * self._shape.length
         doc_ids, offsets, sources = zip(*self._about, strict=True)
         batch = pa.record_batch(
             [
-                pa.FixedSizeListArray.from_arrays(pa.array(self._tokens[: self._fill], pa.int32()), self.length),
-                pa.FixedSizeListArray.from_arrays(pa.array(self._mask[: self._fill], pa.uint8()), self.length),
+                pa.FixedSizeListArray.from_arrays(pa.array(self._tokens[:fill], pa.int32()), length),
+                pa.FixedSizeListArray.from_arrays(pa.array(self._mask[:fill], pa.uint8()), length),
                 pa.array(doc_ids, pa.string()),
                 pa.array(offsets, pa.int64()),
                 pa.array(sources, pa.string()),
@@ -118,25 +110,12 @@ class RowWriter:
             names=["tokens", "loss_mask", "doc_id", "offset", "source"],
         )
         if self._writer is None:
-            self.folder.mkdir(exist_ok=True)
-            self.shards.append(f"data-{len(self.shards):05d}.arrow")
-            info = json.dumps({"info": {"features": _features(self.length)}})
-            schema = batch.schema.with_metadata({"huggingface": info})
-            self._file = pa.OSFile(str(self.folder / self.shards[-1]), "wb")
-            self._writer = pa.ipc.new_stream(self._file, schema)
+            info = json.dumps({"info": {"features": _features(length)}})
+            self._writer = pa.ipc.new_stream(self._file, batch.schema.with_metadata({"huggingface": info}))
         self._writer.write_batch(batch)
-        self.sequences += rows
-        self._in_shard += rows
-        self._fill, self._about = 0, []
+        self.rows += len(self._about)
+        self._about = []
         self._mask.fill(1)
-        if self._in_shard >= self._rows_of_shard:
-            self._end_shard()
-
-    def _end_shard(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._file.close()
-            self._writer, self._file, self._in_shard = None, None, 0
 
 
 def _features(length: int) -> dict[str, Any]:
@@ -154,7 +133,8 @@ def _features(length: int) -> dict[str, Any]:
     }
 
 
-def _describe(folder: Path, length: int, shards: list[str], sequences: int) -> None:
+def describe(folder: Path, length: int, shards: list[str], sequences: int) -> None:
+    """Write the two JSON files by which ``datasets.load_from_disk`` knows the folder of a split."""
     about = {"description": "", "citation": "", "homepage": "", "license": "", "features": _features(length)}
     (folder / "dataset_info.json").write_text(json.dumps(about))
     known = f"{folder.name} {length} {sequences} {shards}"

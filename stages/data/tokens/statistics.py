@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from stages.data.tokens.pack import Counts
 
@@ -27,31 +29,36 @@ LENGTHS = pa.schema(
 
 @dataclass
 class Statistics:
-    """Counts of one source in one split. lengths: tokens of each document."""
+    """Counts of one source in one split. lengths: tokens of each document, in some arrays."""
 
     counts: Counts = field(default_factory=Counts)
-    lengths: list[int] = field(default_factory=list)
+    lengths: list[NDArray[np.int64]] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
         """A row of ``SOURCES`` without source and split. The median is the lower one."""
-        ordered, c = sorted(self.lengths), self.counts
+        lengths, c = np.concatenate(self.lengths), self.counts
+        middle = (len(lengths) - 1) // 2
         return {
             **{name: getattr(c, name) for name in vars(c)},
             "bytes_per_token": c.bytes / max(1, c.tokens),
             "tokens_per_word": c.tokens / max(1, c.words),
-            "shortest": ordered[0],
-            "median": ordered[(len(ordered) - 1) // 2],
-            "longest": ordered[-1],
+            "shortest": int(lengths.min()),
+            "median": int(np.partition(lengths, middle)[middle]),
+            "longest": int(lengths.max()),
         }
 
     def histogram(self) -> list[dict[str, int]]:
         """Documents and their tokens by length in powers of two: tokens_from <= length < tokens_to."""
-        bins: dict[int, list[int]] = {}
-        for length in self.lengths:
-            bins.setdefault(length.bit_length(), []).append(length)
+        lengths = np.concatenate(self.lengths)
+        bits = np.frexp(lengths.astype(np.float64))[1]  # as int.bit_length: lengths are far below 2^53
         return [
-            {"tokens_from": 2 ** (b - 1), "tokens_to": 2**b, "documents": len(bins[b]), "tokens": sum(bins[b])}
-            for b in sorted(bins)
+            {
+                "tokens_from": 2 ** (b - 1),
+                "tokens_to": 2**b,
+                "documents": int((bits == b).sum()),
+                "tokens": int(lengths[bits == b].sum()),
+            }
+            for b in np.unique(bits).tolist()
         ]
 
 

@@ -1,32 +1,29 @@
-"""Documents to Arrow shards: Ray tasks encode pieces of text, this process packs the tokens in order.
+"""Documents to Arrow shards in two passes of Ray tasks: lots of documents to tokens, and tokens to shards.
 
-Which rows share a shard depends on the documents alone, so the shards are the same bytes with any number of workers. A
-few tasks are in flight for each CPU and a batch of rows is open for each split: memory is bounded by that and by one
-file of the documents table, not by the corpus and not by its longest document. What a task gave is kept (``saved``): an
-interrupted run encodes only what is not done.
+Which rows share a shard depends on the documents alone, so the shards are the same bytes with any number of workers.
+No text and no token passes through this process: it holds the length of every document (8 bytes) and writes the tables.
+What a task gave is kept (``saved``): an interrupted run goes on with what is not done.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import deque
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.storage import join
-from stages.data.corpus.documents import TableWriter, document_files, file_texts
-from stages.data.parallel import running_ray
-from stages.data.saved import Saved, spread_saved
+from stages.data.corpus.documents import document_names, file_texts
+from stages.data.parallel import running_ray, spread
+from stages.data.saved import spread_saved
+from stages.data.tokens import lots as encoding
 from stages.data.tokens.config import TokenizeConfig
-from stages.data.tokens.encode import Encoded, encode, known_chunks, library
-from stages.data.tokens.pack import Counts, RowWriter
+from stages.data.tokens.encode import known_chunks, library
+from stages.data.tokens.lots import NAMED, EncodedLot, Lot, Marks
+from stages.data.tokens.pack import Counts, Shape, describe
 from stages.data.tokens.pieces import pieces, splits_between_words
 from stages.data.tokens.seams import Seams, find_seams
 from stages.data.tokens.statistics import Statistics, write
-from stages.data.tokens.units import CountedDocument, Unit, units
 from stages.stage import Artifact, Context, StageError, Summary
 
 if TYPE_CHECKING:
@@ -36,8 +33,6 @@ SPLITS = ("train", "validation", "test")
 ROWS_AT_ONCE = 2**14  # of documents.parquet
 WORTH_KNOWING = 4 * 2**20  # bytes of text; of fewer the library makes tokens before the kernels are loaded
 WORTH_TASKS = 16 * 2**20  # bytes of text; fewer are done before workers have started
-NAMED = 3  # documents in a warning
-_ENCODED = "encoded.npy"
 _SAMPLE = 2**14  # characters of the corpus on which seams are tried
 
 
@@ -48,60 +43,20 @@ def tokenize(
 
     Raises StageError where the training or both evaluation splits come out empty.
     """
-    import numpy as np
-    import pyarrow.parquet as pq
-
     meta = json.loads(tokenizer.path("meta.json").read_text())
-    least_tail = {"train": config.min_tail_share * config.sequence_length}
-    rows = {
-        name: RowWriter(
-            output / name, config.sequence_length, meta["pad_id"], least_tail.get(name, 0), config.shard_bytes
-        )
-        for name in SPLITS
-    }
-    found: dict[tuple[str, str], Statistics] = {}
-    folder = documents.path("documents")
-    total, done, made = _text_bytes(folder), 0, 0
-    eos = np.array([meta["eos_id"]], np.int32)
-    bos = np.array([] if meta.get("bos_id") is None else [meta["bos_id"]], np.int32)
-    begun: CountedDocument | None = None
-    with_control: list[str] = []
-    control = 0
-    files = [path for path in document_files(folder) if pq.read_metadata(path).num_rows]
-    encoded = _encoded(files, total, tokenizer.path("tokenizer.json").read_text(encoding="utf-8"), context)
-    with TableWriter(output / "documents.parquet", _document_schema(), rows=ROWS_AT_ONCE) as table:
-        for unit, (tokens, lengths, words, controls) in encoded:
-            start = 0
-            pieces_of = zip(unit.layout, lengths, words, controls, strict=True)
-            for (document, inside, last), length, count, strings in pieces_of:
-                document.words += count - inside
-                document.tokens += length
-                document.controls += strings
-                writer = rows[document.split]
-                if document is not begun:
-                    begun = document
-                    writer.add(document.doc_id, document.source, bos)
-                    document.tokens += len(bos)
-                writer.add(document.doc_id, document.source, tokens[start : start + length])
-                start += length
-                if last:
-                    writer.add(document.doc_id, document.source, eos)
-                    document.tokens += 1
-                    statistics = found.setdefault((document.source, document.split), Statistics())
-                    _count(statistics, document, *writer.end())
-                    table.add({name: value for name, value in vars(document).items() if name != "controls"})
-                    control += document.controls
-                    if document.controls and (len(with_control) < NAMED):
-                        with_control.append(document.doc_id)
-            done, made = done + unit.size, made + len(tokens)
-            context.progress(min(done, total), total, "bytes", tokens=float(made))
-    for writer in rows.values():
-        writer.close()
+    names = list(document_names(documents))
+    work = [lot for some in spread(encoding.lots_of, names, documents, worth_it=len(names) > 1000) for lot in some]
+    total = encoding.total_bytes(work)
+    marks = Marks(() if meta.get("bos_id") is None else (meta["bos_id"],), (meta["eos_id"],))
+    lots = list(_encoded(work, documents, tokenizer, marks, context))
+    found, rows = _counted(lots, config, output / "documents.parquet")
     splits = {name: Counts() for name in SPLITS}
     for (_, split), statistics in found.items():
         splits[split].add(statistics.counts)
     _check_not_empty(splits, config)
+    _write_shards(lots, rows, config, meta["pad_id"], output, context, total)
     write(found, output)
+    control = sum(lot.controls for lot in lots)
     described = {
         "sequence_length": config.sequence_length,
         "segment_length": config.segment_length,
@@ -114,6 +69,7 @@ def tokenize(
     }
     (output / "meta.json").write_text(json.dumps(described, indent=1))
     if control:
+        with_control = [name for lot in lots for name in lot.with_control][:NAMED]
         context.warn(
             f"tokenize: {control} string(s) that look like control tokens stand in documents and were kept as text: "
             f"{', '.join(with_control)}{', ...' if len(with_control) == NAMED else ''}"
@@ -123,71 +79,139 @@ def tokenize(
     return summary
 
 
-def _encoded(files: list[Path], total: int, tokenizer_json: str, context: Context) -> Iterator[tuple[Unit, Encoded]]:
-    """The units of the corpus in order and what they give, that of an interrupted run included."""
+def _encoded(
+    work: list[Lot], documents: Artifact, tokenizer: Artifact, marks: Marks, context: Context
+) -> Iterator[EncodedLot]:
+    """What the lots of the corpus give, in order, that of an interrupted run included."""
+    tokenizer_json = tokenizer.path("tokenizer.json").read_text(encoding="utf-8")
+    total = encoding.total_bytes(work)
     between_words = splits_between_words(library(tokenizer_json))
     if not between_words:
         context.log("the tokenizer is given whole documents: its tokens reach across the spaces between words")
-    seams = _seams(files[0], tokenizer_json) if between_words and total >= WORTH_KNOWING else None
-    waiting: deque[Unit] = deque()
-
-    def texts() -> Iterator[list[str]]:
-        """They go to the tasks; what belongs to them waits here."""
-        for file in files:
-            for unit in units(file_texts(file), between_words):
-                waiting.append(unit)
-                yield unit.texts
-                unit.texts = []
-
+    seams = None
+    if between_words and total >= WORTH_KNOWING:
+        seams = _seams(documents.path(work[0].name), tokenizer_json)
     one_core = running_ray() is not None  # each task has a core of its own; without tasks the library may use all
-    shared = (tokenizer_json, seams, one_core)
     parts = spread_saved(
-        _encode_part,
-        texts(),
+        encoding.encode_lot,
+        work,
         join(context.work_url, "tokens"),
-        *shared,
-        identity=_identity,
+        documents,
+        tokenizer_json,
+        marks,
+        seams,
+        between_words,
+        one_core,
+        identity=encoding.identity,
         worth_it=total >= WORTH_TASKS,
     )
-    resumed = made = 0
+    resumed = done = made = 0
     try:
-        for part in parts:
-            made, resumed = made + 1, resumed + part.resumed
-            yield waiting.popleft(), _read(part)
+        for lot, part in zip(work, parts, strict=True):
+            said = part.value
+            yield EncodedLot(part.url, said["documents"], said["tokens"], said["controls"], tuple(said["with_control"]))
+            done, made, resumed = done + lot.size, made + said["tokens"], resumed + part.resumed
+            context.progress(done, 2 * total, "bytes", tokens=float(made))
     finally:
         known_chunks.cache_clear()
     if resumed:
-        context.log(f"{resumed} of {made} parts of the text were encoded by an earlier attempt")
+        context.log(f"{resumed} of {len(work)} parts of the text were encoded by an earlier attempt")
 
 
-def _identity(texts: list[str], tokenizer_json: str, *_: Any) -> str:
-    digest = hashlib.sha256(_digest(tokenizer_json).encode())
-    for text in texts:
-        data = text.encode()
-        digest.update(b"%d " % len(data) + data)
-    return digest.hexdigest()
+def _counted(
+    lots: Iterable[EncodedLot], config: TokenizeConfig, path: Path
+) -> tuple[dict[tuple[str, str], Statistics], dict[str, list[int]]]:
+    """Statistics by source and split in order of the corpus, and the rows of each split in each lot; writes the table
+    of documents."""
+    import numpy as np
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from stages.data.tokens.shards import rows_of
+
+    found: dict[tuple[str, str], Statistics] = {}
+    rows: dict[str, list[int]] = {split: [] for split in SPLITS}
+    length = config.sequence_length
+    schema = encoding.document_schema()
+    with pq.ParquetWriter(path, schema) as writer:
+        waiting = schema.empty_table()
+        for lot in lots:
+            table = lot.table()
+            waiting = _write_full(writer, [waiting, table])
+            kinds = table.group_by(["source", "split"], use_threads=False).aggregate([])
+            split_rows = dict.fromkeys(SPLITS, 0)
+            for source, split in zip(kinds["source"].to_pylist(), kinds["split"].to_pylist(), strict=True):
+                mine = table.filter(pc.and_(pc.equal(table["source"], source), pc.equal(table["split"], split)))
+                tokens = mine["tokens"].to_numpy()
+                made = rows_of(tokens, length, _least_tail(split, config))
+                dropped = np.where(tokens // length == made, tokens % length, 0)
+                statistics = found.setdefault((source, split), Statistics())
+                statistics.lengths.append(tokens.copy())
+                statistics.counts.add(
+                    Counts(
+                        documents=len(tokens),
+                        sequences=int(made.sum()),
+                        tokens=int(tokens.sum()),
+                        bytes=pc.sum(mine["bytes"]).as_py(),
+                        words=pc.sum(mine["words"]).as_py(),
+                        dropped_tail_tokens=int(dropped.sum()),
+                        dropped_documents=int((made == 0).sum()),
+                    )
+                )
+                split_rows[split] += int(made.sum())
+            for split, count in split_rows.items():
+                rows[split].append(count)
+        if len(waiting):
+            writer.write_table(waiting.combine_chunks())
+    return found, rows
 
 
-@lru_cache(maxsize=1)
-def _digest(tokenizer_json: str) -> str:
-    return hashlib.sha256(tokenizer_json.encode()).hexdigest()
+def _write_full(writer: Any, tables: list[pa.Table]) -> pa.Table:
+    """Write whole row groups of ``ROWS_AT_ONCE``; what is left."""
+    import pyarrow as pa
+
+    table = pa.concat_tables(tables)
+    while len(table) >= ROWS_AT_ONCE:
+        writer.write_table(table.slice(0, ROWS_AT_ONCE).combine_chunks())
+        table = table.slice(ROWS_AT_ONCE)
+    return table
 
 
-def _encode_part(texts: list[str], folder: Path, tokenizer_json: str, seams: Seams | None, one_core: bool) -> None:
-    """One task."""
+def _least_tail(split: str, config: TokenizeConfig) -> float:
+    return config.min_tail_share * config.sequence_length if split == "train" else 0
+
+
+def _write_shards(
+    lots: list[EncodedLot],
+    rows: dict[str, list[int]],
+    config: TokenizeConfig,
+    pad_id: int,
+    output: Path,
+    context: Context,
+    total: int,
+) -> None:
     import numpy as np
 
-    with (folder / _ENCODED).open("wb") as file:
-        for array in encode(texts, tokenizer_json, seams, one_core):
-            np.save(file, array)
+    from stages.data.tokens import shards as packing
 
-
-def _read(part: Saved) -> Encoded:
-    import numpy as np
-
-    with part.on_disk(_ENCODED) as path, path.open("rb") as file:
-        tokens, lengths, words, controls = (np.load(file) for _ in range(4))
-    return tokens, lengths.tolist(), words.tolist(), controls.tolist()
+    shape = Shape(config.sequence_length, pad_id, config.shard_bytes)
+    work = [
+        shard
+        for split in SPLITS
+        for shard in packing.shards_of(split, lots, np.array(rows[split]), shape, _least_tail(split, config))
+    ]
+    place = join(context.work_url, "shards")
+    parts = spread_saved(
+        packing.write_shard, work, place, identity=packing.identity, worth_it=total >= WORTH_TASKS and len(work) > 1
+    )
+    names: dict[str, list[str]] = {}
+    for done, (shard, part) in enumerate(zip(work, parts, strict=True), 1):
+        listed = names.setdefault(shard.split, [])
+        listed.append(f"data-{len(listed):05d}.arrow")
+        part.place(packing.SHARD_FILE, output / shard.split / listed[-1])
+        context.progress(total + total * done / len(work), 2 * total, "bytes")
+    for split, listed in names.items():
+        describe(output / split, shape.length, listed, sum(rows[split]))
 
 
 def _seams(file: Path, tokenizer_json: str) -> Seams | None:
@@ -218,33 +242,6 @@ def _summary(splits: dict[str, Counts], found: dict[tuple[str, str], Statistics]
     )
 
 
-def _count(statistics: Statistics, document: CountedDocument, sequences: int, dropped: int) -> None:
-    statistics.lengths.append(document.tokens)
-    statistics.counts.add(
-        Counts(
-            documents=1,
-            sequences=sequences,
-            tokens=document.tokens,
-            bytes=document.bytes,
-            words=document.words,
-            dropped_tail_tokens=dropped,
-            dropped_documents=int(not sequences),
-        )
-    )
-
-
-def _text_bytes(folder: Path) -> int:
-    """Bytes of all texts, about, from the files' footers."""
-    import pyarrow.parquet as pq
-
-    total = 0
-    for path in document_files(folder):
-        meta = pq.read_metadata(path)
-        place = meta.schema.names.index("text")
-        total += sum(meta.row_group(i).column(place).total_uncompressed_size for i in range(meta.num_row_groups))
-    return total
-
-
 def _check_not_empty(splits: dict[str, Counts], config: TokenizeConfig) -> None:
     if not splits["train"].sequences:
         raise StageError(
@@ -257,12 +254,3 @@ def _check_not_empty(splits: dict[str, Counts], config: TokenizeConfig) -> None:
         raise StageError(
             "there is no evaluation document", field="corpus.sources", fix="add validation or test documents"
         )
-
-
-def _document_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.schema(
-        [("doc_id", pa.string()), ("split", pa.string()), ("source", pa.string())]
-        + [(name, pa.int64()) for name in ("tokens", "words", "bytes")]
-    )
