@@ -53,7 +53,7 @@ def compare(
     except StageError as error:
         raise StudyError(str(error)) from error
     if json:
-        print_json("compare", {**finite(asdict(found)), "unpaired": found.unpaired, "report": str(page)})
+        print_json("compare", {**finite(asdict(found)), "report": str(page)})
         return
     _print(found)
     line(f"report: {page}")

@@ -84,11 +84,11 @@ def test_seeds_are_paired_and_the_contrast_is_the_claims_own(tmp_path: Path) -> 
 def test_no_difference_is_found_where_there_is_none(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     found = 0
-    for _ in range(20):
+    for _ in range(10):
         a, b = (rng.random(60) < 0.6, rng.random(60) < 0.6)
         pair = [side(name, run(tmp_path / name, x.astype(float))) for name, x in (("A", a), ("B", b))]
         found += any(one.q < 0.05 for one in compare(*pair).scores)
-    assert found <= 3  # of 20, one expected; both lengths have the same answers
+    assert found <= 2  # of 10, half a one expected; both lengths have the same answers
 
 
 def test_only_the_same_items_are_paired_and_the_others_counted(tmp_path: Path) -> None:

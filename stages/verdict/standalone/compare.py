@@ -51,7 +51,7 @@ class Difference:
 @dataclass(frozen=True)
 class Comparison:
     """``scores``, ``texts``: a difference per cell and arm. ``alone``: what has no partner, in words; ``notes``: what a
-    reader must know."""
+    reader must know; ``unpaired``: items without a partner, of both sides."""
 
     a: str
     b: str
@@ -60,21 +60,18 @@ class Comparison:
     alone: list[str]
     notes: list[str]
     level: float
-
-    @property
-    def unpaired(self) -> int:
-        """Items without a partner, of both sides."""
-        return sum(one.alone_a + one.alone_b for one in (*self.scores, *self.texts))
+    unpaired: int
 
 
 def compare(a: Side, b: Side, *, level: float = 0.95) -> Comparison:
     """Raises StageError where no arm, no seed or no item is on both sides."""
     pairs, alone = matched(a, b)
-    scores, of_texts, notes = [], [], []
+    scores, of_texts, notes, unpaired = [], [], [], 0
     for pair in pairs:
-        found, left = _scores(pair, level)
+        found, left, lone = _scores(pair, level)
         scores += found
         alone += left
+        unpaired += lone
         of_texts += _texts(pair, level)
         if pair.same_text is False:
             notes.append(
@@ -91,7 +88,9 @@ def compare(a: Side, b: Side, *, level: float = 0.95) -> Comparison:
             allowed="the same tasks, lengths and prompts, or the same texts, on both sides",
             fix="evaluate both alike",
         )
-    return Comparison(a.name, b.name, _adjusted(scores), _adjusted(of_texts), alone, list(dict.fromkeys(notes)), level)
+    unpaired += sum(one.alone_a + one.alone_b for one in (*scores, *of_texts))
+    notes = list(dict.fromkeys(notes))
+    return Comparison(a.name, b.name, _adjusted(scores), _adjusted(of_texts), alone, notes, level, unpaired)
 
 
 def mcnemar(a: Floats, b: Floats) -> tuple[float, int, int]:
@@ -114,23 +113,25 @@ def paired_proportions(only_a: int, only_b: int, items: int, level: float) -> tu
     return max(-1.0, (a - b) / n - half), min(1.0, (a - b) / n + half)
 
 
-def _scores(pair: Matched, level: float) -> tuple[list[Difference], list[str]]:
+def _scores(pair: Matched, level: float) -> tuple[list[Difference], list[str], int]:
+    """Differences; cells without a pair, in words, and the items in them."""
     left, right = answers(pair.a), answers(pair.b)
     cells = list(dict.fromkeys(map(tuple, [*left[CELL].to_numpy().tolist(), *right[CELL].to_numpy().tolist()])))
-    found, alone = [], []
+    found, alone, lone = [], [], 0
     for task, k, length in cells:
         a, b = (_crossed(rows, (task, k, length), len(pair.a)) for rows in (left, right))
         both = [item for item in a.index if item in b.index]
         cell = f"{pair.label}, {task}, k = {k}, {length:,} tokens"
         if not both:
             alone.append(f"{cell}: {len(a)} items of A and {len(b)} of B, none the same")
+            lone += len(a) + len(b)
             continue
         only = (len(a) - len(both), len(b) - len(both))
         table_a, table_b = (side.loc[both].to_numpy(float).T for side in (a, b))
         one = _difference(table_a, table_b, None, level)
         one = replace(one, label=pair.label, task=str(task), k=int(k), length=int(length), unit="score")
         found.append(replace(one, alone_a=only[0], alone_b=only[1]))
-    return found, alone
+    return found, alone, lone
 
 
 def _crossed(rows: pd.DataFrame, cell: tuple[object, ...], seeds: int) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import MixerConfig, TrunkConfig
 from stages.data.tasks.haystack import Format
+from stages.data.tasks.needles import BINDINGS, PASSKEY
 from stages.data.tasks.registry import TASKS
 from stages.stage import StageError
 from stages.verdict.claims.config import ClaimsConfig, Retrieval
@@ -146,11 +147,16 @@ def effective_numbers(found: list[Reached], name: str) -> list[Number]:
             float(one.effective or 0),
             unit="tokens",
             method=f"lower bound of the interval; tested up to {one.tested:,}",
-            sources=(Source(f"evaluate/{name}/0", "", "tasks", f"task == '{one.task}' and k == {one.k}"),),
+            sources=(_rows(one, name),),
             note="none of the lengths tested" if one.effective is None else "",
         )
         for one in found
     ]
+
+
+def _rows(one: Reached, name: str) -> Source:
+    table, k = (TABLES[0], "rivals") if one.task in (PASSKEY.name, BINDINGS.name) else (TABLES[1], "k")
+    return Source(f"evaluate/{name}/0", "", table, f"task == '{one.task}' and {k} == {one.k}")
 
 
 def read_facts(folder: Path, field: str) -> dict[str, Any]:
