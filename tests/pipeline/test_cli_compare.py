@@ -110,9 +110,10 @@ def test_an_artifact_is_asked_what_its_study_asked_it(cli: Command, study: Path)
     code, out, err = cli("compare", "mine", "evaluate/infini/0", "--json")
     found = json.loads(out)
     assert code == 0 and all(one["difference"] == 0 and one["p"] == 1 for one in found["scores"])
-    assert (
-        found["notes"] == [] and len(found["scores"]) == 4 and found["unpaired"] == 0 and found["alone"]
-    )  # bindings: only in the study
+    assert found["notes"] == [] and len(found["scores"]) == 4 and found["unpaired"] == 6
+    assert [one.partition(":")[0] for one in found["alone"]] == [  # asked of the study's models only
+        f"pretrain/infini/0 against infini, bindings, k = {k}, 320 tokens" for k in (1, 2)
+    ]
 
 
 def test_two_arms_of_a_study_over_its_seeds(cli: Command) -> None:
