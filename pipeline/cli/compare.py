@@ -104,13 +104,14 @@ def _check_out(folder: Path) -> None:
 
 def _side(said: str, field: str, root: str | None) -> Side:
     """What ``said`` names. Raises StudyError and UnknownName."""
-    from stages.verdict.standalone.scores import Folder, read_facts
+    from stages.folder import FolderArtifact
+    from stages.verdict.standalone.scores import read_facts
     from stages.verdict.standalone.sides import Run, Side
 
     folder = Path(said).expanduser()
     if folder.is_dir():
         facts = read_facts(folder, field)
-        return Side(said, (Run(facts["name"], 0, Folder(folder), facts["identity"]),))
+        return Side(said, (Run(facts["name"], 0, FolderArtifact(folder, key=""), facts["identity"]),))
     from pipeline.engine.recorded import recorded
     from pipeline.engine.store import Store
 

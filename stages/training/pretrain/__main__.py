@@ -15,29 +15,14 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from stages.folder import FolderArtifact
 from stages.stage import Execution, StageError
 from stages.training.pretrain.config import PretrainConfig
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A folder that plays a committed artifact."""
-
-    directory: Path
-    key: str = "0" * 64
-    summary: Mapping[str, Any] = field(default_factory=dict)
-
-    def path(self, name: str = "") -> Path:
-        path = self.directory / name
-        if not path.exists():
-            raise StageError(f"{self.directory}: there is no {name or 'such folder'}", fix="name an artifact's folder")
-        return path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = PretrainConfig(**json.loads(args.config.read_text()))
         execution = Execution(**args.execution | {"train_workers": ranks["WORLD_SIZE"]})
-        folders = {name: Folder(getattr(args, name)) for name in ("tokens", "tokenizer", "base")}
+        folders = {name: FolderArtifact(getattr(args, name)) for name in ("tokens", "tokenizer", "base")}
         _train(config, execution, folders, args.out, ranks)
     except (StageError, ValidationError, OSError, ValueError) as error:
         if ranks["RANK"] == 0:
@@ -69,7 +54,11 @@ _ONE_PROCESS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 
 
 def _train(
-    config: PretrainConfig, execution: Execution, folders: Mapping[str, Folder], out: Path, ranks: Mapping[str, int]
+    config: PretrainConfig,
+    execution: Execution,
+    folders: Mapping[str, FolderArtifact],
+    out: Path,
+    ranks: Mapping[str, int],
 ) -> None:
     """Train and put the artifact's files below ``out``. Raises StageError where a fault of the input stops it."""
     if out.exists():

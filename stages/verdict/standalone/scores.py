@@ -14,6 +14,7 @@ from model.config import MixerConfig, TrunkConfig
 from stages.data.tasks.haystack import Format
 from stages.data.tasks.needles import BINDINGS, PASSKEY
 from stages.data.tasks.registry import TASKS
+from stages.folder import FolderArtifact
 from stages.stage import StageError
 from stages.verdict.claims.config import ClaimsConfig, Retrieval
 from stages.verdict.claims.effects import accuracy
@@ -54,28 +55,10 @@ class Reached:
     threshold: float
 
 
-@dataclass(frozen=True)
-class Folder:
-    """Tables in a folder as an artifact without a key."""
-
-    folder: Path
-    key: str = ""
-
-    @property
-    def summary(self) -> Mapping[str, Any]:
-        return {}
-
-    def path(self, name: str = "") -> Path:
-        path = self.folder / name
-        if not path.exists():
-            raise FileNotFoundError(f"{self.folder}: no file {name!r}")
-        return path
-
-
 def evidence_of(folder: Path, name: str, mixer: Mapping[str, Any], threshold: float = 0.9) -> Evidence:
     """The tables in ``folder`` as those of the only arm and seed of a study."""
     return Evidence(
-        {f"evaluate/{name}/0": Folder(folder)},
+        {f"evaluate/{name}/0": FolderArtifact(folder, key="")},
         arms={name: MixerConfig(**mixer)},
         seeds=(0,),
         trunk=TrunkConfig(dim=2, layers=1, heads=1),  # nothing here asks for it
