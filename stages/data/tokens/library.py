@@ -40,6 +40,14 @@ def rows(tokenizer: Library) -> int:
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
 
+def put_before(tokenizer: Library) -> int | None:
+    """The token that it puts before any text by itself; None: none, or several."""
+    with_marks, without = (tokenizer.encode("a", add_special_tokens=marks).ids for marks in (True, False))
+    before = len(with_marks) - len(without)
+    starts = next((n for n in range(before + 1) if with_marks[n : n + len(without)] == without), 0)
+    return int(with_marks[0]) if starts == 1 else None
+
+
 def text_only(tokenizer: Library) -> Library:
     """The same, which takes the strings of control tokens for text like any other."""
     tokenizer.encode_special_tokens = True

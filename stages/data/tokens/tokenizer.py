@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from stages.data.corpus.documents import read_texts
 from stages.data.pinned import digest_of, unchanged
 from stages.data.tokens.config import TokenizerConfig
-from stages.data.tokens.library import control_strings, read_library, rows, text_only
+from stages.data.tokens.library import control_strings, put_before, read_library, rows, text_only
 from stages.data.tokens.pin import read_tokenizer
 from stages.stage import Artifact, Context, StageError, Summary
 
@@ -59,10 +59,7 @@ def begin_id(tokenizer: Library, config: TokenizerConfig) -> int | None:
     itself, as Llama's do. Raises StageError for a name that it does not have."""
     if config.bos_token is not None:
         return token_id(tokenizer, "bos_token", config.bos_token) if config.bos_token else None
-    with_marks, without = (tokenizer.encode("a", add_special_tokens=marks).ids for marks in (True, False))
-    before = len(with_marks) - len(without)
-    starts = next((n for n in range(before + 1) if with_marks[n : n + len(without)] == without), 0)
-    return int(with_marks[0]) if starts == 1 else None
+    return put_before(tokenizer)
 
 
 def _with_control(tokenizer: Library, ids: list[int], context: Context) -> Library:

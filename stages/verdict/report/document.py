@@ -20,7 +20,8 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "Calibration: what this instrument measures where the answer is known",
         ("control", "control by distance", "control knocked out", "calibration"),
     ),
-    ("retrieval", "Retrieval and binding", ("passkey", "bindings", "tasks")),
+    ("comparison", "Paired differences", ("scores compared", "texts compared")),
+    ("retrieval", "Retrieval and binding", ("passkey", "bindings", "tasks", "effective length")),
     ("memory", "Is the memory used?", ("gates",)),
     ("perplexity", "Perplexity", ("perplexity", "perplexity differences", "perplexity by position")),
     ("mechanism", "Capacity of the mechanism", ("capacity",)),
@@ -56,11 +57,41 @@ def document(
 
     recipe: rows of base and arms. calibration: sentences. pages: title and path of pages beside the report.
     """
+    return assembled(
+        study=config.study,
+        title=config.title or config.study,
+        description=config.description,
+        setup=setup,
+        numbers=numbers,
+        figures=figures,
+        verdicts=verdicts,
+        costs=costs,
+        recipe=recipe,
+        calibration=calibration,
+        pages=pages,
+    )
+
+
+def assembled(
+    *,
+    study: str,
+    title: str,
+    description: str,
+    setup: Mapping[str, Any],
+    numbers: Mapping[str, Sequence[Number]],
+    figures: Sequence[tuple[str, FinishedFigure]],
+    verdicts: Sequence[Verdict] = (),
+    costs: Sequence[CostRow] = (),
+    recipe: Sequence[Mapping[str, str]] = (),
+    calibration: Sequence[str] = (),
+    pages: Sequence[Mapping[str, str]] = (),
+) -> dict[str, Any]:
+    """The same from its parts, with or without verdicts."""
     value = {
         "schema_version": SCHEMA_VERSION,
-        "study": config.study,
-        "title": config.title or config.study,
-        "description": config.description,
+        "study": study,
+        "title": title,
+        "description": description,
         "setup": dict(setup),
         "recipe": list(recipe),
         "calibration": list(calibration),
@@ -72,17 +103,17 @@ def document(
         "figures": [{"section": section, **asdict(figure)} for section, figure in figures],
         "place": {"options": "", "runs": {}, "facts": [], "file": "{}"},
     }
-    plain = _finite(value)
+    plain = finite(value)
     assert isinstance(plain, dict)
     return plain
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Deep copy with tuples as lists, and numbers JSON cannot hold as null."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, bool | str) or value is None:
         return value
     if isinstance(value, int):

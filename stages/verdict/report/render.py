@@ -21,13 +21,19 @@ from stages.verdict.report.markdown import markdown
 
 def write(report: Mapping[str, Any], folder: Path, place: Place) -> None:
     """Write the three files below ``folder``, where the figures and audit pages already are."""
-    plain = asdict(place)
-    plain |= {"runs": dict(place.runs), "facts": [list(fact) for fact in place.facts]}
-    said = with_commands({**report, "place": plain}, place.options)
+    said = placed(report, place)
     (folder / "report.json").write_text(json.dumps(said, indent=1, allow_nan=False), encoding="utf-8")
     (folder / "report.md").write_text(markdown(said), encoding="utf-8")
     html = page(said, folder)
     (folder / "report.html").write_text(html if place.file else framed(html), encoding="utf-8")
+
+
+def placed(report: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    """``report`` with its place, and the commands that work there."""
+    plain = asdict(place)
+    plain |= {"runs": dict(place.runs), "facts": [list(fact) for fact in place.facts]}
+    said: dict[str, Any] = with_commands({**report, "place": plain}, place.options)
+    return said
 
 
 def rewrite(folder: Path, place: Place) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from stages.verdict.claims.evidence import Evidence
@@ -35,9 +35,14 @@ FIGURES: tuple[tuple[str, Draw], ...] = (
 )
 
 
-def draw(evidence: Evidence, numbers: Numbers, folder: Path) -> Iterator[tuple[str, FinishedFigure | None]]:
-    """(section, figure) one by one; None where its tables are absent. ``numbers``: every number by its name."""
+def draw(
+    evidence: Evidence, numbers: Numbers, folder: Path, sections: Collection[str] | None = None
+) -> Iterator[tuple[str, FinishedFigure | None]]:
+    """(section, figure) one by one; None where its tables are absent. ``numbers``: every number by its name;
+    ``sections``: those drawn, None for all."""
     begin()
     for section, function in FIGURES:
+        if sections is not None and section not in sections:
+            continue
         drawing = function(evidence, numbers)
         yield section, None if drawing is None else finish(drawing, folder)
