@@ -7,11 +7,13 @@ called by the command before it imports any of them, and by each Ray worker when
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 NAMES = ("cluster", "model", "pipeline", "stages")
 HOME = Path(__file__).absolute().parent
@@ -45,6 +47,22 @@ def claim(home: Path = HOME) -> None:
                 "Fix: rename it, or run infini-study in a process that does not import it"
             )
     sys.meta_path[:] = [Ours(home), *(finder for finder in sys.meta_path if not isinstance(finder, Ours))]
+
+
+HARNESS = {
+    "HarnessModel": ("stages.evidence.standalone.harness", "StudyLM"),
+    "harness_documents": ("stages.evidence.standalone.harness_tasks", "documents"),
+    "harness_results": ("stages.evidence.standalone.harness_tasks", "results"),
+}
+"""What lm-evaluation-harness asks this module for, by an entry point and in the files of tasks."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HARNESS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    claim()
+    module, attribute = HARNESS[name]
+    return getattr(importlib.import_module(module), attribute)
 
 
 def main() -> None:

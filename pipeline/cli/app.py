@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import audit, convert, export, init, inspect, power, run, scan, score, view
+from pipeline.cli import (
+    audit,
+    compare,
+    convert,
+    evaluate,
+    export,
+    harness,
+    init,
+    inspect,
+    power,
+    run,
+    scan,
+    score,
+    view,
+)
 from pipeline.cli.render import spell_what_cannot_be_shown
 from pipeline.errors import UserError
 from pipeline.interrupt import terminable
@@ -23,9 +37,11 @@ app = typer.Typer(
 for command in (
     init.init, run.validate, run.plan, power.power, run.run, inspect.status, inspect.explain, inspect.ls, inspect.show,
     inspect.lineage, inspect.verify, inspect.logs, inspect.gc, view.report, view.ui, export.export, score.score,
+    evaluate.evaluate, compare.compare,
 ):  # fmt: skip
     app.command()(command)
 app.command("import")(convert.import_)
+app.command("lm-eval", context_settings=harness.PASSED_ON)(harness.lm_eval)
 audit.app.command()(scan.scan)
 app.add_typer(audit.app)
 

@@ -1,0 +1,96 @@
+"""What one checkpoint is asked, as it stands on the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from model.config import MixerConfig
+from stages.data.tasks.config import Grid, check_distinct
+from stages.data.tasks.haystack import Format
+from stages.data.tasks.registry import RULER, TASKS, task_of
+from stages.evidence.evaluate.config import PerplexityConfig
+from stages.stage import Config, StageError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+GROUPS = {"ruler": tuple(task.name for task in RULER), "all": tuple(TASKS)}
+"""Names that stand for several tasks."""
+
+DEFAULT_TASKS = ("passkey", "bindings", "niah_multikey_1", "niah_multivalue", "vt")
+
+
+class Questions(Config):
+    """Tasks at some lengths, and text. ``samples``: prompts of each task, length and k."""
+
+    tasks: tuple[str, ...] = DEFAULT_TASKS
+    lengths: tuple[int, ...] = Field(default=(1024,), min_length=1)
+    samples: int = Field(default=50, ge=1)
+    format: Format = "landmark"
+    seed: int = Field(default=0, ge=0)
+    threshold: float = Field(default=0.9, gt=0, lt=1, description="score that counts towards the effective length")
+    chat_template: bool = False
+    perplexity: PerplexityConfig = PerplexityConfig()
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        every = [one for name in names for one in GROUPS.get(name, (name,))]
+        for name in every:
+            task_of(name)
+        return tuple(dict.fromkeys(every))
+
+    @field_validator("lengths")
+    @classmethod
+    def _distinct(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        check_distinct("lengths", lengths, "numbers of tokens >= 1", 1)
+        return tuple(sorted(lengths))
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """A task each, with its own k."""
+        return tuple(
+            Grid(task := task_of(name), self.lengths, task.ks, self.samples, 0, "lengths") for name in self.tasks
+        )
+
+
+class Source(Config):
+    """Which checkpoint, and how it is read. ``model``: a folder. ``named``: what the user called it. ``arm``: the mixer
+    that a checkpoint of a Llama-like family is read under; None: its own. ``tokenizer``: a folder or tokenizer.json
+    where the model's has none. ``key``: of the artifact that it is."""
+
+    model: Path
+    named: str
+    arm: MixerConfig | None = None
+    tokenizer: Path | None = None
+    key: str = ""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Dtype | None = Field(default=None, description="none: float32 on a CPU, as stored on a GPU")
+
+
+def parse_arm(said: str, separator: str = ",") -> MixerConfig:
+    """``KIND,OPTION=VALUE,...`` as a mixer; full attention needs no segment_length. Raises StageError."""
+    kind, *options = [part.strip() for part in said.split(separator)]
+    known = [field.name for field in fields(MixerConfig) if field.name != "kind"]
+    given: dict[str, Any] = {"kind": kind}
+    for option in options:
+        name, separated, value = option.partition("=")
+        if not separated or name not in known:
+            raise StageError(
+                "no such option", field="--arm", value=option, allowed=f"{', '.join(known)}, each as OPTION=VALUE"
+            )
+        try:
+            given[name] = json.loads(value)
+        except ValueError:  # a word
+            given[name] = value
+    if kind == "full":
+        given.setdefault("segment_length", 1)
+    try:
+        return MixerConfig(**given)
+    except (TypeError, ValueError) as error:
+        missing = isinstance(error, TypeError) and "segment_length" not in given
+        reason = "segment_length is missing" if missing else str(error)
+        raise StageError(reason, field="--arm", value=said, fix="such as local,segment_length=2048") from error

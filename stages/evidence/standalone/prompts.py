@@ -1,0 +1,112 @@
+"""The prompts of the questions: the study's own, by the checkpoint's tokenizer, within its chat template if asked."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from stages.data.tasks.config import Grid
+from stages.data.tasks.haystack import Codec
+from stages.data.tasks.prompts import Item, PromptMaker
+from stages.evidence.evaluate.forward import PASS_TOKENS
+from stages.evidence.standalone.config import Questions
+from stages.stage import StageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from stages.evidence.standalone.tokenizer import CheckpointTokenizer
+
+
+class Prompts:
+    """Checked prompts of ``questions``, in blocks that are answered together."""
+
+    def __init__(self, questions: Questions, tokenizer: CheckpointTokenizer, haystack: NDArray[np.int32]) -> None:
+        """``haystack`` [tokens]. Raises StageError for a length that a task does not fit, a haystack that is too
+        short, text that the tokenizer cannot write, a chat template that is not there."""
+        self.questions = questions
+        self.around: tuple[list[int], list[int]] = tokenizer.around() if questions.chat_template else ([], [])
+        codec = tokenizer.in_chat() if questions.chat_template else tokenizer
+        self.maker = PromptMaker(codec, haystack, questions.format, questions.seed, "evaluation")
+        self._check(_Checked(codec), haystack)
+
+    @property
+    def wrapped(self) -> int:
+        """Tokens of the chat template around a prompt."""
+        return sum(map(len, self.around))
+
+    @property
+    def tokens(self) -> int:
+        """Of all prompts, at most."""
+        return sum(grid.tokens for grid in self.questions.grids)
+
+    def blocks(self, tokens: int = PASS_TOKENS["cpu"]) -> Iterator[list[Item]]:
+        """All prompts, those of one task, length and k in order of their number, ``tokens`` of them together (one
+        prompt at least). The batch that a prompt sits in may change the last bit of its likelihood, so blocks are kept
+        or asked again as wholes: an evaluation that goes on gives the rows of one that did not stop."""
+        for grid in self.questions.grids:
+            for length in grid.lengths:
+                size = max(1, tokens // length)
+                for k in grid.ks:
+                    for first in range(0, grid.trials, size):
+                        trials = range(first, min(first + size, grid.trials))
+                        yield [self.item(grid, length, k, trial) for trial in trials]
+
+    def item(self, grid: Grid, length: int, k: int, trial: int) -> Item:
+        """One prompt of ``length`` tokens with its answer's budget, chat template included."""
+        item = self.maker.item(grid.task, length - self.wrapped, k, trial, grid.depth_of(trial))
+        if not self.questions.chat_template:
+            return item
+        before, behind = self.around
+        return replace(
+            item,
+            item=f"{item.item}/chat",
+            length=length,
+            prompt=(*before, *item.prompt, *behind),
+            needle_end=item.needle_end + len(before),
+            offsets=tuple(offset + len(before) for offset in item.offsets),
+        )
+
+    def _check(self, codec: _Checked, haystack: NDArray[np.int32]) -> None:
+        """Every task at its shortest and longest, before any work; one prompt of each shows what a tokenizer lacks."""
+        checked = PromptMaker(codec, haystack, self.questions.format, self.questions.seed, "evaluation")
+        for grid in self.questions.grids:
+            for length in grid.lengths:
+                room = max(1, length - self.wrapped)
+                checked.check(grid.task, room, max(grid.ks), field="--lengths")
+            for k in grid.ks:
+                checked.item(grid.task, max(1, grid.lengths[0] - self.wrapped), k, 0, grid.depth_of(0))
+
+
+class _Checked:
+    """A codec that refuses text it does not give back, apart from space and from forms of one character."""
+
+    def __init__(self, inner: Codec) -> None:
+        self.inner, self.begin = inner, inner.begin
+        self.known: set[str] = set()
+
+    def encode(self, text: str) -> list[int]:
+        ids = self.inner.encode(text)
+        if not self.known.issuperset(text):
+            back = _plain(self.inner.decode(ids))
+            lacking = sorted({c for c in _plain(text) if c not in back})
+            if lacking or back != _plain(text):
+                raise StageError(
+                    f"the tokenizer does not give {text.strip()[:60]!r} back"
+                    + (f": it lacks {' '.join(map(repr, lacking[:8]))}" if lacking else ""),
+                    field="--tasks",
+                    value=text.strip()[:20],
+                    fix="leave the task out, or use a checkpoint whose tokenizer has these characters",
+                )
+            self.known.update(text)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.inner.decode(ids)
+
+
+def _plain(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).split())
