@@ -42,7 +42,7 @@ class StudyLM(TemplateLM):  # type: ignore[misc]  # the harness is not installed
     """``--model infini_study --model_args checkpoint=DIR``. ``checkpoint``: an exported folder, or one of a family next
     to Llama. ``arm``: the arm that it is read under, such as ``local;segment_length=2048`` (the harness itself cuts at
     commas). ``max_length``: of a window where the arm does not read any length (default: the checkpoint's context).
-    ``batch_size``: prompts read at once, at most; "auto": as many as a pass holds."""
+    ``batch_size``: prompts read at once, at most (the harness itself says 1); "auto": as many as a pass holds."""
 
     backend = "causal"
 
