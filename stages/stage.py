@@ -57,9 +57,7 @@ class Execution(Config):
         "keep whole sequences)",
     )
     cpus_per_worker: float = Field(default=1.0, gt=0, description="CPU cores a training worker asks for")
-    gpus_per_worker: float = Field(
-        default=0.0, ge=0, description="GPUs a worker of training or of an evaluation asks for"
-    )
+    gpus_per_worker: float = Field(default=0.0, ge=0, description="GPUs a worker of training or evaluation asks for")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="device of the torch work")
     micro_batch: int | None = Field(
         default=None, ge=1, description="sequences per forward pass; the global batch is split"
