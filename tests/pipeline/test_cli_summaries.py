@@ -106,7 +106,7 @@ def test_what_cannot_work_is_one_error_before_anything_runs(recorded, overrides,
 def test_models_and_results_that_are_missing_are_named_in_the_plan(recorded):
     for override, message in (
         ("rate={embedding: {path: nowhere}}", r"rate\.embedding\.path = 'nowhere'.*no such folder"),
-        ("human={results: nowhere.json}", r"human\.path = 'nowhere\.json'"),
+        ("human={results: nowhere.json}", r"human\.results = 'nowhere\.json'.*human import"),
     ):
         with pytest.raises(StudyError, match=message):
             expand(load(recorded / "tiny.yaml", [override], environment={}), None)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from stages.evidence.judge.config import JudgeConfig
+from stages.evidence.judge.config import JudgeConfig, pin_judge
 from stages.evidence.judge.measure import comparisons, quality
 from stages.evidence.judge.prompts import excerpt, read_labels, read_winner
 from stages.evidence.judge.requests import requests
@@ -277,3 +277,38 @@ def test_where_a_model_is_served_and_at_what_price_does_not_move_the_key():
 def test_an_unknown_arm_is_named(inputs, tmp_path):
     with pytest.raises(StageError, match=r"judge\.against = 'full'.*infini-delta, local"):
         requests(config("http://x", tmp_path, against=["full"]), everything(inputs))
+
+
+def test_a_local_checkpoint_is_asked_the_same_and_kept_the_same(inputs, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    torch.manual_seed(0)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    letters = [chr(c) for c in range(33, 127)]
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (folder / "vocab.txt").write_text("\n".join([*marks, *letters, *(f"##{x}" for x in letters)]))
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    settings = transformers.LlamaConfig(
+        vocab_size=len(marks) + 2 * len(letters), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=1800,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(settings).save_pretrained(folder)
+    local = JudgeConfig.model_validate(
+        {"local": {"path": "model"}, "cache": "kept", "documents": 1, "baselines": [], "answer_tokens": 8}
+        | {"source_words": 60, "reference_words": 40}
+    )
+    pinned = pin_judge(local, tmp_path)
+    assert pinned.cache == str(tmp_path / "kept") and "kept" not in json.dumps(pinned.key_fields())
+    for attempt in ("one", "two"):
+        with pytest.raises(StageError, match="no comparison has a readable answer in both orders; the first"):
+            run(pinned, inputs, tmp_path / attempt)
+    one, two = (pd.read_parquet(tmp_path / name / "answers.parquet") for name in ("one", "two"))
+    assert one["answer"].tolist() == two["answer"].tolist() and (one["tokens_written"] > 0).any()
+    assert one["problem"].str.contains("the model reads 1800").any() or one["answer"].notna().all()
+    cost = json.loads((tmp_path / "two" / "cost.json").read_text())
+    assert cost["sent"] == 0 and cost["cached"] == len(one["digest"].unique())
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(StageError, match=r"judge\.local\.pin.*changed after the plan"):
+        run(pinned, inputs, tmp_path / "three")

@@ -12,9 +12,11 @@ import pytest
 
 from stages.evidence.summarize.written import NO_SEED
 from stages.verdict.claims.config import ClaimsConfig
+from stages.verdict.claims.evidence import Evidence
 from stages.verdict.claims.table import CLAIMS, decide
 from stages.verdict.claims.verdict import Verdict
-from tests.stages.synthetic import ARMS, MEMORY, Synthetic
+from stages.verdict.report.summaries import numbers
+from tests.stages.synthetic import ARMS, MEMORY, TRUNK, Synthetic
 
 S, R, I = "supported", "refuted", "inconclusive"
 RULES = ClaimsConfig()
@@ -164,3 +166,32 @@ def test_false_alarms_are_as_rare_as_the_level_says(tmp_path):
         whole.add(*_compare(truth, np.random.default_rng(draw), texts, named, "judge"))
         wrong += decide(C10, whole.evidence(RULES)).decision == S
     assert wrong <= 3
+
+
+def test_the_report_says_what_judge_and_people_are_worth(tmp_path):
+    """Judge and people agree on three of four; the numbers carry their tables."""
+    made = study(Truth(books=4), tmp_path)
+    named = {"task": "condense", "level": "chapter", "seed": 0}
+    pairs = pd.DataFrame(
+        [
+            {"a": "infini-delta", "b": "local", "doc_id": f"book-{n}/0", "book": f"book-{n}", "score": score, **named}
+            for n, score in enumerate((1.0, 1.0, 1.0, 0.0))
+        ]
+    )
+    labels = pd.DataFrame(
+        [{"system": "local", "doc_id": f"d{n}", "book": f"b{n}", "score": 0.5 + n / 10, **named} for n in range(3)]
+    )
+    quality = {"answers": 80, "malformed": 8, "first_wins": 0.7, "known_truth": 0.9, "self_agreement": None}
+    made.add("judge", {"comparisons.parquet": pairs, "sentences.parquet": labels}, {"quality.json": quality})
+    people = pairs.assign(score=1.0, item=[f"i{n}" for n in range(4)], raters=2, metrics='{"rouge1": 0.1, "words": -2}')
+    shown = pd.concat([people.assign(rater=r, choice=["left", "right", "left", "right"]) for r in ("ann", "bob")])
+    made.add("human", {"comparisons.parquet": people, "ratings.parquet": shown})
+    evidence = Evidence(made.inputs, arms=ARMS, seeds=(0, 1, 2), trunk=TRUNK, rules=RULES)
+    found = {n.name: n for n in numbers(evidence)}
+    assert found["judge.people"].estimate == 0.75 and found["judge.first_wins"].estimate == 0.7
+    assert found["judge.malformed"].estimate == 0.1 and "judge.self_agreement" not in found
+    assert found["judge.sentences.local"].estimate == pytest.approx(0.6)
+    assert found["human.wins.infini-delta.local"].estimate == 1 and found["human.alpha"].estimate == 1
+    assert found["human.metric.rouge1"].estimate == 1 and found["human.metric.words"].estimate == 0
+    assert found["human.strength.infini-delta"].estimate > 0
+    assert all(n.sources for n in found.values())

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
-from stages.data.pinned import Pin, pin_file
-from stages.stage import Config
+from stages.data.pinned import Pin, agreed, digest_of
+from stages.stage import Config, StageError
 
 
 class HumanConfig(Config):
@@ -23,7 +23,9 @@ class HumanConfig(Config):
 
 def pin_results(config: HumanConfig, base_dir: Path) -> HumanConfig:
     """The config with the digest of its file. Raises StageError where that is missing or not the pinned one."""
-    path, digest = pin_file(
-        config.results, base_dir, config.pin, field="human", kind="results (of infini-study human import)"
-    )
-    return config.model_copy(update={"results": path, "pin": digest})
+    path = base_dir / config.results
+    if not path.is_file():
+        fix = "infini-study human import KEY RATINGS... --out FILE writes one"
+        raise StageError("no such file", field="human.results", value=config.results, fix=fix)
+    digest = agreed(digest_of(path.read_bytes()), config.pin, field="human.pin")
+    return config.model_copy(update={"results": str(path), "pin": digest})
