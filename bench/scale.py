@@ -9,7 +9,7 @@ beyond what it had before the stage, and the bytes it wrote itself (files and so
 without Ray, one task at a time in a child process, ``--folder`` keeps the files and goes on with what is not there.
 
 From the two largest corpora follows a model of a terabyte: seconds and driver memory a document, times the documents;
-work is divided by the cores of the nodes, what the driver does itself is not.
+the tasks' work goes by bytes and is divided by the cores of the nodes, what the driver does itself is not.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ INPUTS = {
 }
 PER_FILE = 20_000  # documents
 HELD_OUT = 100
-TERABYTE, NODE_CORES, NODES = 200_000_000, 16, (1, 10, 100)
+TERABYTE, BYTES, NODE_CORES, NODES = 200_000_000, 5_000, 16, (1, 10, 100)  # documents, bytes of one
 
 
 def texts(documents: int, seed: int) -> Iterator[str]:
@@ -272,7 +272,8 @@ def measured(documents: int, folder: Path, stages: list[str], workers: int) -> l
         if done.returncode:
             raise SystemExit(f"{stage} failed:\n{done.stderr[-4000:]}")
         row = json.loads(done.stdout.strip().split("\n")[-1])
-        rows.append({"documents": documents, **row})
+        size = sum(path.stat().st_size for path in corpus.iterdir())
+        rows.append({"documents": documents, "bytes": size / documents, **row})
         print(
             f"{documents:>9,} {stage:14} {row['seconds']:7.1f} s, driver: {row['driver_seconds']:6.1f} s of a core, "
             f"{row['driver_bytes'] / 2**20:7.1f} MiB, wrote {row['driver_wrote'] / 2**20:7.1f} MiB  {row['digest']}  "
@@ -298,7 +299,7 @@ def model(rows: list[dict[str, Any]], workers: int) -> list[str]:
         memory = max(0.0, (large["driver_bytes"] - small["driver_bytes"]) / more)
         driver = max(0.0, (large["driver_seconds"] - small["driver_seconds"]) / more)
         wall = max(0.0, (large["seconds"] - small["seconds"]) / more)
-        work = max(0.0, wall - driver) * max(1, workers)
+        work = max(0.0, wall - driver) * max(1, workers) * BYTES / large["bytes"]
         hours = [TERABYTE * (driver + work / (nodes * NODE_CORES)) / 3600 for nodes in NODES]
         said.append(
             f"{stage:14} {memory:10.0f} {memory * TERABYTE / 2**30:12.1f} {TERABYTE * driver / 3600:13.1f}  "

@@ -17,7 +17,7 @@ from stages.data.corpus.stage import STAGE
 from stages.data.tokens.config import TokenizerConfig
 from stages.data.tokens.pin import pin_tokenizer, vocabulary_size
 from stages.stage import StageError
-from tests.support import LocalContext
+from tests.support import LocalContext, settled
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def ingest(tmp_path: Path, name: str, *sources: dict[str, Any], work: str) -> tu
     output, context = tmp_path / name, LocalContext(work)
     output.mkdir()
     STAGE.run(config, {}, output, context)
-    return output, context
+    return settled(output), context
 
 
 def test_sources_of_every_kind_are_read_from_s3(bucket: Any, tmp_path: Path) -> None:

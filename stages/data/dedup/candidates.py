@@ -65,7 +65,8 @@ def _equal(job: tuple[str, tuple[int, ...], int, int], runs: Sequence[Run], rank
 
 def groups(columns: Sequence[NDArray[np.uint64]], ranks: NDArray[np.int32]) -> Groups:
     """Those of ``ranks`` [N] that have the same number in every one of ``columns`` [N]."""
-    order = np.lexsort(np.stack([ranks.astype(np.uint64), *columns]))
+    keys: list[NDArray[Any]] = [ranks, *columns]
+    order = np.lexsort(keys)
     differs = np.zeros(max(0, len(order) - 1), bool)
     for column in columns:
         ordered = column[order]
