@@ -76,6 +76,12 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, text if len(text) <= _PARAM else text[: _PARAM - 3] + "..."
 
 
+def allowed(name: str) -> str:
+    """The name of a param or tag as MLflow takes it: what it has no place for (the @ of an arm on another schedule)
+    becomes a colon."""
+    return re.sub(r"[^\w./: -]", ":", name)
+
+
 def system_info() -> dict[str, str]:
     """What the run ran on, as params of the study's run."""
     import psutil
@@ -275,8 +281,8 @@ class MlflowTracker(Tracker):
 
         if keep_params and self._client.get_run(run).data.params:
             params = {}  # a resumed run: params cannot be changed, and these describe its first driver
-        all_params = [Param(name[:250], value) for name, value in params.items()]
-        all_tags = [RunTag(name[:250], str(value)[:_TAG]) for name, value in tags.items()]
+        all_params = [Param(allowed(name)[:250], value) for name, value in params.items()]
+        all_tags = [RunTag(allowed(name)[:250], str(value)[:_TAG]) for name, value in tags.items()]
         for at in range(0, max(len(all_params), len(all_tags)), _BATCH):
             self._client.log_batch(run, params=all_params[at : at + _BATCH], tags=all_tags[at : at + _BATCH])
 
@@ -287,7 +293,7 @@ class MlflowTracker(Tracker):
         tags |= {MLFLOW_PARENT_RUN_ID: self._parent, "code_version": str(step.stage.code_version)}
         tags |= {} if step.arm is None else {"arm": step.arm}
         tags |= {} if step.seed is None else {"seed": str(step.seed)}
-        tags |= {f"input.{name}": key for name, key in step.input_keys.items()} | _source() | marks
+        tags |= {allowed(f"input.{name}"): key for name, key in step.input_keys.items()} | _source() | marks
         run = self._client.create_run(self._experiment, run_name=step.id, tags=tags).info.run_id
         self._runs[step.id] = run
         self._note(step, run)
