@@ -138,6 +138,9 @@ class Nodes:
             alive = asked.stdout.strip() or "none"
             if alive == str(count):
                 return
+            for number in [number for number, process in self.running.items() if process.poll() is not None]:
+                self.kill(number)  # Ray gives a node 30 s to start, which a busy machine may not have
+                self.add(number)
             time.sleep(0.3)
         raise TimeoutError(f"{alive} nodes instead of {count}; see {self.folder}/node*.log")
 

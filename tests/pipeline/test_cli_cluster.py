@@ -94,6 +94,7 @@ def test_two_nodes_run_a_study_and_end(tmp_path: Path):
         root = tmp_path / "runs" / "store"
         if _job_server():
             arguments = ["tiny.yaml", "--set", "arms={local: {kind: local}}"]
+            arguments += ["--set", "ablate=null", "--set", "summarize=null"]
             done = cluster(tmp_path, "submit", *arguments)
             assert done.returncode == 0, done.stderr[-3000:]
             assert "SUCCEEDED" in done.stdout and "pretrain/local/0" in done.stderr
