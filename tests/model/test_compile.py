@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,7 +70,8 @@ def test_one_graph_trains_every_length_and_a_handful_decode(arm: str) -> None:
 
 
 @pytest.mark.slow
-def test_inductor_trains_the_same_at_every_length() -> None:
+def test_inductor_trains_the_same_at_every_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # not what a killed process left
     model, plain = decoder("infini-delta").float(), decoder("infini-delta").float()
     for layer in model.layers:
         layer.compile(dynamic=True)
