@@ -13,7 +13,7 @@ from pipeline.errors import suggestion
 from pipeline.study import tuning
 from pipeline.study.schedules import faults as schedule_faults
 from pipeline.study.schedules import variants
-from pipeline.study.study import Study
+from pipeline.study.study import StudyConfig
 from stages.data.corpus.config import IngestConfig
 from stages.data.corpus.files import DigestCache
 from stages.data.corpus.pin import possible_splits
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def disagreements(study: Study) -> list[str]:
+def disagreements(study: StudyConfig) -> list[str]:
     """All of them, one line each: field, value, what is wrong, the fix."""
     values = study.model_dump(mode="json")
     return [
@@ -63,7 +63,7 @@ def _sizes(value: Any, place: str) -> Iterator[str]:
         yield f"{place} = {value[:40]!r}...: {len(value)} characters (allowed: at most {_LONGEST})"
 
 
-def _models(study: Study) -> Iterator[str]:
+def _models(study: StudyConfig) -> Iterator[str]:
     trained = len(study.arms) + sum(map(len, variants(study).values()))
     if (models := trained * len(study.seeds)) > _MOST_MODELS:
         yield (
@@ -72,7 +72,7 @@ def _models(study: Study) -> Iterator[str]:
         )
 
 
-def _warmup(study: Study) -> Iterator[str]:
+def _warmup(study: StudyConfig) -> Iterator[str]:
     for name, section in (("base", study.base), ("pretrain", study.pretrain)):
         if section.steps is not None and section.warmup_steps > section.steps:
             yield (
@@ -94,7 +94,7 @@ def _repeats(value: Any, place: str) -> Iterator[str]:
             yield from _repeats(item, f"{place}.{index}")
 
 
-def _mixture(study: Study) -> Iterator[str]:
+def _mixture(study: StudyConfig) -> Iterator[str]:
     known = [source.name for source in study.corpus.sources]
     sections = [("base", study.base.mixture), ("pretrain", study.pretrain.mixture), *_of_schedules(study)]
     for section, mixture in sections:
@@ -103,12 +103,12 @@ def _mixture(study: Study) -> Iterator[str]:
                 yield f"{section}.mixture.sources.{name}: the corpus has no such source{suggestion(name, known)}"
 
 
-def _of_schedules(study: Study) -> list[tuple[str, MixtureConfig]]:
+def _of_schedules(study: StudyConfig) -> list[tuple[str, MixtureConfig]]:
     """Section and mixture of the schedules that have one."""
     return [(f"schedules.{name}", one.mixture) for name, one in study.schedules.items() if one.mixture is not None]
 
 
-def _arms(study: Study) -> Iterator[str]:
+def _arms(study: StudyConfig) -> Iterator[str]:
     """Sections that would make no step, and prompts too short to tell memory from the local segment."""
     for name, arm in study.arms.items():
         if arm.memory_layer is not None and arm.memory_layer >= study.trunk.layers:
@@ -144,7 +144,7 @@ def _arms(study: Study) -> Iterator[str]:
             )
 
 
-def _claims(study: Study) -> Iterator[str]:
+def _claims(study: StudyConfig) -> Iterator[str]:
     """Decision rules that name what the study does not measure; a default that is not measured is no fault."""
     claims = study.claims
     further = study.evaluate.retrieval.further
@@ -172,7 +172,7 @@ def _claims(study: Study) -> Iterator[str]:
                 yield f"claims.{claim}.{field} = {item!r}: not measured (allowed: {section} = {list(allowed)})"
 
 
-def _summaries(study: Study) -> Iterator[str]:
+def _summaries(study: StudyConfig) -> Iterator[str]:
     """Sections that read summaries, and what they name of them."""
     for record, _ in study.asked:
         if record.per == "summaries" and study.summarize is None:
@@ -194,7 +194,7 @@ def _summaries(study: Study) -> Iterator[str]:
 
 
 def preflight(
-    study: Study, corpus: IngestConfig, tokenizer: TokenizerConfig, base: BaseConfig, cache: Path | None
+    study: StudyConfig, corpus: IngestConfig, tokenizer: TokenizerConfig, base: BaseConfig, cache: Path | None
 ) -> None:
     """``corpus``, ``tokenizer`` and ``base`` are the pinned ones, with absolute paths. Raises StageError."""
     _splits(study, corpus)
@@ -214,7 +214,7 @@ def preflight(
     _prompts(study, tokenizer)
 
 
-def _splits(study: Study, corpus: IngestConfig) -> None:
+def _splits(study: StudyConfig, corpus: IngestConfig) -> None:
     """Every split that is read must have documents. The haystack of the prompts is the test split's text."""
     there = set[str]().union(*(possible_splits(source) for source in corpus.sources))
     wanted = [("train", "training", "pretrain"), ("test", "the text around the needles", "evaluate.retrieval")]
@@ -231,7 +231,7 @@ def _splits(study: Study, corpus: IngestConfig) -> None:
             )
 
 
-def _prompts(study: Study, tokenizer: TokenizerConfig) -> None:
+def _prompts(study: StudyConfig, tokenizer: TokenizerConfig) -> None:
     """Prompts must hold their needles with this tokenizer, those that are asked and those that are trained on. Of one
     that is still to be trained only the fewest tokens are known; what passes then is found at the first prompt."""
     codec = preview(tokenizer)
@@ -260,12 +260,12 @@ def _prompts(study: Study, tokenizer: TokenizerConfig) -> None:
                 maker.check(task, phase.length, k, field=f"{section}.mixture.prompts.{index}.length")
 
 
-def _filled(study: Study, mixture: MixtureConfig) -> MixtureConfig:
+def _filled(study: StudyConfig, mixture: MixtureConfig) -> MixtureConfig:
     """A schedule's mixture with what it takes over from ``pretrain``."""
     return study.pretrain.mixture.model_copy(update={n: getattr(mixture, n) for n in mixture.model_fields_set})
 
 
-def _workers(study: Study) -> None:
+def _workers(study: StudyConfig) -> None:
     """The global batch is shared out equally, and the sequences that several workers have together."""
     for mixer in study.arms.values():
         config = PretrainConfig(**dict(study.pretrain), mixer=mixer, seed=0)

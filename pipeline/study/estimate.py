@@ -17,7 +17,7 @@ from model.config import MixerConfig, ModelConfig
 from model.cost import Cost, cost
 from pipeline.engine.plan import Plan, Step, StepDecision
 from pipeline.engine.store import Commit, Store
-from pipeline.study.study import Study
+from pipeline.study.study import StudyConfig
 from stages.data.tasks.config import RetrievalConfig
 from stages.evidence.ablate.config import AblateConfig
 from stages.evidence.evaluate.config import EvaluateConfig, PerplexityConfig
@@ -60,7 +60,7 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(study: Study, plan: Plan, decisions: Mapping[str, StepDecision], store: Store) -> Estimate:
+def estimate(study: StudyConfig, plan: Plan, decisions: Mapping[str, StepDecision], store: Store) -> Estimate:
     """The cost of the steps that ``decisions`` would run. Reads of a remote store nothing that was not read before."""
     found, execution = Estimate(), study.execution
     vocabulary = _vocabulary(study)
@@ -81,7 +81,7 @@ def estimate(study: Study, plan: Plan, decisions: Mapping[str, StepDecision], st
     return found
 
 
-def _add(found: Estimate, study: Study, step: Step, vocabulary: int) -> None:
+def _add(found: Estimate, study: StudyConfig, step: Step, vocabulary: int) -> None:
     config, trunk = step.config, study.trunk
     if isinstance(config, PretrainConfig):
         tokens = config.steps * config.batch_sequences * config.sequence_length
@@ -107,7 +107,7 @@ def _add(found: Estimate, study: Study, step: Step, vocabulary: int) -> None:
 
 
 def _add_training(
-    found: Estimate, study: Study, model: ModelConfig, tokens: int, length: int, rows: int, dtype: str
+    found: Estimate, study: StudyConfig, model: ModelConfig, tokens: int, length: int, rows: int, dtype: str
 ) -> None:
     costs = _cost(model, length)
     found.trainings += 1
@@ -157,14 +157,14 @@ def _cost(model: ModelConfig, length: int) -> Cost:
     return cost(model, length)
 
 
-def _vocabulary(study: Study) -> int:
+def _vocabulary(study: StudyConfig) -> int:
     kind = study.tokenizer.kind
     if kind == "bytes":
         return 258
     return study.tokenizer.vocab_size or _LARGEST_VOCABULARY
 
 
-def _rate(found: Estimate, study: Study, made: Iterable[Commit]) -> tuple[float | None, str]:
+def _rate(found: Estimate, study: StudyConfig, made: Iterable[Commit]) -> tuple[float | None, str]:
     """FLOP/s of a training and where the number is from."""
     rates = []
     hardware = ""

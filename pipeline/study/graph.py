@@ -12,7 +12,7 @@ from pipeline.study import tuning
 from pipeline.study.checks import preflight
 from pipeline.study.load import LoadedStudy
 from pipeline.study.schedules import trainings, variants
-from pipeline.study.study import BASE_ARM, Study
+from pipeline.study.study import BASE_ARM, StudyConfig
 from stages.data.certify.stage import STAGE as CERTIFY
 from stages.data.corpus.pin import pin
 from stages.data.corpus.stage import STAGE as INGEST
@@ -156,7 +156,7 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
 
 def _models(
     graph: PlanBuilder,
-    study: Study,
+    study: StudyConfig,
     base_configs: Mapping[int, BaseConfig],
     training: Mapping[str, PretrainConfig],
     data: Mapping[str, str],
@@ -182,7 +182,7 @@ def _models(
     return bases, trained
 
 
-def _matched(study: Study, training: Mapping[str, PretrainConfig]) -> dict[str, Any]:
+def _matched(study: StudyConfig, training: Mapping[str, PretrainConfig]) -> dict[str, Any]:
     """What the report says of ``match`` where it is not by tokens, which is what it says otherwise."""
     if study.match.by == "tokens":
         return {}
@@ -196,7 +196,7 @@ def _inputs(record: Record, available: Mapping[str, str]) -> dict[str, str]:
     return {name: available[name] for name in record.stage.inputs or ()}
 
 
-def _mixture(study: Study, section: str) -> MixtureConfig:
+def _mixture(study: StudyConfig, section: str) -> MixtureConfig:
     """The mixture of a section (base, pretrain), with the weights that stand beside the sources of the corpus."""
     mixture: MixtureConfig = getattr(study, section).mixture
     weights = {source.name: source.weight for source in study.corpus.sources}
@@ -224,7 +224,7 @@ def _fields(config: Config) -> dict[str, Any]:
     return {name: getattr(config, name) for name in type(config).model_fields}
 
 
-def _control(graph: PlanBuilder, study: Study) -> list[str]:
+def _control(graph: PlanBuilder, study: StudyConfig) -> list[str]:
     """The positive control: a base per seed, and every arm of the control grafted onto it."""
     if study.control is None:
         return []

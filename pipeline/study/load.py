@@ -19,7 +19,7 @@ from pipeline.errors import StudyError, suggestion
 from pipeline.plugins import load_plugins
 from pipeline.study.checks import disagreements
 from pipeline.study.faults import describe
-from pipeline.study.study import Study
+from pipeline.study.study import StudyConfig
 from pipeline.study.yamlfile import parse
 
 ENVIRONMENT_PREFIX = "INFINI_STUDY__"
@@ -29,7 +29,7 @@ ENVIRONMENT_PREFIX = "INFINI_STUDY__"
 class LoadedStudy:
     """A study, where it was read, and where each value came from (dotted path -> origin)."""
 
-    study: Study
+    study: StudyConfig
     path: Path
     origins: Mapping[str, str]
 
@@ -56,9 +56,9 @@ def load(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[s
         origins = {k: v for k, v in origins.items() if k != dotted and not k.startswith(dotted + ".")}
         origins |= {f"{dotted}.{leaf}" if leaf else dotted: origin for leaf in leaves(value)}
     try:  # as JSON, because only there pydantic takes lists for tuples and yet "3" for no number
-        study = Study.model_validate_json(json.dumps(_said_once(raw)), strict=True)
+        study = StudyConfig.model_validate_json(json.dumps(_said_once(raw)), strict=True)
     except ValidationError as error:
-        raise StudyError(describe(error, Study, raw, str(path), origins)) from error
+        raise StudyError(describe(error, StudyConfig, raw, str(path), origins)) from error
     if found := disagreements(study):
         raise StudyError("\n".join(f"{path}: {line}" for line in found))
     return LoadedStudy(study, path, origins)

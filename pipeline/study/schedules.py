@@ -12,20 +12,20 @@ from stages.training.pretrain.config import MixtureConfig, PretrainConfig
 from stages.training.pretrain.schedule import ScheduleSettings, scheduled
 
 if TYPE_CHECKING:
-    from pipeline.study.study import Study
+    from pipeline.study.study import StudyConfig
 
 CHANGELESS_WITH_LENGTH = ("linear", "llama3", "yarn")
 """Scalings that a schedule may use: the others depend on the length of the text."""
 
 
-def own_training(study: Study, arm: str, mixture: MixtureConfig | None = None) -> PretrainConfig:
+def own_training(study: StudyConfig, arm: str, mixture: MixtureConfig | None = None) -> PretrainConfig:
     """An arm's training as the ``pretrain`` section has it, for seed 0; ``mixture``: in place of the section's."""
     section = study.pretrain
     fields = {name: getattr(section, name) for name in type(section).model_fields}
     return PretrainConfig(**fields | ({"mixture": mixture} if mixture else {}), mixer=study.arms[arm], seed=0)
 
 
-def variants(study: Study) -> dict[str, list[str]]:
+def variants(study: StudyConfig) -> dict[str, list[str]]:
     """Schedule -> the arms that are trained on it too, in the order of the study file."""
     return {
         name: [arm for arm, mixer in study.arms.items() if schedule.covers(arm, mixer)]
@@ -33,12 +33,12 @@ def variants(study: Study) -> dict[str, list[str]]:
     }
 
 
-def trained_arms(study: Study) -> list[str]:
+def trained_arms(study: StudyConfig) -> list[str]:
     """The study's arms, then ``arm@schedule``."""
     return [*study.arms, *(scheduled(arm, name) for name, arms in variants(study).items() for arm in arms)]
 
 
-def trainings(study: Study, mixture: MixtureConfig, vocabulary: int | None) -> dict[str, PretrainConfig]:
+def trainings(study: StudyConfig, mixture: MixtureConfig, vocabulary: int | None) -> dict[str, PretrainConfig]:
     """name -> config for seed 0: the arms, then ``arm@schedule``. Raises StageError where ``match`` leaves no steps."""
     own = {arm: own_training(study, arm, mixture) for arm in study.arms}
     made = {arm: (arm, config) for arm, config in own.items()}
@@ -47,7 +47,7 @@ def trainings(study: Study, mixture: MixtureConfig, vocabulary: int | None) -> d
     return study.match.matched(made, study.match.reference_of(study.arms), study.trunk, vocabulary)
 
 
-def faults(study: Study) -> Iterator[str]:
+def faults(study: StudyConfig) -> Iterator[str]:
     """Schedules that cannot be, or change nothing: a line each with field, value, what is allowed and the fix."""
     for name, schedule in study.schedules.items():
         place = f"schedules.{name}"
@@ -68,7 +68,7 @@ def faults(study: Study) -> Iterator[str]:
     yield from _rule(study)
 
 
-def _rule(study: Study) -> Iterator[str]:
+def _rule(study: StudyConfig) -> Iterator[str]:
     """What claim C12 is to be decided from must be there."""
     rule, kinds = study.claims.schedule, {mixer.kind for mixer in study.arms.values()}
     if not study.schedules and rule.model_fields_set:
@@ -78,7 +78,7 @@ def _rule(study: Study) -> Iterator[str]:
             yield f"claims.schedule.baselines = {kind!r}: no arm has this kind (allowed: {', '.join(sorted(kinds))})"
 
 
-def _positions(study: Study, place: str, schedule: ScheduleSettings, arms: list[str]) -> Iterator[str]:
+def _positions(study: StudyConfig, place: str, schedule: ScheduleSettings, arms: list[str]) -> Iterator[str]:
     scaling = schedule.rope_scaling
     if scaling is not None and scaling.type not in CHANGELESS_WITH_LENGTH:
         yield (
@@ -93,7 +93,7 @@ def _positions(study: Study, place: str, schedule: ScheduleSettings, arms: list[
                 yield f"{place}: arms.{arm}: {error}"
 
 
-def _changes(study: Study, name: str, schedule: ScheduleSettings, arms: list[str]) -> Iterator[str]:
+def _changes(study: StudyConfig, name: str, schedule: ScheduleSettings, arms: list[str]) -> Iterator[str]:
     """Each arm's training must be another than its own and than its others."""
     for arm in arms:
         try:

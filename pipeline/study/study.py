@@ -49,7 +49,7 @@ RECORDS = (CALIBRATE, CAPACITY, EVALUATE, ABLATE, SUMMARIZE, RATE, JUDGE, HUMAN)
 """Stages with a section of their name in every study file, in the order of the plan."""
 
 
-class Study(Config):
+class StudyConfig(Config):
     """A whole study. A section that is left out (``ablate``, ``align``, ``calibrate``, ``capacity``, ``control``,
     ``summarize``, ``rate``, ``judge``, ``human``) is not run, and the claims that need it are reported as not measured;
     without ``dedup`` repeats stay in the text. With ``finetune`` the arms and the base are evaluated after that
@@ -135,7 +135,7 @@ class Study(Config):
         return MixerConfig(kind="local", segment_length=segment)
 
     @model_validator(mode="after")
-    def _lengths_agree(self) -> Study:
+    def _lengths_agree(self) -> StudyConfig:
         if self.pretrain.sequence_length != self.tokenize.sequence_length:
             raise ValueError(
                 f"pretrain.sequence_length = {self.pretrain.sequence_length}: must be tokenize.sequence_length = "

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.engine.plan import PlanBuilder
-from pipeline.study.study import BASE_ARM, Study
+from pipeline.study.study import BASE_ARM, StudyConfig
 from stages.data.tasks.prompts import PromptMaker
 from stages.data.tasks.registry import task_of
 from stages.data.tasks.training import trained_k
@@ -64,7 +64,7 @@ class Tuned:
     steps: list[str] = field(default_factory=list)
 
 
-def pinned(study: Study, folder: Path) -> Sections:
+def pinned(study: StudyConfig, folder: Path) -> Sections:
     """Raises StageError for a file that is not there or is not the pinned one."""
     finetune, summaries, align = study.finetune, study.finetune_summaries, study.align
     return Sections(
@@ -76,13 +76,15 @@ def pinned(study: Study, folder: Path) -> Sections:
 
 def add_tuning(
     graph: PlanBuilder,
-    study: Study,
+    study: StudyConfig,
     sections: Sections,
     bases: Mapping[int, str],
     trained: Models,
     read: Mapping[str, str],
 ) -> Tuned:
-    """Steps of all further trainings of ``bases`` (by seed) and ``trained``; ``read``: documents, tokens, tokenizer."""
+    """Steps of all further trainings of ``bases`` (by seed) and ``trained``; ``read``: documents, tokens, tokenizer.
+    An arm on another schedule (``ARM@SCHEDULE``) is fine-tuned as the arm is, so that they are evaluated alike; it is
+    neither aligned nor does it write summaries."""
     tuned = Tuned(dict(bases), dict(trained), dict(trained))
     data = {name: read[name] for name in ("tokens", "tokenizer")}
 
@@ -96,17 +98,21 @@ def add_tuning(
             tuned.before[BASE_ARM, seed] = base
             tuned.bases[seed] = finetuned(sections.finetune, base, BASE_ARM, seed, mixer=study.base_mixer)
         for (arm, seed), model in trained.items():
-            tuned.before[arm, seed] = model
+            if arm in study.arms:
+                tuned.before[arm, seed] = model
             tuned.arms[arm, seed] = finetuned(sections.finetune, model, arm, seed)
         tuned.summarized = dict(tuned.arms)
         tuned.steps += [*tuned.bases.values(), *tuned.arms.values()]
     if sections.finetune_summaries is not None:
         for (arm, seed), model in trained.items():
-            tuned.summarized[arm, seed] = finetuned(sections.finetune_summaries, model, arm, seed, SUMMARIES)
+            if arm in study.arms:
+                tuned.summarized[arm, seed] = finetuned(sections.finetune_summaries, model, arm, seed, SUMMARIES)
         tuned.steps += tuned.summarized.values()
     for name, variant in sections.align.variants.items() if sections.align is not None else ():
         assert sections.align is not None
         for (arm, seed), model in tuned.arms.items():
+            if arm not in study.arms:
+                continue
             start = model if variant.after is None else tuned.aligned[f"{arm}@{variant.after}", seed]
             aligned = AlignConfig(**_fields(variant), chat=sections.align.chat, seed=seed)
             inputs = {"model": start, **{key: read[key] for key in ("documents", "tokens", "tokenizer")}}
@@ -117,7 +123,11 @@ def add_tuning(
 
 
 def add_evaluations(
-    graph: PlanBuilder, study: Study, asked: Sequence[tuple[Record, Config]], tuned: Tuned, read: Mapping[str, str]
+    graph: PlanBuilder,
+    study: StudyConfig,
+    asked: Sequence[tuple[Record, Config]],
+    tuned: Tuned,
+    read: Mapping[str, str],
 ) -> list[str]:
     """Aligned models on the items of ``evaluate`` and ``ablate``; and what fine-tuned ones were before, on text."""
     made = []
@@ -126,20 +136,23 @@ def add_evaluations(
             continue
         for (label, seed), model in tuned.aligned.items():
             if not record.kinds or study.arms[label.partition("@")[0]].kind in record.kinds:
-                available = {"model": model, **read}
-                inputs = {name: available[name] for name in record.stage.inputs or ()}
-                made.append(graph.add(record.stage, config, inputs, arm=label, seed=seed))
+                made.append(graph.add(record.stage, config, _inputs(record, model, read), arm=label, seed=seed))
     if tuned.before:
         settings = next(config for record, config in asked if record is EVALUATE)
         assert isinstance(settings, EvaluateSettings)
         for (arm, seed), model in tuned.before.items():
             on_text = text_alone(settings, study, base=arm == BASE_ARM)
-            inputs = {"model": model, **read}
+            inputs = _inputs(EVALUATE, model, read)
             made.append(graph.add(EVALUATE.stage, on_text, inputs, arm=f"{arm}@{BEFORE}", seed=seed))
     return made
 
 
-def text_alone(settings: EvaluateSettings, study: Study, *, base: bool) -> EvaluateConfig:
+def _inputs(record: Record, model: str, read: Mapping[str, str]) -> dict[str, str]:
+    available = {"model": model, **read}
+    return {name: available[name] for name in record.stage.inputs or ()}
+
+
+def text_alone(settings: EvaluateSettings, study: StudyConfig, *, base: bool) -> EvaluateConfig:
     """``settings`` with one prompt: what a model is asked whose perplexity alone is wanted."""
     one: dict[str, Any] = {"lengths": (min(settings.retrieval.lengths),), "depths": None, "trials": 1}
     one |= {"binding_trials": 0, "binding_lengths": None, "control_trials": 0, "tasks": {}, "files": {}}
@@ -148,7 +161,7 @@ def text_alone(settings: EvaluateSettings, study: Study, *, base: bool) -> Evalu
     return EvaluateConfig(**fields, mixer=study.base_mixer if base else None)
 
 
-def recipes(study: Study) -> dict[str, Any]:
+def recipes(study: StudyConfig) -> dict[str, Any]:
     """The sections as plain data, for the report's table; none where there are none. Where files lie does not count."""
     found: dict[str, Any] = {}
     for name in ("finetune", "finetune_summaries", "align"):
@@ -161,8 +174,16 @@ def recipes(study: Study) -> dict[str, Any]:
     return found
 
 
-def disagreements(study: Study) -> Iterator[str]:
+def disagreements(study: StudyConfig) -> Iterator[str]:
     """What the sections say that the study cannot do, a line each."""
+    aligned: Mapping[str, Variant] = study.align.variants if study.align is not None else {}
+    for place, names in (("schedules", study.schedules), ("align.variants", aligned)):
+        for name in (BEFORE, SUMMARIES):
+            if name in names:
+                yield f"{place}.{name}: models before and after fine-tuning are called so. Fix: another name"
+    for name in study.schedules:
+        if name in aligned:
+            yield f"schedules.{name}: an alignment has this name too, and both make ARM@{name}. Fix: rename one"
     segments = {name: arm.segment_length for name, arm in study.arms.items()}
     for name, settings, length in _trainings(study):
         if settings.warmup_steps > settings.steps:
@@ -189,7 +210,7 @@ def disagreements(study: Study) -> Iterator[str]:
         yield "finetune_summaries: has no effect without summarize. Fix: add that section, or remove this one"
 
 
-def check_prompts(study: Study, codec: Codec) -> None:
+def check_prompts(study: StudyConfig, codec: Codec) -> None:
     """Prompts that are trained on must hold their needles with this tokenizer. Raises StageError."""
     haystack = cast("NDArray[np.int32]", range(2**62))
     if study.finetune is None or study.finetune.tasks is None:
@@ -202,13 +223,13 @@ def check_prompts(study: Study, codec: Codec) -> None:
             maker.check(task, phase.length, k, field=f"finetune.tasks.phases.{index}.length")
 
 
-def check_batches(study: Study) -> None:
+def check_batches(study: StudyConfig) -> None:
     """The global batches are shared out equally. Raises StageError."""
     for name, settings, _ in _trainings(study):
         check_workers(settings.batch_sequences, study.execution.train_workers, f"{name}.batch_sequences")
 
 
-def _trainings(study: Study) -> Iterator[tuple[str, TuningSettings, int]]:
+def _trainings(study: StudyConfig) -> Iterator[tuple[str, TuningSettings, int]]:
     """(section, settings, most tokens of a row) of each further training."""
     for name in ("finetune", "finetune_summaries"):
         section: FinetuneSettings | None = getattr(study, name)

@@ -74,6 +74,14 @@ def test_aligned_models_are_asked_what_they_were_asked_before(study):
     assert {"align/local@sft/0", "evaluate/local@dpo/0"} <= chosen and "align/xl@sft/0" not in chosen
 
 
+def test_an_arm_on_another_schedule_is_fine_tuned_as_the_arm_is_and_no_more(study):
+    tuned = plan(study, FINETUNE, ALIGN, f"finetune_summaries={PAIRS}", "schedules={low: {lr: 1e-4, arms: [local]}}")
+    assert tuned["finetune/local@low/0"].inputs["model"] == "pretrain/local@low/0"
+    assert tuned["evaluate/local@low/0"].inputs["model"] == "finetune/local@low/0"
+    ids = {step.id for step in tuned.steps}
+    assert not [i for i in ids if "@low@" in i or i in ("ablate/local@low/0", "summarize/local@low/0")]
+
+
 def test_summaries_are_of_models_that_were_trained_on_them(study):
     tuned = plan(study, FINETUNE, f"finetune_summaries={PAIRS}")
     assert tuned["finetune/local@summaries/0"].inputs["model"] == "pretrain/local/0"
@@ -97,6 +105,8 @@ def test_summaries_are_of_models_that_were_trained_on_them(study):
         ((ALIGN, "align.variants.dpo.after=sftt"), r"dpo\.after = 'sftt': allowed are variants that stand before"),
         ((ALIGN, "align.variants.sft.chunk_tokens=64"), r"align\.variants\.sft\.chunk_tokens = 64: .*below 64 tokens"),
         ((ALIGN, "claims.alignment.variants=[rlhf]"), r"claims\.alignment\.variants = 'rlhf': not measured"),
+        ((ALIGN, "schedules={sft: {lr: 1e-4, arms: [local]}}"), r"schedules\.sft: an alignment has this name too"),
+        (("schedules={pretrained: {lr: 1e-4, arms: [local]}}",), r"schedules\.pretrained: models before and after"),
         ((ALIGN, "execution.train_workers=2", "align.variants.sft.batch_sequences=3"), r"divisors of .*= 3"),
     ],
 )  # fmt: skip
