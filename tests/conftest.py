@@ -59,14 +59,15 @@ def s3_root(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-@pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """One embedded Ray with two CPUs for every test that needs one."""
+@pytest.fixture
+def ray_session() -> None:
+    """One embedded Ray with two CPUs for every test that needs one, until the process ends or a test ends it."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=300 * 2**20)
-    yield
-    ray.shutdown()
+    if not ray.is_initialized():
+        ray.init(
+            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=300 * 2**20
+        )
 
 
 LONGEST_FIRST = (

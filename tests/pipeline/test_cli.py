@@ -203,7 +203,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "a folder": (("validate", "."), r"'\.' is a folder, a study file is needed \(in it: tiny\.yaml\)"),
     "no study": (("validate",), r"Missing argument 'STUDY'.*Fix"),
     "unknown option": (("validate", "tiny.yaml", "--fo"), r"No such option: --fo.*Fix"),
-    "unknown command": (("valdate", "tiny.yaml"), r"No such command 'valdate'. Did you mean 'validate'\? Fix"),
+    "unknown command": (("valdate", "tiny.yaml"), r"No such command 'valdate'. Did you mean 'validate'.*\? Fix"),
     "one argument too many": (("validate", "tiny.yaml", "x"), r"unexpected extra argument.*Fix"),
     "override without value": (("validate", "tiny.yaml", "--set", "x"), r"--set 'x': allowed is a\.b=value"),
     "override without name": (("validate", "tiny.yaml", "--set", "a..b=1"), r"--set 'a\.\.b=1': allowed is"),

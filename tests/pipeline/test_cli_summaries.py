@@ -53,7 +53,8 @@ def test_export_rate_import(recorded, tmp_path):
     key = json.loads((tmp_path / "kit" / "key.json").read_text())
     head = {"format": "infini-study human ratings", "version": 1, "export": key["export"]}
     for rater in ("ann", "bob"):
-        answers = {item["id"]: {"choice": "left"} for item in key["items"][: 20 if rater == "ann" else 12]}
+        rated = key["items"][: 20 if rater == "ann" else 12]
+        answers = {item["id"]: {"choice": ("left", "right")[i % 2]} for i, item in enumerate(rated)}
         (tmp_path / f"{rater}.json").write_text(json.dumps({**head, "rater": rater, "answers": answers}))
     files = [str(tmp_path / f"{rater}.json") for rater in ("ann", "bob")]
     out = str(tmp_path / "results.json")

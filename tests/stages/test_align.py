@@ -191,7 +191,7 @@ def test_a_run_goes_on_from_its_resume_point_with_the_same_losses(inputs, tmp_pa
     whole, _, _ = run(settings, inputs, tmp_path / "whole")
     from stages.training.pretrain import loop
 
-    step = loop._step
+    step = loop._gradients
     calls = []
 
     def dies(*arguments):
@@ -200,7 +200,7 @@ def test_a_run_goes_on_from_its_resume_point_with_the_same_losses(inputs, tmp_pa
             raise KeyboardInterrupt
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "_step", dies)
+    monkeypatch.setattr(loop, "_gradients", dies)
     with pytest.raises(KeyboardInterrupt):
         run(settings, inputs, tmp_path / "cut")
     (tmp_path / "cut" / "out").rmdir()

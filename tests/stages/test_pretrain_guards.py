@@ -208,7 +208,7 @@ def test_where_no_resume_point_is_sound_it_says_so_and_starts_anew(
     for point in (tmp_path / "cut" / "work" / "checkpoints").iterdir():
         (point / "state.json").write_text("{")
     again = Run(inputs, tmp_path / "cut", config)()
-    assert again.context.warned[-1] == "no checkpoint is sound: training starts anew"
+    assert again.context.warned[-1] == "no checkpoint is sound: training starts anew, from step 0"
     assert again.weights() == whole.weights()
 
 
