@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from model.config import MixerConfig, TrunkConfig
 from stages.stage import Execution, StageError
+from stages.training.pretrain.checkpoint import RunState
 from stages.training.pretrain.imported import check_folder, folder_digest
 from stages.training.pretrain.stage import BASE, PRETRAIN, BaseConfig, PretrainConfig
 from tests.stages.pretraining import SEGMENT, TRUNK, VOCABULARY, make_inputs, pretrain_config
@@ -144,7 +146,9 @@ def test_another_world_size_is_refused_unless_asked_for(
 ) -> None:
     stop(inputs, tmp_path, 6, whole.config)
     state = tmp_path / "work" / "checkpoints" / "step-00000005" / "state.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"world_size": 2}))
+    other = RunState(**json.loads(state.read_text()) | {"world_size": 2})
+    other.digest = other.own_digest()
+    state.write_text(json.dumps(asdict(other)))
     with pytest.raises(StageError, match="began with 2 workers"):
         Run(inputs, tmp_path, whole.config)()
     (tmp_path / "output").rmdir()
