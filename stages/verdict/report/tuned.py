@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from stages.verdict.claims.alignment import ADDED, LOST, passkeys, perplexity_added, retrieval_lost
 from stages.verdict.claims.effects import effect
-from stages.verdict.claims.evidence import BASE, BEYOND, Evidence, paired
-from stages.verdict.claims.verdict import Number
+from stages.verdict.claims.evidence import BASE, BEYOND, Evidence, Paired, paired
+from stages.verdict.claims.verdict import Number, Source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,19 +53,11 @@ def _retrieval(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
     for length in sorted(set(before["length"]) & set(after["length"])) if len(before) and len(after) else ():
         pair = paired(before[before["length"] == length], after[after["length"] == length], "item", "correct")
         if pair is not None:
-            found = effect(pair, evidence.rules)
             where = f"task == 'passkey' and {BEYOND} and length == {length}"
-            yield Number(
-                f"align.length.{arm}.{variant}.{length}",
-                f"{arm} after {variant}: passkeys beyond the last segment, {length:,} tokens",
-                found.estimate,
-                found.low,
-                found.high,
-                found.items,
-                LOST,
-                found.method,
-                evidence.variant_sources(variant, "evaluate", "retrieval.parquet", where, arm),
-            )
+            name = f"align.length.{arm}.{variant}.{length}"
+            label = f"{arm} after {variant}: passkeys beyond the last segment, {length:,} tokens"
+            sources = evidence.variant_sources(variant, "evaluate", "retrieval.parquet", where, arm)
+            yield _lost(evidence, pair, name, label, sources)
 
 
 def _tasks(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
@@ -134,19 +126,16 @@ def _knockouts(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
     for knockout in (name for name in dict.fromkeys(table["knockout"]) if name != "none"):
         pair = paired(table[table["knockout"] == "none"], table[table["knockout"] == knockout], "item", "correct")
         if pair is not None:
-            found = effect(pair, evidence.rules)
             where = f"{BEYOND} and knockout in ['none', '{knockout}']"
-            yield Number(
-                f"align.knockout.{arm}.{variant}.{knockout}",
-                f"{arm} after {variant}, {knockout}: retrieval",
-                found.estimate,
-                found.low,
-                found.high,
-                found.items,
-                LOST,
-                found.method,
-                evidence.variant_sources(variant, "ablate", "retrieval.parquet", where, arm),
-            )
+            name, label = f"align.knockout.{arm}.{variant}.{knockout}", f"{arm} after {variant}, {knockout}: retrieval"
+            sources = evidence.variant_sources(variant, "ablate", "retrieval.parquet", where, arm)
+            yield _lost(evidence, pair, name, label, sources)
+
+
+def _lost(evidence: Evidence, pair: Paired, name: str, label: str, sources: tuple[Source, ...]) -> Number:
+    """Accuracy lost on the same prompts."""
+    found = effect(pair, evidence.rules)
+    return Number(name, label, found.estimate, found.low, found.high, found.items, LOST, found.method, sources)
 
 
 def _text(evidence: Evidence, before: pd.DataFrame, after: pd.DataFrame, name: str, label: str) -> Number | None:
