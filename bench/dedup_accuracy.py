@@ -14,11 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 from stages.data.corpus.documents import DocumentsWriter
 from stages.data.dedup.config import DedupConfig
 from stages.data.dedup.run import finding
+from stages.folder import FolderArtifact
 
 PIECE_WORDS = 3000
 PER_KIND = 40
@@ -119,23 +120,6 @@ def measure(texts: Iterable[str], seed: int = 0, config: DedupConfig | None = No
     return results, len(pieces), sum(name.startswith("alone/") for name in dropped)
 
 
-class _Folder:
-    """A plain folder in the place of an artifact."""
-
-    key = ""
-    summary: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def path(self, name: str = "") -> Path:
-        return self._folder / name
-
-    def sizes(self, name: str = "") -> dict[str, int]:
-        found = sorted(path for path in self.path(name).rglob("*") if path.is_file())
-        return {path.relative_to(self._folder).as_posix(): path.stat().st_size for path in found}
-
-
 def _dropped(documents: dict[str, str], config: DedupConfig) -> dict[str, tuple[str, str]]:
     """Id of a dropped document -> id of the one that stands for it, rule."""
     with tempfile.TemporaryDirectory() as folder:
@@ -144,7 +128,7 @@ def _dropped(documents: dict[str, str], config: DedupConfig) -> dict[str, tuple[
             row = {"doc_id": name, "source": "s", "title": None, "author": None, "year": None, "split": "train"}
             writer.write({**row, "text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()})
         writer.close()
-        with finding(config, _Folder(Path(folder)), f"{folder}/work", lambda done, total, unit: None) as found:
+        with finding(config, FolderArtifact(Path(folder)), f"{folder}/work", lambda done, total, unit: None) as found:
             return found.dropped()
 
 

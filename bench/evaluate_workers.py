@@ -7,7 +7,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +18,8 @@ from stages.data.tokens.load import StudyTokenizer
 from stages.evidence.evaluate import parts
 from stages.evidence.evaluate.config import EvaluateConfig
 from stages.evidence.evaluate.spreading import Evaluation
+from stages.folder import FolderArtifact, SilentContext
 from stages.stage import Execution
-
-
-@dataclass
-class Folder:
-    """Plays a committed artifact."""
-
-    directory: Path
-    key: str = "0" * 64
-    summary: dict[str, Any] = field(default_factory=dict)
-
-    def path(self, name: str = "") -> Path:
-        return self.directory / name
-
-
-@dataclass
-class Silent:
-    """Plays a step's context."""
-
-    work_url: str
-    execution: Execution
-
-    def progress(self, done: float, total: float, unit: str, **numbers: float) -> None: ...
-
-    def metrics(self, step: int, **values: float) -> None: ...
-
-    def log(self, message: str) -> None: ...
-
-    def warn(self, message: str) -> None: ...
 
 
 def seconds_by_workers(
@@ -62,7 +34,7 @@ def seconds_by_workers(
         codec.backend.save(str(root / "tokenizer.json"))
         meta = f'{{"vocab_size": {codec.vocab_size}, "eos_id": {codec.eos_id}, "pad_id": {codec.pad_id}}}'
         (root / "meta.json").write_text(meta)
-        inputs: Any = {"model": Folder(root), "tokenizer": Folder(root)}
+        inputs: Any = {"model": FolderArtifact(root), "tokenizer": FolderArtifact(root)}
         config = EvaluateConfig(retrieval=RetrievalConfig(lengths=(1024,), trials=1))
         parts.WORTH_FLOPS = 0.0
         os.environ["OMP_NUM_THREADS"] = "1"  # of every worker, however many CPUs it is counted as
@@ -74,7 +46,7 @@ def seconds_by_workers(
                 for workers in range(1, most + 1):  # of ``most`` CPUs a task takes so many that ``workers`` run at once
                     execution = Execution(device="cpu", task_cpus=most / workers)
                     work = root / f"{round_}-{workers}"
-                    evaluation = Evaluation(config, inputs, codec, Silent(str(work), execution))
+                    evaluation = Evaluation(config, inputs, codec, SilentContext(str(work), execution))
                     began = time.perf_counter()
                     rows.append(evaluation.rows([], items, iter(()), 0)["retrieval"])
                     if round_:

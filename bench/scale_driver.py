@@ -31,7 +31,7 @@ from tests.support import LocalArtifact
 PER_RUN = 50_000
 
 
-def made_up(folder: Path, documents: int) -> list[signed.Run]:
+def made_up(folder: Path, documents: int) -> list[signed.SignedParts]:
     """Runs of documents without text, and an audit that found nothing in them."""
     rng = np.random.default_rng(0)
     runs = []
@@ -50,7 +50,7 @@ def made_up(folder: Path, documents: int) -> list[signed.Run]:
             for name in (signed.PRINTS_FILE, signed.OWNERS_FILE):
                 (place / name).touch()
             bins = np.zeros(signed.BINS + 1, np.int64)
-            runs.append(signed.Run(str(place), (f"documents/{first}",), first, (count,), 0, bins))
+            runs.append(signed.SignedParts(str(place), (f"documents/{first}",), first, (count,), 0, bins))
             said = {"doc_id": pa.array(ids), "action": pa.repeat("keep", count), "reason": pa.repeat("", count)}
             said |= {"matched_words": pa.array(none), "bytes_in": pa.array(sizes), "bytes_out": pa.array(sizes)}
             table = pa.table([said.get(name, pa.nulls(count)) for name in DECISIONS.names], names=DECISIONS.names)
@@ -70,7 +70,7 @@ def held(documents: int) -> tuple[int, float]:
         subprocess.run([sys.executable, "-c", command], check=True)
         import pickle
 
-        runs: list[signed.Run] = pickle.loads((folder / "runs").read_bytes())
+        runs: list[signed.SignedParts] = pickle.loads((folder / "runs").read_bytes())
         output, spill = folder / "output", folder / "spill"
         output.mkdir()
         spill.mkdir()

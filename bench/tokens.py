@@ -21,12 +21,11 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages.stage import Execution
+from stages.folder import FolderArtifact, SilentContext
 
 BYTES, VOCABULARY = 24_000_000, 8192
 SHAPES = {"1 MB documents": 1_000_000, "4 KB documents": 4_000}
@@ -116,8 +115,8 @@ def _prepare(folder: Path, source: str | None, size: int) -> str:
             writer.close()
     (folder / "tokenizer").mkdir()
     config = TokenizerConfig(kind="bpe", vocab_size=VOCABULARY, train_bytes=4_000_000)
-    documents = _Folder(folder / f"{next(iter(SHAPES))}, whole")
-    TOKENIZER.run(config, {"documents": documents}, folder / "tokenizer", _Silent(str(folder)))
+    documents = FolderArtifact(folder / f"{next(iter(SHAPES))}, whole")
+    TOKENIZER.run(config, {"documents": documents}, folder / "tokenizer", SilentContext(str(folder)))
     return f"{len(text.encode()) / 1e6:.1f} MB of {source or 'Python source'}, byte-level BPE of {VOCABULARY} tokens"
 
 
@@ -161,7 +160,7 @@ def _stage(folder: Path, shape: str, cores: int, ray: bool) -> dict[str, float]:
     from stages.data.tokens.config import TokenizeConfig
     from stages.data.tokens.stage import TOKENIZE
 
-    inputs = {"documents": _Folder(folder / shape), "tokenizer": _Folder(folder / "tokenizer")}
+    inputs = {"documents": FolderArtifact(folder / shape), "tokenizer": FolderArtifact(folder / "tokenizer")}
     config = TokenizeConfig(sequence_length=2048, segment_length=128)
     if ray:
         import ray as cluster
@@ -170,42 +169,13 @@ def _stage(folder: Path, shape: str, cores: int, ray: bool) -> dict[str, float]:
         wait = cluster.remote(num_cpus=1)(lambda: time.sleep(0.5))
         cluster.get([wait.remote() for _ in range(cores)])  # workers start once for a study
     with tempfile.TemporaryDirectory(dir=folder) as output, tempfile.TemporaryDirectory(dir=folder) as work:
-        return {"seconds": _seconds(lambda: TOKENIZE.run(config, inputs, Path(output), _Silent(work)))}
+        return {"seconds": _seconds(lambda: TOKENIZE.run(config, inputs, Path(output), SilentContext(work)))}
 
 
 def _seconds(work: Callable[[], Any]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
-
-
-@dataclass
-class _Folder:
-    """A folder as a stage's input."""
-
-    folder: Path
-    key: str = "0" * 64
-    summary: dict[str, Any] = field(default_factory=dict)
-
-    def path(self, name: str = "") -> Path:
-        return self.folder / name
-
-    def sizes(self, name: str = "") -> dict[str, int]:
-        found = sorted(path for path in self.path(name).rglob("*") if path.is_file())
-        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in found}
-
-
-@dataclass
-class _Silent:
-    """A context nobody listens to."""
-
-    work_url: str
-    execution: Execution = field(default_factory=Execution)
-
-    def progress(self, done: float, total: float, unit: str, **numbers: float) -> None: ...
-    def metrics(self, step: int, **values: float) -> None: ...
-    def log(self, message: str) -> None: ...
-    def warn(self, message: str) -> None: ...
 
 
 if __name__ == "__main__":

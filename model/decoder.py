@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -193,11 +194,14 @@ class Decoder(nn.Module):
         state: DecoderState | None = None,
         knockout: AnyKnockout = None,
         chunk_tokens: int | None = None,
+        told: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Negative log-likelihood in nats of tokens[:, 1:] given what precedes each: [B, T - 1], float32. The last
-        token, which has nothing to predict, is not read. chunk_tokens: of this call (None: those of the decoder)."""
+        token, which has nothing to predict, is not read. chunk_tokens: of this call (None: those of the decoder).
+        told: called with the tokens of the batch just read, chunk by chunk."""
         read = tokens[:, : max(1, tokens.shape[1] - 1)]
-        return self._in_chunks(read, tokens[:, 1:], chunk_tokens or self.chunk_tokens, state, knockout)[0]
+        size = chunk_tokens or self.chunk_tokens
+        return self._in_chunks(read, tokens[:, 1:], size, state, knockout, told=told)[0]
 
     def training_nll(
         self, tokens: Tensor, wanted: Tensor | None = None, *, z_loss: float = 0.0
@@ -262,6 +266,7 @@ class Decoder(nn.Module):
         knockout: AnyKnockout = None,
         wanted: Tensor | None = None,
         z_loss: float = 0.0,
+        told: Callable[[int], None] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         self._check_whole()
         length = tokens.shape[1]
@@ -277,6 +282,8 @@ class Decoder(nn.Module):
             else:
                 nll, extra, state = self._chunk(*work, recompute_layers=recompute)
             pieces.append(nll)
+            if told is not None:
+                told(tokens.shape[0] * (stop - start))
             auxiliary += [part * ((stop - start) / length) for part in extra]
         return torch.cat(pieces, dim=1), torch.stack(auxiliary).sum() if auxiliary else None
 

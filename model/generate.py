@@ -6,7 +6,7 @@ Two entries: ``generate`` from tokens to tokens, ``complete`` from text to text.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import ParamSpec, TypeVar, cast
 
 import torch
@@ -79,8 +79,8 @@ def generate(
         tokens = torch.tensor([list(prompts[i]) for i in group], device=device)
         hidden, state = prefill(decoder, tokens, knockout, prefill_chunk)
         open_rows = set(range(len(group)))
-        for step in range(max_new_tokens):
-            chosen = choose(decoder.project(hidden[:, -1]), temperature, top_p, generator, top_k)
+        pick = functools.partial(choose, temperature=temperature, top_p=top_p, generator=generator, top_k=top_k)
+        for chosen in continuation(decoder, hidden, state, max_new_tokens, pick, knockout):
             for row, token in enumerate(chosen.tolist()):
                 if row not in open_rows:
                     continue
@@ -95,9 +95,8 @@ def generate(
                     text = decode(said)
                     if any(stop in text for stop in stop_strings):
                         open_rows.remove(row)
-            if not open_rows or step == max_new_tokens - 1:
+            if not open_rows:
                 break
-            hidden, state = decoder.hidden(chosen.unsqueeze(1), state, knockout)
     return results
 
 
@@ -140,7 +139,11 @@ def until(text: str, stop_strings: Collection[str]) -> str:
 
 
 def choose(
-    logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None, top_k: int | None = None
+    logits: Tensor,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+    top_k: int | None = None,
 ) -> Tensor:
     """One token per row of logits [B, V]: the largest at temperature 0, else a nucleus sample."""
     if temperature == 0:
@@ -154,18 +157,52 @@ def choose(
 
 
 def prefill(
-    decoder: Decoder, tokens: Tensor, knockout: AnyKnockout = None, chunk: int | None = None
+    decoder: Decoder,
+    tokens: Tensor,
+    knockout: AnyKnockout = None,
+    chunk: int | None = None,
+    *,
+    budget: int | None = None,
+    state: DecoderState | None = None,
+    told: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, DecoderState]:
-    """The last pass's outputs [B, n, C] and the state after prompts [B, T] of equal length, read ``chunk`` tokens at a
-    time (None: whole segments, about ``PREFILL_TOKENS`` over the batch)."""
-    if chunk is None:
-        segment = decoder.config.mixer.segment_length
-        chunk = max(1, PREFILL_TOKENS // tokens.shape[0] // segment) * segment
-    first, *rest = torch.split(tokens, chunk, 1)
-    hidden, state = decoder.hidden(first, None, knockout)
-    for piece in rest:
+    """Last-layer output of the last token [B, 1, C] and the state after prompts [B, T] of equal length, which follow
+    ``state``. They are read ``chunk`` tokens at a time (None: whole segments, about ``budget`` tokens, by default
+    ``PREFILL_TOKENS``, over the batch). told: called with the tokens of the batch just read, pass by pass."""
+    size = chunk or whole_segments(decoder, tokens.shape[0], budget or PREFILL_TOKENS)
+    position = 0 if state is None else state.position
+    open_tokens = 0 if chunk else position % decoder.config.mixer.segment_length  # the first pass ends on a border too
+    hidden = None
+    first, rest = tokens[:, : size - open_tokens], tokens[:, size - open_tokens :]
+    for piece in (first, *torch.split(rest, size, 1)) if rest.shape[1] else (first,):
         hidden, state = decoder.hidden(piece, state, knockout)
-    return hidden, state
+        if told is not None:
+            told(piece.numel())
+    assert hidden is not None and state is not None
+    return hidden[:, -1:], state
+
+
+def whole_segments(decoder: Decoder, rows: int, budget: int) -> int:
+    """Tokens of each of ``rows`` that one pass reads: whole segments, about ``budget`` tokens over the batch."""
+    segment = decoder.config.mixer.segment_length
+    return max(1, budget // rows // segment) * segment
+
+
+def continuation(
+    decoder: Decoder,
+    hidden: Tensor,
+    state: DecoderState,
+    steps: int,
+    pick: Callable[[Tensor], Tensor] = choose,
+    knockout: AnyKnockout = None,
+) -> Iterator[Tensor]:
+    """``steps`` tokens [B], one after the other, behind prompts that end with ``hidden`` [B, 1, C] and ``state``; each
+    is picked from logits [B, V] (the likeliest) and read only when the next is asked for."""
+    for step in range(steps):
+        chosen = pick(decoder.project(hidden[:, -1]))
+        yield chosen
+        if step < steps - 1:
+            hidden, state = decoder.hidden(chosen.unsqueeze(1), state, knockout)
 
 
 def _check(

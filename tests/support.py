@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,24 @@ class LocalContext:
 
     def warn(self, message: str) -> None:
         self.warned.append(message)
+
+
+@dataclass
+class StoppedAt(LocalContext):
+    """Ends the attempt when ``step`` has been reported."""
+
+    step: int = 0
+
+    def progress(self, done: float, total: float, unit: str, **numbers: float) -> None:
+        super().progress(done, total, unit, **numbers)
+        if done == self.step:
+            raise KeyboardInterrupt
+
+
+def executed(
+    command: Sequence[str | Path], folder: Path, env: Mapping[str, str], timeout: float = 280
+) -> subprocess.CompletedProcess[str]:
+    """A command run in ``folder`` as a process of its own, whatever its exit code."""
+    return subprocess.run(
+        [*map(str, command)], cwd=folder, env=env, capture_output=True, text=True, timeout=timeout, check=False
+    )

@@ -17,6 +17,7 @@ from model.arms import variants
 from pipeline.engine.store import Store
 from pipeline.study.yamlfile import parse
 from stages.verdict.claims.table import CLAIMS
+from tests.support import executed
 from tests.tiny import write_study
 
 COMMAND = [sys.executable, "-m", "pipeline.cli"]
@@ -26,15 +27,7 @@ ENVIRONMENT = {
 
 
 def study(folder: Path, *arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    return executed([*COMMAND, *arguments], folder, ENVIRONMENT, timeout)
 
 
 def digests(root: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.engine.store import Store
 from tests.pipeline.test_origin import repository
+from tests.support import executed
 from tests.tiny import write_study
 
 REPOSITORY = Path(__file__).parents[1]
@@ -43,15 +44,7 @@ class Installed:
         command = [str(self.python), "-m", "infini_study"] if module else [str(self.python.with_name("infini-study"))]
         cache = {"XDG_CACHE_HOME": str(folder / "cache")}
         environment = ENVIRONMENT | cache | ({} if path is None else {"PYTHONPATH": path})
-        return subprocess.run(
-            [*command, *arguments],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        return executed([*command, *arguments], folder, environment, timeout)
 
 
 @pytest.fixture(scope="module")

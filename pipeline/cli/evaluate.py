@@ -18,7 +18,7 @@ from stages.display.numbers import percent
 
 if TYPE_CHECKING:
     from pipeline.engine.store import Commit, Store
-    from stages.evidence.standalone.config import Questions, Source
+    from stages.evidence.standalone.config import CheckpointSource, Questions
 
 FOLDER = Path("runs/evaluations")
 """Where evaluations go that are not told where, below the working directory."""
@@ -57,7 +57,7 @@ def evaluate(
         ),
     ] = None,
     format: Annotated[
-        str | None, typer.Option("--format", help="Wording: landmark (the published one), or compact.")
+        str | None, typer.Option("--format", help="Wording: published (that of the papers), or compact.")
     ] = None,
     chat_template: Annotated[
         bool, typer.Option("--chat-template", help="Each prompt as a user's message, by the tokenizer's template.")
@@ -160,12 +160,14 @@ class _Found:
     def __init__(self, folder: Path, named: str, store: Store | None = None, commit: Commit | None = None) -> None:
         self.folder, self.named, self.store, self.commit = folder, named, store, commit
 
-    def source(self, options: dict[str, Any]) -> Source:
+    def source(self, options: dict[str, Any]) -> CheckpointSource:
         """Raises StageError for options that are not allowed."""
-        from stages.evidence.standalone.config import Source
+        from stages.evidence.standalone.config import CheckpointSource
 
         key = "" if self.commit is None else self.commit.key
-        made: Source = _valid(Source, {"model": self.folder, "named": self.named, "key": key, **options})
+        made: CheckpointSource = _valid(
+            CheckpointSource, {"model": self.folder, "named": self.named, "key": key, **options}
+        )
         return made
 
     def of_study(self) -> dict[str, Any]:
@@ -214,7 +216,7 @@ def _opened(model: str, study: str | None, root: str | None, revision: str | Non
 
 
 def _evaluated(
-    source: Source, questions: Questions, text: Sequence[Path], out: Path, found: _Found, quiet: bool
+    source: CheckpointSource, questions: Questions, text: Sequence[Path], out: Path, found: _Found, quiet: bool
 ) -> dict[str, Any]:
     """Evaluate, write the page; what --json prints."""
     from stages.evidence.standalone.run import evaluate as run

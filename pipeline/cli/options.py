@@ -47,7 +47,7 @@ Since = Annotated[
 Until = Annotated[
     list[str] | None, typer.Option("--until", metavar="STEP", help="This stage or step and all it needs.")
 ]
-Arm = Annotated[list[str] | None, typer.Option("--arm", help="Only this arm; repeatable.")]
+Arms = Annotated[list[str] | None, typer.Option("--arm", help="Only this arm; repeatable.")]
 Seed = Annotated[list[int] | None, typer.Option("--seed", help="Only this seed; repeatable.")]
 Force = Annotated[
     list[str] | None, typer.Option("--force", metavar="STEP", help="Make this step again, and what needs it.")

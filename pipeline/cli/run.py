@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import (
-    Arm,
+    Arms,
     Force,
     Json,
     Only,
@@ -46,7 +46,7 @@ def validate(study: StudyFile, resolved: Resolved = False, set_: Set = None, jso
 
     loaded = load(study, set_ or ())
     plan = expand(loaded, pin_cache())
-    values: dict[str, Any] = loaded.study.model_dump(mode="json")
+    values: dict[str, Any] = loaded.study.model_dump(mode="json", context={"shown": True})
     rows = [(path, _at(values, path), _origin(loaded.origins, path)) for path in leaves(values)]
     if json:
         body = {"study": loaded.study.name, "steps": len(plan.steps), "study_key": plan.study_key}
@@ -73,7 +73,7 @@ def _origin(origins: Any, path: str) -> str:
 
 
 def _selection(  # the selecting options, as every command spells them
-    only: Only, since: Since, until: Until, arm: Arm, seed: Seed, force: Force, study_arms: Any, study_seeds: Any
+    only: Only, since: Since, until: Until, arm: Arms, seed: Seed, force: Force, study_arms: Any, study_seeds: Any
 ) -> Selection:
     from pipeline.engine.plan import Selection
     from pipeline.errors import UnknownName
@@ -101,7 +101,7 @@ def plan(
     only: Only = None,
     since: Since = None,
     until: Until = None,
-    arm: Arm = None,
+    arm: Arms = None,
     seed: Seed = None,
     force: Force = None,
     json: Json = False,
@@ -157,7 +157,7 @@ def run(
     only: Only = None,
     since: Since = None,
     until: Until = None,
-    arm: Arm = None,
+    arm: Arms = None,
     seed: Seed = None,
     force: Force = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be done.")] = False,

@@ -118,14 +118,14 @@ class PlanBuilder:
         return Plan(study, digest, tuple(self.steps.values()))
 
 
-Action = Literal["reuse", "run", "skip", "blocked"]
+StepAction = Literal["reuse", "run", "skip", "blocked"]
 
 
 @dataclass(frozen=True)
 class StepDecision:
     """What happens to a step and why. ``commit`` is the artifact that is reused."""
 
-    action: Action
+    action: StepAction
     reason: str
     commit: Commit | None = None
     warning: str | None = None

@@ -33,7 +33,7 @@ _LARGEST_VOCABULARY = 32_768  # where it is not known yet
 
 
 @dataclass
-class Estimate:
+class StudyCost:
     """Of the steps that are to run. ``flops``: in training and in evaluation; ``memory``: bytes of a worker while it
     trains the largest arm; ``storage``: bytes of the models that stay, ``resume``: of one training's resume points;
     ``hours``: of one training or evaluation after the other, on all its workers; None: no rate is known."""
@@ -60,9 +60,9 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(study: StudyConfig, plan: Plan, decisions: Mapping[str, StepDecision], store: Store) -> Estimate:
+def estimate(study: StudyConfig, plan: Plan, decisions: Mapping[str, StepDecision], store: Store) -> StudyCost:
     """The cost of the steps that ``decisions`` would run. Reads of a remote store nothing that was not read before."""
-    found, execution = Estimate(), study.execution
+    found, execution = StudyCost(), study.execution
     vocabulary = _vocabulary(study)
     for step in plan.steps:
         if decisions[step.id].action == "run":
@@ -81,7 +81,7 @@ def estimate(study: StudyConfig, plan: Plan, decisions: Mapping[str, StepDecisio
     return found
 
 
-def _add(found: Estimate, study: StudyConfig, step: Step, vocabulary: int) -> None:
+def _add(found: StudyCost, study: StudyConfig, step: Step, vocabulary: int) -> None:
     config, trunk = step.config, study.trunk
     if isinstance(config, PretrainConfig):
         tokens = config.steps * config.batch_sequences * config.sequence_length
@@ -107,7 +107,7 @@ def _add(found: Estimate, study: StudyConfig, step: Step, vocabulary: int) -> No
 
 
 def _add_training(
-    found: Estimate, study: StudyConfig, model: ModelConfig, tokens: int, length: int, rows: int, dtype: str
+    found: StudyCost, study: StudyConfig, model: ModelConfig, tokens: int, length: int, rows: int, dtype: str
 ) -> None:
     costs = _cost(model, length)
     found.trainings += 1
@@ -133,7 +133,7 @@ def activations(model: ModelConfig, length: int, dtype: str) -> float:
 
 
 def _add_evaluation(
-    found: Estimate, model: ModelConfig, retrieval: RetrievalConfig, text: PerplexityConfig, section: str, times: int
+    found: StudyCost, model: ModelConfig, retrieval: RetrievalConfig, text: PerplexityConfig, section: str, times: int
 ) -> None:
     found.evaluations += 1
     for grid in (*retrieval.needles, *retrieval.further):
@@ -164,7 +164,7 @@ def _vocabulary(study: StudyConfig) -> int:
     return study.tokenizer.vocab_size or _LARGEST_VOCABULARY
 
 
-def _rate(found: Estimate, study: StudyConfig, made: Iterable[Commit]) -> tuple[float | None, str]:
+def _rate(found: StudyCost, study: StudyConfig, made: Iterable[Commit]) -> tuple[float | None, str]:
     """FLOP/s of a training and where the number is from."""
     rates = []
     hardware = ""
@@ -182,7 +182,7 @@ def _rate(found: Estimate, study: StudyConfig, made: Iterable[Commit]) -> tuple[
     return found.gpus * ASSUMED[dtype], f"assumed: 40% of an H100's peak in {dtype}; no training was timed yet"
 
 
-def lines(found: Estimate) -> list[list[str]]:
+def lines(found: StudyCost) -> list[list[str]]:
     """(what, how much) for people."""
     from stages.display.numbers import size
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Work = TypeVar("Work")
+Returned = TypeVar("Returned")
 
 AHEAD_PER_CPU = 2  # tasks submitted before the first result is read: bounds memory, keeps every core busy
 
@@ -26,13 +26,13 @@ class Hands:
 
 
 def spread(
-    function: Callable[..., Result],
-    items: Iterable[Item],
+    function: Callable[..., Returned],
+    items: Iterable[Work],
     *shared: Any,
     worth_it: bool = True,
     hands: Hands | None = None,
     waiting: Callable[[], None] | None = None,
-) -> Iterator[Result]:
+) -> Iterator[Returned]:
     """Yield ``function(item, *shared)`` in the order of ``items``, so that results never depend on timing.
 
     ``items`` may be lazy: it is read a few ahead. ``shared`` goes to the object store once. ``worth_it`` False forces
@@ -66,18 +66,18 @@ class _Hand:
     def ready(self) -> None:
         """Answers when the process is there."""
 
-    def do(self, function: Callable[..., Result], item: Any, *shared: Any) -> Result:
+    def do(self, function: Callable[..., Returned], item: Any, *shared: Any) -> Returned:
         return function(item, *shared)
 
 
 def _by_those_who_stay(
     ray: Any,
-    function: Callable[..., Result],
-    items: Iterable[Item],
+    function: Callable[..., Returned],
+    items: Iterable[Work],
     references: list[Any],
     hands: Hands,
     waiting: Callable[[], None] | None,
-) -> Iterator[Result]:
+) -> Iterator[Returned]:
     """As many processes as the cluster has room for; an item goes to one that is there and idle, so that one that
     cannot be placed, because others hold its GPU, keeps nobody waiting."""
     hand = ray.remote(num_cpus=hands.cpus, num_gpus=hands.gpus, max_restarts=3, max_task_retries=3)(_Hand)

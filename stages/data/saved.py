@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from cluster import storage
 from stages.data.parallel import Hands, spread
 
-Item = TypeVar("Item")
+Work = TypeVar("Work")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def mapped(url: str, spill: Path | None = None) -> Any:
 
 def spread_saved(
     function: Callable[..., Any],
-    items: Iterable[Item],
+    items: Iterable[Work],
     work_url: str,
     *shared: Any,
     identity: Callable[..., str],
@@ -128,7 +128,7 @@ def spread_saved(
     yield from spread(saved, items, *work, worth_it=worth_it, hands=hands, waiting=waiting)
 
 
-def saved(item: Item, function: Callable[..., Any], identity: Callable[..., str], work_url: str, *shared: Any) -> Saved:
+def saved(item: Work, function: Callable[..., Any], identity: Callable[..., str], work_url: str, *shared: Any) -> Saved:
     """One part, as ``spread_saved`` makes it: taken over from below ``work_url``, or made and left there."""
     fs, work = storage.filesystem(work_url)
     digest = identity(item, *shared)[:24]

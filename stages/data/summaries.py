@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from stages.data.jsonlines import objects
 from stages.data.pinned import digest_of
 from stages.stage import StageError
 
@@ -37,7 +38,7 @@ _LAYOUT = "text (or chapter, or a file in book_file or chapter_path) and summary
 
 
 @dataclass(frozen=True)
-class Pair:
+class SummaryPair:
     """One reference of one text. ``row``: its place in the files, from 1. ``book``, ``section``, ``title``, ``source``
     (whose summary it is), ``split``: "" where the files do not say."""
 
@@ -53,7 +54,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Item:
+class SummaryItem:
     """One text with all its references. ``rows``: of the pairs it is made of. ``name``: unique among the items."""
 
     name: str
@@ -84,7 +85,7 @@ def digest(path: Path, root: Path, field: str) -> str:
     return digest_of(lines.encode())
 
 
-def read(path: Path, root: Path, field: str, splits: Sequence[str] | None = None) -> list[Pair]:
+def read(path: Path, root: Path, field: str, splits: Sequence[str] | None = None) -> list[SummaryPair]:
     """All pairs, in the order of the files' names and of their rows; of ``splits`` alone where some are named.
 
     Raises StageError for a file that cannot be read, a row without text or summary, or when nothing is left.
@@ -97,7 +98,7 @@ def read(path: Path, root: Path, field: str, splits: Sequence[str] | None = None
         if not text.strip() or not summary.strip():
             raise StageError(f"{place} lacks text or summary", field=f"{field}.path", value=str(path), allowed=_LAYOUT)
         pairs.append(
-            Pair(
+            SummaryPair(
                 number,
                 _first(row, "bid", "book_id", "id"),
                 _first(row, "section", "chapter_path", "summary_id"),
@@ -115,16 +116,16 @@ def read(path: Path, root: Path, field: str, splits: Sequence[str] | None = None
     return pairs
 
 
-def items(pairs: Sequence[Pair]) -> list[Item]:
+def items(pairs: Sequence[SummaryPair]) -> list[SummaryItem]:
     """Pairs of one book and text as one item, books in turn (the first text of each, then the second of each, ...), so
     that any beginning of the list holds as many books as it can."""
-    groups: dict[tuple[str, str], list[Pair]] = {}
+    groups: dict[tuple[str, str], list[SummaryPair]] = {}
     for pair in pairs:
         groups.setdefault((pair.book, digest_of(pair.text.encode())), []).append(pair)
-    by_book: dict[str, list[list[Pair]]] = {}
+    by_book: dict[str, list[list[SummaryPair]]] = {}
     for group in groups.values():
         by_book.setdefault(group[0].book or f"line-{group[0].row}", []).append(group)
-    made: list[Item] = []
+    made: list[SummaryItem] = []
     used: set[str] = set()
     for turn in range(max(map(len, by_book.values()), default=0)):
         for book, texts in by_book.items():
@@ -135,7 +136,7 @@ def items(pairs: Sequence[Pair]) -> list[Item]:
                 used.add(name)
                 summaries = tuple(dict.fromkeys(pair.summary for pair in texts[turn]))
                 rows = tuple(pair.row for pair in texts[turn])
-                made.append(Item(name, book, first.title, first.level, first.text, summaries, rows))
+                made.append(SummaryItem(name, book, first.title, first.level, first.text, summaries, rows))
     return made
 
 
@@ -160,11 +161,9 @@ def _file_rows(file: Path, field: str) -> Iterator[tuple[int, Mapping[str, Any]]
 
             yield from enumerate(pq.read_table(file).to_pylist(), 1)
             return
-        for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
-            if line.strip():
-                row = json.loads(line)
-                yield number, row if isinstance(row, dict) else {}
-    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, no JSON, nested too deep, no Parquet
+        with file.open(encoding="utf-8-sig") as stream:
+            yield from objects(stream)
+    except (OSError, ValueError) as error:  # not UTF-8, no JSON, no object, no Parquet
         raise StageError(
             f"{file.name} cannot be read: {error}",
             field=f"{field}.path",

@@ -28,7 +28,7 @@ LENGTHS = np.array([128.0, 256, 512, 1024, 2048])
 
 
 @dataclass(frozen=True)
-class Row:
+class CoverageRow:
     """``actual``: share of ``draws`` in which the interval held the truth, or the test rejected a true null.
 
     ``seeds_differ``: a seed sd above 0. ``few``: fewer than five expected right or wrong answers per seed, where an
@@ -44,7 +44,7 @@ class Row:
     few: bool = False
 
 
-def accuracies(draws: int) -> Iterator[Row]:
+def accuracies(draws: int) -> Iterator[CoverageRow]:
     """``accuracy`` (same prompts for every seed) and ``nested_accuracy`` (fresh ones), independent answers."""
     rng = np.random.default_rng(1)
     for sd in SEED_SDS:
@@ -64,11 +64,11 @@ def accuracies(draws: int) -> Iterator[Row]:
                         hits += len(fresh)
                     setting = f"seed sd {sd:g}, {seeds} seeds, {items} prompts, p = {p:g}"
                     few = items * min(p, 1 - p) < 5
-                    yield Row("accuracy", setting, 0.95, crossed / draws, draws, sd > 0, few)
-                    yield Row("nested_accuracy", setting, 0.95, nested / hits, hits, sd > 0, few)
+                    yield CoverageRow("accuracy", setting, 0.95, crossed / draws, draws, sd > 0, few)
+                    yield CoverageRow("nested_accuracy", setting, 0.95, nested / hits, hits, sd > 0, few)
 
 
-def prompts_in_common(draws: int) -> Iterator[Row]:
+def prompts_in_common(draws: int) -> Iterator[CoverageRow]:
     """``accuracy`` where prompts differ in difficulty (sd 1 on the logit scale) for all seeds alike."""
     rng = np.random.default_rng(2)
     for seeds in SEEDS:
@@ -80,10 +80,10 @@ def prompts_in_common(draws: int) -> Iterator[Row]:
                 low, high = intervals.accuracy_many(table)
                 held = float(((low <= truth) & (truth <= high)).mean())
                 setting = f"prompt sd 1, {seeds} seeds, {items} prompts, p = {p:g}"
-                yield Row("accuracy", setting, 0.95, held, draws, False, items * min(p, 1 - p) < 5)
+                yield CoverageRow("accuracy", setting, 0.95, held, draws, False, items * min(p, 1 - p) < 5)
 
 
-def contrasts(draws: int) -> Iterator[Row]:
+def contrasts(draws: int) -> Iterator[CoverageRow]:
     """``hierarchical``: interval at a true difference of 0, size of its tests, and of equivalence at both margins."""
     rng = np.random.default_rng(3)
     for seeds in SEEDS:
@@ -104,19 +104,23 @@ def contrasts(draws: int) -> Iterator[Row]:
                 setting = f"sd of seed {of_seed:g}, item {of_item:g}, rest {rest:g}; {seeds} seeds, {items} items"
                 differ = of_seed > 0
                 low, high = intervals.hierarchical_many(tables, weights)
-                yield Row("hierarchical", setting, 0.95, float(((low <= 0) & (high >= 0)).mean()), draws, differ)
+                yield CoverageRow(
+                    "hierarchical", setting, 0.95, float(((low <= 0) & (high >= 0)).mean()), draws, differ
+                )
                 for side in ("two-sided", "greater", "less"):
                     p = intervals.hierarchical_p_many(tables, weights, alternative=side)
-                    yield Row(f"test of hierarchical, {side}", setting, 0.05, float((p < 0.05).mean()), len(p), differ)
+                    yield CoverageRow(
+                        f"test of hierarchical, {side}", setting, 0.05, float((p < 0.05).mean()), len(p), differ
+                    )
                 # a true difference of 0 is on the edge of the margins (0, wide) and (-wide, 0)
                 low, high = intervals.hierarchical_many(tables, weights, level=0.9)
                 wide = 100.0 * float(np.abs(tables).max())
                 for edge, inside in (("lower", (low > 0) & (high < wide)), ("upper", (low > -wide) & (high < 0))):
                     name = f"equivalence at the {edge} margin"
-                    yield Row(name, setting, 0.05, float(inside.mean()), draws, differ)
+                    yield CoverageRow(name, setting, 0.05, float(inside.mean()), draws, differ)
 
 
-def knock_outs(draws: int) -> Iterator[Row]:
+def knock_outs(draws: int) -> Iterator[CoverageRow]:
     """``hierarchical`` of 0/1 answers intact minus knocked out: accuracy a against b on the same prompts."""
     rng = np.random.default_rng(4)
     for seeds in SEEDS:
@@ -126,10 +130,10 @@ def knock_outs(draws: int) -> Iterator[Row]:
                 low, high = intervals.hierarchical_many(tables)
                 held = float(((low <= a - b) & (a - b <= high)).mean())
                 setting = f"{a:g} against {b:g}, {seeds} seeds, {items} prompts"
-                yield Row("hierarchical, 0/1", setting, 0.95, held, draws, few=items * max(1 - a, b) < 5)
+                yield CoverageRow("hierarchical, 0/1", setting, 0.95, held, draws, few=items * max(1 - a, b) < 5)
 
 
-def curve_and_crossing(draws: int) -> Iterator[Row]:
+def curve_and_crossing(draws: int) -> Iterator[CoverageRow]:
     """``accuracy_curve`` at every tested length, ``crossing`` of 50%, ``effective_length``.
 
     True logit: 3 - 1.2 log2(L / 256); for ``effective_length`` an accuracy that is exactly the threshold.
@@ -163,24 +167,26 @@ def curve_and_crossing(draws: int) -> Iterator[Row]:
                     wrong += reached.length is not None
                 setting = f"seed sd {sd:g}, {seeds} seeds, {items} prompts a length"
                 for length, share in zip(LENGTHS, band / draws, strict=True):
-                    yield Row("accuracy_curve", f"{setting}, at {length:g}", 0.95, float(share), draws, sd > 0)
-                yield Row("crossing", setting, 0.95, cross / draws, draws, sd > 0)
-                yield Row("effective_length too long", setting, 0.025, wrong / draws, draws, sd > 0)
+                    yield CoverageRow("accuracy_curve", f"{setting}, at {length:g}", 0.95, float(share), draws, sd > 0)
+                yield CoverageRow("crossing", setting, 0.95, cross / draws, draws, sd > 0)
+                yield CoverageRow("effective_length too long", setting, 0.025, wrong / draws, draws, sd > 0)
 
 
-def others(draws: int) -> Iterator[Row]:
+def others(draws: int) -> Iterator[CoverageRow]:
     """``wilson``, ``clustered_mean``, ``interpolated_crossing``, ``paired_t``, ``holm``."""
     rng = np.random.default_rng(6)
     for p in ACCURACIES:
         held = [not intervals.wilson(hits, 100).excludes(p) for hits in rng.binomial(100, p, draws)]
-        yield Row("wilson", f"100 trials, p = {p:g}", 0.95, float(np.mean(held)), draws, False, 100 * min(p, 1 - p) < 5)
+        yield CoverageRow(
+            "wilson", f"100 trials, p = {p:g}", 0.95, float(np.mean(held)), draws, False, 100 * min(p, 1 - p) < 5
+        )
     for books in (5, 17):
         label = np.repeat(np.arange(books), np.arange(books) % 4 + 1)
         held = []
         for _ in range(draws):
             values = rng.standard_normal(books)[label] + rng.standard_normal(len(label))
             held.append(not intervals.clustered_mean(values, label.tolist()).excludes(0))
-        yield Row("clustered_mean", f"{books} books of 1 to 4 rows", 0.95, float(np.mean(held)), draws)
+        yield CoverageRow("clustered_mean", f"{books} books of 1 to 4 rows", 0.95, float(np.mean(held)), draws)
     x = 2.0 ** np.arange(3, 9)
     for seeds in (3, 5, 10):
         for sd in SEED_SDS:
@@ -192,27 +198,31 @@ def others(draws: int) -> Iterator[Row]:
                 chance = special.expit(eta + sd * rng.standard_normal((seeds, 1)))
                 held.append(not curves.interpolated_crossing(x, rng.binomial(64, chance) / 64, 0.5).excludes(truth))
             setting = f"seed sd {sd:g}, {seeds} seeds, 64 associations"
-            yield Row("interpolated_crossing", setting, 0.95, float(np.mean(held)), draws, sd > 0)
+            yield CoverageRow("interpolated_crossing", setting, 0.95, float(np.mean(held)), draws, sd > 0)
     for seeds in SEEDS:
         values = rng.standard_normal((draws, seeds))
         found = [tests.paired_t(one) for one in values]
-        yield Row("paired_t", f"{seeds} seeds", 0.95, float(np.mean([not one.excludes(0) for one in found])), draws)
-        yield Row("test of paired_t", f"{seeds} seeds", 0.05, float(np.mean([one.p < 0.05 for one in found])), draws)
+        yield CoverageRow(
+            "paired_t", f"{seeds} seeds", 0.95, float(np.mean([not one.excludes(0) for one in found])), draws
+        )
+        yield CoverageRow(
+            "test of paired_t", f"{seeds} seeds", 0.05, float(np.mean([one.p < 0.05 for one in found])), draws
+        )
         for side in ("greater", "less"):  # the two halves of TOST, each at its own margin
             tail = np.array([tests.paired_t(one, alternative=side).p for one in values])
-            yield Row(f"test of paired_t, {side}", f"{seeds} seeds", 0.05, float((tail < 0.05).mean()), draws)
+            yield CoverageRow(f"test of paired_t, {side}", f"{seeds} seeds", 0.05, float((tail < 0.05).mean()), draws)
         for name, of_seed, of_item in (("seeds", 1.0, 0.0), ("items", 0.0, 1.0)):
             shape = (4, draws, seeds, 24)
             family = of_seed * rng.standard_normal((*shape[:3], 1)) + rng.standard_normal(shape)
             family = family + of_item * rng.standard_normal((4, draws, 1, 24))
             values = np.stack([intervals.hierarchical_p_many(tables) for tables in family], 1)
             rejected = float((tests.holm(values) < 0.05).any(1).mean())
-            yield Row("holm, family of 4", f"{seeds} seeds, {name} differ", 0.05, rejected, draws, of_seed > 0)
+            yield CoverageRow("holm, family of 4", f"{seeds} seeds, {name} differ", 0.05, rejected, draws, of_seed > 0)
 
 
-def rows(draws: int) -> Iterator[Row]:
+def rows(draws: int) -> Iterator[CoverageRow]:
     """Every row; ``draws`` per setting, a third of it for curves, whose draws cost ten times as much."""
-    parts: tuple[tuple[Callable[[int], Iterator[Row]], int], ...] = (
+    parts: tuple[tuple[Callable[[int], Iterator[CoverageRow]], int], ...] = (
         (accuracies, draws),
         (prompts_in_common, draws),
         (contrasts, draws),

@@ -20,7 +20,7 @@ from stages.statistics.intervals import WITHIN, Estimate, accuracy, nested_accur
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
-Shape = Literal["linear", "spline"]
+CurveShape = Literal["linear", "spline"]
 Labels = Sequence[object] | NDArray[np.generic]
 
 # Ridge on the standardised slopes. All-right or all-wrong cells separate the data and send the slope to infinity; a
@@ -66,7 +66,7 @@ def accuracy_curve(
     seeds: Labels | None = None,
     items: Labels | None = None,
     at: ArrayLike | None = None,
-    shape: Shape = "linear",
+    shape: CurveShape = "linear",
     log: bool = False,
     knots: int = 4,
     level: float = 0.95,
@@ -205,7 +205,7 @@ class _Fit:
     seed: Codes
     item: Codes
     cells: Floats
-    shape: Shape
+    shape: CurveShape
     knots: int
     dispersion: float
 
@@ -236,7 +236,7 @@ class _Fit:
         items: Labels | None,
         *,
         log: bool,
-        shape: Shape,
+        shape: CurveShape,
         knots: int,
     ) -> _Fit:
         place, score, seed, item = _answers(x, correct, seeds, items)
@@ -314,7 +314,7 @@ def _regress(design: Floats, share: Floats, trials: Floats) -> tuple[Floats, Flo
     return back @ coef, back @ np.linalg.inv(hessian) @ back.T
 
 
-def _columns(cells: Floats, x: Floats, shape: Shape, knots: int) -> Floats:
+def _columns(cells: Floats, x: Floats, shape: CurveShape, knots: int) -> Floats:
     """Design matrix [points, k] at ``x``: intercept, x, and the natural spline's other columns with knots in cells."""
     base = [np.ones_like(x), x]
     if shape == "spline" and knots >= 3:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
 Floats = NDArray[np.float64]
-Rule = Callable[[Floats, Floats], NDArray[np.bool_]]
+Decides = Callable[[Floats, Floats], NDArray[np.bool_]]
 """rule(tables [draws, seeds, items], weights [items]) -> decided [draws]."""
 
 _COLUMNS = 256  # items of a difference drawn one by one; more are drawn as sums of equal groups
@@ -121,13 +121,13 @@ def pilot(differences: ArrayLike, weights: ArrayLike | None = None) -> Pilot:
     )
 
 
-def one_by_one(rule: Callable[[Floats, Floats], bool]) -> Rule:
+def one_by_one(rule: Callable[[Floats, Floats], bool]) -> Decides:
     """A rule for one table [seeds, items] and its weights as a rule for many."""
     return lambda tables, weights: np.array([bool(rule(table, weights)) for table in tables])
 
 
 def power_of(
-    rule: Rule, pilot: Pilot, *, effect: float, seeds: int, items: int, draws: int = 1000, seed: int = 0
+    rule: Decides, pilot: Pilot, *, effect: float, seeds: int, items: int, draws: int = 1000, seed: int = 0
 ) -> float:
     """Share of simulated studies with true ``effect`` that ``rule`` decides; at 80% and 1,000 draws exact to 1.3%.
 
@@ -147,7 +147,7 @@ def power_of(
 
 
 def smallest_effect(
-    rule: Rule,
+    rule: Decides,
     pilot: Pilot,
     *,
     seeds: int,
@@ -190,7 +190,7 @@ def smallest_effect(
 
 
 def deciding_sample(
-    rule: Callable[[int, int], Rule],
+    rule: Callable[[int, int], Decides],
     pilot: Pilot,
     *,
     effect: float,

@@ -11,7 +11,7 @@ import pytest
 from stages.training.pretrain.stage import PRETRAIN
 from tests.faults.damage import DAMAGES
 from tests.stages.pretraining import make_inputs, pretrain_config
-from tests.support import LocalArtifact, LocalContext
+from tests.support import LocalArtifact, LocalContext, StoppedAt
 
 FILES = ("state.json", "__0_0.distcp", ".metadata")
 
@@ -21,21 +21,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalArtifact]
     return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-class StoppedAt(LocalContext):
-    """Ends the attempt after the step."""
-
-    step = 0
-
-    def progress(self, done: float, total: float, unit: str, **numbers: float) -> None:
-        super().progress(done, total, unit, **numbers)
-        if done == self.step:
-            raise KeyboardInterrupt
-
-
 def train(inputs: dict[str, LocalArtifact], folder: Path, name: str, stop: int = 0) -> LocalContext:
     """One attempt in the work folder below ``folder``, its output in ``name``. Checkpoints after steps 5, 10."""
-    context = StoppedAt(str(folder / "work"))
-    context.step = stop
+    context = StoppedAt(str(folder / "work"), step=stop)
     (folder / name).mkdir(parents=True)
     try:
         PRETRAIN.run(pretrain_config(), inputs, folder / name, context)

@@ -12,13 +12,8 @@ from torch import Tensor
 from model.config import MixerConfig, TrunkConfig
 from model.memory import feature_map
 from model.mixers import build, chunks
-from model.mixers.base import LayerState
 from model.mixers.deltanet import DeltaNetMixer, FastWeights, substitute
-from model.rope import Rope
-
-CLOSE = {"rtol": 0, "atol": 1e-10}
-DIM, HEADS, D = 8, 4, 4
-ROPE = Rope(D, 10_000.0)
+from tests.model.chunked import CLOSE, DIM, HEADS, D, check_chunks, inputs, run
 
 
 def mixer(kv_heads: int = 2, feature: str = "elu1", d: int = D) -> DeltaNetMixer:
@@ -27,10 +22,6 @@ def mixer(kv_heads: int = 2, feature: str = "elu1", d: int = D) -> DeltaNetMixer
     layer = build(trunk, MixerConfig(kind="deltanet", segment_length=8, feature_map=feature)).double()
     assert isinstance(layer, DeltaNetMixer)
     return layer
-
-
-def inputs(batch: int, tokens: int, seed: int = 0) -> Tensor:
-    return torch.randn(batch, tokens, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,17 +48,6 @@ def token_loop(layer: DeltaNetMixer, x: Tensor) -> Tensor:
     return layer.o_proj(torch.stack(documents).flatten(2))
 
 
-def run(
-    layer: DeltaNetMixer, x: Tensor, state: LayerState | None = None, position: int = 0
-) -> tuple[Tensor, LayerState]:
-    return layer(x, state, position=position, rope=ROPE)
-
-
-def gradients(layer: DeltaNetMixer, y: Tensor, x: Tensor) -> list[Tensor]:
-    weights = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(9))
-    return list(torch.autograd.grad((y * weights).sum(), [x, *layer.parameters()]))
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     tokens=st.integers(1, 40),
@@ -79,19 +59,8 @@ def gradients(layer: DeltaNetMixer, y: Tensor, x: Tensor) -> list[Tensor]:
 @example(tokens=20, size=8, kv_heads=2, feature="elu1", cut=11)  # 11 tokens are 2 chunks of 6: one is made up
 def test_chunked_form_is_the_token_loop(tokens: int, size: int, kv_heads: int, feature: str, cut: int) -> None:
     """Forward and gradients, in chunks of any size, and continued from a state at any token."""
-    layer, x = mixer(kv_heads, feature), inputs(2, tokens).requires_grad_()
-    expected = token_loop(layer, x)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "CHUNK", size)
-        outputs = [run(layer, x)[0]]
-        if 0 < cut < tokens:
-            head, state = run(layer, x[:, :cut])
-            outputs.append(torch.cat([head, run(layer, x[:, cut:], state, cut)[0]], 1))
-    expected_gradients = gradients(layer, expected, x)
-    for y in outputs:
-        torch.testing.assert_close(y, expected, **CLOSE)
-        for a, b in zip(gradients(layer, y, x), expected_gradients, strict=True):
-            torch.testing.assert_close(a, b, **CLOSE)
+    layer = mixer(kv_heads, feature)
+    check_chunks(layer, lambda x: token_loop(layer, x), tokens, size, cut)
 
 
 def unit_keys(tokens: int, features: int, spread: float, seed: int = 0) -> Tensor:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from pipeline.cli import app
 
 
-@dataclass(frozen=True)
-class Said:
+class Said(NamedTuple):
     code: int
     out: str
     err: str
@@ -24,18 +22,27 @@ class Said:
     def json(self) -> Any:
         return json.loads(self.out)
 
+    @property
+    def faults(self) -> list[str]:
+        lines = [line for line in self.err.splitlines() if not line.startswith(("[", "warning: "))]
+        assert all(line.startswith("error: ") for line in lines), lines
+        return [line.removeprefix("error: ") for line in lines]
+
 
 Command = Callable[..., Said]
 
 
-def caller(folder: Path, patch: pytest.MonkeyPatch, captured: Callable[[], Any]) -> Command:
+def caller(
+    folder: Path, patch: pytest.MonkeyPatch, captured: Callable[[], Any], before: str = "", behind: str = ""
+) -> Command:
+    """Runs a command in ``folder``; the words ``before`` and ``behind`` stand around the arguments of every call."""
     patch.chdir(folder)
     patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     patch.setenv("COLUMNS", "200")
 
-    def call(*arguments: str) -> Said:
-        patch.setattr(sys, "argv", ["infini-study", *arguments])
-        captured()
+    def call(*arguments: str | Path) -> Said:
+        patch.setattr(sys, "argv", ["infini-study", *before.split(), *map(str, arguments), *behind.split()])
+        captured()  # what the test itself said before
         with pytest.raises(SystemExit) as ended:
             app.main()
         found = captured()

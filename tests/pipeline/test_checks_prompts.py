@@ -26,8 +26,8 @@ def test_too_short_prompts_are_refused_by_the_plan(tmp_path: Path) -> None:
         StudyError, match=r"evaluate\.retrieval\.lengths = 64: .* does not fit \(allowed: >= \d+ tokens"
     ):
         plan(study, "evaluate.retrieval.lengths=[64]")
-    with pytest.raises(StudyError, match=r"ablate\.retrieval\.lengths = 256: a landmark prompt"):
-        plan(study, "ablate.retrieval.format=landmark")
+    with pytest.raises(StudyError, match=r"ablate\.retrieval\.lengths = 256: a published prompt"):
+        plan(study, "ablate.retrieval.format=published")
     TOKENIZER.run(TokenizerConfig(kind="bytes"), {"documents": None}, tmp_path, LocalContext(""))
     given = "tokenizer={kind: file, path: tokenizer.json, eos_token: <eos>}"
     plan(study, given)

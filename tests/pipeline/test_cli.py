@@ -10,14 +10,12 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from pipeline.cli import app
 from stages.training.pretrain.imported import folder_digest
+from tests.pipeline.called import Command, Said, caller
 from tests.tiny import STUDY, write_books, write_study
 
 SOURCE = "sources: [{kind: pg19, name: books, url: books}]"
@@ -26,41 +24,17 @@ BASE = "base: {steps: 4, batch_tokens: 256, sequence_length: 32, lr: 3e-3, check
 INFINI = STUDY[STUDY.index("  infini-linear:") : STUDY.index("  local:")]
 
 
-@dataclass(frozen=True)
-class Said:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def faults(self) -> list[str]:
-        assert "Traceback" not in self.err
-        lines = [line for line in self.err.splitlines() if not line.startswith(("[", "warning: "))]
-        assert all(line.startswith("error: ") for line in lines), lines
-        return [line.removeprefix("error: ") for line in lines]
-
-
-Command = Callable[..., Said]
-
-
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], books: Path) -> Command:
     """Runs a command in a folder with books/ and tiny.yaml; ``study`` replaces the text of the study file."""
     (tmp_path / "books").symlink_to(books)
     (tmp_path / "tiny.yaml").write_text(STUDY)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "200")
+    command = caller(tmp_path, monkeypatch, capsys.readouterr)
 
     def call(*arguments: str, study: str | bytes | None = None) -> Said:
         if study is not None:
             Path("tiny.yaml").write_bytes(study.encode() if isinstance(study, str) else study)
-        monkeypatch.setattr(sys, "argv", ["infini-study", *arguments])
-        capsys.readouterr()  # what the test itself said before
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        captured = capsys.readouterr()
-        return Said(int(str(ended.value.code)), captured.out, captured.err)
+        return command(*arguments)
 
     return call
 

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from cluster import machines, noted
+from tests.support import executed
 from tests.tiny import write_study
 
 COMMAND = [sys.executable, "-m", "pipeline.cli", "cluster"]
@@ -22,15 +23,7 @@ def cluster(folder: Path, *arguments: str, timeout: float = 280, **env: str) -> 
     environment |= {"INFINI_STUDY_CACHE": str(folder / "cache"), "HOME": str(folder), **env}
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    return executed([*COMMAND, *arguments], folder, environment, timeout)
 
 
 def test_without_a_cluster_each_command_says_so(tmp_path: Path):

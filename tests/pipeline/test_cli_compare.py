@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.cli import app
 from pipeline.engine.store import Store
 from stages.evidence.evaluate.stage import STAGE, EvaluateConfig
+from tests.pipeline.called import Command, caller
 from tests.stages.evaluation_inputs import build, decoder, save
 from tests.support import LocalContext
 
-Command = Callable[..., tuple[int, str, str]]
 ARMS, SEEDS = ("infini", "local"), (0, 1)
 ASKED = {"format": "compact", "lengths": [256, 320], "trials": 5, "rivals": [1, 2], "binding_trials": 3}
 
@@ -79,18 +77,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cli(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["infini-study", *map(str, arguments), "--root", str(study)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        said = capsys.readouterr()
-        return int(str(ended.value.code)), said.out, said.err
-
-    return call
+    return caller(tmp_path, monkeypatch, capsys.readouterr, behind=f"--root {study}")
 
 
 TASKS = ("--tasks", "passkey,niah_multivalue", "--lengths", "256,320", "--samples", "5", "--format", "compact")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.cli import app
-from stages.evidence.standalone.config import Questions, Source
+from stages.evidence.standalone.config import CheckpointSource, Questions
 from stages.evidence.standalone.opened import open_reader
 from stages.evidence.standalone.prompts import Prompts
 from stages.evidence.standalone.texts import read_texts
@@ -21,9 +18,9 @@ from stages.evidence.standalone.tokenizer import read_tokenizer
 from stages.stage import StageError
 from stages.statistics.intervals import wilson
 from tests.pipeline import checkpoints
+from tests.pipeline.called import Command, caller
 
 pytest.importorskip("transformers", reason="transformers is the reference here")
-Command = Callable[..., tuple[int, str, str]]
 FEW = ("--tasks", "passkey,niah_multivalue", "--lengths", "400", "--samples", "4", "--format", "compact")
 
 
@@ -34,19 +31,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command; (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["infini-study", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        said = capsys.readouterr()
-        return int(str(ended.value.code)), said.out, said.err
-
-    return call
+    return caller(tmp_path, monkeypatch, capsys.readouterr)
 
 
 def test_our_decoder_answers_and_scores_as_transformers_does(models: Path) -> None:
@@ -55,7 +40,7 @@ def test_our_decoder_answers_and_scores_as_transformers_does(models: Path) -> No
 
     from stages.evidence.standalone.causal import open_causal
 
-    source = Source(model=models / "full", named="full")
+    source = CheckpointSource(model=models / "full", named="full")
     ours, theirs = open_reader(source), open_causal(source, torch.device("cpu"), "")
     assert type(ours) is not type(theirs)
     tokenizer = read_tokenizer(models / "full", json.loads((models / "full" / "config.json").read_text()))
@@ -143,7 +128,7 @@ def test_a_base_is_read_under_an_arm_and_another_evaluation_does_not_go_on_in_it
     [
         ("gpt2", ["--lengths", "1K"], "--lengths = 1024: the checkpoint's context is 512 tokens"),
         ("full", ["--tasks", "pasky"], "did you mean 'passkey'"),
-        ("full", ["--lengths", "100"], "--lengths = 100: a landmark prompt of the task passkey does not fit"),
+        ("full", ["--lengths", "100"], "--lengths = 100: a published prompt of the task passkey does not fit"),
         ("full", ["--lengths", "4Q"], "--lengths = '4Q': allowed are numbers of tokens"),
         ("full", ["--chat-template"], "the tokenizer has no chat template"),
         ("full", ["--arm", "local"], "segment_length is missing"),
@@ -168,7 +153,7 @@ def test_one_clear_error_before_any_work(
     monkeypatch.setattr(checkpoint, "load", loaded)
     for name in ("--tasks", "--lengths", "--format"):
         if name not in options:
-            options = [*options, name, {"--tasks": "passkey", "--lengths": "600", "--format": "landmark"}[name]]
+            options = [*options, name, {"--tasks": "passkey", "--lengths": "600", "--format": "published"}[name]]
     given = model if model == "nowhere" else models / model
     code, out, err = cli("evaluate", given, *options, "--samples", "2", "--out", "never")
     assert code == 2 and out == "" and said in err and not Path("never").exists()

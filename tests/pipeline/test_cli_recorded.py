@@ -6,34 +6,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.cli import app
+from tests.pipeline.called import Command, caller
 from tests.pipeline.recorded_study import NEVER_MADE, key, record
 
 REPOSITORY = Path(__file__).parents[2]
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command on a store in which "quickstart" is recorded; (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    """Runs a command on a store in which "quickstart" is recorded."""
     record(tmp_path / "store")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["infini-study", *arguments, "--root", "store"])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        said = capsys.readouterr()
-        return int(str(ended.value.code)), said.out, said.err
-
-    return call
+    return caller(tmp_path, monkeypatch, capsys.readouterr, behind="--root store")
 
 
 def test_status_explain_and_report_need_no_file(cli: Command) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ from tokenizers.models import WordLevel
 
 from model.checkpoint import save
 from model.decoder import Decoder
-from pipeline.cli import app
 from pipeline.engine.store import Attempt, Store
 from stages.stage import Summary
 from tests.model.tiny import config
+from tests.pipeline.called import caller
 
 BASE, ARM, TOKENIZER = "a" * 64, "b" * 64, "c" * 64
 
@@ -43,16 +42,7 @@ def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     for step, key, arm in (("base", BASE, "full"), ("pretrain/infini-delta/0", ARM, "infini-delta")):
         model = Decoder(config(arm), seed=0)
         commit(step.split("/")[0], step, key, lambda folder, model=model: save(model, folder / "model"))
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["infini-study", "export", *arguments, "--root", "store"])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return call
+    return caller(tmp_path, monkeypatch, capsys.readouterr, before="export", behind="--root store")
 
 
 def test_a_step_or_a_key_is_written_with_its_tokenizer_and_code(export: Any, tmp_path: Path) -> None:

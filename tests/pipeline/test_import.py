@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,17 @@ import torch
 
 from model.checkpoint import graft
 from model.config import MixerConfig, TrunkConfig
-from pipeline.cli import app
 from stages.training.pretrain.config import BaseConfig
 from stages.training.pretrain.imported import check_folder
 from tests.model.test_families import theirs
 from tests.model.tiny import VOCAB, tokens
+from tests.pipeline.called import caller
 
 
 @pytest.fixture
 def convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command in ``tmp_path``; (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["infini-study", "import", *arguments])
-        capsys.readouterr()  # what the fixtures said
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return call
+    """Runs the command in ``tmp_path``."""
+    return caller(tmp_path, monkeypatch, capsys.readouterr, before="import")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from tests.pipeline import checkpoints
+from tests.pipeline.called import caller
 
 WITH = pytest.mark.skipif(
     __import__("importlib.util").util.find_spec("lm_eval") is None,
@@ -116,7 +116,6 @@ def test_an_arm_of_bounded_memory_scores_a_text_of_any_length_in_one_pass(models
 def test_the_command_runs_a_task_of_ours_and_a_local_one(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.cli import app
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -129,12 +128,12 @@ def test_the_command_runs_a_task_of_ours_and_a_local_one(
         'doc_to_target: "{{answer}}"\ntarget_delimiter: ""\nmetric_list: [{metric: acc}]\n'
     )
 
+    command = caller(Path(), monkeypatch, capsys.readouterr, before="lm-eval")
+
     def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["infini-study", "lm-eval", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        assert not ended.value.code
-        return capsys.readouterr().out
+        said = command(*arguments)
+        assert not said.code
+        return said.out
 
     folder = run().strip()
     assert (Path(folder) / "infini_vt.yaml").is_file()

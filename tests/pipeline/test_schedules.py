@@ -128,7 +128,7 @@ def test_a_rule_without_schedules_has_no_effect(study):
 
 
 def test_prompts_of_a_schedule_must_fit(study):
-    short = "schedules.y={mixture: {retrieval_format: landmark, prompts: [{until: 1, share: 0.5, length: 32}]}}"
+    short = "schedules.y={mixture: {retrieval_format: published, prompts: [{until: 1, share: 0.5, length: 32}]}}"
     with pytest.raises(StudyError, match=r"schedules\.y\.mixture\.prompts\.0\.length = 32"):
         plan(study, short)
 

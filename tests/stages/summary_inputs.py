@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.evidence.summarize import baselines
-from stages.evidence.summarize.items import Example, write
-from stages.evidence.summarize.lexical import Source, measured
+from stages.evidence.summarize.items import SummaryExample, write
+from stages.evidence.summarize.lexical import SourceText, measured
 from stages.evidence.summarize.write import BASELINES, SUMMARIES
 from tests.stages.evaluation_inputs import prose
 from tests.support import LocalArtifact
@@ -18,9 +18,9 @@ ARMS = ("infini-delta", "local")
 SEEDS = (0, 1)
 
 
-def examples(books: int = 3, chapters: int = 1, references: int = 2) -> list[Example]:
+def examples(books: int = 3, chapters: int = 1, references: int = 2) -> list[SummaryExample]:
     return [
-        Example(
+        SummaryExample(
             "condense", "chapter", f"b{b}/{c}", f"b{b}", f"Book {b}", f"Book {b}. {prose(80, 10 * b + c)}",
             tuple(f"Summary {r} of book {b}, chapter {c}: {prose(8, 100 * b + 10 * c + r)}" for r in range(references)),
             rows=(b * chapters + c + 1,),
@@ -30,12 +30,12 @@ def examples(books: int = 3, chapters: int = 1, references: int = 2) -> list[Exa
     ]  # fmt: skip
 
 
-def artifacts(root: Path, items: list[Example], arms: tuple[str, ...] = ARMS) -> dict[str, LocalArtifact]:
+def artifacts(root: Path, items: list[SummaryExample], arms: tuple[str, ...] = ARMS) -> dict[str, LocalArtifact]:
     """``references`` and ``summarize/ARM/SEED``: every arm writes prose of its own."""
     folder = root / "references"
     folder.mkdir(parents=True)
     write(items, folder / "items.parquet")
-    sources = {item.name: Source.of(item.text) for item in items}
+    sources = {item.name: SourceText.of(item.text) for item in items}
     others = baselines.shuffled(items)
     rows = [
         {"system": system, **_named(item), "hypothesis": text, **measured(item.references, text, sources[item.name])}
@@ -62,5 +62,5 @@ def artifacts(root: Path, items: list[Example], arms: tuple[str, ...] = ARMS) ->
     return made
 
 
-def _named(item: Example) -> dict[str, str]:
+def _named(item: SummaryExample) -> dict[str, str]:
     return {"doc_id": item.doc_id, "book": item.book, "task": item.task, "level": item.level}

@@ -15,12 +15,13 @@ from model import checkpoint
 from stages.data.tokens.load import load_tokenizer
 from stages.stage import Execution, StageError
 from stages.training.align.chat import Turn, encode
-from stages.training.align.config import AlignConfig, AlignFile, AlignSettings, ChatFormat
-from stages.training.align.examples import read_examples, read_rows
+from stages.training.align.config import AlignConfig, AlignSettings, ChatFormat
+from stages.training.align.examples import read_examples
 from stages.training.align.preference import Preference, preference_loss, reference
 from stages.training.align.stage import ALIGN
 from stages.training.align.templates import made
 from stages.training.pretrain.loop import Runtime, train
+from stages.training.tuning.data import rows_of
 from stages.training.tuning.rows import ExampleBatches
 from stages.training.tuning.run import recipe_of
 from tests.stages.evaluation_inputs import build, decoder, prose, save
@@ -121,11 +122,11 @@ def test_files_of_both_kinds_and_a_broken_one(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n\n")
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
     for name in ("rows.jsonl", "rows.parquet"):
-        assert list(read_rows(AlignFile(path=str(tmp_path / name)))) == [row]
+        assert list(rows_of(str(tmp_path / name), None, "align.data")) == [row]
     for name, message in (("bad.jsonl", "line 1 is no JSON object"), ("bad.parquet", "not a Parquet file")):
         (tmp_path / name).write_text("[1]\n")
         with pytest.raises(StageError, match=message):
-            list(read_rows(AlignFile(path=str(tmp_path / name))))
+            list(rows_of(str(tmp_path / name), None, "align.data"))
 
 
 def test_what_is_made_from_text_is_right_by_the_text(codec):

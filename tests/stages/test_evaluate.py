@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from model import checkpoint
 from model.config import MixerConfig
-from model.generate import generate
+from model.generate import generate, prefill
 from stages.data.tasks.config import RetrievalConfig, TaskSettings
 from stages.data.tasks.prompts import evaluation_items, haystack_of
 from stages.data.tasks.scoring import first_number
@@ -248,8 +248,8 @@ def test_bfloat16_changes_little_and_the_memory_stays_float32(inputs, tokenizer,
     ]
     assert nats[1] == pytest.approx(nats[0], rel=0.02)
     loaded = checkpoint.load(model.path("model")).eval()
-    with forward.precision(torch.device("cpu"), "bf16"):
-        _, state = forward.prefill(loaded, torch.tensor([items[-1].prompt]))
+    with torch.no_grad(), forward.precision(torch.device("cpu"), "bf16"):
+        _, state = prefill(loaded, torch.tensor([items[-1].prompt]))
     assert {t.dtype for t in (state.layers[0].memory.M, state.layers[0].memory.z)} == {torch.float32}
     assert state.layers[0].live.k.dtype == torch.bfloat16
 

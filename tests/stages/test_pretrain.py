@@ -19,7 +19,7 @@ from stages.training.pretrain.checkpoint import RunState
 from stages.training.pretrain.imported import check_folder, folder_digest
 from stages.training.pretrain.stage import BASE, PRETRAIN, BaseConfig, PretrainConfig
 from tests.stages.pretraining import SEGMENT, TRUNK, VOCABULARY, make_inputs, pretrain_config
-from tests.support import LocalArtifact, LocalContext
+from tests.support import LocalArtifact, LocalContext, StoppedAt
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +53,6 @@ class Run:
         return (self.output / "model" / "model.safetensors").read_bytes()
 
 
-class StoppedAt(LocalContext):
-    """Ends the attempt when the given step has been reported."""
-
-    step = 0
-
-    def progress(self, done: float, total: float, unit: str, **numbers: float) -> None:
-        super().progress(done, total, unit, **numbers)
-        if done == self.step:
-            raise KeyboardInterrupt
-
-
 @pytest.fixture(scope="module")
 def whole(inputs: dict[str, LocalArtifact], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An uninterrupted run."""
@@ -71,8 +60,7 @@ def whole(inputs: dict[str, LocalArtifact], tmp_path_factory: pytest.TempPathFac
 
 
 def stop(inputs: dict[str, LocalArtifact], folder: Path, step: int, config: PretrainConfig) -> None:
-    context = StoppedAt(str(folder / "work"))
-    context.step = step
+    context = StoppedAt(str(folder / "work"), step=step)
     (folder / "first").mkdir(parents=True)
     with pytest.raises(KeyboardInterrupt):
         PRETRAIN.run(config, inputs, folder / "first", context)

@@ -14,7 +14,7 @@ from stages.evidence.rate.bertscore import f1, token_vectors
 from stages.evidence.rate.config import RateConfig, pin_models
 from stages.evidence.rate.embedding import Encoder
 from stages.evidence.rate.encoder import open_model
-from stages.evidence.rate.nli import Windows, classifier, harmonic, share_entailed
+from stages.evidence.rate.nli import TextWindows, classifier, harmonic, share_entailed
 from stages.evidence.rate.stage import STAGE
 from stages.stage import StageError
 from tests.stages.summary_inputs import artifacts, examples
@@ -111,7 +111,7 @@ def test_bertscore_is_greedy_matching_and_long_texts_go_in_pieces(encoder):
 
 def test_entailment_takes_the_best_window_of_each_sentence(entailer):
     entails = classifier(str(entailer), "cpu")
-    text, windows = "The man sails. A king went.", Windows("the island of the king and the river . " * 6, 12)
+    text, windows = "The man sails. A king went.", TextWindows("the island of the king and the river . " * 6, 12)
     pairs = [[(w, s) for w in windows.nearest(s, 3)] for s in ("The man sails.", "A king went.")]
     slow = sum(max(entails([pair])[0] for pair in own) for own in pairs) / 2
     assert share_entailed(text, windows, entails, 3) == pytest.approx(slow, abs=1e-5)
@@ -120,10 +120,10 @@ def test_entailment_takes_the_best_window_of_each_sentence(entailer):
 
 
 def test_windows_are_found_by_the_words_they_share():
-    windows = Windows("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu", 4)
+    windows = TextWindows("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu", 4)
     assert windows.nearest("Lambda and iota", 1) == ["iota kappa lambda mu"]
     assert windows.texts[0] == "alpha beta gamma delta" and windows.texts[1] == "gamma delta epsilon zeta"
-    assert Windows("", 4).nearest("x", 3) == [""]
+    assert TextWindows("", 4).nearest("x", 3) == [""]
 
 
 def test_a_model_without_entailment_is_refused(tmp_path):

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from stages.evidence.evaluate.forward import prefill
+from model.generate import prefill
 from stages.evidence.evaluate.sharing import Together, common, most_branches, read_tree, trees
 from tests.model.tiny import ARMS, decoder
 

@@ -15,7 +15,7 @@ import pytest
 from stages.statistics import coverage, intervals
 
 
-def judge(rows: list[coverage.Row]) -> list[str]:
+def judge(rows: list[coverage.CoverageRow]) -> list[str]:
     """Rows outside their bounds, as text."""
     wrong = []
     for row in rows:
@@ -40,7 +40,7 @@ PARTS = {
 }
 
 
-def show(rows: list[coverage.Row]) -> None:
+def show(rows: list[coverage.CoverageRow]) -> None:
     for row in rows:
         print(f"{row.name:36} {row.setting:64} nominal {row.nominal:.3f}  actual {row.actual:.3f}")
 

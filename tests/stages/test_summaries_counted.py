@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from stages.evidence.summarize import baselines, items
-from stages.evidence.summarize.lexical import Source, measured, names, numbers
+from stages.evidence.summarize.lexical import SourceText, measured, names, numbers
 from stages.evidence.summarize.rouge import rouge
 from stages.evidence.summarize.stage import SummarizeConfig
 from tests.stages.evaluation_inputs import build
@@ -29,17 +29,17 @@ def test_names_and_numbers_that_the_book_has_and_that_it_has_not():
     said = "Then came Gulliver to Lilliput and met Robinson there. He counted 300 men in the year 1699, and 41 ships."
     assert names(said) == {"Gulliver", "Lilliput", "Robinson"}
     assert numbers("In 1,699 there were three hundred") == {"1699", "3", "100"}
-    found = measured(["It tells how Gulliver met Golbasto there."], said, Source.of(BOOK))
+    found = measured(["It tells how Gulliver met Golbasto there."], said, SourceText.of(BOOK))
     assert found["names_true"] == pytest.approx(2 / 3) and found["names_kept"] == 0.5
     assert found["numbers_true"] == pytest.approx(1 / 3)  # 1699; 300 is not written so, 41 is invented
-    nothing = measured(["A reference."], "", Source.of(BOOK))
+    nothing = measured(["A reference."], "", SourceText.of(BOOK))
     assert nothing["words"] == 0 and nothing["copied"] is None and nothing["names_true"] is None
 
 
 def test_copied_new_and_repeated_shares():
-    copied = measured(["x"], BOOK, Source.of(BOOK))
+    copied = measured(["x"], BOOK, SourceText.of(BOOK))
     assert copied["copied"] == 1 and copied["novel"] == 0 and copied["repeated"] == 0
-    own = measured(["x"], "one two three one two three one two three", Source.of(BOOK))
+    own = measured(["x"], "one two three one two three one two three", SourceText.of(BOOK))
     assert own["copied"] == 0 and own["novel"] == 1 and own["repeated"] == pytest.approx(4 / 7)
 
 
@@ -77,7 +77,7 @@ def test_lead_and_central_keep_whole_sentences_within_the_room():
 
 def test_shuffled_references_are_of_other_books():
     made = [
-        items.Example("condense", "chapter", f"{book}/{n}", book, "", "text", (f"of {book}{n}",))
+        items.SummaryExample("condense", "chapter", f"{book}/{n}", book, "", "text", (f"of {book}{n}",))
         for book in "aab"
         for n in range(2)
     ]

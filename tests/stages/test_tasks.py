@@ -67,7 +67,7 @@ def test_prompts_fill_their_length_exactly_and_ids_are_unique(items):
     }
 
 
-def test_landmark_prompt_has_the_published_lines():
+def test_published_prompt_has_the_lines_of_the_paper():
     config = RetrievalConfig(lengths=(1024,), trials=1, depths=(0.5,), binding_trials=0, control_trials=0)
     (item,) = evaluation_items(config, CODEC, HAYSTACK, seed=3)
     text = CODEC.decode(item.prompt)
@@ -201,7 +201,7 @@ def test_rows_depend_on_seed_and_index_alone():
 @pytest.mark.parametrize(
     "config, message",
     [
-        (RetrievalConfig(lengths=(128,), trials=1), "lengths = 128.*landmark.*>= .*format: compact"),
+        (RetrievalConfig(lengths=(128,), trials=1), "lengths = 128.*published.*>= .*format: compact"),
         (
             RetrievalConfig(format="compact", lengths=(512,), trials=1, rivals=(64,)),
             "retrieval.lengths = 512.*bindings with k = 64",

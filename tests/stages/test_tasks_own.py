@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import StudyError
 from pipeline.study.load import load
 from stages.data.tasks.facts import Event, simulate
-from stages.data.tasks.landmark import FILLER
+from stages.data.tasks.filler import FILLER
 from stages.data.tasks.registry import TASKS
 from stages.data.tasks.unsaid import NAMES, QUESTION, TRADES, _needle
 from stages.stage import StageError
@@ -57,7 +57,7 @@ def place_of(one, told):
 
 
 @pytest.mark.parametrize("name", OWN)
-@pytest.mark.parametrize(("format", "length"), [("compact", 2048), ("landmark", 6000)])
+@pytest.mark.parametrize(("format", "length"), [("compact", 2048), ("published", 6000)])
 @pytest.mark.parametrize("codec", [Bytes, Pieces])
 def test_prompts_are_full_and_a_reader_of_the_text_answers_them(name, format, length, codec):
     codec, items = items_of(name, format, length, codec=codec(), trials=4)
@@ -80,7 +80,7 @@ def test_prompts_are_full_and_a_reader_of_the_text_answers_them(name, format, le
 
 
 def test_the_filler_is_landmark_attentions_word_for_word():
-    (item,) = items_of("passkey_filler", "landmark", 2000, trials=1)[1]
+    (item,) = items_of("passkey_filler", "published", 2000, trials=1)[1]
     text = Bytes().decode(item.prompt)
     rest = text.partition("I will quiz you about the important information there.\n")[2]
     needle = f"\nThe pass key is {item.expected}. Remember it. {item.expected} is the pass key.\n"
@@ -130,7 +130,7 @@ def parsed(text):
 
 
 def test_up_to_512_needles_are_all_asked():
-    (item,) = items_of("needles", "landmark", 24000, trials=1, k=[512], codec=Pieces())[1]
+    (item,) = items_of("needles", "published", 24000, trials=1, k=[512], codec=Pieces())[1]
     assert len(set(item.answers)) == 512 and len(item.prompt) + item.budget == 24000
 
 
@@ -154,7 +154,7 @@ def test_a_length_that_holds_no_prompt_is_refused_at_once(name):
 
 
 @pytest.mark.parametrize("name", OWN)
-@pytest.mark.parametrize("format", ["compact", "landmark"])
+@pytest.mark.parametrize("format", ["compact", "published"])
 def test_the_shortest_length_that_is_allowed_holds_a_prompt(name, format):
     with pytest.raises(StageError) as error:
         items_of(name, format, 8)

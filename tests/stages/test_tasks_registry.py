@@ -69,7 +69,7 @@ def items_of(config):
 def test_golden_prompts():
     """Prompts of passkeys and bindings, in evaluation and training: with others, every result on them would change."""
     found = {}
-    for format, length in (("compact", 512), ("landmark", 2048)):
+    for format, length in (("compact", 512), ("published", 2048)):
         config = RetrievalConfig(format=format, lengths=(length,), trials=3, binding_trials=2, control_trials=1)
         digest = hashlib.sha256()
         for item in evaluation_items(config, CODEC, HAYSTACK, seed=1):
@@ -77,7 +77,7 @@ def test_golden_prompts():
         rows = training_rows(CODEC, HAYSTACK, length, 6, seed=1, format=format)
         digest.update(b"".join(part.tobytes() for part in rows))
         found[format] = digest.hexdigest()[:16]
-    assert found == {"compact": "ebee0005a22c2f5e", "landmark": "aab3644abbacbd14"}
+    assert found == {"compact": "ebee0005a22c2f5e", "published": "aab3644abbacbd14"}
 
 
 def test_a_further_task_is_asked_at_its_own_lengths_and_k(colours):

@@ -96,7 +96,7 @@ def solved(name, text):
 @pytest.mark.parametrize("name", NAMES + TRACKED)
 @pytest.mark.parametrize("codec", [Bytes, Pieces])
 def test_a_reader_of_the_text_answers_by_the_definition(name, codec):
-    codec, items = items_of(name, "landmark", 8192, codec=codec())
+    codec, items = items_of(name, "published", 8192, codec=codec())
     assert len({item.prompt for item in items}) == 3
     for item in items:
         found = solved(name, codec.decode(item.prompt))
@@ -118,7 +118,7 @@ def test_a_reader_of_the_text_answers_by_the_definition(name, codec):
 def test_common_words_stand_as_often_as_ruler_says(length, listed, shown):
     """RULER's generator: 10 words 30 times and others 3 times, from 4,096 tokens on; 6 times and once below. Its worked
     example has 40 words, 10 times and 3 times; below 20, 3 times and once."""
-    codec, items = items_of("cwe", "landmark", length, codec=Pieces())
+    codec, items = items_of("cwe", "published", length, codec=Pieces())
     for item in items:
         example, text = codec.decode(item.prompt).split("common words of the list are:")[:2]
         common, other = listed
@@ -130,7 +130,7 @@ def test_common_words_stand_as_often_as_ruler_says(length, listed, shown):
 
 @pytest.mark.parametrize("name", NAMES + TRACKED)
 @pytest.mark.parametrize(
-    ("format", "length"), [("compact", 1500), ("compact", 4096), ("landmark", 4096), ("landmark", 20000)]
+    ("format", "length"), [("compact", 1500), ("compact", 4096), ("published", 4096), ("published", 20000)]
 )
 @pytest.mark.parametrize("codec", [Bytes, Pieces])
 def test_every_prompt_is_full_and_says_where_its_needles_are(name, format, length, codec):
@@ -158,24 +158,24 @@ def test_every_prompt_is_full_and_says_where_its_needles_are(name, format, lengt
 def test_the_bytes_of_the_prompts_are_what_they_were():
     """With others every result on them would change: then raise the task's version."""
     found = {}
-    for format in ("compact", "landmark"):
+    for format in ("compact", "published"):
         digest = hashlib.sha256()
         for name in NAMES + TRACKED:
             for item in items_of(name, format, 4096, trials=2, seed=7)[1]:
                 digest.update(repr((item.item, item.prompt, item.answers, item.values, item.offsets)).encode())
         found[format] = digest.hexdigest()[:16]
-    assert found == {"compact": "1234f3bbf68d4c47", "landmark": "867e5244f0280c24"}
+    assert found == {"compact": "1234f3bbf68d4c47", "published": "867e5244f0280c24"}
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("format", ["compact", "landmark"])
+@pytest.mark.parametrize("format", ["compact", "published"])
 def test_a_length_that_holds_no_prompt_is_refused_at_once(name, format):
     with pytest.raises(StageError, match=rf"the task {name}.* does not fit.*allowed: >= \d+ tokens"):
         items_of(name, format, 48 if format == "compact" else 180)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("format", ["compact", "landmark"])
+@pytest.mark.parametrize("format", ["compact", "published"])
 def test_the_shortest_length_that_is_allowed_holds_a_prompt(name, format):
     try:
         items_of(name, format, 8)
@@ -191,7 +191,7 @@ def test_the_shortest_length_that_is_allowed_holds_a_prompt(name, format):
      ("cwe", {"k": [3]}), ("fwe", {"k": [1, 5]})],
 )  # fmt: skip
 def test_the_size_of_a_task_is_its_k(name, settings):
-    items = items_of(name, "landmark", 16384, **settings)[1]
+    items = items_of(name, "published", 16384, **settings)[1]
     size = {"niah_multikey_1": lambda k: 1, "vt": lambda k: k + 1}.get(name, lambda k: k)
     assert all(len(item.answers) == size(item.k) and len(item.prompt) + item.budget == 16384 for item in items)
 
@@ -219,5 +219,5 @@ def test_keys_and_made_up_words_never_repeat():
 
 
 def test_a_million_tokens_fit_in_own_text():
-    (item,) = items_of("niah_multikey_2", "landmark", 1_000_000, trials=1)[1]
+    (item,) = items_of("niah_multikey_2", "published", 1_000_000, trials=1)[1]
     assert len(item.prompt) + item.budget == 1_000_000

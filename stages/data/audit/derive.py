@@ -20,7 +20,7 @@ from stages.statistics.intervals import wilson
 TOP_SOURCES = 100  # training documents listed per evaluation document
 TOP_REMAINDERS = 200  # uncovered stretches listed per evaluation document
 
-Pair = tuple[str, str]
+IdPair = tuple[str, str]
 
 
 class Derived(NamedTuple):
@@ -150,7 +150,7 @@ def _works(index: Index) -> dict[str, str]:
 
 
 def _sources(
-    book: Mapping[str, Any], found: list[tuple[str, list[tuple[int, int]]]], pairs: Mapping[Pair, Mapping[str, Any]]
+    book: Mapping[str, Any], found: list[tuple[str, list[tuple[int, int]]]], pairs: Mapping[IdPair, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """The training documents that hold most of an evaluation document, and what each adds to those above it."""
     order = sorted(found, key=lambda item: (-covered(item[1]), item[0]))[:TOP_SOURCES]

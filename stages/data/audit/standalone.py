@@ -73,11 +73,11 @@ class ScanReport:
         return bool(metrics["documents_excise"] + metrics["documents_drop"])
 
 
-Progress = Callable[[str, int, int, int, int], None]
+ScanProgress = Callable[[str, int, int, int, int], None]
 """What is done now, files done and in all, documents and bytes of text so far."""
 
 
-def scan_corpus(options: Options, progress: Progress = lambda *_: None) -> ScanReport:
+def scan_corpus(options: Options, progress: ScanProgress = lambda *_: None) -> ScanReport:
     """Scan, and write tables, audit.json and pages to ``options.out``.
 
     Raises StageError where there is nothing to read on either side, or a column is missing.
@@ -149,7 +149,7 @@ def _notes(corpus: Sequence[FoundFile], evaluation: Sequence[FoundFile], ignored
 
 
 def _index(
-    files: Sequence[FoundFile], options: Options, work: Path, progress: Progress
+    files: Sequence[FoundFile], options: Options, work: Path, progress: ScanProgress
 ) -> tuple[Index, list[dict[str, Any]], list[dict[str, str]], set[str]]:
     reading = Reading(Columns(text=options.text_column, id=options.id_column), options.encoding)
     columns: set[str] = set()
@@ -226,7 +226,7 @@ def _scanned(
     books: list[dict[str, Any]],
     options: Options,
     work: Path,
-    progress: Progress,
+    progress: ScanProgress,
 ) -> tuple[Audit, list[FileShard]]:
     """The findings. The same at any number of threads."""
     done = {"files": 0, "documents": 0, "bytes": 0}

@@ -65,7 +65,7 @@ class GramIndex:
     documents: int
 
 
-class Shared(NamedTuple):
+class SharedGrams(NamedTuple):
     """What one training document shares with evaluation documents, all of shape [pairs]: which one, how many of its
     distinct n-grams, and the words of the longest passage."""
 
@@ -79,7 +79,7 @@ class SharedOfFile(NamedTuple):
     (training document, what it shares); ``documents`` and ``words`` read."""
 
     found: NDArray[np.int64]
-    pairs: list[tuple[str, Shared]]
+    pairs: list[tuple[str, SharedGrams]]
     documents: int
     words: int
 
@@ -199,7 +199,7 @@ def hashed(numbers: NDArray[np.uint64], weights: NDArray[np.uint64]) -> NDArray[
     return total
 
 
-def shares(numbers: NDArray[np.uint64], index: GramIndex) -> tuple[NDArray[np.int64], Shared]:
+def shares(numbers: NDArray[np.uint64], index: GramIndex) -> tuple[NDArray[np.int64], SharedGrams]:
     """(numbers of the grams found, what is shared with whom) of one training text, given as word numbers [words]."""
     n = len(index.weights)
     known = numbers > 0
@@ -218,7 +218,7 @@ def shares(numbers: NDArray[np.uint64], index: GramIndex) -> tuple[NDArray[np.in
     owners, grams = np.unique(pairs[:, 0], return_counts=True)
     # a row of the same n-gram over and over ("0 0 0 ...") is no longer than the distinct ones in it
     longest = np.minimum(_longest(owner, where, owners), grams) + n - 1
-    return np.unique(gram), Shared(owners, grams, longest)
+    return np.unique(gram), SharedGrams(owners, grams, longest)
 
 
 def _longest(owner: NDArray[np.int64], where: NDArray[np.int64], owners: NDArray[np.int64]) -> NDArray[np.int64]:

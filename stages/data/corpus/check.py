@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stages.data.corpus.config import Parquet, Source
+from stages.data.corpus.config import CorpusSource, Parquet
 from stages.data.corpus.files import ExternalFile, is_remote, split_of_file
 from stages.stage import StageError
 
-Listed = Sequence[tuple[Source, Sequence[ExternalFile]]]
+Listed = Sequence[tuple[CorpusSource, Sequence[ExternalFile]]]
 
 MAGIC = b"PAR1"  # at both ends of a Parquet file
 

@@ -210,13 +210,13 @@ class Hub(SourceBase):
         return self.model_dump(mode="json", exclude={"path", "weight"})
 
 
-Source = Annotated[PythonDocs | Pg19 | Parquet | JsonLines | TextFiles | Hub, Field(discriminator="kind")]
+CorpusSource = Annotated[PythonDocs | Pg19 | Parquet | JsonLines | TextFiles | Hub, Field(discriminator="kind")]
 
 
 class IngestConfig(Config):
     """All sources of a study, and what to do with a document that cannot be read."""
 
-    sources: tuple[Source, ...] = Field(min_length=1)
+    sources: tuple[CorpusSource, ...] = Field(min_length=1)
     on_bad_document: Literal["skip", "fail"] = Field(
         default="skip", description="undecodable, empty, NUL bytes, duplicate, ...: skip and report, or stop"
     )

@@ -17,10 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stages.data.corpus.config import (
+    CorpusSource,
     JsonLines,
     Parquet,
     Pg19,
-    Source,
     SplitName,
     SplitShares,
     TextFiles,
@@ -151,7 +151,7 @@ def split_of(name: str, split: SplitName | SplitShares | None) -> str:
     return "validation" if share < split.test + split.validation else "train"
 
 
-def split_of_file(source: Source, name: str) -> str | None:
+def split_of_file(source: CorpusSource, name: str) -> str | None:
     """The split of all documents in the file, None where that is not known without reading it."""
     if isinstance(source, Pg19):
         return name.split("/", maxsplit=1)[0] if "/" in name else None

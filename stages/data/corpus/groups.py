@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.data.corpus import documents
-from stages.data.corpus.config import Hub, JsonLines, Parquet, Pg19, Source, SplitName
+from stages.data.corpus.config import CorpusSource, Hub, JsonLines, Parquet, Pg19, SplitName
 from stages.data.corpus.documents import DocumentsWriter, part_name, write_documents, write_table
 from stages.data.corpus.files import ExternalFile
 from stages.data.corpus.opened import opened, packed
@@ -49,7 +49,7 @@ there."""
 class Group:
     """One task's share: a source and some of its files, or one split of a Hub source; of these a piece."""
 
-    source: Source
+    source: CorpusSource
     files: tuple[ExternalFile, ...]
     split: SplitName | None = None
     piece: Piece | None = None
@@ -109,7 +109,7 @@ def _row_groups(file: ExternalFile, most: int) -> list[Piece]:
     return found
 
 
-def _hub_rows(source: Source, split: SplitName | None, most: int) -> list[Piece]:
+def _hub_rows(source: CorpusSource, split: SplitName | None, most: int) -> list[Piece]:
     from stages.data.corpus.readers import hub_rows
 
     assert isinstance(source, Hub) and split is not None
@@ -211,7 +211,7 @@ def _described(raw: Raw, about: dict[str, str] | None) -> Raw:
     return replace(raw, title=about.get("title") or None, author=about.get("author") or None, year=year)
 
 
-def _row(source: Source, raw: Raw) -> dict[str, Any]:
+def _row(source: CorpusSource, raw: Raw) -> dict[str, Any]:
     return {
         "doc_id": f"{source.name}/{raw.id}",
         "source": source.name,

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from cluster import storage
 from cluster.storage import join
 from stages.data.corpus import groups as reading
-from stages.data.corpus.config import SPLITS, Hub, IngestConfig, JsonLines, Parquet, Pg19, Source
+from stages.data.corpus.config import SPLITS, CorpusSource, Hub, IngestConfig, JsonLines, Parquet, Pg19
 from stages.data.corpus.documents import part_name, rows_at, write_documents, write_table
 from stages.data.corpus.files import DigestCache, ExternalFile, default_cache, digests_of
 from stages.data.corpus.groups import IDS, IDS_FILE, PROBLEMS, PROBLEMS_FILE, Group, Slice, problem_row
@@ -44,7 +44,7 @@ WORTH_TASKS = 32 * 2**20  # below this many bytes of input, starting workers cos
 
 
 @dataclass(frozen=True)
-class Read:
+class ReadGroup:
     """What was read of one group: the ``files`` of its documents in order (part of the work folder, name in there) and
     their ``ids`` (``IDS``)."""
 
@@ -121,7 +121,7 @@ def _read(
     problems: list[pa.Table],
     context: Context,
     spill: Path,
-) -> Iterator[Read]:
+) -> Iterator[ReadGroup]:
     """Every group, read; takes up columns and problems."""
     worth_it = size > WORTH_TASKS
     pieces = _in_pieces(groups, worth_it)
@@ -167,12 +167,12 @@ def _in_pieces(groups: Sequence[Group], worth_it: bool) -> list[list[Group]]:
     return pieces
 
 
-def _put_together(parts: list[Saved], worth_it: bool, context: Context, spill: Path) -> Read:
+def _put_together(parts: list[Saved], worth_it: bool, context: Context, spill: Path) -> ReadGroup:
     """The files of a group; those of one read in pieces are laid out as if it had been read in one."""
     tables = [mapped(join(part.url, IDS_FILE), spill) for part in parts]
     if len(parts) == 1:
         (part,) = parts
-        return Read([(part, part_name(number)) for number in range(part.value["parts"])], tables[0])
+        return ReadGroup([(part, part_name(number)) for number in range(part.value["parts"])], tables[0])
     table = pa.concat_tables(tables)
     piece = np.repeat(np.arange(len(tables)), [len(some) for some in tables])
     part_of, row = table["part"].to_numpy(), table["row"].to_numpy()
@@ -192,7 +192,7 @@ def _put_together(parts: list[Saved], worth_it: bool, context: Context, spill: P
     number = np.repeat(np.arange(len(places), dtype=np.int32), [end - start for start, end in places])
     inside = np.concatenate([np.empty(0, np.int32), *(np.arange(end - a, dtype=np.int32) for a, end in places)])
     table = table.set_column(4, IDS.field("part"), pa.array(number)).set_column(5, IDS.field("row"), pa.array(inside))
-    return Read([(part, reading.PART) for part in made], table)
+    return ReadGroup([(part, reading.PART) for part in made], table)
 
 
 def _check_columns(
@@ -219,7 +219,7 @@ def _check_columns(
             context.warn(f"source {source.name}: no document has the column {name!r}")
 
 
-def _verified_files(source: Source, index: int) -> list[ExternalFile]:
+def _verified_files(source: CorpusSource, index: int) -> list[ExternalFile]:
     """The source's files, compared with the pin: the plan may be older than the files. Those that changed since their
     digest was last taken on this machine are read again, in parallel."""
     files = list_files(source, DigestCache(default_cache(), _digests), f"corpus.sources.{index}")
@@ -234,7 +234,7 @@ def _digests(paths: Sequence[str], size: int) -> list[str]:
     return [digest for lot in spread(digests_of, lots, worth_it=size > WORTH_TASKS) for digest in lot]
 
 
-def _groups(source: Source, files: list[ExternalFile]) -> list[Group]:
+def _groups(source: CorpusSource, files: list[ExternalFile]) -> list[Group]:
     if isinstance(source, Hub):
         local = tuple(files) if any(file.size for file in files) else ()
         return [Group(source, local, split) for split in SPLITS if split in source.splits]
@@ -329,7 +329,7 @@ def _training_copies(
     return rows
 
 
-def _write_documents(read: list[Read], repeats: Repeats, folder: Path) -> None:
+def _write_documents(read: list[ReadGroup], repeats: Repeats, folder: Path) -> None:
     """Put the groups' files one after the other, without the rows that are lost and under the ids they got."""
     folder.mkdir(parents=True, exist_ok=True)
     touched = sorted({*repeats.lost, *repeats.names})

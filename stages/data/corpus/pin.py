@@ -19,13 +19,13 @@ from typing import Any
 
 from stages.data.corpus.config import (
     SPLITS,
+    CorpusSource,
     Hub,
     IngestConfig,
     JsonLines,
     Parquet,
     Pg19,
     PythonDocs,
-    Source,
     SplitName,
     TextFiles,
 )
@@ -125,7 +125,7 @@ def listing_digest(files: Iterable[ExternalFile]) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-def resolve(source: Source, base_dir: Path) -> Source:
+def resolve(source: CorpusSource, base_dir: Path) -> CorpusSource:
     """The source with an absolute location; a Hub id stays as it is unless a folder of that name exists."""
     if isinstance(source, PythonDocs):
         return source
@@ -142,7 +142,7 @@ def located(url: str, base_dir: Path) -> str:
     return os.path.normpath(base_dir.absolute() / Path(url.removeprefix("file://")).expanduser())
 
 
-def list_files(source: Source, digests: DigestCache, field: str) -> list[ExternalFile]:
+def list_files(source: CorpusSource, digests: DigestCache, field: str) -> list[ExternalFile]:
     """Every file the resolved ``source`` reads, sorted by name. ``field`` is its place in the study, for errors.
 
     A data set on the Hub is one entry: its id, configuration and commit. Raises StageError where nothing is found.
@@ -269,7 +269,7 @@ def _pg19_files(source: Pg19, field: str) -> list[Found]:
     return [*found, *_glob(f"{root}/metadata.cs[v]")]
 
 
-def possible_splits(source: Source) -> set[SplitName]:
+def possible_splits(source: CorpusSource) -> set[SplitName]:
     """Splits the resolved source may have documents of, as far as that is known without reading them."""
     if isinstance(source, Hub):
         return set(source.splits)

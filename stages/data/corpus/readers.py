@@ -21,12 +21,12 @@ from typing import Any
 from stages.data.corpus.config import (
     SPLITS,
     Columns,
+    CorpusSource,
     Hub,
     JsonLines,
     Parquet,
     Pg19,
     PythonDocs,
-    Source,
     SplitName,
     SplitShares,
     TextFiles,
@@ -74,7 +74,9 @@ class Piece:
     of: int = 1
 
 
-def read(source: Source, file: ExternalFile, seen: set[str] | None = None, piece: Piece | None = None) -> Iterator[Raw]:
+def read(
+    source: CorpusSource, file: ExternalFile, seen: set[str] | None = None, piece: Piece | None = None
+) -> Iterator[Raw]:
     """The documents in one of the source's files, in file order; a damaged file gives those before the damage and one
     problem. Raises StageError for a missing column of text or split, or where the system does not let the file be read.
 
@@ -106,7 +108,7 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _documents(source: Source, file: ExternalFile, seen: set[str], piece: Piece | None) -> Iterator[Raw]:
+def _documents(source: CorpusSource, file: ExternalFile, seen: set[str], piece: Piece | None) -> Iterator[Raw]:
     if isinstance(source, PythonDocs):
         yield from _python_docs(source, file)
     elif isinstance(source, Pg19):

@@ -13,10 +13,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from stages.data.dedup.signatures import BINS, Run
+from stages.data.dedup.signatures import BINS, SignedParts
 from stages.data.parallel import spread
 
-Pair = tuple[int, int]
+DocumentPair = tuple[int, int]
 """(preferred document, other document)."""
 
 SMALL_BUCKET = 16  # documents among which all pairs are proposed at once
@@ -39,7 +39,7 @@ class Groups(NamedTuple):
 
 
 def equal_groups(
-    file: str, columns: Sequence[Sequence[int]], runs: Sequence[Run], rank: NDArray[np.int32], worth_it: bool
+    file: str, columns: Sequence[Sequence[int]], runs: Sequence[SignedParts], rank: NDArray[np.int32], worth_it: bool
 ) -> Iterator[Groups]:
     """Documents with equal numbers in all of ``columns[i]``, for each i in turn; a rank below 0 does not count."""
     shards = -(-len(rank) // KEYS) or 1
@@ -47,7 +47,7 @@ def equal_groups(
     yield from spread(_equal, jobs, tuple(runs), rank, worth_it=worth_it)
 
 
-def _equal(job: tuple[str, tuple[int, ...], int, int], runs: Sequence[Run], rank: NDArray[np.int32]) -> Groups:
+def _equal(job: tuple[str, tuple[int, ...], int, int], runs: Sequence[SignedParts], rank: NDArray[np.int32]) -> Groups:
     """One task: of the documents whose first number falls to ``shard``."""
     file, columns, shard, shards = job
     found: list[list[NDArray[np.uint64]]] = []
@@ -120,7 +120,7 @@ def _roots(above: Any, ranks: Any) -> Any:
     return found
 
 
-def proposals(bucket: NDArray[Any], compared: Container[Pair]) -> Iterator[Pair]:
+def proposals(bucket: NDArray[Any], compared: Container[DocumentPair]) -> Iterator[DocumentPair]:
     """Pairs of a bucket to compare next: all of a small one; of a large one those of the first document that has
     not been compared with every other. Repeated with what is still kept until nothing comes, that settles a bucket as
     comparing all its pairs would, without comparing the dropped ones with one another."""
@@ -141,7 +141,7 @@ class Shared(NamedTuple):
 
 
 def contained_pairs(
-    runs: Sequence[Run],
+    runs: Sequence[SignedParts],
     rank: NDArray[np.int32],
     prints: NDArray[np.int32],
     small: NDArray[np.bool_],
@@ -189,7 +189,7 @@ def summed(document: NDArray[np.int32], longer: NDArray[np.int32], hits: NDArray
     return Shared(document[order][first], longer[order][first], np.add.reduceat(hits[order], first))
 
 
-def _printed(bins: tuple[int, int], runs: Sequence[Run], rank: NDArray[np.int32]) -> tuple[Any, Any]:
+def _printed(bins: tuple[int, int], runs: Sequence[SignedParts], rank: NDArray[np.int32]) -> tuple[Any, Any]:
     """(edges of the groups of one fingerprint, documents by rank) in a range of those of all documents that are kept
     (rank not below 0)."""
     values, ranks = [np.empty(0, np.uint64)], [np.empty(0, np.int32)]
@@ -206,7 +206,7 @@ def _printed(bins: tuple[int, int], runs: Sequence[Run], rank: NDArray[np.int32]
 
 
 def _common(
-    bins: tuple[int, int], runs: Sequence[Run], rank: NDArray[np.int32], small: NDArray[np.bool_]
+    bins: tuple[int, int], runs: Sequence[SignedParts], rank: NDArray[np.int32], small: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """One task: (documents of ``small``, how many of their fingerprints are common)."""
     edges, who = _printed(bins, runs, rank)
@@ -218,7 +218,7 @@ def _common(
 
 def _shared(
     bins: tuple[int, int],
-    runs: Sequence[Run],
+    runs: Sequence[SignedParts],
     rank: NDArray[np.int32],
     small: NDArray[np.bool_],
     few: NDArray[np.bool_],

@@ -19,9 +19,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cluster import storage
-from stages.data.dedup.candidates import Pair
+from stages.data.dedup.candidates import DocumentPair
 from stages.data.dedup.shingles import common, passage, shingle
-from stages.data.dedup.signatures import SAID, Run, body, training_texts, views
+from stages.data.dedup.signatures import SAID, SignedParts, body, training_texts, views
 from stages.data.saved import spread_saved
 from stages.stage import Artifact
 
@@ -57,12 +57,12 @@ class Compared(NamedTuple):
     other_text: str
 
 
-Compare = Callable[[Iterable[Pair]], Iterator[Compared]]
+Compare = Callable[[Iterable[DocumentPair]], Iterator[Compared]]
 """(other, document) pairs, compared."""
 
 
 @dataclass(frozen=True)
-class Job:
+class CompareJob:
     """What one task compares. ``documents``: the numbers of all texts it needs, ascending; ``given``: what ``work``
     gets to know beside the comparison."""
 
@@ -80,9 +80,9 @@ def batches(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def compare_all(
-    jobs: Sequence[Job],
+    jobs: Sequence[CompareJob],
     work: Callable[[Any, Compare], Iterable[tuple[Compared, bool]]],
-    runs: Sequence[Run],
+    runs: Sequence[SignedParts],
     documents: Artifact,
     ngram: int,
     work_url: str,
@@ -121,12 +121,12 @@ def compare_all(
 class _Needed:
     """Documents of a run whose texts are needed: ``numbers``, and the jobs they are for; sorted by job."""
 
-    run: Run
+    run: SignedParts
     numbers: NDArray[np.int32]
     jobs: NDArray[np.int32]
 
 
-def _needed(jobs: Sequence[Job], runs: Sequence[Run]) -> Iterator[_Needed]:
+def _needed(jobs: Sequence[CompareJob], runs: Sequence[SignedParts]) -> Iterator[_Needed]:
     if not jobs:
         return
     numbers = np.concatenate([job.documents for job in jobs])
@@ -166,7 +166,7 @@ def gather(needed: _Needed, folder: Path, documents: Artifact) -> dict[str, Any]
     return {"jobs": jobs.tolist()}
 
 
-def _identity(item: tuple[Job, Any], work: Any, ngram: int, basis: str) -> str:
+def _identity(item: tuple[CompareJob, Any], work: Any, ngram: int, basis: str) -> str:
     job, _ = item
     digest = hashlib.sha256(basis.encode() + job.documents.tobytes())
     for array in job.given:
@@ -174,7 +174,7 @@ def _identity(item: tuple[Job, Any], work: Any, ngram: int, basis: str) -> str:
     return digest.hexdigest()
 
 
-def _compare(item: tuple[Job, list[tuple[str, int]]], folder: Path, work: Any, ngram: int, basis: str) -> int:
+def _compare(item: tuple[CompareJob, list[tuple[str, int]]], folder: Path, work: Any, ngram: int, basis: str) -> int:
     """One task: what ``work`` finds, as ``COMPARED_FILE``."""
     job, sources = item
     count = 0
@@ -183,7 +183,7 @@ def _compare(item: tuple[Job, list[tuple[str, int]]], folder: Path, work: Any, n
         file = stack.enter_context(pa.OSFile(str(folder / COMPARED_FILE), "wb"))
         writer = stack.enter_context(pa.ipc.new_file(file, COMPARED))
         rows: list[dict[str, Any]] = []
-        for found, removes in work(job.given, Comparison(texts, ngram)):
+        for found, removes in work(job.given, Comparer(texts, ngram)):
             rows.append({**found._asdict(), "removes": removes})
             count += 1
             if len(rows) == 4096:
@@ -208,7 +208,7 @@ def _texts(url: str, place: int, stack: contextlib.ExitStack) -> Iterator[tuple[
         yield number, np.frombuffer(buffer, np.uint8) if buffer.size else np.empty(0, np.uint8)
 
 
-class Comparison:
+class Comparer:
     """Compares pairs of the documents at hand; the n-grams of the documents used last stay in memory."""
 
     def __init__(self, texts: dict[int, NDArray[np.uint8]], ngram: int) -> None:
@@ -216,7 +216,7 @@ class Comparison:
         self._sets: dict[int, NDArray[np.uint64]] = {}
         self._held = 0
 
-    def __call__(self, pairs: Iterable[Pair]) -> Iterator[Compared]:
+    def __call__(self, pairs: Iterable[DocumentPair]) -> Iterator[Compared]:
         """(other, document) pairs compared, in their order."""
         for other, document in pairs:
             a, b = self._grams(document), self._grams(other)

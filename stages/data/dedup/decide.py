@@ -17,13 +17,13 @@ import pyarrow.compute as pc
 from numba import njit
 from numpy.typing import NDArray
 
-from stages.data.dedup.candidates import Components, Groups, Pair, contained_pairs, equal_groups, proposals
-from stages.data.dedup.compare import COMPARED, COMPARED_FILE, Compare, Compared, Job, batches
+from stages.data.dedup.candidates import Components, DocumentPair, Groups, contained_pairs, equal_groups, proposals
+from stages.data.dedup.compare import COMPARED, COMPARED_FILE, Compare, Compared, CompareJob, batches
 from stages.data.dedup.config import DedupConfig
 from stages.data.dedup.numbered import CONTAINED, COPY, EDITION, WORDS, Corpus, tables
 from stages.data.dedup.signatures import BANDS_FILE, EQUAL_FILE
 
-CompareJobs = Callable[[Sequence[Job], Callable[..., Iterable[tuple[Compared, bool]]]], list[str]]
+CompareJobs = Callable[[Sequence[CompareJob], Callable[..., Iterable[tuple[Compared, bool]]]], list[str]]
 """(jobs, what each does) -> folders of the files of what was found."""
 
 
@@ -93,7 +93,7 @@ def _compared(
     sizes = corpus.column("bytes")
     task = batches(sizes[pairs[:, 1]] + sizes[pairs[:, 0]] * new)
     each = np.split(pairs, np.flatnonzero(np.diff(task)) + 1) if len(pairs) else []
-    jobs = [Job(np.unique(some), (some[:, 0], some[:, 1])) for some in each]
+    jobs = [CompareJob(np.unique(some), (some[:, 0], some[:, 1])) for some in each]
     return tables(compare(jobs, work), COMPARED_FILE, COMPARED, corpus.spill)
 
 
@@ -123,7 +123,7 @@ def _editions(corpus: Corpus, bands: int, threshold: float, compare: CompareJobs
     return table
 
 
-def _by_component(corpus: Corpus, connected: Components, found: list[Groups], threshold: float) -> Iterator[Job]:
+def _by_component(corpus: Corpus, connected: Components, found: list[Groups], threshold: float) -> Iterator[CompareJob]:
     """Documents connected through buckets go to one task together: what is kept of them hangs on no others."""
     members = np.concatenate([np.empty(0, np.int32), *(groups.members for groups in found)])
     lengths = np.concatenate([np.empty(0, np.int32), *(groups.lengths for groups in found)])
@@ -147,7 +147,7 @@ def _by_component(corpus: Corpus, connected: Components, found: list[Groups], th
         some = members[by_member[slice(*np.searchsorted(member_task[by_member], [number, number + 1]))]]
         each = lengths[by_group[slice(*np.searchsorted(group_task[by_group], [number, number + 1]))]]
         numbers = corpus.order[mine]
-        yield Job(np.sort(numbers), (some, each, mine, numbers, np.array(threshold)))
+        yield CompareJob(np.sort(numbers), (some, each, mine, numbers, np.array(threshold)))
 
 
 def editions(given: tuple[NDArray[np.int32], ...], compare: Compare) -> Iterator[tuple[Compared, bool]]:
@@ -156,7 +156,7 @@ def editions(given: tuple[NDArray[np.int32], ...], compare: Compare) -> Iterator
     members, lengths, ranks, numbers, threshold = given
     number = dict(zip(ranks.tolist(), numbers.tolist(), strict=True))
     buckets = {group.tobytes(): group for group in Groups(members, lengths).each()}
-    compared: dict[Pair, Compared] = {}
+    compared: dict[DocumentPair, Compared] = {}
     dropped: dict[int, Compared] = {}
     while True:
         alive = (group[[k not in dropped for k in group.tolist()]] for group in buckets.values())
@@ -171,7 +171,7 @@ def editions(given: tuple[NDArray[np.int32], ...], compare: Compare) -> Iterator
         yield compared[pair], dropped.get(pair[1]) is compared[pair]
 
 
-def _greedy(similar: dict[Pair, Compared]) -> dict[int, Compared]:
+def _greedy(similar: dict[DocumentPair, Compared]) -> dict[int, Compared]:
     """By rank: a document is dropped if it is similar to a preferred one that is kept; with its best such pair."""
     preferred: dict[int, list[int]] = defaultdict(list)
     for other, document in similar:

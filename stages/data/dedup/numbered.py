@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cluster import storage
-from stages.data.dedup.signatures import DOCUMENTS, DOCUMENTS_FILE, FILTERED, FILTERED_FILE, Run
+from stages.data.dedup.signatures import DOCUMENTS, DOCUMENTS_FILE, FILTERED, FILTERED_FILE, SignedParts
 from stages.data.matching.shards import release_memory
 from stages.data.saved import mapped
 
@@ -30,7 +30,7 @@ class Corpus:
     """N training documents. ``order`` [N]: numbers by preference, ``rank`` [N] its inverse; ``rule`` [N]: of ``RULES``,
     why a document is dropped, ``other`` [N]: the document that stood for it then, else ``NOBODY``."""
 
-    def __init__(self, runs: Sequence[Run], spill: Path) -> None:
+    def __init__(self, runs: Sequence[SignedParts], spill: Path) -> None:
         self.runs, self.spill = tuple(runs), spill
         self.table = tables([run.url for run in runs], DOCUMENTS_FILE, DOCUMENTS, spill)
         self.size = self.table.num_rows

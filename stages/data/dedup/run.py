@@ -30,7 +30,7 @@ from stages.data.dedup.config import DedupConfig
 from stages.data.dedup.decide import Decided, decide
 from stages.data.dedup.numbered import CONTAINED, COPY, EDITION, KEPT, LANGUAGE, LENGTH, RULES, WORDS, Corpus
 from stages.data.dedup.shingles import common, minhash, passage, permutations, shingle
-from stages.data.dedup.signatures import Run, identity, run_of, sign
+from stages.data.dedup.signatures import SignedParts, identity, run_of, sign
 from stages.data.dedup.tables import Table
 from stages.data.saved import spread_saved
 from stages.stage import Artifact, Context, StageError, Summary
@@ -97,7 +97,7 @@ def finding(
     with _spill(work_url) as spill:
         corpus = Corpus(_runs(names, documents, config, work_url, worth_it, progress), spill)
 
-        def compare(jobs: Sequence[comparing.Job], work: Any) -> list[str]:
+        def compare(jobs: Sequence[comparing.CompareJob], work: Any) -> list[str]:
             place = storage.join(work_url, work.__name__)
             return comparing.compare_all(
                 jobs, work, corpus.runs, documents, config.ngram, place, worth_it and len(jobs) > 1,
@@ -127,12 +127,12 @@ def _runs(
     work_url: str,
     worth_it: bool,
     progress: Callable[[float, float, str], None],
-) -> list[Run]:
+) -> list[SignedParts]:
     each = -(-len(names) // RUNS)
     lots = [tuple(names[at : at + each]) for at in range(0, len(names), each)]
     place = storage.join(work_url, "signed")
     signed = spread_saved(sign, lots, place, documents, config, identity=identity, worth_it=worth_it)
-    runs: list[Run] = []
+    runs: list[SignedParts] = []
     first = 0
     for lot, part in zip(lots, signed, strict=True):
         runs.append(run_of(part, lot, first))

@@ -1,7 +1,7 @@
 """First pass: every training document becomes a few numbers, some part files at a time; texts are not kept.
 
-A task leaves its documents' numbers in files (``Run``), which later tasks read in columns and ranges: nothing of them
-travels through the driver but what it asks for.
+A task leaves its documents' numbers in files (``SignedParts``), which later tasks read in columns and ranges: nothing
+of them travels through the driver but what it asks for.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Filtered(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class SignedParts:
     """Some part files in a row, signed. ``first``: number of its first training document in the corpus; ``counts``:
     training documents of each part; ``url``: the folder of its files. ``bins``: fingerprints below each border of
     ``BINS`` equal ranges, [BINS + 1]."""
@@ -97,10 +97,12 @@ class Run:
         return found, owners.astype(np.int64) + self.first
 
 
-def run_of(part: Saved, parts: Sequence[str], first: int) -> Run:
+def run_of(part: Saved, parts: Sequence[str], first: int) -> SignedParts:
     """What ``sign`` left, as it is read."""
     said = part.value
-    return Run(part.url, tuple(parts), first, tuple(said["counts"]), said["filtered"], np.array(said["bins"], np.int64))
+    return SignedParts(
+        part.url, tuple(parts), first, tuple(said["counts"]), said["filtered"], np.array(said["bins"], np.int64)
+    )
 
 
 def training_texts(part: Path) -> pa.LargeStringArray:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.data.jsonlines import objects
 from stages.data.pinned import read_unchanged
 from stages.data.taskaudit.config import TaskSource
 from stages.stage import StageError
@@ -71,13 +71,8 @@ def _rows(path: Path, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
             if path.suffix == ".csv":
                 yield from enumerate(csv.DictReader(file), 1)
                 return
-            for number, text in enumerate(file, 1):
-                if text.strip():
-                    row = json.loads(text)
-                    if not isinstance(row, dict):
-                        raise ValueError(f"line {number} holds no object")
-                    yield number, row
-    except (ValueError, RecursionError, csv.Error) as error:  # errors of Unicode and JSON are ValueErrors
+            yield from objects(file)
+    except (ValueError, csv.Error) as error:  # errors of Unicode and JSON are ValueErrors
         raise StageError(
             f"cannot be read: {error}",
             field=f"{field}.path",

@@ -101,12 +101,13 @@ class PromptFile(Config):
 class RetrievalConfig(Config):
     """Which prompts are asked. Lengths are tokens *including* question and generation budget.
 
-    ``landmark``: the passkey lines of Landmark Attention (Mohtashami and Jaggi, 2023) word for word, k in 1..50000.
-    ``compact``: one short sentence and a two-digit number, for small or byte vocabularies whose contexts cannot hold
-    the landmark lines; chance is 1/90 instead of 1/50000, and the two are never mixed in one table.
+    ``published``: the lines of each task's paper, of the passkey those of Landmark Attention (Mohtashami and Jaggi,
+    2023) word for word, k in 1..50000. ``compact``: one short sentence and a two-digit number, for small or byte
+    vocabularies whose contexts cannot hold the published lines; chance is 1/90 instead of 1/50000, and the two are
+    never mixed in one table.
     """
 
-    format: Format = Field(default="landmark", description="wording of needle and question")
+    format: Format = Field(default="published", description="wording of needle and question")
     lengths: tuple[int, ...] = Field(min_length=1, description="prompt lengths of the passkey grid, tokens")
     depths: tuple[float, ...] | None = Field(
         default=None,

@@ -36,7 +36,7 @@ def common(haystack: Haystack, trial: Trial, rng: random.Random) -> Prompt:
     often, seldom = LONG if long else SHORT
     answers = list(islice(draw, k))
     question, instruction = _common_question(haystack, k), ""
-    if haystack.format == "landmark":
+    if haystack.format == "published":
         instruction = _example(haystack, draw, k, long, rng)
     entries = answers * often
     left = _left(haystack, trial, instruction, question)
@@ -95,7 +95,7 @@ def _least(haystack: Haystack, k: int, *, long: bool) -> int:
     entries = often * k + seldom
     total = len(haystack.encode(widest)) * entries + sum(len(haystack.encode(_number(n + 1))) for n in range(entries))
     example = ""
-    if haystack.format == "landmark":
+    if haystack.format == "published":
         rng = random.Random(0)
         example = _example(haystack, made_up(rng), k, long, rng)
     return total + len(haystack.encode(example)) * 11 // 10 + haystack.shortest(["\n"], _common_question(haystack, k))

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.data.jsonlines import filled, parsed
 from stages.data.pinned import read_unchanged
 from stages.data.tasks.config import PromptFile
 from stages.data.tasks.haystack import Codec, Haystack, Prompt, Trial
@@ -19,7 +19,7 @@ from stages.stage import StageError
 
 
 @dataclass(frozen=True)
-class Prompts:
+class FilePrompts:
     """All prompts of a file with their outputs, in order, and the task that they are."""
 
     task: Task
@@ -27,28 +27,27 @@ class Prompts:
     budget: int
 
 
-def prompts_of(name: str, file: PromptFile) -> Prompts:
+def prompts_of(name: str, file: PromptFile) -> FilePrompts:
     """Read and checked. Raises StageError, naming the first line that is no prompt, or for other bytes than the pinned
     ones."""
     field = f"evaluate.retrieval.files.{name}"
     content = read_unchanged(Path(file.path), file.pin, field=f"{field}.pin")
     rows = []
-    for number, line in enumerate(content.splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append(_prompt(json.loads(line)))
-            except (ValueError, KeyError, RecursionError) as error:  # errors of JSON and of encoding are ValueErrors
-                reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
-                raise StageError(
-                    f"line {number} is no prompt: {reason}",
-                    field=f"{field}.path",
-                    value=file.path,
-                    allowed="JSON Lines with input, outputs and perhaps answer_prefix",
-                    fix="mend the line",
-                ) from error
+    for number, line in filled(content.splitlines()):
+        try:
+            rows.append(_prompt(parsed(line)))
+        except (ValueError, KeyError) as error:
+            reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
+            raise StageError(
+                f"line {number} is no prompt: {reason}",
+                field=f"{field}.path",
+                value=file.path,
+                allowed="JSON Lines with input, outputs and perhaps answer_prefix",
+                fix="mend the line",
+            ) from error
     if not rows:
         raise StageError("the file has no prompts", field=f"{field}.path", value=file.path, fix="name another one")
-    return Prompts(task_of_file(name, file), tuple(rows), file.budget)
+    return FilePrompts(task_of_file(name, file), tuple(rows), file.budget)
 
 
 def task_of_file(name: str, file: PromptFile) -> Task:
@@ -64,7 +63,7 @@ def task_of_file(name: str, file: PromptFile) -> Task:
     )
 
 
-def file_items(file: Prompts, codec: Codec) -> Iterator[Item]:
+def file_items(file: FilePrompts, codec: Codec) -> Iterator[Item]:
     """Its prompts as they stand behind what documents begin with, each as long as it is; ``length`` is that of the
     longest, with the answer. Where an output stands in a prompt, the last one that does is its needle; else all of the
     prompt is."""
@@ -93,9 +92,7 @@ def file_items(file: Prompts, codec: Codec) -> Iterator[Item]:
         )
 
 
-def _prompt(row: Any) -> tuple[str, tuple[str, ...]]:
-    if not isinstance(row, dict):
-        raise ValueError("no object")
+def _prompt(row: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     text, prefix, outputs = row["input"], row.get("answer_prefix", ""), row["outputs"]
     if not isinstance(text, str) or not isinstance(prefix, str) or not text + prefix:
         raise ValueError("input and answer_prefix must be texts")

@@ -11,7 +11,9 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+
+from pydantic import BeforeValidator, PlainSerializer, SerializationInfo
 
 from stages.stage import StageError
 
@@ -19,7 +21,30 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Format = Literal["landmark", "compact"]
+BEFORE = {"published": "landmark"}
+"""What formats were called before. It stays in what is recorded (keys, names and random streams of prompts): artifacts
+keep their keys, prompts their bytes. Study files may say it."""
+
+
+def recorded(format: str) -> str:
+    """The format's name in keys, in the names of prompts and in their random streams."""
+    return BEFORE.get(format, format)
+
+
+def format_of(name: str) -> str:
+    """The format that has this name, or had it before."""
+    return next((format for format, before in BEFORE.items() if name == before), name)
+
+
+def _dumped(format: str, info: SerializationInfo) -> str:
+    return format if (info.context or {}).get("shown") else recorded(format)
+
+
+Format = Annotated[
+    Literal["published", "compact"], BeforeValidator(format_of), PlainSerializer(_dumped, when_used="json")
+]
+"""Wording of needle and question: ``published``, as in the paper of each task; ``compact``, one short sentence and
+small numbers."""
 
 MIN_FILLER = 16
 """Fewest haystack tokens: below it the depth of a needle means nothing."""

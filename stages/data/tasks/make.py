@@ -35,7 +35,7 @@ ROWS = "rows.parquet"
 
 
 @dataclass(frozen=True)
-class Drawing:
+class DrawnFrom:
     """What all parts are drawn from. Picklable."""
 
     config: PromptsConfig
@@ -55,7 +55,7 @@ def grids_of(config: PromptsConfig) -> tuple[Grid, ...]:
     return (*config.retrieval.needles, *config.retrieval.further)
 
 
-def make_prompts(drawing: Drawing, output: Path, context: Context) -> tuple[int, int]:
+def make_prompts(drawing: DrawnFrom, output: Path, context: Context) -> tuple[int, int]:
     """Write the tables; returns the numbers of prompts and of their tokens. Raises StageError, as ``evaluation_items``
     does, for what no prompt fits."""
     config = drawing.config
@@ -107,7 +107,7 @@ def all_prompts(
     return evaluation_items(asked, tokenizer, haystack, config.seed), further()
 
 
-def draw(part: Some, folder: Path, drawing: Drawing) -> dict[str, int]:
+def draw(part: Some, folder: Path, drawing: DrawnFrom) -> dict[str, int]:
     """One task: the rows of a part."""
     maker, grid = _maker(drawing), grids_of(drawing.config)[part.grid]
     items = [maker.asked(grid, asked) for asked in part.asked]
@@ -129,7 +129,7 @@ def _parts(number: int, grid: Grid) -> Iterator[Some]:
         yield Some(number, tuple(some))
 
 
-def _identity(part: Some, drawing: Drawing) -> str:
+def _identity(part: Some, drawing: DrawnFrom) -> str:
     said = json.dumps([drawing.tokens.key, drawing.tokenizer.key, drawing.config.key_fields(), repr(part)])
     return hashlib.sha256(said.encode()).hexdigest()
 
@@ -138,7 +138,7 @@ _MAKERS: list[tuple[tuple[str, ...], PromptMaker]] = []
 """One at most."""
 
 
-def _maker(drawing: Drawing) -> PromptMaker:
+def _maker(drawing: DrawnFrom) -> PromptMaker:
     """Kept for this process's next part: it holds the haystack."""
     config = drawing.config
     known = (drawing.tokens.key, drawing.tokenizer.key, config.retrieval.format, str(config.seed))

@@ -11,10 +11,10 @@ from stages.data.tasks.task import Task
 from stages.data.tasks.texts import numbers
 
 MOST = 512
-DIGITS: dict[Format, int] = {"landmark": 5, "compact": 3}
-NEEDLE: dict[Format, str] = {"landmark": "\nOne of the secret numbers is {}.\n", "compact": "\nNumber {}.\n"}
+DIGITS: dict[Format, int] = {"published": 5, "compact": 3}
+NEEDLE: dict[Format, str] = {"published": "\nOne of the secret numbers is {}.\n", "compact": "\nNumber {}.\n"}
 QUESTION: dict[Format, str] = {
-    "landmark": "\nWhat are all the secret numbers that the text names? The secret numbers are",
+    "published": "\nWhat are all the secret numbers that the text names? The secret numbers are",
     "compact": "\nThe numbers are",
 }
 

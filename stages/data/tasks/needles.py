@@ -17,7 +17,7 @@ MOST_RIVALS = 64
 
 
 @dataclass(frozen=True)
-class Wording:
+class NeedleWording:
     """Sentences of one format. ``numbers``: inclusive range of the answers."""
 
     instruction: str
@@ -29,8 +29,8 @@ class Wording:
     binding_numbers: tuple[int, int]
 
 
-WORDING: dict[Format, Wording] = {
-    "landmark": Wording(
+WORDING: dict[Format, NeedleWording] = {
+    "published": NeedleWording(
         instruction="There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
         "I will quiz you about the important information there.\n",
         passkey="\nThe pass key is {value}. Remember it. {value} is the pass key.\n",
@@ -41,7 +41,7 @@ WORDING: dict[Format, Wording] = {
         numbers=(1, 50000),
         binding_numbers=(10000, 50000),  # one width: no number is part of another
     ),
-    "compact": Wording(
+    "compact": NeedleWording(
         instruction="",
         passkey="\nThe pass key is {value}.\n",
         passkey_question="\nThe pass key is",

@@ -27,7 +27,7 @@ SAMPLES = 64  # of values, to see how many tokens they take
 
 
 @dataclass(frozen=True)
-class Wording:
+class NiahWording:
     """Sentences of one format. ``nouns``: what a value is called; ``digits``: of a number."""
 
     instruction: str
@@ -38,8 +38,8 @@ class Wording:
     digits: int
 
 
-WORDING: dict[Format, Wording] = {
-    "landmark": Wording(
+WORDING: dict[Format, NiahWording] = {
+    "published": NiahWording(
         instruction="Special magic {noun}s stand somewhere in the text below. Keep them in mind, you will be asked for "
         "them at the end.\n",
         needle="\nOne of the special magic {noun}s for {key} is: {value}.\n",
@@ -50,7 +50,7 @@ WORDING: dict[Format, Wording] = {
         nouns={"number": "number", "code": "uuid"},
         digits=7,
     ),
-    "compact": Wording(
+    "compact": NiahWording(
         instruction="",
         needle="\nThe {noun} of {key} is {value}.\n",
         one="\nThe {noun} of {keys} is",

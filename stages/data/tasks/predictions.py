@@ -6,13 +6,13 @@ any case of letters. It counts 12 where 12,345 was said; the F1 of the set besid
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from stages.data.jsonlines import filled, parsed
 from stages.data.tasks.registry import RULER, task_of
 from stages.data.tasks.scoring import all_in, any_in, everything, set_f1
 
@@ -55,17 +55,13 @@ class Mean:
 def score_lines(lines: Iterable[str]) -> tuple[list[Scored], list[Broken]]:
     """Every line of a JSON Lines file but the empty ones, in order."""
     rows, broken = [], []
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
+    for number, text in filled(lines):
         task = ""
         try:
-            row = json.loads(text)
-            if not isinstance(row, dict):
-                raise ValueError("no object")
+            row = parsed(text)
             task = str(row.get("task", ""))
             rows.append(_scored(number, row))
-        except (ValueError, RecursionError) as error:  # not JSON; nested too deep
+        except ValueError as error:
             broken.append(Broken(number, task, str(error)))
     return rows, broken
 

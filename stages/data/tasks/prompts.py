@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from stages.data.tasks.config import Asked, Grid, RetrievalConfig, spread
-from stages.data.tasks.haystack import Codec, Format, Haystack, Trial
+from stages.data.tasks.haystack import Codec, Format, Haystack, Trial, recorded
 from stages.data.tasks.registry import task_of
 from stages.data.tasks.task import CONTROL, Task
 from stages.stage import StageError
@@ -173,8 +173,8 @@ class PromptMaker:
             k = task.control_k(k)
         place = (spread(trial) if depth is None else depth) if task.by_depth else None
         known = task.name + (CONTROL if absent else "")
-        name = f"{known}/{self.format}/{length}/{'' if place is None else f'{place:g}/'}{k}/{trial}"
-        stream = name if text is None else f"{known}/{self.format}/{length}/{k}/text/{text}"
+        name = f"{known}/{recorded(self.format)}/{length}/{'' if place is None else f'{place:g}/'}{k}/{trial}"
+        stream = name if text is None else f"{known}/{recorded(self.format)}/{length}/{k}/text/{text}"
         digest = hashlib.sha256(f"{self.namespace}/{self.seed}/{stream}".encode()).digest()
         rng = random.Random(int.from_bytes(digest[:16], "big"))
         budget = task.free(self.haystack, k)

@@ -24,7 +24,7 @@ GOODS = ("barrels", "bells", "candles", "clocks", "gloves", "kites", "lamps", "r
 
 
 @dataclass(frozen=True)
-class Wording:
+class QuestionWording:
     """Sentences of one format: a person's and a firm's document, the question about one and about two of them."""
 
     instruction: str
@@ -34,8 +34,8 @@ class Wording:
     two: str
 
 
-WORDING: dict[Format, Wording] = {
-    "landmark": Wording(
+WORDING: dict[Format, QuestionWording] = {
+    "published": QuestionWording(
         instruction="Answer the question at the end from the documents below. Give the answer alone, no other words.\n",
         person="\nDocument: {name}\n{name} was born in the town of {town} in {year}, learned the trade of a {trade} "
         "and spent the later years beside the river {river}.\n",
@@ -43,7 +43,7 @@ WORDING: dict[Format, Wording] = {
         one="\nQuestion: In which town was {name} born? Answer:",
         two="\nQuestion: In which town was the founder of {firm} born? Answer:",
     ),
-    "compact": Wording(
+    "compact": QuestionWording(
         instruction="",
         person="\n{name} is from {town}.\n",
         firm="\n{firm} is led by {name}.\n",
@@ -53,7 +53,7 @@ WORDING: dict[Format, Wording] = {
 }
 
 
-class World:
+class Cast:
     """People and firms whose names are all different."""
 
     def __init__(self, format: Format, rng: random.Random) -> None:
@@ -90,7 +90,7 @@ class World:
 
 def draw(hops: int, haystack: Haystack, trial: Trial, rng: random.Random) -> Prompt:
     """Documents in random order, as many as fit; one or two of them hold the answer."""
-    wording, world = WORDING[haystack.format], World(haystack.format, rng)
+    wording, world = WORDING[haystack.format], Cast(haystack.format, rng)
     name, town, firm = world.name(), world.town(), world.name()
     needed = [world.person(name, town), world.firm(firm, name)][:hops]
     question = (wording.one if hops == 1 else wording.two).format(name=name, firm=firm)
@@ -120,7 +120,7 @@ def draw(hops: int, haystack: Haystack, trial: Trial, rng: random.Random) -> Pro
 
 def _shortest(hops: int, haystack: Haystack, k: int) -> int:
     wording = WORDING[haystack.format]
-    world = World(haystack.format, random.Random(0))
+    world = Cast(haystack.format, random.Random(0))
     people = [world.person(world.name(), world.town()) for _ in range(64)]
     firms = [world.firm(world.name(), world.name()) for _ in range(64)]
     question = (wording.one if hops == 1 else wording.two).format(name=world.name(), firm=world.name())
@@ -130,7 +130,7 @@ def _shortest(hops: int, haystack: Haystack, k: int) -> int:
 
 
 def _room(haystack: Haystack, k: int) -> int:
-    world = World(haystack.format, random.Random(0))
+    world = Cast(haystack.format, random.Random(0))
     return answer_room(haystack, [world.town() for _ in range(64)], 1, BUDGET)
 
 

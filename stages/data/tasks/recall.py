@@ -13,7 +13,7 @@ from stages.data.tasks.task import Task
 from stages.data.tasks.texts import keys, listed, numbers
 
 MOST = 64
-DIGITS: dict[Format, int] = {"landmark": 5, "compact": 2}
+DIGITS: dict[Format, int] = {"published": 5, "compact": 2}
 NEEDLE = "\nThe number of {key} is {value}.\n"
 SEVERAL, ONE = "\nThe numbers of {keys}, in this order, are", "\nThe number of {keys} is"
 NOW, NOW_ASKED = "\nThe number of {key} is now {value}.\n", "\nThe number of {key} is now"

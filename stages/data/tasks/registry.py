@@ -9,7 +9,7 @@ import difflib
 
 from stages.data.tasks.counting import COMMON, FREQUENT
 from stages.data.tasks.facts import FACTS
-from stages.data.tasks.landmark import PASSKEY_IN_FILLER
+from stages.data.tasks.filler import PASSKEY_IN_FILLER
 from stages.data.tasks.many import NEEDLES
 from stages.data.tasks.needles import BINDINGS, PASSKEY
 from stages.data.tasks.niah import NIAH

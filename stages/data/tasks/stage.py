@@ -8,10 +8,10 @@ from pathlib import Path
 from stages.data.tasks.config import PromptsConfig
 from stages.stage import Artifact, Context, Stage, Summary
 
-__all__ = ["STAGE", "Prompts", "PromptsConfig"]
+__all__ = ["STAGE", "MakePrompts", "PromptsConfig"]
 
 
-class Prompts(Stage[PromptsConfig]):
+class MakePrompts(Stage[PromptsConfig]):
     """Inputs: ``tokens`` (tokenize: its test split is the haystack), ``tokenizer``. Outputs: needles, and further where
     the config has further tasks or files."""
 
@@ -20,12 +20,12 @@ class Prompts(Stage[PromptsConfig]):
     inputs = ("tokens", "tokenizer")
 
     def run(self, config: PromptsConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
-        from stages.data.tasks.make import Drawing, make_prompts
+        from stages.data.tasks.make import DrawnFrom, make_prompts
 
-        drawing = Drawing(config, inputs["tokens"], inputs["tokenizer"])
+        drawing = DrawnFrom(config, inputs["tokens"], inputs["tokenizer"])
         prompts, tokens = make_prompts(drawing, output, context)
         # not among the summary's tables: a tracking server is no place for millions of tokens
         return Summary(f"{prompts} prompts, {tokens:,} tokens", {"prompts": prompts, "tokens": tokens})
 
 
-STAGE = Prompts()
+STAGE = MakePrompts()

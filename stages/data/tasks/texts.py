@@ -53,7 +53,7 @@ def numbers(rng: random.Random, digits: int, count: int) -> list[str]:
 def codes(rng: random.Random, format: Format) -> Iterator[str]:
     """Distinct random UUIDs without end; compact: four hexadecimal digits, as many as there are."""
     seen: set[int] = set()
-    while format == "landmark" or len(seen) < 16**4:
+    while format == "published" or len(seen) < 16**4:
         number = rng.getrandbits(16 if format == "compact" else 128)
         if number not in seen:
             seen.add(number)

@@ -18,7 +18,7 @@ MOST_HOPS = 16
 
 
 @dataclass(frozen=True)
-class Wording:
+class TrackingWording:
     """Sentences of one format. ``name``: letters of a variable; ``digits``: of a value."""
 
     example: str
@@ -27,15 +27,15 @@ class Wording:
     digits: int
 
 
-WORDING: dict[Format, Wording] = {
-    "landmark": Wording(
+WORDING: dict[Format, TrackingWording] = {
+    "published": TrackingWording(
         example="Keep track of the variables that are assigned in the text below.\n\n",
         question="\nWhich variables have the value {value} in the text above? Following the assignments in the text "
         "above, {count} variables have the value {value}, they are:",
         name=5,
         digits=5,
     ),
-    "compact": Wording(example="", question="\nThe variables of {value} are", name=3, digits=2),
+    "compact": TrackingWording(example="", question="\nThe variables of {value} are", name=3, digits=2),
 }
 
 
@@ -51,7 +51,7 @@ def draw(chains: int, haystack: Haystack, trial: Trial, rng: random.Random) -> P
     In the published wording a worked example of another chain stands in front.
     """
     wording, length = WORDING[haystack.format], trial.k + 1
-    several = haystack.format == "landmark"
+    several = haystack.format == "published"
     names = letters(rng, wording.name, (chains + several) * length)
     values = numbers(rng, wording.digits, chains + several)
     groups = [names[i * length : (i + 1) * length] for i in range(chains + several)]
@@ -88,7 +88,7 @@ def _shortest(chains: int, haystack: Haystack, k: int) -> int:
     one = chain([widest] * (k + 1), value)
     question = wording.question.format(value=value, count=k + 1)
     example = ""
-    if haystack.format == "landmark":
+    if haystack.format == "published":
         example = wording.example + "".join(one) + question + f" {', '.join([widest] * (k + 1))}\n\n"
     return haystack.shortest(one * chains, question, example) + 2 * (k + 1) * bool(example)
 

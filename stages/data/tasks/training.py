@@ -24,7 +24,7 @@ def training_rows(
     count: int,
     seed: int,
     *,
-    format: Format = "landmark",
+    format: Format = "published",
     tasks: Sequence[str] = ("passkey", "bindings"),
     rivals: Sequence[int] = (1, 2, 4),
     loss: Literal["answer", "all"] = "answer",

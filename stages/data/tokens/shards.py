@@ -18,7 +18,7 @@ SHARD_FILE = "shard.arrow"
 
 
 @dataclass(frozen=True)
-class Rows:
+class LotRows:
     """Rows ``start`` to ``end`` of the split's rows of a lot."""
 
     lot: EncodedLot
@@ -27,14 +27,14 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Shard:
+class TokenShard:
     """One shard of a split, in order."""
 
     split: str
     number: int
     shape: Shape
     least_tail: float
-    rows: tuple[Rows, ...]
+    rows: tuple[LotRows, ...]
 
 
 def rows_of(tokens: NDArray[np.int64], length: int, least_tail: float) -> NDArray[np.int64]:
@@ -45,7 +45,7 @@ def rows_of(tokens: NDArray[np.int64], length: int, least_tail: float) -> NDArra
 
 def shards_of(
     split: str, lots: Sequence[EncodedLot], counts: NDArray[np.int64], shape: Shape, least_tail: float
-) -> Iterator[Shard]:
+) -> Iterator[TokenShard]:
     """The shards of a split; ``counts``: its rows in each lot."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
@@ -56,17 +56,17 @@ def shards_of(
         for at in range(first, last + 1):
             before = int(ends[at] - counts[at])
             if counts[at]:
-                rows.append(Rows(lots[at], max(0, start - before), min(int(counts[at]), end - before)))
-        yield Shard(split, number, shape, least_tail, tuple(rows))
+                rows.append(LotRows(lots[at], max(0, start - before), min(int(counts[at]), end - before)))
+        yield TokenShard(split, number, shape, least_tail, tuple(rows))
 
 
-def identity(shard: Shard) -> str:
+def identity(shard: TokenShard) -> str:
     """Digest of what the shard's bytes follow from."""
     said = [(rows.lot.url.rsplit("/", 1)[-1], rows.start, rows.end) for rows in shard.rows]
     return hashlib.sha256(repr((shard.split, shard.shape, shard.least_tail, said)).encode()).hexdigest()
 
 
-def write_shard(shard: Shard, folder: Path) -> int:
+def write_shard(shard: TokenShard, folder: Path) -> int:
     """One task: the shard as ``SHARD_FILE``; how many rows it has."""
     with ShardWriter(folder / SHARD_FILE, shard.shape) as writer:
         for rows in shard.rows:
@@ -74,7 +74,7 @@ def write_shard(shard: Shard, folder: Path) -> int:
     return writer.rows
 
 
-def _add(rows: Rows, shard: Shard, writer: ShardWriter) -> None:
+def _add(rows: LotRows, shard: TokenShard, writer: ShardWriter) -> None:
     table = rows.lot.table()
     tokens = table["tokens"].to_numpy()
     starts = np.cumsum(tokens) - tokens

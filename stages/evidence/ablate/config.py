@@ -10,7 +10,7 @@ from stages.data.tasks.config import RetrievalConfig
 from stages.evidence.evaluate.config import PerplexityConfig
 from stages.stage import Config
 
-Knockout = Literal["none", "gate_closed", "reset", "swap", "zero_read"]
+KnockoutName = Literal["none", "gate_closed", "reset", "swap", "zero_read"]
 OfOneHead = Literal["gate_closed", "swap", "zero_read"]
 
 
@@ -74,7 +74,7 @@ class AblateConfig(Config):
     ``heads``, ``saturation`` and ``trained_keys`` are left out where they are null, ``probes`` unless they are given.
     """
 
-    knockouts: tuple[Knockout, ...] = ("none", "gate_closed", "reset", "swap", "zero_read")
+    knockouts: tuple[KnockoutName, ...] = ("none", "gate_closed", "reset", "swap", "zero_read")
     perplexity: PerplexityConfig
     retrieval: RetrievalConfig
     heads: HeadsConfig | None = HeadsConfig()

@@ -9,10 +9,11 @@ import pyarrow as pa
 import torch
 
 from model.decoder import Decoder, HeadKnockout, Knockout
+from model.generate import prefill
 from stages.data.tasks.prompts import Item
 from stages.evidence.ablate.config import HeadsConfig
-from stages.evidence.evaluate.forward import PASS_TOKENS, batches, prefill
-from stages.evidence.evaluate.retrieval import answer_nll, greedy
+from stages.evidence.evaluate.forward import PASS_TOKENS, batches
+from stages.evidence.evaluate.retrieval import said_and_nll
 
 if TYPE_CHECKING:
     from stages.data.tokens.load import StudyTokenizer
@@ -46,6 +47,7 @@ def choose(items: Sequence[Item], config: HeadsConfig) -> list[Item]:
     return chosen
 
 
+@torch.inference_mode()
 def score(
     decoder: Decoder,
     tokenizer: StudyTokenizer,
@@ -69,10 +71,9 @@ def score(
                     for batch in batches([length] * len(members), PASS_TOKENS[device.type], pairs=name == "swap"):
                         asked = [members[i] for i in batch]
                         prompts = torch.tensor([item.prompt for item in asked], device=device)
-                        hidden, state = prefill(decoder, prompts, knockout)
-                        nll = answer_nll(decoder, hidden, state, asked, knockout)
-                        said = greedy(decoder, hidden, state, asked[0].budget, knockout)
-                        for item, tokens, nats in zip(asked, said, nll, strict=True):
+                        hidden, state = prefill(decoder, prompts, knockout, budget=PASS_TOKENS[device.type])
+                        said = said_and_nll(decoder, hidden, state, asked, knockout)
+                        for item, (tokens, nats) in zip(asked, said, strict=True):
                             before = intact[item.item]
                             answer = item.record.read(tokenizer.decode(tokens))
                             rows.append(

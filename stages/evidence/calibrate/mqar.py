@@ -48,7 +48,7 @@ def sequences(config: MqarConfig, rng: np.random.Generator, count: int, pairs: i
 
 
 @dataclass(frozen=True)
-class Cell:
+class MqarRun:
     """accuracy of ``trials`` queries in fresh sequences after ``steps`` steps."""
 
     accuracy: float
@@ -64,7 +64,7 @@ def train(
     seed: int,
     start: Decoder | None,
     progress: Callable[[int, float], None],
-) -> tuple[Cell, Decoder]:
+) -> tuple[MqarRun, Decoder]:
     """Train and score one cell, from the weights of ``start`` where there is one (what the arm's own mixer adds starts
     as built). ``progress`` is called with each step and its loss. Raises StageError if it diverges."""
     trunk = TrunkConfig(dim=dim, layers=config.layers, heads=config.heads, ffn_dim=config.ffn_dim)
@@ -84,10 +84,7 @@ def train(
         )
         logits, wanted = answers(decoder, tokens, targets)
         loss = F.cross_entropy(logits, wanted)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimizer.step()
+        optim.descend(optimizer, loss, decoder)
         if not math.isfinite(loss.item()):
             raise StageError(
                 f"arm {arm} diverged at step {step}", field="calibrate.mqar.lr", value=config.lr, fix="lower it"
@@ -96,7 +93,7 @@ def train(
         recent = [*recent[1 - RECENT :], (logits.argmax(-1) == wanted).float().mean().item()]
         if len(recent) == RECENT and sum(recent) / RECENT >= config.enough:
             break
-    return Cell(*score(config, decoder, pairs, np.random.default_rng([seed, pairs, EVALUATION])), step), decoder
+    return MqarRun(*score(config, decoder, pairs, np.random.default_rng([seed, pairs, EVALUATION])), step), decoder
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +31,7 @@ def run(config: ControlConfig, base: Artifact, output: Path, context: Context) -
             "arm cannot do says nothing of its memory"
         )
     decoder = checkpoint.graft(base.path("model"), config.mixer, seed=config.seed)
-    rows: list[dict[str, Any]] = []
-
-    def looked(step: int, scores: dict[int, Score]) -> None:
-        rows.extend(tables.row(config, score, step=step, k=k, segments=config.segments) for k, score in scores.items())
-
-    steps = train(
+    steps, seen = train(
         decoder,
         config,
         config.graft,
@@ -46,9 +41,8 @@ def run(config: ControlConfig, base: Artifact, output: Path, context: Context) -
         stream=(config.seed, TRAINING),
         field="control.graft",
         context=context,
-        looked=looked,
     )
-    rows = [cells for cells in rows if cells["step"] < steps]  # the last step's are measured afresh
+    rows = [tables.row(config, score, step=step, k=k, segments=config.segments) for step, k, score in seen]
     ends: dict[str, dict[int, float]] = {}
     knockouts = tuple(Knockout) if config.mixer.kind == "infini" else (Knockout.none,)
     for knockout in knockouts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from model import checkpoint
 from model.config import MixerConfig, ModelConfig
@@ -11,7 +10,7 @@ from model.decoder import Decoder
 from stages.evidence.control import tables
 from stages.evidence.control.config import ControlBaseConfig
 from stages.evidence.control.sequences import BASE_TRAINING, EVALUATION, draw
-from stages.evidence.control.training import Score, ask, train
+from stages.evidence.control.training import ask, train
 from stages.stage import Context, Summary
 
 TRIALS = 500
@@ -27,12 +26,7 @@ def build(config: ControlBaseConfig) -> Decoder:
 def run(config: ControlBaseConfig, output: Path, context: Context) -> Summary:
     """Train, score, write model/ and control.parquet."""
     recipe, decoder = config.recipe, build(config)
-    rows: list[dict[str, Any]] = []
-
-    def looked(step: int, scores: dict[int, Score]) -> None:
-        rows.extend(tables.row(config, score, step=step, k=k, segments=recipe.segments) for k, score in scores.items())
-
-    steps = train(
+    steps, seen = train(
         decoder,
         config,
         recipe,
@@ -42,9 +36,8 @@ def run(config: ControlBaseConfig, output: Path, context: Context) -> Summary:
         stream=(config.seed, BASE_TRAINING),
         field="control.base",
         context=context,
-        looked=looked,
     )
-    rows = [cells for cells in rows if cells["step"] < steps]  # the last step's are measured afresh
+    rows = [tables.row(config, score, step=step, k=k, segments=recipe.segments) for step, k, score in seen]
     ends: dict[int, float] = {}
     for k in recipe.asked:
         score = ask(decoder, draw(config, TRIALS, (k,), config.seed, EVALUATION, k), config, recipe.segments)

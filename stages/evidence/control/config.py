@@ -66,7 +66,7 @@ class GraftRecipe(RecallRecipe):
     gate_lr: float = Field(default=1e-2, gt=0, description="peak learning rate of the gates beta")
 
 
-class Task(Config):
+class RecallTask(Config):
     """The recall task and the trunk that meets it, the same for base and arms. Vocabulary: half are values, one token
     is the filler, the rest are keys."""
 
@@ -105,7 +105,7 @@ class Task(Config):
             raise ValueError(f"{name} has k = {most}: vocabulary = {self.vocabulary} has only {self.keys} keys")
 
 
-class Measurement(Task):
+class Measurement(RecallTask):
     """What is trained and asked of the arms."""
 
     segments: int = Field(default=4, ge=2, description="of a training sequence: pairs, filler, ..., queries")
@@ -147,7 +147,7 @@ class Measurement(Task):
         return self
 
 
-class ControlBaseConfig(Task):
+class ControlBaseConfig(RecallTask):
     """The base of one seed."""
 
     recipe: BaseRecipe
@@ -182,11 +182,11 @@ class ControlSettings(Measurement):
 
     def of_base(self, seed: int) -> ControlBaseConfig:
         """The config of one seed's base."""
-        return ControlBaseConfig(**self._shared(Task), recipe=self.base, seed=seed)
+        return ControlBaseConfig(**self._shared(RecallTask), recipe=self.base, seed=seed)
 
     def of_arm(self, mixer: MixerConfig, seed: int) -> ControlConfig:
         """The config of one arm and seed; the base's recipe is the business of the base."""
         return ControlConfig(**self._shared(Measurement), mixer=mixer, seed=seed)
 
-    def _shared(self, part: type[Task]) -> dict[str, Any]:
+    def _shared(self, part: type[RecallTask]) -> dict[str, Any]:
         return {name: getattr(self, name) for name in part.model_fields}

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.evidence.control.config import Task
+from stages.evidence.control.config import RecallTask
 
 Tokens = NDArray[np.int64]
 Between = Literal["filler", "pairs"]
@@ -34,7 +34,7 @@ class Recall:
         return Recall(self.pairs[:count], self.queries[:count], self.answers[:count], self.others[:count])
 
 
-def draw(task: Task, count: int, pairs: tuple[int, ...], *stream: int) -> Recall:
+def draw(task: RecallTask, count: int, pairs: tuple[int, ...], *stream: int) -> Recall:
     """``count`` sequences, with k cycling through ``pairs``.
 
     Pairs stand at random even places of the first segment, filler at the others; each query is one of the k keys at
@@ -56,7 +56,7 @@ def draw(task: Task, count: int, pairs: tuple[int, ...], *stream: int) -> Recall
     return Recall(first, np.take_along_axis(keys, asked, 1), np.take_along_axis(values, asked, 1), order[:, most:])
 
 
-def between(task: Task, kind: Between, recall: Recall, segments: int, *stream: int) -> Tokens:
+def between(task: RecallTask, kind: Between, recall: Recall, segments: int, *stream: int) -> Tokens:
     """``segments`` segments [B, segments x N] to stand between pairs and queries: filler, or pairs of other keys than
     the asked ones with values at random (each other key at most once a segment; over segments it is bound anew)."""
     count, n = len(recall.pairs), task.segment_length
@@ -74,7 +74,7 @@ def between(task: Task, kind: Between, recall: Recall, segments: int, *stream: i
     return tokens.reshape(count, -1)
 
 
-def whole(task: Task, recall: Recall, segments: int) -> Tokens:
+def whole(task: RecallTask, recall: Recall, segments: int) -> Tokens:
     """[B, segments x N]: pairs, filler, queries."""
     middle = between(task, "filler", recall, segments - 2)
     return np.concatenate([recall.pairs, middle, recall.queries], axis=1)

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.evidence.control.config import Task
+from stages.evidence.control.config import RecallTask
 from stages.evidence.control.training import Score
 
 NAME = "control.parquet"
@@ -31,7 +31,7 @@ COLUMNS = pa.schema(
 
 
 def row(
-    task: Task, score: Score, *, step: int, k: int, segments: int, between: str = "filler", knockout: str = "none"
+    task: RecallTask, score: Score, *, step: int, k: int, segments: int, between: str = "filler", knockout: str = "none"
 ) -> dict[str, Any]:
     """One cell. chance: 1 / k, knowing the set of values without their binding; guess: 1 / values, knowing nothing."""
     return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from model.decoder import Decoder, Knockout
-from stages.evidence.control.config import BaseRecipe, GraftRecipe, Task
+from stages.evidence.control.config import BaseRecipe, GraftRecipe, RecallTask
 from stages.evidence.control.sequences import HELD, Recall, draw, whole
 from stages.stage import Context, StageError
 from stages.training.pretrain import optim
@@ -40,7 +39,7 @@ def answer_logits(decoder: Decoder, tokens: torch.Tensor, segment_length: int) -
 
 
 @torch.no_grad()
-def ask(decoder: Decoder, recall: Recall, task: Task, segments: int, knockout: Knockout | str = "none") -> Score:
+def ask(decoder: Decoder, recall: Recall, task: RecallTask, segments: int, knockout: Knockout | str = "none") -> Score:
     """The last query of each sequence of ``segments`` segments, filler between."""
     tokens, answers = torch.from_numpy(whole(task, recall, segments)), torch.from_numpy(recall.answers[:, -1])
     hits, loss, size = 0, 0.0, max(2, AT_ONCE // tokens.shape[1])
@@ -59,7 +58,7 @@ def _pieces(rows: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
 
 def train(
     decoder: Decoder,
-    task: Task,
+    task: RecallTask,
     recipe: BaseRecipe | GraftRecipe,
     *,
     segments: int,
@@ -68,12 +67,12 @@ def train(
     stream: tuple[int, int],
     field: str,
     context: Context,
-    looked: Callable[[int, dict[int, Score]], None],
-) -> int:
-    """Train on sequences of ``segments`` segments with k of ``pairs``; the number of steps taken.
+) -> tuple[int, list[tuple[int, int, Score]]]:
+    """Train on sequences of ``segments`` segments with k of ``pairs``. The number of steps taken, and what was seen on
+    the way, after the last one aside: step, k of ``asked``, held score.
 
-    stream: (seed, namespace) of the training sequences. looked: gets the step and the held score of each k of
-    ``asked`` at every look. Loss: mean nll in nats of the answers at all queries of the last segment.
+    stream: (seed, namespace) of the training sequences. Loss: mean nll in nats of the answers at all queries of the
+    last segment.
 
     Raises StageError, naming ``field``, if the loss is no longer finite.
     """
@@ -81,6 +80,7 @@ def train(
     optimizer = optim.build(decoder, lr=recipe.lr, gate_lr=gate_lr, weight_decay=recipe.weight_decay)
     held = {k: draw(task, recipe.held_trials, (k,), stream[0], HELD, k) for k in asked}
     numbers: dict[str, Any] = {}
+    seen: list[tuple[int, int, Score]] = []
     good = 0
     for step in range(1, recipe.steps + 1):
         drawn = draw(task, recipe.batch, pairs, *stream, step)
@@ -90,10 +90,7 @@ def train(
         optim.set_lr(optimizer, factor)
         logits = answer_logits(decoder, torch.from_numpy(whole(task, drawn, segments)), task.segment_length)
         loss = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(drawn.answers).flatten())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimizer.step()
+        optim.descend(optimizer, loss, decoder)
         if not math.isfinite(loss.item()):
             raise StageError(
                 f"the control diverged at step {step}: loss {loss.item()}",
@@ -104,11 +101,11 @@ def train(
         context.progress(step, recipe.steps, "steps", loss=loss.item(), **numbers)
         if step % recipe.evaluate_every == 0 or step == recipe.steps:
             scores = {k: ask(decoder, held[k], task, segments) for k in asked}
-            looked(step, scores)
+            seen += [(step, k, score) for k, score in scores.items()]
             numbers = {f"k={k}": score.accuracy for k, score in scores.items()}
             context.metrics(step, loss=loss.item(), **{f"accuracy_k{k}": s.accuracy for k, s in scores.items()})
             enough = recipe.enough is not None and min(score.accuracy for score in scores.values()) >= recipe.enough
             good = good + 1 if enough else 0
             if good == recipe.in_a_row:
-                return step
-    return recipe.steps
+                break
+    return step, [one for one in seen if one[0] < step]

@@ -6,14 +6,15 @@ Shapes: B batch, T tokens, C model size.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from model.config import MixerConfig, ModelConfig
-from model.decoder import AnyKnockout, Decoder, DecoderState
+from model.decoder import AnyKnockout, Decoder
+from model.generate import whole_segments
 from model.llama import BLOCK, read_config, shape
 from stages.stage import Artifact, Execution, StageError
 
@@ -136,41 +137,5 @@ def document_nll(
     Documents longer than the budget are read in chunks of whole segments; the decoder's state carries over, so
     the result does not depend on the budget. ``progress`` is told of tokens of the batch, pads too, chunk by chunk.
     """
-    state, pieces = None, []
-    read, targets = tokens[:, :-1], tokens[:, 1:]
-    for start, end in _chunks(decoder, tokens.shape[0], 0, read.shape[1], budget or PASS_TOKENS[tokens.device.type]):
-        hidden, state = decoder.hidden(read[:, start:end], state, knockout)
-        pieces.append(decoder.token_nll(hidden, targets[:, start:end]))
-        progress(tokens.shape[0] * (end - start))
-    return torch.cat(pieces, dim=1)
-
-
-@torch.inference_mode()
-def prefill(
-    decoder: Decoder,
-    tokens: Tensor,
-    knockout: AnyKnockout = None,
-    budget: int | None = None,
-    state: DecoderState | None = None,
-    progress: Progress = nothing,
-) -> tuple[Tensor, DecoderState]:
-    """Last-layer output of the last token [B, 1, C] and the state after prompts [B, T] of equal length, which follow
-    ``state``."""
-    at = 0 if state is None else state.position
-    hidden = None
-    budget = budget or PASS_TOKENS[tokens.device.type]
-    for start, end in _chunks(decoder, tokens.shape[0], at, at + tokens.shape[1], budget):
-        hidden, state = decoder.hidden(tokens[:, start - at : end - at], state, knockout)
-        progress(tokens.shape[0] * (end - start))
-    assert hidden is not None and state is not None
-    return hidden[:, -1:], state
-
-
-def _chunks(decoder: Decoder, rows: int, first: int, last: int, budget: int) -> Iterator[tuple[int, int]]:
-    """Positions first to last cut into passes: whole segments, as many as the budget holds for so many rows."""
-    segment = decoder.config.mixer.segment_length
-    size = max(1, budget // rows // segment) * segment
-    while first < last:
-        end = min(last, (first // segment) * segment + size)
-        yield first, end
-        first = end
+    size = whole_segments(decoder, tokens.shape[0], budget or PASS_TOKENS[tokens.device.type])
+    return decoder.nll(tokens, knockout=knockout, chunk_tokens=size, told=progress)

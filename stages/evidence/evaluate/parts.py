@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from model.config import ModelConfig
 from model.cost import cost
 from model.decoder import Decoder
+from stages.data.tasks.haystack import recorded
 from stages.data.tasks.prompts import Item
 from stages.data.tokens.load import StudyTokenizer, load_tokenizer
 from stages.evidence.evaluate import perplexity, retrieval, tables
@@ -135,7 +136,7 @@ def identity(part: Part, setting: Setting, tally: Tally) -> str:
     config = setting.config
     digest = hashlib.sha256(repr((part.table, part.groups, part.edges, part.places, setting.device)).encode())
     digest.update(repr((setting.model.key, setting.tokenizer.key, config.mixer, config.dtype)).encode())
-    digest.update(config.retrieval.format.encode())
+    digest.update(recorded(config.retrieval.format).encode())
     for document in part.documents:
         digest.update(f"{document.split}/{document.doc_id}/{len(document.tokens)}".encode() + document.tokens.tobytes())
     for item in part.items:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import ModelConfig
 from model.decoder import AnyKnockout, Decoder, DecoderState
+from model.generate import continuation, prefill
 from stages.data.tasks.haystack import Format
 from stages.data.tasks.prompts import Item
-from stages.evidence.evaluate.forward import PASS_TOKENS, Progress, batches, prefill
+from stages.evidence.evaluate.forward import PASS_TOKENS, Progress, batches
 from stages.evidence.evaluate.sharing import Together, most_branches, read_tree, trees
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def together(
     return groups
 
 
+@torch.inference_mode()
 def ask(
     decoder: Decoder,
     tokenizer: StudyTokenizer,
@@ -113,13 +114,21 @@ def ask(
     if tree:
         hidden, state = read_tree(decoder, prompts, progress=progress)
     else:
-        hidden, state = prefill(decoder, prompts.to(device), knockout, progress=progress)
+        budget = PASS_TOKENS[device.type]
+        hidden, state = prefill(decoder, prompts.to(device), knockout, budget=budget, told=progress)
+    return [(tokenizer.decode(ids), nats) for ids, nats in said_and_nll(decoder, hidden, state, items, knockout)]
+
+
+def said_and_nll(
+    decoder: Decoder, hidden: Tensor, state: DecoderState, items: Sequence[Item], knockout: AnyKnockout = None
+) -> Iterator[tuple[list[int], float]]:
+    """The likeliest tokens behind each prompt, as many as its budget, and ``answer_nll``; ``hidden`` [B, 1, C] and
+    ``state`` are where its prompt ends."""
     nll = answer_nll(decoder, hidden, state, items, knockout)
-    said = greedy(decoder, hidden, state, items[0].budget, knockout)
-    return [(tokenizer.decode(ids), nats) for ids, nats in zip(said, nll, strict=True)]
+    said = torch.stack([*continuation(decoder, hidden, state, items[0].budget, knockout=knockout)], dim=1)
+    return zip(said.tolist(), nll, strict=True)
 
 
-@torch.inference_mode()
 def answer_nll(
     decoder: Decoder, hidden: Tensor, state: DecoderState, items: Sequence[Item], knockout: AnyKnockout = None
 ) -> list[float]:
@@ -133,21 +142,6 @@ def answer_nll(
         hidden = torch.cat([hidden, more], dim=1)
     nll = decoder.token_nll(hidden, targets).double().cpu().numpy()
     return [float(nats[: len(item.counted)][list(item.counted)].mean()) for nats, item in zip(nll, items, strict=True)]
-
-
-@torch.inference_mode()
-def greedy(
-    decoder: Decoder, hidden: Tensor, state: DecoderState, steps: int, knockout: AnyKnockout = None
-) -> list[list[int]]:
-    """The ``steps`` most likely tokens after each prompt, decoded from its prefilled state (``model.generate`` would
-    read the prompts a second time)."""
-    said = []
-    for step in range(steps):
-        token = F.linear(hidden[:, -1:], decoder.head_weight).argmax(-1)
-        said.append(token)
-        if step + 1 < steps:
-            hidden, state = decoder.hidden(token, state, knockout)
-    return torch.cat(said, dim=1).tolist()
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

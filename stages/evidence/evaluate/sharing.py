@@ -19,7 +19,8 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.cost import cost
 from model.decoder import Decoder, DecoderState
-from stages.evidence.evaluate.forward import PASS_TOKENS, Progress, nothing, prefill
+from model.generate import prefill
+from stages.evidence.evaluate.forward import PASS_TOKENS, Progress, nothing
 
 STATE_BYTES = {"cpu": 2**29, "cuda": 2**33}
 """Of the states of prompts that are read as one tree. Constant, as the tokens of a pass are."""
@@ -75,10 +76,11 @@ def common(tokens: Tensor) -> list[int]:
 def read_tree(
     decoder: Decoder, tokens: Tensor, budget: int | None = None, progress: Progress = nothing
 ) -> tuple[Tensor, DecoderState]:
-    """As ``forward.prefill`` of prompts [B, T] on the CPU, in the order of their tokens: last-layer output of the last
+    """As ``prefill`` of prompts [B, T] on the CPU, in the order of their tokens: last-layer output of the last
     token [B, 1, C] and the state, each token of a common prefix read once. ``progress`` is told of all tokens of the
     prompts, those too that were not read again."""
     device, (rows, length) = next(decoder.parameters()).device, tokens.shape
+    budget = budget or PASS_TOKENS[device.type]
     parts = torch.tensor(common(tokens))  # row i leaves the branch of row i - 1 after so many tokens
     branch = torch.zeros(rows, dtype=torch.long)  # of each row
     state, hidden = None, None
@@ -93,7 +95,7 @@ def read_tree(
         def tell(read: int, shares: float = shares) -> None:
             progress(round(read * shares))
 
-        hidden, state = prefill(decoder, tokens[heads, at:end].to(device), None, budget, state, tell)
+        hidden, state = prefill(decoder, tokens[heads, at:end].to(device), budget=budget, state=state, told=tell)
         at = end
     assert hidden is not None and state is not None
     if len(hidden) < rows:  # prompts that are the same to the end

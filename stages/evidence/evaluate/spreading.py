@@ -25,7 +25,7 @@ from stages.stage import Artifact, Context
 
 LARGE = 2**26  # parameters: a process that goes on to other work does not keep a larger model
 
-Rows = list[dict[str, Any]]
+TableRows = list[dict[str, Any]]
 
 
 class Evaluation:
@@ -40,7 +40,7 @@ class Evaluation:
 
     def rows(
         self, documents: Sequence[ScoredDocument], items: Sequence[Item], further: Iterable[Item], further_tokens: int
-    ) -> dict[str, Rows]:
+    ) -> dict[str, TableRows]:
         """Rows of the tables perplexity, retrieval and tasks, in the order of documents and prompts. ``further``, of
         about ``further_tokens`` tokens, is read block by block."""
         execution, ray = self.context.execution, running_ray()
@@ -54,7 +54,7 @@ class Evaluation:
             parts.of_blocks("tasks", further, self.model, device, size),
         )
         setting = Setting(self.inputs["model"], self.inputs["tokenizer"], self.config, execution, device)
-        found: dict[str, Rows] = {"perplexity": [], "retrieval": [], "tasks": []}
+        found: dict[str, TableRows] = {"perplexity": [], "retrieval": [], "tasks": []}
         places: dict[str, list[int]] = {name: [] for name in found}
         for part, rows in self._made(made, setting, total, worth_it):
             found[part.table] += rows
@@ -65,7 +65,9 @@ class Evaluation:
         found["perplexity"] = perplexity.in_order(found["perplexity"])
         return found
 
-    def _made(self, made: Iterable[Part], setting: Setting, total: int, worth_it: bool) -> Iterator[tuple[Part, Rows]]:
+    def _made(
+        self, made: Iterable[Part], setting: Setting, total: int, worth_it: bool
+    ) -> Iterator[tuple[Part, TableRows]]:
         """Each part and its rows; those of an earlier attempt are taken over."""
         told = Told(self.context, total)
         tally: Tally = told

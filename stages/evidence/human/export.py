@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.evidence.judge.prompts import excerpt
-from stages.evidence.summarize.items import Example
+from stages.evidence.summarize.items import SummaryExample
 from stages.evidence.summarize.written import NO_SEED, REFERENCE, Everything, Written
 from stages.stage import StageError
 
@@ -46,7 +46,7 @@ class Chosen:
     """One item: a text and two summaries of it, as they are shown."""
 
     id: str
-    example: Example
+    example: SummaryExample
     left: Written
     right: Written
 

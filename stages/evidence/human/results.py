@@ -25,7 +25,7 @@ _PAIR = [("item", pa.string()), ("a", pa.string()), ("b", pa.string()), ("seed",
 RATED = pa.schema([*_PAIR, ("rater", pa.string()), ("choice", pa.string()), ("score", pa.float64())])
 COMPARED = pa.schema([*_PAIR, ("raters", pa.int64()), ("score", pa.float64()), ("metrics", pa.string())])
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 
 
 def rows_of(results: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -51,7 +51,7 @@ def rows_of(results: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict
     return ratings, compared
 
 
-def _order(side: Row) -> tuple[bool, str]:
+def _order(side: TableRow) -> tuple[bool, str]:
     """Models before what no model wrote, then by name; a reference before a baseline."""
     return side["seed"] < 0, str(side["system"])
 
@@ -69,9 +69,9 @@ class Said:
     raters: dict[str, int]
 
 
-def said(ratings: Sequence[Row], compared: Sequence[Row], *, level: float = 0.95) -> Said:
+def said(ratings: Sequence[TableRow], compared: Sequence[TableRow], *, level: float = 0.95) -> Said:
     """What people's comparisons come to."""
-    by_pair: dict[tuple[str, str], list[Row]] = {}
+    by_pair: dict[tuple[str, str], list[TableRow]] = {}
     units: dict[str, list[str]] = {}  # as they were shown: the sides are random, so is what chance agrees on
     raters: dict[str, int] = {}
     for row in compared:
@@ -93,7 +93,7 @@ def said(ratings: Sequence[Row], compared: Sequence[Row], *, level: float = 0.95
     )
 
 
-def _metrics(compared: Sequence[Row], level: float) -> dict[str, Estimate]:
+def _metrics(compared: Sequence[TableRow], level: float) -> dict[str, Estimate]:
     differences = [json.loads(row["metrics"]) for row in compared]
     found = {}
     for name in sorted({name for one in differences for name in one}):

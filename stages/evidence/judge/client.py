@@ -17,7 +17,7 @@ from tenacity.wait import wait_random_exponential
 from stages.evidence.judge.cache import Cache
 from stages.evidence.judge.config import Endpoint
 from stages.evidence.judge.ledger import Ledger, Usage, estimate
-from stages.evidence.judge.requests import Asked
+from stages.evidence.judge.requests import Request
 from stages.stage import StageError
 
 LONGEST_WAIT_S = 60.0
@@ -72,7 +72,7 @@ def api_key(endpoint: Endpoint) -> str | None:
 
 
 def ask_all(
-    asked: Sequence[Asked], endpoint: Endpoint, cache: Cache, ledger: Ledger, progress: Callable[[int], None]
+    asked: Sequence[Request], endpoint: Endpoint, cache: Cache, ledger: Ledger, progress: Callable[[int], None]
 ) -> dict[str, Reply]:
     """digest -> reply of every request; what the cache has is not sent.
 
@@ -95,8 +95,8 @@ class _Asking:
         self.end: StageError | None = None
         self.found: dict[str, Reply] = {}
 
-    async def all(self, asked: Sequence[Asked]) -> dict[str, Reply]:
-        waiting: dict[str, Asked] = {}
+    async def all(self, asked: Sequence[Request]) -> dict[str, Reply]:
+        waiting: dict[str, Request] = {}
         for one in asked:
             if one.digest in self.found or one.digest in waiting:
                 continue
@@ -116,7 +116,7 @@ class _Asking:
             raise self.end
         return self.found
 
-    async def _work(self, session: aiohttp.ClientSession, todo: Iterator[Asked]) -> None:
+    async def _work(self, session: aiohttp.ClientSession, todo: Iterator[Request]) -> None:
         for one in todo:
             if self.end is not None:
                 return
@@ -129,7 +129,7 @@ class _Asking:
             self.found[one.digest] = reply
             self.progress(len(self.found))
 
-    async def _retried(self, session: aiohttp.ClientSession, one: Asked) -> Reply:
+    async def _retried(self, session: aiohttp.ClientSession, one: Request) -> Reply:
         attempts = AsyncRetrying(
             retry=retry_if_exception_type(_TryAgain),
             stop=lambda state: self.end is not None or stop_after_attempt(self.endpoint.attempts)(state),
@@ -146,7 +146,7 @@ class _Asking:
                 fix="see that the server is up and run again: what is answered is not asked again",
             ) from error
 
-    async def _once(self, session: aiohttp.ClientSession, one: Asked) -> Reply:
+    async def _once(self, session: aiohttp.ClientSession, one: Request) -> Reply:
         await self._paced()
         reserved = estimate(one.characters, one.body["max_tokens"])
         self.ledger.reserve(reserved)
@@ -169,7 +169,7 @@ class _Asking:
             self.next_start = start + 60 / self.endpoint.requests_per_minute
             await asyncio.sleep(start - now)
 
-    async def _sent(self, session: aiohttp.ClientSession, one: Asked, reserved: Usage) -> Reply:
+    async def _sent(self, session: aiohttp.ClientSession, one: Request, reserved: Usage) -> Reply:
         try:
             async with session.post(f"{self.endpoint.url}/chat/completions", json=one.body) as response:
                 content = await response.read()

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from stages.evidence.rate.config import LocalModel, pinned
-from stages.evidence.summarize.config import Decoding, Task
+from stages.evidence.summarize.config import Decoding, SummaryTask
 from stages.stage import Config
 
 Baseline = Literal["lead", "central", "shuffled"]
@@ -69,7 +69,7 @@ class JudgeConfig(Config):
 
     endpoint: Endpoint | None = None
     local: LocalModel | None = None
-    tasks: tuple[Task, ...] = Field(default=("condense",), min_length=1)
+    tasks: tuple[SummaryTask, ...] = Field(default=("condense",), min_length=1)
     decoding: Decoding = "sample"
     documents: int = Field(default=50, ge=1, description="items per task and level, from the first on")
     arms: tuple[str, ...] | None = Field(default=None, min_length=1, description="arms that are judged; none: all")

@@ -9,13 +9,13 @@ from stages.data.pinned import folder_digest, unchanged
 from stages.evidence.judge.cache import Cache
 from stages.evidence.judge.client import Reply
 from stages.evidence.judge.ledger import Ledger, Usage
-from stages.evidence.judge.requests import Asked
+from stages.evidence.judge.requests import Request
 from stages.evidence.rate.config import LocalModel
 from stages.evidence.rate.encoder import open_model
 
 
 def ask_all(
-    asked: Sequence[Asked],
+    asked: Sequence[Request],
     local: LocalModel,
     device: str,
     cache: Cache,

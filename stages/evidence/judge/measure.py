@@ -10,11 +10,11 @@ from typing import Any
 
 from stages.evidence.summarize.written import REFERENCE
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 NAMED = ("doc_id", "book", "task", "level")
 
 
-def comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def comparisons(rows: Sequence[TableRow]) -> list[dict[str, Any]]:
     """One row per pair of systems, seed and item that was answered in both orders, from the side of ``a``: ``first``
     (share won where a is shown first; a tie is a half), ``second`` (where it is shown second), ``score`` their mean."""
     groups: dict[tuple[Any, ...], dict[bool, list[float]]] = defaultdict(lambda: {False: [], True: []})
@@ -37,7 +37,7 @@ def comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return made
 
 
-def sentence_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def sentence_rows(rows: Sequence[TableRow]) -> list[dict[str, Any]]:
     """One row per summary: ``score`` = 1 - confusing sentences / sentences (mean over repeats), ``labels`` given."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -55,7 +55,7 @@ def sentence_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return made
 
 
-def quality(rows: Sequence[Row], pairs: Sequence[Row]) -> dict[str, Any]:
+def quality(rows: Sequence[TableRow], pairs: Sequence[TableRow]) -> dict[str, Any]:
     """Of all answers: how many are malformed (``refused`` by the server among them). Of the comparisons: ``first_wins``
     (share of decided answers for what was shown first; 0.5 without bias), ``same_both_orders`` (share of repeats that
     name one winner, or a tie, in both orders), ``ties``, ``self_agreement`` (share of pairs of repeats of one question
@@ -88,7 +88,7 @@ def quality(rows: Sequence[Row], pairs: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _question(row: Row) -> tuple[Any, ...]:
+def _question(row: TableRow) -> tuple[Any, ...]:
     """The two systems in one order, the seed and the item."""
     systems = (row["b"], row["a"]) if row["swapped"] else (row["a"], row["b"])
     return (*systems, row["seed"], *(row[name] for name in NAMED))

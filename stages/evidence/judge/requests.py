@@ -18,7 +18,7 @@ Name = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """One request. ``a``, ``b``: the systems compared, in the order they are shown (``b`` is "" for sentences).
     ``swapped``: whether that is the reverse of how the pair is counted. ``body``: what is sent."""
 
@@ -43,7 +43,7 @@ class Asked:
         return sum(len(message["content"]) for message in self.body["messages"])
 
 
-def requests(config: JudgeConfig, found: Everything) -> list[Asked]:
+def requests(config: JudgeConfig, found: Everything) -> list[Request]:
     """In the order in which they are counted. Raises StageError for an arm or a task that the summaries do not have."""
     _check(config, found)
     return [*_pairs(config, found), *(_sentences(config, found) if config.sentences else ())]
@@ -57,7 +57,7 @@ def compared(config: JudgeConfig, found: Everything) -> list[tuple[str, str]]:
     return [*pairs, (REFERENCE, "shuffled")]
 
 
-def _pairs(config: JudgeConfig, found: Everything) -> Iterator[Asked]:
+def _pairs(config: JudgeConfig, found: Everything) -> Iterator[Request]:
     texts = found.of(config.decoding)
     seeds = sorted({w.seed for w in found.written if w.seed != NO_SEED})
     for name in _names(config, found):
@@ -77,10 +77,10 @@ def _pairs(config: JudgeConfig, found: Everything) -> Iterator[Asked]:
                         text = pair_prompt(context, first.text, second.text)
                         body = _body(config, text, repeat)
                         shown_as = (first.system, second.system)
-                        yield Asked("pair", name, seed, *shown_as, swapped, repeat, text, body)
+                        yield Request("pair", name, seed, *shown_as, swapped, repeat, text, body)
 
 
-def _sentences(config: JudgeConfig, found: Everything) -> Iterator[Asked]:
+def _sentences(config: JudgeConfig, found: Everything) -> Iterator[Request]:
     texts, names = found.of(config.decoding), set(_names(config, found))
     for (system, seed, name), written in texts.items():
         judged = seed == NO_SEED or config.arms is None or system in (*config.arms, *config.against)
@@ -90,7 +90,7 @@ def _sentences(config: JudgeConfig, found: Everything) -> Iterator[Asked]:
             context = context_of(item.text, references, config.source_words, config.reference_words)
             text = sentences_prompt(context, written.text)
             for repeat in range(config.repeats):
-                yield Asked("sentences", name, seed, system, "", False, repeat, text, _body(config, text, repeat))
+                yield Request("sentences", name, seed, system, "", False, repeat, text, _body(config, text, repeat))
 
 
 def _names(config: JudgeConfig, found: Everything) -> list[Name]:

@@ -16,8 +16,8 @@ from stages.evidence.judge.config import JudgeConfig
 from stages.evidence.judge.ledger import Ledger, Usage, estimate, money
 from stages.evidence.judge.measure import comparisons, quality, sentence_rows
 from stages.evidence.judge.prompts import read_labels, read_winner, sentences_of
-from stages.evidence.judge.requests import Asked, Name, requests
-from stages.evidence.summarize.items import Example
+from stages.evidence.judge.requests import Name, Request, requests
+from stages.evidence.summarize.items import SummaryExample
 from stages.evidence.summarize.written import Everything, everything
 from stages.stage import Artifact, Context, StageError, Summary
 
@@ -109,7 +109,9 @@ def dry(config: JudgeConfig, found: Everything) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _row(item: Example, texts: Mapping[tuple[str, int, Name], str], one: Asked, reply: Reply) -> dict[str, Any]:
+def _row(
+    item: SummaryExample, texts: Mapping[tuple[str, int, Name], str], one: Request, reply: Reply
+) -> dict[str, Any]:
     read: str | None = None
     if reply.text is not None:
         if one.kind == "pair":

@@ -27,7 +27,7 @@ Entails = Callable[[Sequence[tuple[str, str]]], list[float]]
 """(premise, hypothesis) pairs to the probability that the first entails the second."""
 
 
-class Windows:
+class TextWindows:
     """A text in windows of so many words, half overlapping, found by the words they share with a sentence."""
 
     def __init__(self, text: str, size: int) -> None:
@@ -46,7 +46,7 @@ class Windows:
         return [self.texts[i] for i in order[:n]]
 
 
-def share_entailed(text: str, windows: Windows, entails: Entails, n: int) -> float | None:
+def share_entailed(text: str, windows: TextWindows, entails: Entails, n: int) -> float | None:
     """Mean over the sentences of ``text`` of the largest probability over ``n`` windows; None for no sentence."""
     asked = [s for s in sentences(text) if words(s)][:MOST_SENTENCES]
     pairs = [(window, sentence) for sentence in asked for window in windows.nearest(sentence, n)]
@@ -74,13 +74,13 @@ def entailments(
 
     def rated(found: Everything, progress: Callable[[int], None]) -> list[dict[str, float | None]]:
         entails = classifier(config.path, device)
-        books = {name: Windows(item.text, config.window_words) for name, item in found.items.items()}
+        books = {name: TextWindows(item.text, config.window_words) for name, item in found.items.items()}
         rows: list[dict[str, float | None]] = []
         for written in found.written:
             references = found.items[written.name].references[1 if written.system == "reference" else 0 :]
             if any(words(sentence) for sentence in sentences(written.text)):
                 faithful = share_entailed(written.text, books[written.name], entails, config.windows)
-                own = Windows(written.text, config.window_words)
+                own = TextWindows(written.text, config.window_words)
                 shares = [share_entailed(text, own, entails, config.windows) for text in references]
                 covered = max((share for share in shares if share is not None), default=None)
             else:

@@ -19,7 +19,7 @@ from stages.data.tasks.prompts import Item
 from stages.evidence.evaluate import perplexity
 from stages.evidence.evaluate.config import PerplexityConfig
 from stages.evidence.evaluate.forward import PASS_TOKENS, batches
-from stages.evidence.standalone.config import Source
+from stages.evidence.standalone.config import CheckpointSource
 from stages.evidence.standalone.readers import Progress, Reader, context
 from stages.stage import StageError
 
@@ -30,7 +30,7 @@ CHUNK = 4096  # tokens of a prompt that are read at once
 LOGITS_AT_ONCE = 2**26
 
 
-def open_causal(source: Source, device: torch.device, ours: str) -> CausalReader:
+def open_causal(source: CheckpointSource, device: torch.device, ours: str) -> CausalReader:
     """The model in ``source.model``; code of its own is not run. ``ours``: why our decoder does not read it. Raises
     StageError where transformers is missing or does not read it either."""
     try:
@@ -146,7 +146,7 @@ class _AsDecoder:
     def parameters(self) -> Any:
         return self.reader.model.parameters()
 
-    def nll(self, tokens: Tensor, *, knockout: None = None, chunk_tokens: int = CHUNK) -> Tensor:
+    def nll(self, tokens: Tensor, *, knockout: None, chunk_tokens: int, told: Progress) -> Tensor:
         """Nats of tokens[:, 1:] given all before, [B, T - 1] float32."""
         pieces, cache = [], None
         read = tokens[:, :-1]
@@ -157,6 +157,7 @@ class _AsDecoder:
             wanted = tokens[:, start + 1 : start + 1 + piece.shape[1]]
             nats = F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none")
             pieces.append(nats.view_as(wanted))
+            told(piece.numel())
         return torch.cat(pieces, dim=1)
 
 

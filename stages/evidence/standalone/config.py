@@ -29,7 +29,7 @@ class Questions(Config):
     tasks: tuple[str, ...] = DEFAULT_TASKS
     lengths: tuple[int, ...] = Field(default=(1024,), min_length=1)
     samples: int = Field(default=50, ge=1)
-    format: Format = "landmark"
+    format: Format = "published"
     seed: int = Field(default=0, ge=0)
     threshold: float = Field(default=0.9, gt=0, lt=1, description="score that counts towards the effective length")
     chat_template: bool = False
@@ -57,7 +57,7 @@ class Questions(Config):
         )
 
 
-class Source(Config):
+class CheckpointSource(Config):
     """Which checkpoint, and how it is read. ``model``: a folder. ``named``: what the user called it. ``arm``: the mixer
     that a checkpoint of a Llama-like family is read under; None: its own. ``tokenizer``: a folder or tokenizer.json
     where the model's has none. ``key``: of the artifact that it is."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from model import generate
 from model.llama import read_config
 from stages.evidence.evaluate.forward import PASS_TOKENS
-from stages.evidence.standalone.config import Source, parse_arm
+from stages.evidence.standalone.config import CheckpointSource, parse_arm
 from stages.evidence.standalone.opened import open_reader
 from stages.evidence.standalone.readers import DecoderReader
 from stages.evidence.standalone.tokenizer import read_tokenizer, render
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 CHUNK = 512
 """Targets whose logits are held at once."""
 
-Scored = tuple[float, bool]
+ScoredContinuation = tuple[float, bool]
 """Nats of a continuation (a log-likelihood, so below 0), and whether greedy decoding gives it."""
 
 
@@ -61,7 +61,7 @@ class StudyLM(TemplateLM):  # type: ignore[misc]  # the harness is not installed
         super().__init__()
         wanted = "cpu" if device == "cpu" or not torch.cuda.is_available() else "auto"
         mixer = None if arm is None else parse_arm(arm, ";")
-        source = Source.model_validate(
+        source = CheckpointSource.model_validate(
             {"model": Path(checkpoint).expanduser(), "named": checkpoint, "arm": mixer, "device": wanted,
              "dtype": None if dtype in (None, "auto") else dtype}
         )  # fmt: skip
@@ -110,9 +110,9 @@ class StudyLM(TemplateLM):  # type: ignore[misc]  # the harness is not installed
     # --- likelihoods -----------------------------------------------------------------------------------------------
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **others: Any
-    ) -> list[Scored]:
+    ) -> list[ScoredContinuation]:
         """Contexts are read once, whatever the number of their continuations."""
-        found: dict[int, Scored] = {}
+        found: dict[int, ScoredContinuation] = {}
         asked_of: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, (_, context, continuation) in enumerate(requests):
             asked_of[tuple(self._cut(context, len(continuation)))].append(index)
@@ -132,7 +132,7 @@ class StudyLM(TemplateLM):  # type: ignore[misc]  # the harness is not installed
     @torch.inference_mode()
     def _continued(
         self, contexts: Sequence[tuple[int, ...]], asked: Sequence[tuple[int, int]], targets: Sequence[list[int]]
-    ) -> list[Scored]:
+    ) -> list[ScoredContinuation]:
         """Of each continuation of ``targets`` behind the context in the row that ``asked`` names."""
         tokens = torch.tensor([list(context) for context in contexts], device=self._device)
         state = None
@@ -141,7 +141,7 @@ class StudyLM(TemplateLM):  # type: ignore[misc]  # the harness is not installed
         by_length: dict[int, list[int]] = defaultdict(list)
         for place, target in enumerate(targets):
             by_length[len(target)].append(place)
-        found: dict[int, Scored] = {}
+        found: dict[int, ScoredContinuation] = {}
         for length, places in by_length.items():
             for few in self._batches(places, max(length, 1)):
                 rows = torch.tensor([asked[place][0] for place in few], device=self._device)

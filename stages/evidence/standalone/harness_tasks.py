@@ -65,7 +65,7 @@ def documents(
     lengths: Iterable[int] | int = (1024,),
     samples: int = 50,
     seed: int = 0,
-    format: Format = "landmark",
+    format: Format = "published",
     text: Iterable[str] | str = (),
     **others: Any,
 ) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from model.config import MixerConfig
 from model.llama import BLOCK, read_config, shape
 from stages.evidence.evaluate.forward import torch_device
 from stages.evidence.standalone.causal import open_causal
-from stages.evidence.standalone.config import Source
+from stages.evidence.standalone.config import CheckpointSource
 from stages.evidence.standalone.readers import DecoderReader, Reader, context
 from stages.stage import Execution, StageError
 from stages.training.pretrain.imported import folder_digest
 
 
-def open_reader(source: Source) -> Reader:
+def open_reader(source: CheckpointSource) -> Reader:
     """The checkpoint in ``source.model``: of our own arms or a family next to Llama with our decoder, else with
     transformers. Raises StageError for what none of them reads."""
     device = torch_device(Execution(device=source.device))
@@ -47,7 +47,7 @@ def open_reader(source: Source) -> Reader:
     return DecoderReader(decoder.eval(), what, context(fields, source.arm))
 
 
-def dtype_of(source: Source) -> str:
+def dtype_of(source: CheckpointSource) -> str:
     """In words."""
     on_cpu = torch_device(Execution(device=source.device)).type == "cpu"
     return source.dtype or ("float32" if on_cpu else "as stored")

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,7 @@ from model.llama import BLOCK
 from stages.data.tasks.prompts import Item
 from stages.evidence.evaluate import perplexity, retrieval
 from stages.evidence.evaluate.config import PerplexityConfig
+from stages.evidence.evaluate.forward import Progress
 
 if TYPE_CHECKING:
     from model.decoder import Decoder
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 LONGEST = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 """Fields of a config.json that say how long a text may be."""
-
-Progress = Callable[[int], None]
-"""Called with the number of tokens just read."""
 
 
 class Reader(ABC):

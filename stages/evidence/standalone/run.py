@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.llama import read_config
+from stages.data.tasks.haystack import recorded
 from stages.data.tasks.needles import BINDINGS, PASSKEY
 from stages.data.tasks.prompts import Item
 from stages.evidence.evaluate import retrieval, tables
 from stages.evidence.evaluate.forward import PASS_TOKENS, torch_device
 from stages.evidence.evaluate.perplexity import ScoredDocument, totals
 from stages.evidence.standalone.cache import Answers
-from stages.evidence.standalone.config import Questions, Source
+from stages.evidence.standalone.config import CheckpointSource, Questions
 from stages.evidence.standalone.opened import dtype_of, open_reader, weights_digest
 from stages.evidence.standalone.prompts import Prompts
 from stages.evidence.standalone.readers import Reader, context
@@ -45,16 +46,16 @@ class Evaluated:
     resumed: int
 
 
-Report = Callable[[float, float, str], None]
+Tell = Callable[[float, float, str], None]
 """Called with tokens done, tokens in all and their unit."""
 
 
 def evaluate(
-    source: Source,
+    source: CheckpointSource,
     questions: Questions,
     texts: Texts,
     out: Path,
-    progress: Report = lambda *_: None,
+    progress: Tell = lambda *_: None,
     *,
     tokenizer: CheckpointTokenizer | None = None,
     haystack: tuple[str, NDArray[np.int32]] | None = None,
@@ -92,7 +93,7 @@ def evaluate(
         "dtype": dtype_of(source),
         "tokenizer": tokenizer.digest,
         "haystack": known,
-        "format": questions.format,
+        "format": recorded(questions.format),
         "seed": questions.seed,
         "chat_template": _digest(tokenizer.template) if questions.chat_template else None,
     }
@@ -158,14 +159,14 @@ def evaluate(
     return Evaluated(out, facts, reader, resumed)
 
 
-def _fields(source: Source) -> dict[str, Any]:
+def _fields(source: CheckpointSource) -> dict[str, Any]:
     try:
         return read_config(source.model)
     except ValueError as error:
         raise StageError(str(error), field="MODEL", value=source.named) from error
 
 
-def _tokenizer(source: Source, fields: dict[str, Any]) -> CheckpointTokenizer:
+def _tokenizer(source: CheckpointSource, fields: dict[str, Any]) -> CheckpointTokenizer:
     place = source.tokenizer or source.model
     if source.tokenizer is not None and not place.exists():
         raise StageError(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.evidence.summarize.items import Example
+from stages.evidence.summarize.items import SummaryExample
 from stages.evidence.summarize.lexical import words
 from stages.evidence.summarize.rouge import sentences
 
@@ -79,7 +79,7 @@ def centrality(said: Sequence[str], *, steps: int = 100, tolerance: float = 1e-1
     return np.asarray(after, dtype=np.float64)
 
 
-def shuffled(examples: Sequence[Example]) -> list[str | None]:
+def shuffled(examples: Sequence[SummaryExample]) -> list[str | None]:
     """For each example a reference of another book of its task and level, each used once as far as possible; None where
     there is no other."""
     found: list[str | None] = [None] * len(examples)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from stages.data.pinned import Pin, agreed
 from stages.stage import Config, StageError
 
-Task = Literal["continue", "condense"]
+SummaryTask = Literal["continue", "condense"]
 Decoding = Literal["sample", "greedy"]
 
 
@@ -44,7 +44,7 @@ class Pairs(Config):
 class ItemsConfig(Config):
     """What is summarized and against what: the same for all arms."""
 
-    tasks: tuple[Task, ...] = Field(default=("continue", "condense"), min_length=1)
+    tasks: tuple[SummaryTask, ...] = Field(default=("continue", "condense"), min_length=1)
     splits: tuple[Literal["validation", "test"], ...] = Field(default=("test",), min_length=1)
     documents: int = Field(default=16, ge=1, description="items per task and level; a stable sample")
     prompt_tokens: int = Field(ge=2, description="tokens of the prompt, the cue included")

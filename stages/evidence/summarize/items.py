@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Example:
+class SummaryExample:
     """One thing to write. ``text``: what the model reads, or the whole of which it reads the beginning. ``prompt``: its
     tokens where they are fixed (continue). ``rows``: of the pairs. ``level``: ``document``, ``chapter`` or ``book``."""
 
@@ -56,19 +56,19 @@ class Example:
         return self.task, self.level, self.doc_id
 
 
-def write(examples: Iterable[Example], path: Path) -> None:
+def write(examples: Iterable[SummaryExample], path: Path) -> None:
     """items.parquet (docs/formats.md)."""
     rows = [{field: getattr(example, field) for field in SCHEMA.names} for example in examples]
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path, compression="zstd")
 
 
-def load(artifact: Artifact) -> list[Example]:
+def load(artifact: Artifact) -> list[SummaryExample]:
     """The items of a references artifact, in its order."""
     lists = ("references", "prompt", "rows")
     made = []
     for row in pq.read_table(artifact.path("items.parquet")).to_pylist():
         fields: dict[str, Any] = {name: tuple(value) if name in lists else value for name, value in row.items()}
-        made.append(Example(**fields))
+        made.append(SummaryExample(**fields))
     return made
 
 
@@ -83,9 +83,9 @@ def held_out(artifact: Artifact, splits: Sequence[str]) -> list[tuple[str, str]]
 
 def continuations(
     documents: Sequence[tuple[str, str]], tokenizer: StudyTokenizer, config: ItemsConfig
-) -> list[Example]:
+) -> list[SummaryExample]:
     """One example per document that is long enough, up to ``config.documents``, sorted by doc_id."""
-    examples: list[Example] = []
+    examples: list[SummaryExample] = []
     for doc_id, text in documents:
         ids = [*tokenizer.begin, *tokenizer.encode(text[: characters(config.prompt_tokens + config.new_tokens)])]
         end = config.prompt_tokens + config.new_tokens
@@ -93,7 +93,7 @@ def continuations(
             prompt = tuple(ids[: config.prompt_tokens])
             reference = tokenizer.decode(ids[config.prompt_tokens : end])
             examples.append(
-                Example("continue", DOCUMENT, doc_id, doc_id, "", tokenizer.decode(prompt), (reference,), prompt)
+                SummaryExample("continue", DOCUMENT, doc_id, doc_id, "", tokenizer.decode(prompt), (reference,), prompt)
             )
         if len(examples) == config.documents:
             break
@@ -102,10 +102,10 @@ def continuations(
 
 def condensations(
     documents: Sequence[tuple[str, str]], tokenizer: StudyTokenizer, config: ItemsConfig
-) -> list[Example]:
+) -> list[SummaryExample]:
     """As ``continuations``, for documents with an opening and enough text after it."""
     room = room_beside(tokenizer, config.prompt_tokens, config.cue)
-    examples: list[Example] = []
+    examples: list[SummaryExample] = []
     for doc_id, text in documents:
         found = opening(text, config.min_opening_words)
         if found is None:
@@ -114,13 +114,13 @@ def condensations(
         beginning = rest[: characters(config.prompt_tokens)]
         if len(tokenizer.begin) + len(tokenizer.encode(beginning)) >= room:
             reference = " ".join(found.group().split())
-            examples.append(Example("condense", DOCUMENT, doc_id, doc_id, "", rest, (reference,)))
+            examples.append(SummaryExample("condense", DOCUMENT, doc_id, doc_id, "", rest, (reference,)))
         if len(examples) == config.documents:
             break
     return sorted(examples, key=lambda e: e.doc_id)
 
 
-def from_pairs(pairs: Pairs, config: ItemsConfig) -> list[Example]:
+def from_pairs(pairs: Pairs, config: ItemsConfig) -> list[SummaryExample]:
     """The texts of the pairs, at most ``config.documents`` of each level, books in turn. Raises StageError for other
     bytes than the pinned ones or for a row without text and summary."""
     path = Path(pairs.path)
@@ -137,7 +137,9 @@ def from_pairs(pairs: Pairs, config: ItemsConfig) -> list[Example]:
     for level in summaries.LEVELS:
         of_level = [item for item in made if item.level == level][: config.documents]
         examples += [
-            Example("condense", level, item.name, item.book, item.title, item.text, item.references, rows=item.rows)
+            SummaryExample(
+                "condense", level, item.name, item.book, item.title, item.text, item.references, rows=item.rows
+            )
             for item in of_level
         ]
     return examples
@@ -163,7 +165,7 @@ def room_beside(tokenizer: StudyTokenizer, tokens: int, cue: str) -> int:
     return tokens - length
 
 
-def prompt_of(example: Example, tokenizer: StudyTokenizer, length: str, cue: str) -> tuple[int, ...]:
+def prompt_of(example: SummaryExample, tokenizer: StudyTokenizer, length: str, cue: str) -> tuple[int, ...]:
     """The tokens that the model reads: of ``continue`` as they are, else the beginning of the text (``whole``: all of
     it) and the cue."""
     if example.prompt:

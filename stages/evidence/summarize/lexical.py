@@ -31,7 +31,7 @@ _NOT_NAMES = frozenset(
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceText:
     """What is looked up of a text: its n-grams, names and numbers. Made once per text, as books are long."""
 
     long_grams: frozenset[int]
@@ -40,13 +40,13 @@ class Source:
     numbers: frozenset[str]
 
     @classmethod
-    def of(cls, text: str) -> Source:
+    def of(cls, text: str) -> SourceText:
         said = words(text)
         capitals = frozenset(re.findall(r"\b[A-Z][\w'’]+", text))
         return cls(frozenset(_grams(said, COPIED_WORDS)), frozenset(_grams(said, 2)), capitals, numbers(text))
 
 
-def measured(references: Sequence[str], hypothesis: str, source: Source) -> dict[str, float | None]:
+def measured(references: Sequence[str], hypothesis: str, source: SourceText) -> dict[str, float | None]:
     """The value of each of COLUMNS.
 
     words: of the summary. copied: share of its word 8-grams that stand in the text. novel: share of its bigrams that do

@@ -13,7 +13,7 @@ from stages.data.tokens.load import load_tokenizer
 from stages.evidence.summarize import baselines
 from stages.evidence.summarize.config import ItemsConfig, SummarizeConfig
 from stages.evidence.summarize.items import (
-    Example,
+    SummaryExample,
     condensations,
     continuations,
     from_pairs,
@@ -22,7 +22,7 @@ from stages.evidence.summarize.items import (
     prompt_of,
     write,
 )
-from stages.evidence.summarize.lexical import COLUMNS, Source, measured
+from stages.evidence.summarize.lexical import COLUMNS, SourceText, measured
 from stages.stage import Artifact, Context, StageError, Summary
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def references(config: ItemsConfig, inputs: Mapping[str, Artifact], output: Path
         def fits(text: str) -> bool:
             return len(tokenizer.encode(text)) <= config.new_tokens
 
-        source = Source.of(example.text)
+        source = SourceText.of(example.text)
         made = {"lead": baselines.lead(example.text, fits), "central": baselines.central(example.text, fits)}
         made |= {"shuffled": other} if other is not None else {}
         rows += [
@@ -71,9 +71,11 @@ def references(config: ItemsConfig, inputs: Mapping[str, Artifact], output: Path
     )
 
 
-def _examples(config: ItemsConfig, artifact: Artifact, tokenizer: StudyTokenizer, context: Context) -> list[Example]:
+def _examples(
+    config: ItemsConfig, artifact: Artifact, tokenizer: StudyTokenizer, context: Context
+) -> list[SummaryExample]:
     documents = [] if _only_pairs(config) else held_out(artifact, config.splits)
-    examples: list[Example] = []
+    examples: list[SummaryExample] = []
     for task in config.tasks:
         if task == "continue":
             made = continuations(documents, tokenizer, config)
@@ -103,7 +105,7 @@ def _only_pairs(config: ItemsConfig) -> bool:
     return config.pairs is not None and "continue" not in config.tasks
 
 
-def _named(example: Example) -> dict[str, str]:
+def _named(example: SummaryExample) -> dict[str, str]:
     return {"doc_id": example.doc_id, "book": example.book, "task": example.task, "level": example.level}
 
 
@@ -120,7 +122,7 @@ def summaries(config: SummarizeConfig, inputs: Mapping[str, Artifact], output: P
     examples = load(inputs["references"])
     rounds = list(_rounds(config, examples, tokenizer))
     total, rows = sum(len(prompts) for *_, prompts in rounds), list[dict[str, Any]]()
-    sources: dict[tuple[str, str, str], Source] = {}
+    sources: dict[tuple[str, str, str], SourceText] = {}
     for length, decoding, prompts in rounds:
         generator = torch.Generator(device).manual_seed(config.seed)
         for batch in _batches(prompts, PASS_TOKENS[device.type]):
@@ -136,7 +138,7 @@ def summaries(config: SummarizeConfig, inputs: Mapping[str, Artifact], output: P
             )
             for (example, prompt), ids in zip(batch, said, strict=True):
                 hypothesis = tokenizer.decode(ids)
-                source = sources.setdefault(example.name, Source.of(example.text))
+                source = sources.setdefault(example.name, SourceText.of(example.text))
                 rows.append(
                     _named(example)
                     | {"length": length, "prompt_tokens": len(prompt), "decoding": decoding, "tokens": len(ids)}
@@ -162,11 +164,11 @@ def summaries(config: SummarizeConfig, inputs: Mapping[str, Artifact], output: P
 
 _HEADLINE = ("rouge1", "rouge2", "rougeL", "rougeLsum", "rouge")
 
-Prompted = tuple[Example, tuple[int, ...]]
+Prompted = tuple[SummaryExample, tuple[int, ...]]
 
 
 def _rounds(
-    config: SummarizeConfig, examples: list[Example], tokenizer: StudyTokenizer
+    config: SummarizeConfig, examples: list[SummaryExample], tokenizer: StudyTokenizer
 ) -> Iterator[tuple[str, str, list[Prompted]]]:
     """(length, decoding, examples with their prompts): all at the first length, those of condense at the others."""
     for length in config.lengths:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from stages.evidence.summarize.baselines import BASELINES
-from stages.evidence.summarize.items import Example, load
+from stages.evidence.summarize.items import SummaryExample, load
 from stages.stage import Artifact, StageError
 
 REFERENCE = "reference"
@@ -34,7 +34,7 @@ class Written:
 class Everything:
     """``items``: by their names, in their order. ``written``: at the first length of the prompt."""
 
-    items: dict[tuple[str, str, str], Example]
+    items: dict[tuple[str, str, str], SummaryExample]
     written: list[Written]
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from stages.data.tasks.haystack import Codec
 from stages.training.align.config import ChatFormat
 from stages.training.tuning.rows import Row
 
@@ -21,19 +22,14 @@ class Turn:
     content: str
 
 
-class Codec(Protocol):
-    """What is needed of a tokenizer."""
+class ChatCodec(Codec, Protocol):
+    """A tokenizer whose texts have an end."""
 
     @property
     def eos_id(self) -> int: ...
 
-    def encode(self, text: str) -> list[int]: ...
 
-    @property
-    def begin(self) -> Sequence[int]: ...
-
-
-def encode(codec: Codec, chat: ChatFormat, turns: Sequence[Turn], learned_from: int = 0) -> Row:
+def encode(codec: ChatCodec, chat: ChatFormat, turns: Sequence[Turn], learned_from: int = 0) -> Row:
     """The row of a conversation; targets are the assistant's turns from the ``learned_from``-th on, and plain texts
     that follow another, each with its end-of-text token (between turns too: an answer ends there)."""
     parts: list[tuple[Sequence[int], bool]] = [(codec.begin, False)]

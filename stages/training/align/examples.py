@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-from stages.data.pinned import read_unchanged
-from stages.stage import StageError
-from stages.training.align.chat import Codec, Turn, encode, turns_of
-from stages.training.align.config import AlignFile, ChatFormat, Method
+from stages.training.align.chat import ChatCodec, Turn, encode, turns_of
+from stages.training.align.config import ChatFormat, Method
 from stages.training.tuning.data import Read
 
 FORMS = {
@@ -21,38 +16,8 @@ FORMS = {
 FIELD = "align.data"
 
 
-def read_rows(file: AlignFile) -> Iterator[dict[str, Any]]:
-    """The rows of a file. Raises StageError for other bytes than the pinned ones, for a file of neither kind, and for a
-    line that is no object."""
-    content = read_unchanged(Path(file.path), file.pin, field=f"{FIELD}.pin")
-    if file.path.endswith(".parquet"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            yield from pq.read_table(io.BytesIO(content)).to_pylist()
-        except pa.ArrowInvalid as error:
-            raise StageError(f"not a Parquet file: {error}", field=f"{FIELD}.path", value=file.path) from error
-        return
-    for number, line in enumerate(content.splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict):
-                raise StageError(
-                    f"line {number} is no JSON object",
-                    field=f"{FIELD}.path",
-                    value=file.path,
-                    allowed="JSON Lines, an object a line, or a file .parquet",
-                    fix="mend the line",
-                )
-            yield row
-
-
 def read_examples(
-    rows: Iterable[dict[str, Any]], method: Method, codec: Codec, chat: ChatFormat, length: int, value: object
+    rows: Iterable[dict[str, Any]], method: Method, codec: ChatCodec, chat: ChatFormat, length: int, value: object
 ) -> Read:
     """Examples of ``rows`` within ``length`` tokens: one row each, or chosen and rejected. What cannot be used is
     counted by reason. ``value``: where they are from, for the error where none can."""
@@ -66,7 +31,7 @@ def read_examples(
     return read
 
 
-def _conversation(read: Read, row: dict[str, Any], codec: Codec, chat: ChatFormat, length: int) -> None:
+def _conversation(read: Read, row: dict[str, Any], codec: ChatCodec, chat: ChatFormat, length: int) -> None:
     turns = turns_of(row.get("messages"))
     if turns is None or not isinstance(row.get("messages"), list):
         read.skip("no messages of role and content")
@@ -80,7 +45,7 @@ def _conversation(read: Read, row: dict[str, Any], codec: Codec, chat: ChatForma
         read.examples.append((made,))
 
 
-def _preference(read: Read, row: dict[str, Any], codec: Codec, chat: ChatFormat, length: int) -> None:
+def _preference(read: Read, row: dict[str, Any], codec: ChatCodec, chat: ChatFormat, length: int) -> None:
     given = {name: turns_of(row[name]) for name in ("prompt", "chosen", "rejected") if row.get(name) is not None}
     absent = [name for name in ("chosen", "rejected") if not given.get(name)]
     if absent:

@@ -35,16 +35,16 @@ class Align(Stage[AlignConfig]):
 
         from cluster.storage import join
         from stages.data.tokens.load import load_tokenizer
-        from stages.training.align.examples import read_examples, read_rows
+        from stages.training.align.examples import FIELD, read_examples
         from stages.training.align.preference import PreferenceData
         from stages.training.align.templates import made, training_texts
         from stages.training.pretrain.worker import TrainingData
-        from stages.training.tuning.data import ExampleData
+        from stages.training.tuning.data import ExampleData, rows_of
         from stages.training.tuning.rows import write_examples
 
         codec = load_tokenizer(inputs["tokenizer"])
         if config.data is not None:
-            rows = list(read_rows(config.data))
+            rows = list(rows_of(config.data.path, config.data.pin, FIELD))
         else:
             texts = training_texts(inputs["documents"].path("documents"))
             rows = list(made(texts, codec, config.length, config.examples, config.seed))

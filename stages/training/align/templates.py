@@ -11,7 +11,9 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from stages.data.tasks.haystack import Codec
 
 Ask = Callable[[Sequence[str], str, random.Random], tuple[str, str, str]]
 """(sentences of the passage, a sentence of another document, random stream) -> question, right and wrong answer."""
@@ -20,14 +22,6 @@ SLACK = 20  # tokens kept free for what stands before turns and behind the answe
 FEW, STRETCH = 4, 5  # with fewer sentences a passage is taken in stretches of so many words
 CHARACTERS = 50_000_000  # of training text that passages are drawn from
 TRIES = 50  # passages drawn for one example before the text is taken to have too few
-
-
-class Codec(Protocol):
-    """What is needed of a tokenizer."""
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 def _begin(sentences: Sequence[str], other: str, rng: random.Random) -> tuple[str, str, str]:

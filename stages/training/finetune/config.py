@@ -30,7 +30,7 @@ class TaskMixture(Config):
     """Prompts of retrieval tasks with their answers; the loss is that of the answers. A row of the batch holds as many
     prompts as the longest phase's length has room for, so that every batch has as many tokens."""
 
-    format: Format = Field(default="landmark", description="wording of the prompts; compact fits short contexts")
+    format: Format = Field(default="published", description="wording of the prompts; compact fits short contexts")
     tasks: dict[str, int] = Field(
         default={"passkey": 1}, min_length=1, description="names of tasks, and how often each comes in turn"
     )
@@ -94,7 +94,7 @@ class SummaryPairs(Config):
     several) and perhaps ``id`` and ``split``; rows of another split than ``train`` are left out, as are rows without
     text or summary, and counted. A prompt is the text and the cue; the loss is that of the summary."""
 
-    path: str = Field(description="JSON Lines file, relative to the study file")
+    path: str = Field(description="JSON Lines or Parquet file, relative to the study file")
     pin: Pin | None = Field(default=None, description="sha256 of the file; filled in by the plan")
     cue: str = Field(default="\n\nSummary:", min_length=1, description="what ends a prompt, as in summarize")
     max_tokens: int = Field(ge=8, description="of prompt and summary; a longer text is cut at its end")

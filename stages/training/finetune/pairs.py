@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stages.data.pinned import read_unchanged
-from stages.stage import StageError
 from stages.training.finetune.config import SummaryPairs
-from stages.training.tuning.data import Read
+from stages.training.tuning.data import Read, rows_of
 from stages.training.tuning.rows import Row
 
 if TYPE_CHECKING:
@@ -21,13 +17,9 @@ FIELD = "finetune.pairs"
 def read_pairs(pairs: SummaryPairs, codec: StudyTokenizer) -> Read:
     """An example for each summary: text, cue, summary and the end of the text, the last two of them targets. Raises
     StageError for other bytes than the pinned ones, for a line that is no object, and where no row can be used."""
-    content = read_unchanged(Path(pairs.path), pairs.pin, field=f"{FIELD}.pin")
     cue = codec.encode(pairs.cue)
     read = Read()
-    for number, line in enumerate(content.splitlines(), 1):
-        if not line.strip():
-            continue
-        row = _object(line, number, pairs.path)
+    for row in rows_of(pairs.path, pairs.pin, FIELD):
         if (split := row.get("split", "train")) != "train":
             read.skip(f"of the split {split}")
             continue
@@ -53,19 +45,3 @@ def read_pairs(pairs: SummaryPairs, codec: StudyTokenizer) -> Read:
             read.examples.append((Row.of([([*codec.begin, *ids[:room], *cue], False), (answer, True)]),))
     read.check(f"{FIELD}.path", pairs.path, '{"text": ..., "summary": ...} a line')
     return read
-
-
-def _object(line: bytes, number: int, path: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
-        raise StageError(
-            f"line {number} is no JSON object",
-            field=f"{FIELD}.path",
-            value=path,
-            allowed='{"text": ..., "summary": ...} a line',
-            fix="mend the line",
-        )
-    return row

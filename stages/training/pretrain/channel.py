@@ -49,7 +49,7 @@ class Writer:
 
 
 @dataclass
-class Reader:
+class Relay:
     """The step's end: passes what is new on to the context."""
 
     url: str

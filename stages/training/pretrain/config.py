@@ -89,7 +89,7 @@ class MixtureConfig(Config):
         default=(), description="phases of retrieval prompts, in order; empty: text alone"
     )
     retrieval_format: Format = Field(
-        default="landmark", description="wording of the prompts; compact fits short contexts"
+        default="published", description="wording of the prompts; compact fits short contexts"
     )
     retrieval_tasks: tuple[str, ...] = Field(
         default=("passkey", "bindings"), min_length=1, description="names of the tasks whose prompts alternate"

@@ -32,7 +32,7 @@ from stages.training.pretrain.mixture import Batch, BatchSource
 from stages.training.pretrain.objective import LIKELIHOOD, Objective
 from stages.training.pretrain.recipe import Recipe
 
-Row = dict[str, Any]
+LogRow = dict[str, Any]
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Runtime:
     micro_batch: int | None = None
     any_world_size: bool = False
     checkpoints: Checkpoints | None = None
-    on_row: Callable[[Row], None] = field(default=lambda row: None)
+    on_row: Callable[[LogRow], None] = field(default=lambda row: None)
 
 
 def train(
@@ -113,7 +113,7 @@ def train(
         for optimizer in optimizers:
             optimizer.step()
         seconds = time.perf_counter() - started
-        row: Row = {
+        row: LogRow = {
             "step": step + 1,
             "tokens": int(state.rows[-1]["tokens"] or 0 if state.rows else 0) + batch.tokens.size,
             "loss": losses[0],
@@ -230,12 +230,12 @@ def _wanted(weights: torch.Tensor) -> torch.Tensor | None:
     return marked if 0 < marked.sum() < 0.75 * marked.numel() else None
 
 
-Rows = tuple[NDArray[Any], ...]
+BatchRows = tuple[NDArray[Any], ...]
 
 
 def micro_batches(
-    rows: Rows, prompts: NDArray[np.bool_], mine: slice, lengths: Lengths, micro: int | None
-) -> list[Rows]:
+    rows: BatchRows, prompts: NDArray[np.bool_], mine: slice, lengths: Lengths, micro: int | None
+) -> list[BatchRows]:
     """Micro-batches of the rows ``mine`` of arrays [B, T], of the tokens of ``micro`` sequences each (None: all), cut
     into ``lengths``. Rows of prompts [B] go by themselves where they are cut otherwise than text."""
     rows, prompts, whole = tuple(a[mine] for a in rows), prompts[mine], rows[0].shape[1]

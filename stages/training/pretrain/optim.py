@@ -114,3 +114,11 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Every group's learning rate = its peak times ``factor``."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, decoder: nn.Module) -> None:
+    """One step down the gradient of ``loss``, whose norm is at most 1: of small models in one process."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+    optimizer.step()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from stages.data.jsonlines import filled, parsed
+from stages.data.pinned import read_unchanged
 from stages.stage import Context, StageError
 
 if TYPE_CHECKING:
@@ -51,6 +56,33 @@ class Read:
             why = ", ".join(f"{reason}: {count}" for reason, count in sorted(self.skipped.items()))
             context.warn(f"{what}: {sum(self.skipped.values())} rows left out ({why}), {len(self.examples)} kept")
         context.log(f"{what}: {len(self.examples)} examples, {self.cut} texts cut to fit")
+
+
+def rows_of(path: str, pin: str | None, field: str) -> Iterator[dict[str, Any]]:
+    """Objects of a pinned JSON Lines file, or rows of a Parquet one (``.parquet``). Raises StageError at ``field`` for
+    other bytes than the pinned ones, for a file of neither kind, and for a line that is no object."""
+    content = read_unchanged(Path(path), pin, field=f"{field}.pin")
+    if path.endswith(".parquet"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            yield from pq.read_table(io.BytesIO(content)).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise StageError(f"not a Parquet file: {error}", field=f"{field}.path", value=path) from error
+        return
+    for number, line in filled(content.splitlines()):
+        try:
+            row = parsed(line)
+        except ValueError as error:
+            raise StageError(
+                f"line {number} is no JSON object",
+                field=f"{field}.path",
+                value=path,
+                allowed="JSON Lines, an object a line, or a file .parquet",
+                fix="mend the line",
+            ) from error
+        yield row
 
 
 @dataclass(frozen=True)

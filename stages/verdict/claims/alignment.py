@@ -21,7 +21,7 @@ from stages.verdict.claims.verdict import Finding, Number, VerdictDecision, deci
 if TYPE_CHECKING:
     import pandas as pd
 
-Measured = tuple[Number, Effect]
+MeasuredEffect = tuple[Number, Effect]
 LOST, ADDED = "accuracy lost", "relative perplexity added"
 
 
@@ -36,7 +36,7 @@ def passkeys(table: pd.DataFrame, arm: str, *, beyond: bool, longest: int | None
 
 def retrieval_lost(
     evidence: Evidence, arm: str, variant: str, *, beyond: bool = True, longest: int | None = None, null: float = 0.0
-) -> Measured | None:
+) -> MeasuredEffect | None:
     """Accuracy before less accuracy after, on the same passkeys; None where there are none."""
     before, after = (
         passkeys(table, arm, beyond=beyond, longest=longest)
@@ -49,22 +49,15 @@ def retrieval_lost(
     where = f"task == 'passkey' and {BEYOND if beyond else WITHIN}"
     where += "" if longest is None else f" and length <= {longest}"
     place = "beyond" if beyond else "inside"
-    return Number(
-        f"align.retrieval_{place}.{arm}.{variant}",
-        f"{arm} after {variant}: passkeys {place} the last segment",
-        found.estimate,
-        found.low,
-        found.high,
-        found.items,
-        LOST,
-        found.method,
-        evidence.variant_sources(variant, "evaluate", "retrieval.parquet", where, arm),
-    ), found
+    name = f"align.retrieval_{place}.{arm}.{variant}"
+    label = f"{arm} after {variant}: passkeys {place} the last segment"
+    sources = evidence.variant_sources(variant, "evaluate", "retrieval.parquet", where, arm)
+    return found.number(name, label, LOST, sources), found
 
 
 def perplexity_added(
     evidence: Evidence, arm: str, variant: str, reference: str | None = None, *, null: float = 0.0
-) -> Measured | None:
+) -> MeasuredEffect | None:
     """Relative perplexity added after the first segment, on the same documents; with ``reference`` how much more than
     it was added to that arm's. None where there are no such rows."""
     pair = _added(evidence, arm, variant)
@@ -77,17 +70,10 @@ def perplexity_added(
     than = "" if reference is None else f", more than {reference}'s"
     arms = (arm,) if reference is None else (arm, reference)
     where = f"bucket_start >= {evidence.segment_length()}"
-    return Number(
-        f"align.perplexity.{arm}.{variant}{against}",
-        f"{arm} after {variant}: perplexity beyond the first segment{than}",
-        math.expm1(found.estimate),
-        math.expm1(found.low),
-        math.expm1(found.high),
-        found.items,
-        ADDED,
-        found.method,
-        evidence.variant_sources(variant, "evaluate", "perplexity.parquet", where, *arms),
-    ), found
+    name = f"align.perplexity.{arm}.{variant}{against}"
+    label = f"{arm} after {variant}: perplexity beyond the first segment{than}"
+    sources = evidence.variant_sources(variant, "evaluate", "perplexity.parquet", where, *arms)
+    return found.added(name, label, ADDED, sources), found
 
 
 def _added(evidence: Evidence, arm: str, variant: str) -> Paired | None:
@@ -129,7 +115,7 @@ def alignment(evidence: Evidence) -> Finding:
     if not local:
         return not_measured("the study has no arm of kind local, the reference for what alignment costs any model")
     limit = math.log1p(rule.perplexity_margin)
-    rows: dict[tuple[str, str], tuple[Measured, Measured]] = {}
+    rows: dict[tuple[str, str], tuple[MeasuredEffect, MeasuredEffect]] = {}
     for variant in evidence.variants:
         if rule.variants is not None and variant not in rule.variants:
             continue
@@ -172,8 +158,8 @@ def _judge(
     arm: str,
     variant: str,
     local: str,
-    lost: Measured,
-    added: Measured,
+    lost: MeasuredEffect,
+    added: MeasuredEffect,
     p: tuple[float, float],
     tests: int,
 ) -> Number:

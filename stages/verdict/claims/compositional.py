@@ -26,7 +26,7 @@ RIVALS = (FLOOR, "window")  # kinds of arm without a memory that reaches further
 
 
 @dataclass(frozen=True)
-class Cell:
+class TaskCell:
     """One arm's rows of a task at one k and length, with what was read off them. ``score``: its interval at 1 - alpha;
     ``clears``: the one-sided lower bound, Bonferroni over memory arms, reaches the threshold; ``fails``: the upper
     bound, Bonferroni over the cells, stays below it; ``above``: the difference to the floor on the same prompts."""
@@ -183,7 +183,7 @@ def _sources(evidence: Evidence, task: str, k: int, arm: str, length: int | None
     return evidence.sources("evaluate", TABLE, where, arm)
 
 
-def _cells(evidence: Evidence, at: pd.DataFrame, arm: str) -> list[Cell]:
+def _cells(evidence: Evidence, at: pd.DataFrame, arm: str) -> list[TaskCell]:
     rules, rule = evidence.rules, evidence.rules.compositional
     asked = at.groupby(["task", "k", "length"], sort=False)
     groups = [(key, rows) for key, rows in asked if (rows["arm"] == arm).any()]
@@ -204,7 +204,7 @@ def _cells(evidence: Evidence, at: pd.DataFrame, arm: str) -> list[Cell]:
         high = accuracy("", "", rows, sources=(), rules=strict).high
         above = _above(evidence, every, arm, floor[0]) if floor else None
         made.append(
-            Cell(
+            TaskCell(
                 str(task),
                 int(k),
                 int(length),
@@ -218,7 +218,7 @@ def _cells(evidence: Evidence, at: pd.DataFrame, arm: str) -> list[Cell]:
     return made
 
 
-def _judge(evidence: Evidence, arm: str, cells: Sequence[Cell], at: pd.DataFrame) -> Number:
+def _judge(evidence: Evidence, arm: str, cells: Sequence[TaskCell], at: pd.DataFrame) -> Number:
     rules, rule = evidence.rules, evidence.rules.compositional
     worst = min(cells, key=lambda cell: cell.score.estimate)
     row = replace(
@@ -266,6 +266,6 @@ def _judge(evidence: Evidence, arm: str, cells: Sequence[Cell], at: pd.DataFrame
     return decided(row, "supported", f"{text}: {short}", short=short)
 
 
-def _bracket(evidence: Evidence, at: pd.DataFrame, cell: Cell) -> Bracket:
+def _bracket(evidence: Evidence, at: pd.DataFrame, cell: TaskCell) -> Bracket:
     rows = at[(at["task"] == cell.task) & (at["k"] == cell.k) & (at["length"] == cell.length)]
     return cell_bracket(evidence, rows, evidence.rules.compositional.learned)

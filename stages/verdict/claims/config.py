@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from stages.stage import Config
 
-Knockout = Literal["gate_closed", "reset", "swap", "zero_read"]
+MemoryKnockout = Literal["gate_closed", "reset", "swap", "zero_read"]
 
 
 class PositiveControl(Config):
@@ -39,7 +39,7 @@ class MemoryIsUsed(Config):
     nothing is read from the memory. ``swap`` leaves all statistics as they are and changes only what was stored.
     """
 
-    knockouts: tuple[Knockout, ...] = Field(
+    knockouts: tuple[MemoryKnockout, ...] = Field(
         default=("swap", "zero_read"), min_length=2, description="knock-outs that must all cost; swap among them"
     )
     margin: float = Field(default=0.05, gt=0, lt=1, description="retrieval accuracy, absolute ('a few percent')")
@@ -49,7 +49,7 @@ class MemoryIsUsed(Config):
 
     @field_validator("knockouts")
     @classmethod
-    def _swap_decides(cls, value: tuple[Knockout, ...]) -> tuple[Knockout, ...]:
+    def _swap_decides(cls, value: tuple[MemoryKnockout, ...]) -> tuple[MemoryKnockout, ...]:
         if "swap" not in value or len(set(value)) != len(value):
             raise ValueError(f"knockouts = {list(value)}: allowed are two or more distinct ones, 'swap' among them")
         return value

@@ -5,6 +5,7 @@ Every difference is taken so that it is positive where it speaks for the hypothe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -18,11 +19,11 @@ from stages.verdict.claims.verdict import Number, Source
 if TYPE_CHECKING:
     import pandas as pd
 
-    from stages.statistics.power import Needed, Pilot, Rule
+    from stages.statistics.power import Decides, Needed, Pilot
     from stages.verdict.claims.evidence import Paired
 
 Floats = NDArray[np.float64]
-Decided = NDArray[np.bool_]
+Decisions = NDArray[np.bool_]
 
 MOST_SEEDS, MOST_ITEMS = 64, 100_000  # beyond that a sample that would decide is not looked for
 
@@ -57,6 +58,20 @@ class Effect:
     def below(self, limit: float) -> bool:
         """A difference of ``limit`` or more is excluded: one side of TOST."""
         return self.narrow_high < limit
+
+    def number(self, name: str, label: str, unit: str, sources: tuple[Source, ...] = ()) -> Number:
+        """The difference as the report shows it."""
+        return Number(name, label, self.estimate, self.low, self.high, self.items, unit, self.method, sources)
+
+    def added(self, name: str, label: str, unit: str, sources: tuple[Source, ...] = ()) -> Number:
+        """The same of nats per token, as the relative perplexity that they add."""
+        values = (math.expm1(value) for value in (self.estimate, self.low, self.high))
+        return Number(name, label, *values, self.items, unit, self.method, sources)
+
+    def saved(self, name: str, label: str, unit: str, sources: tuple[Source, ...] = ()) -> Number:
+        """The same of nats per token that are saved: the relative perplexity that is left of 0."""
+        values = (math.expm1(-value) for value in (self.estimate, self.high, self.low))
+        return Number(name, label, *values, self.items, unit, self.method, sources)
 
 
 def effect(pair: Paired, rules: ClaimsConfig, *, null: float = 0.0) -> Effect:
@@ -94,16 +109,16 @@ def family(arms: Mapping[str, Sequence[Effect]]) -> dict[str, float]:
     return dict(zip(arms, (float(p) for p in holm(worst)), strict=True))
 
 
-def comparison(rules: ClaimsConfig, *, null: float, limit: float, arms: int) -> Rule:
+def comparison(rules: ClaimsConfig, *, null: float, limit: float, arms: int) -> Decides:
     """One comparison of one arm as the claims decide it, for simulated tables: supported above ``null`` (at the first
     Holm step over ``arms`` memory arms) or refuted below ``limit`` (TOST)."""
     from stages.statistics.intervals import hierarchical_many
 
-    def decides(tables: Floats, weights: Floats) -> Decided:
+    def decides(tables: Floats, weights: Floats) -> Decisions:
         # the interval at 1 - alpha / arms excludes null just where the doubled one-sided p value is below alpha / arms
         low, _ = hierarchical_many(tables, weights, level=1 - rules.alpha / arms)
         _, high = hierarchical_many(tables, weights, level=1 - 2 * rules.alpha)
-        decided: Decided = (low > null) | (high < limit)
+        decided: Decisions = (low > null) | (high < limit)
         return decided
 
     return decides
@@ -128,9 +143,9 @@ def needed_to_clear(rows: pd.DataFrame, rules: ClaimsConfig, threshold: float) -
     from stages.statistics.intervals import accuracy_many
     from stages.statistics.power import pilot
 
-    def decides(tables: Floats, weights: Floats) -> Decided:
+    def decides(tables: Floats, weights: Floats) -> Decisions:
         low, high = accuracy_many(tables, level=1 - rules.alpha)
-        decided: Decided = (low >= threshold) | (high < threshold)
+        decided: Decisions = (low >= threshold) | (high < threshold)
         return decided
 
     table = _crossed(rows)
@@ -138,7 +153,7 @@ def needed_to_clear(rows: pd.DataFrame, rules: ClaimsConfig, threshold: float) -
     return _needed(decides, pilot(table), rules, float(table.mean()), seeds, items, "prompts")
 
 
-def _needed(rule: Rule, seen: Pilot, rules: ClaimsConfig, estimate: float, seeds: int, items: int, unit: str) -> str:
+def _needed(rule: Decides, seen: Pilot, rules: ClaimsConfig, estimate: float, seeds: int, items: int, unit: str) -> str:
     from stages.statistics.power import deciding_sample
 
     def sample(grow: Literal["items", "seeds"], limit: int) -> Needed | None:

@@ -36,17 +36,11 @@ def retrieval_cost(evidence: Evidence, arm: str, knockout: str, margin: float = 
         return None
     found = effect(pair, evidence.rules, null=margin)
     rows = f"{BEYOND} and knockout in ['none', '{knockout}']"
-    return Number(
-        f"knockout.retrieval.{arm}.{knockout}",
-        f"{arm}, {knockout}: retrieval",
-        found.estimate,
-        found.low,
-        found.high,
-        found.items,
-        RETRIEVAL_UNIT,
-        found.method,
-        evidence.sources("ablate", "retrieval.parquet", rows, arm),
-    ).of(kind="knockout", measure="retrieval", arm=arm, knockout=knockout), found
+    name, label = f"knockout.retrieval.{arm}.{knockout}", f"{arm}, {knockout}: retrieval"
+    sources = evidence.sources("ablate", "retrieval.parquet", rows, arm)
+    return found.number(name, label, RETRIEVAL_UNIT, sources).of(
+        kind="knockout", measure="retrieval", arm=arm, knockout=knockout
+    ), found
 
 
 def perplexity_cost(evidence: Evidence, arm: str, knockout: str) -> tuple[Number, Effect] | None:
@@ -61,17 +55,11 @@ def perplexity_cost(evidence: Evidence, arm: str, knockout: str) -> tuple[Number
         return None
     found = effect(pair, evidence.rules)
     rows = f"bucket_start >= {evidence.segment_length()} and knockout in ['none', '{knockout}']"
-    return Number(
-        f"knockout.perplexity.{arm}.{knockout}",
-        f"{arm}, {knockout}: perplexity",
-        math.expm1(found.estimate),
-        math.expm1(found.low),
-        math.expm1(found.high),
-        found.items,
-        PERPLEXITY_UNIT,
-        found.method,
-        evidence.sources("ablate", "perplexity.parquet", rows, arm),
-    ).of(kind="knockout", measure="perplexity", arm=arm, knockout=knockout), found
+    name, label = f"knockout.perplexity.{arm}.{knockout}", f"{arm}, {knockout}: perplexity"
+    sources = evidence.sources("ablate", "perplexity.parquet", rows, arm)
+    return found.added(name, label, PERPLEXITY_UNIT, sources).of(
+        kind="knockout", measure="perplexity", arm=arm, knockout=knockout
+    ), found
 
 
 def memory_is_used(evidence: Evidence) -> Finding:

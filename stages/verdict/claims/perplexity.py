@@ -32,17 +32,7 @@ def pair_of_arms(evidence: Evidence, arm: str, baseline: str, *, beyond: bool = 
 def relative(found: Effect, name: str, label: str, evidence: Evidence, *arms: str, beyond: bool = False) -> Number:
     """Saved nats per token as relative perplexity of the arm, with its rows."""
     rows = f"bucket_start >= {evidence.segment_length()}" if beyond else ""
-    return Number(
-        name,
-        label,
-        math.expm1(-found.estimate),
-        math.expm1(-found.high),
-        math.expm1(-found.low),
-        found.items,
-        UNIT,
-        found.method,
-        evidence.sources("evaluate", TABLE, rows, *arms),
-    )
+    return found.saved(name, label, UNIT, evidence.sources("evaluate", TABLE, rows, *arms))
 
 
 def difference(evidence: Evidence, arm: str, baseline: str, *, beyond: bool = False) -> Number | None:

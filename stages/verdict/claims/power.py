@@ -27,14 +27,14 @@ from stages.stage import Config, StageError
 from stages.training.pretrain.config import BaseConfig, PretrainConfig
 from stages.verdict.claims.bracket import FLOOR
 from stages.verdict.claims.config import ClaimsConfig, PilotConfig
-from stages.verdict.claims.effects import Decided, Floats, comparison
+from stages.verdict.claims.effects import Decisions, Floats, comparison
 from stages.verdict.claims.evidence import KINDS_WITH_MEMORY, Evidence, Paired, paired
 from stages.verdict.claims.memory import retrieval_cost
 from stages.verdict.claims.perplexity import pair_of_arms
 from stages.verdict.claims.retrieval import passkey
 
 if TYPE_CHECKING:
-    from stages.statistics.power import Pilot, Rule
+    from stages.statistics.power import Decides, Pilot
 
 DRAWS = 1000  # simulated studies per power: exact to 1.3 points at 80%
 
@@ -183,14 +183,14 @@ def _seeds(size: Size, earlier: Evidence | None) -> Sensitivity:
     margin, rules = -math.log1p(-size.rules.seeds.margin), size.rules
     both = comparison(rules, null=margin, limit=-math.inf, arms=len(size.memory_arms))
 
-    def supported(tables: Floats, weights: Floats) -> Decided:
+    def supported(tables: Floats, weights: Floats) -> Decisions:
         gaps = tables.sum(2, keepdims=True) / weights.sum()  # one number a seed: the interval is Student's
-        decided: Decided = both(tables, weights) & (hierarchical_many(gaps, level=1 - rules.alpha)[0] > margin)
+        decided: Decisions = both(tables, weights) & (hierarchical_many(gaps, level=1 - rules.alpha)[0] > margin)
         return decided
 
-    def refuted(tables: Floats, weights: Floats) -> Decided:
+    def refuted(tables: Floats, weights: Floats) -> Decisions:
         gaps = tables.sum(2, keepdims=True) / weights.sum()
-        decided: Decided = hierarchical_many(gaps, level=1 - 2 * rules.alpha)[1] < margin
+        decided: Decisions = hierarchical_many(gaps, level=1 - 2 * rules.alpha)[1] < margin
         return decided
 
     return _difference(
@@ -235,12 +235,12 @@ def _passkey(size: Size, earlier: Evidence | None) -> Sensitivity:
     alpha = min(rules.alpha, 2 * rules.alpha / len(size.memory_arms))
     enough = items >= rule.minimum_trials
 
-    def clears(tables: Floats, weights: Floats) -> Decided:
-        decided: Decided = (accuracy_many(tables, level=1 - alpha)[0] >= rule.threshold) & enough
+    def clears(tables: Floats, weights: Floats) -> Decisions:
+        decided: Decisions = (accuracy_many(tables, level=1 - alpha)[0] >= rule.threshold) & enough
         return decided
 
-    def fails(tables: Floats, weights: Floats) -> Decided:
-        decided: Decided = accuracy_many(tables, level=1 - rules.alpha)[1] < rule.threshold
+    def fails(tables: Floats, weights: Floats) -> Decisions:
+        decided: Decisions = accuracy_many(tables, level=1 - rules.alpha)[1] < rule.threshold
         return decided
 
     up, down = (
@@ -362,8 +362,8 @@ def _difference(
     comparisons: int = 1,
     largest: float | None = None,
     arms: int | None = None,
-    supported: Rule | None = None,
-    refuted: Rule | None = None,
+    supported: Decides | None = None,
+    refuted: Decides | None = None,
 ) -> Sensitivity:
     """A claim about paired differences: supported above ``null``, refuted below ``limit`` in every arm."""
     from stages.statistics.power import power_of, smallest_effect
@@ -391,17 +391,17 @@ def _difference(
     )
 
 
-def jointly(rule: Rule, comparisons: int) -> Rule:
+def jointly(rule: Decides, comparisons: int) -> Decides:
     """A rule that decides where ``rule`` does for ``comparisons`` tables in a row: all of an arm's, or all arms'.
 
     Each run of so many tables is one study, and each table of it gets the study's decision.
     """
 
-    def decides(tables: Floats, weights: Floats) -> Decided:
+    def decides(tables: Floats, weights: Floats) -> Decisions:
         one = rule(tables, weights)
         starts = np.arange(0, len(one), comparisons)
         every = np.logical_and.reduceat(one, starts)
-        decided: Decided = np.repeat(every, np.diff(np.append(starts, len(one))))
+        decided: Decisions = np.repeat(every, np.diff(np.append(starts, len(one))))
         return decided
 
     return decides

@@ -36,7 +36,7 @@ def saturation(evidence: Evidence) -> Finding:
         if len(logged):
             sources = evidence.sources("pretrain", "train_log.parquet", "erase_lambda_max.notna()", arm)
             growth = logged.groupby("seed")["memory_norm"].apply(_growth)
-            parts.append(_Part("training", logged.groupby("seed")["erase_lambda_max"].max(), growth, sources))
+            parts.append(_OfKind("training", logged.groupby("seed")["erase_lambda_max"].max(), growth, sources))
         if len(read):
             sources = evidence.sources("ablate", "saturation.parquet", "erase_lambda_max.notna()", arm)
             # a memory that sums what it reads grows with the tokens; its readout does not, if |M| grows no faster
@@ -45,7 +45,7 @@ def saturation(evidence: Evidence) -> Finding:
             growth = along.groupby("seed").max()
             tokens = int(read["tokens"].max())
             parts.append(
-                _Part(f"reading {tokens:,} tokens", read.groupby("seed")["erase_lambda_max"].max(), growth, sources)
+                _OfKind(f"reading {tokens:,} tokens", read.groupby("seed")["erase_lambda_max"].max(), growth, sources)
             )
         peaks, growths = _largest([part.peaks for part in parts]), _largest([part.growth for part in parts])
         sources = tuple(dict.fromkeys(source for part in parts for source in part.sources))
@@ -92,7 +92,7 @@ def saturation(evidence: Evidence) -> Finding:
     return conclude(rows, others)
 
 
-class _Part:
+class _OfKind:
     """Readings of one kind: peaks and growth by seed."""
 
     def __init__(self, name: str, peaks: pd.Series, growth: pd.Series, sources: tuple[Source, ...]) -> None:

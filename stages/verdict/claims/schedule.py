@@ -69,16 +69,14 @@ class Measure:
     def number(self, evidence: Evidence, arm: str, baseline: str, found: Effect) -> Number:
         """The gap as it is shown, with its rows."""
         name, label = f"schedule.{self.name}.{arm}.{baseline}", f"{arm} against {baseline}"
-        if self.name == "perplexity":
-            table, unit = perplexity.TABLE, perplexity.UNIT
-            values = (math.expm1(-found.estimate), math.expm1(-found.high), math.expm1(-found.low))
-        else:
-            table, unit = retrieval.TABLE, "accuracy above baseline"
-            values, label = (found.estimate, found.low, found.high), f"{label}, passkey"
+        of_text = self.name == "perplexity"
+        table = perplexity.TABLE if of_text else retrieval.TABLE
         sources = evidence.scheduled_sources(table, self.filter, arm, baseline)
-        return Number(name, label, *values, found.items, unit, found.method, sources).of(
-            kind=f"schedule_{self.name}", arm=arm, other=baseline
-        )
+        if of_text:
+            number = found.saved(name, label, perplexity.UNIT, sources)
+        else:
+            number = found.number(name, f"{label}, passkey", "accuracy above baseline", sources)
+        return number.of(kind=f"schedule_{self.name}", arm=arm, other=baseline)
 
     def shown(self, number: Number) -> str:
         """The size of the gap in words."""

@@ -26,7 +26,7 @@ SHORT = "no entailment, judge or human comparison in this study"
 
 
 @dataclass(frozen=True)
-class Compared:
+class ArmComparison:
     """One arm against another by one source: the difference in its favour, what TOST needs, a doubled one-sided p."""
 
     number: Number
@@ -106,7 +106,7 @@ def summarization(evidence: Evidence) -> Finding:
 def _decide(
     evidence: Evidence,
     found: Summaries,
-    rows: dict[tuple[str, str], Compared],
+    rows: dict[tuple[str, str], ArmComparison],
     checks: dict[str, Number | None],
 ) -> dict[tuple[str, str], Number]:
     """A decision of every source about every arm."""
@@ -185,13 +185,13 @@ def _measured(evidence: Evidence, found: Summaries, source: str) -> bool:
     return "nli" in found.metrics if source == "nli" else bool(len(found.judged(evidence, source)))
 
 
-def _compare(evidence: Evidence, found: Summaries, source: str, arm: str, other: str) -> Compared | None:
+def _compare(evidence: Evidence, found: Summaries, source: str, arm: str, other: str) -> ArmComparison | None:
     if source == "nli":
         return _metric_gap(evidence, found, "nli", arm, other)
     return _preference(evidence, found, source, arm, other)
 
 
-def _metric_gap(evidence: Evidence, found: Summaries, metric: str, arm: str, other: str) -> Compared | None:
+def _metric_gap(evidence: Evidence, found: Summaries, metric: str, arm: str, other: str) -> ArmComparison | None:
     """Difference of means over the same texts; seeds and books are drawn, a book counting with its number of texts."""
     mine, theirs = found.rows(arm, metric), found.rows(other, metric)
     if other in BASELINES:  # one for all seeds
@@ -214,14 +214,14 @@ def _metric_gap(evidence: Evidence, found: Summaries, metric: str, arm: str, oth
 
 def _of_pair(
     evidence: Evidence, pair: Paired, name: str, label: str, unit: str, sources: tuple[Source, ...]
-) -> Compared:
+) -> ArmComparison:
     one = effect(pair, evidence.rules)
     method = f"{one.method} (books)"
     number = Number(name, label, one.estimate, one.low, one.high, one.items, unit, method, sources)
-    return Compared(number, one.narrow_high, one.p, one.seeds)
+    return ArmComparison(number, one.narrow_high, one.p, one.seeds)
 
 
-def _preference(evidence: Evidence, found: Summaries, source: str, arm: str, other: str) -> Compared | None:
+def _preference(evidence: Evidence, found: Summaries, source: str, arm: str, other: str) -> ArmComparison | None:
     """Share won less one half, of an arm's summaries against another's. A judge compares every seed on every text; of
     people's comparisons the wider of the intervals over books and over seeds counts."""
     import numpy as np
@@ -252,7 +252,7 @@ def _preference(evidence: Evidence, found: Summaries, source: str, arm: str, oth
     low, high, method = widest(1 - alpha)
     p = next((float(level) for level in np.geomspace(1e-6, 1, 150) if widest(1 - level)[0] > 0), 1.0)
     number = Number(name, label, float(gains.mean()), low, high, len(rows), unit, f"{method}; books or seeds", sources)
-    return Compared(number, widest(1 - 2 * alpha)[1], p, len(by_seed))
+    return ArmComparison(number, widest(1 - 2 * alpha)[1], p, len(by_seed))
 
 
 def _knows(evidence: Evidence, found: Summaries, source: str) -> Number | None:

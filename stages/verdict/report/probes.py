@@ -62,17 +62,11 @@ def _passkeys(evidence: Evidence, arm: str, probe: str, asked: pd.DataFrame) -> 
     pair = paired(whole, rows, "item", "correct")
     if pair is None:
         return None
-    found = effect(pair, evidence.rules)
     where = f"knockout == '{probe}' and task == 'passkey'"
-    return Number(
+    return effect(pair, evidence.rules).number(
         f"probe_passkey.{probe}.{arm}",
         f"{arm}, passkeys, {_said(probe)}",
-        found.estimate,
-        found.low,
-        found.high,
-        found.items,
         "accuracy lost",
-        found.method,
         evidence.sources("ablate", "probe_retrieval.parquet", where, arm),
     )
 

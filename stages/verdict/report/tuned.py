@@ -3,7 +3,6 @@ changes in retrieval by length, tasks, perplexity by position, gates and what th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -66,18 +65,9 @@ def _tasks(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
     for task in dict.fromkeys(before["task"]) if len(before) and len(after) else ():
         pair = paired(before[before["task"] == task], after[after["task"] == task], "item", "score")
         if pair is not None:
-            found = effect(pair, evidence.rules)
-            yield Number(
-                f"align.task.{arm}.{variant}.{task}",
-                f"{arm} after {variant}: {task}",
-                found.estimate,
-                found.low,
-                found.high,
-                found.items,
-                LOST,
-                found.method,
-                evidence.variant_sources(variant, "evaluate", "tasks.parquet", f"task == '{task}'", arm),
-            )
+            name, label = f"align.task.{arm}.{variant}.{task}", f"{arm} after {variant}: {task}"
+            sources = evidence.variant_sources(variant, "evaluate", "tasks.parquet", f"task == '{task}'", arm)
+            yield _lost(evidence, pair, name, label, sources)
 
 
 def _perplexity(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
@@ -134,8 +124,7 @@ def _knockouts(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
 
 def _lost(evidence: Evidence, pair: Paired, name: str, label: str, sources: tuple[Source, ...]) -> Number:
     """Accuracy lost on the same prompts."""
-    found = effect(pair, evidence.rules)
-    return Number(name, label, found.estimate, found.low, found.high, found.items, LOST, found.method, sources)
+    return effect(pair, evidence.rules).number(name, label, LOST, sources)
 
 
 def _text(evidence: Evidence, before: pd.DataFrame, after: pd.DataFrame, name: str, label: str) -> Number | None:
@@ -143,9 +132,7 @@ def _text(evidence: Evidence, before: pd.DataFrame, after: pd.DataFrame, name: s
     pair = paired(after, before, "doc_id", "nll_sum", "tokens") if len(before) and len(after) else None
     if pair is None:
         return None
-    found = effect(pair, evidence.rules)
-    low, high = math.expm1(found.low), math.expm1(found.high)
-    return Number(name, label, math.expm1(found.estimate), low, high, found.items, ADDED, found.method)
+    return effect(pair, evidence.rules).added(name, label, ADDED)
 
 
 def _of(table: pd.DataFrame, arm: str) -> pd.DataFrame:

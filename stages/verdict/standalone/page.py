@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.data.tasks.haystack import format_of
 from stages.display.numbers import percent
 from stages.stage import Place
 from stages.verdict.claims.evidence import Evidence
@@ -77,7 +78,7 @@ def setup(facts: Mapping[str, Any]) -> dict[str, str]:
         "chat template": "not used"
         if tokenizer["chat_template"] is None
         else f"{tokenizer['chat_tokens']} tokens around each prompt, {tokenizer['chat_template']}",
-        "wording": asked["format"],
+        "wording": format_of(asked["format"]),
         "needles lie in": f"{text['from']}, {text['tokens']:,} tokens, {text['digest']}",
         "seed": str(asked["seed"]),
     }

@@ -1,0 +1,36 @@
+"""JSON Lines: one object a line; lines without a character say nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, AnyStr
+
+
+def filled(lines: Iterable[AnyStr]) -> Iterator[tuple[int, AnyStr]]:
+    """The lines that say something, with their numbers from 1. ``lines``: an open file, or ``bytes.splitlines()``;
+    ``str.splitlines()`` also cuts at characters that JSON allows within a text."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, line
+
+
+def parsed(line: str | bytes) -> dict[str, Any]:
+    """The object. Raises ValueError for no JSON, other bytes than UTF-8, too many brackets within one another, and
+    for anything but an object."""
+    try:
+        row = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    if not isinstance(row, dict):
+        raise ValueError("no object")
+    return row
+
+
+def objects(lines: Iterable[AnyStr]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and object of every line that says something. Raises ValueError naming the first that is none."""
+    for number, line in filled(lines):
+        try:
+            yield number, parsed(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
