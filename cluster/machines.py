@@ -20,13 +20,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster.connect import ENVIRONMENT, ClusterError
-from cluster.noted import Cluster, Process, alive, noted, state_folder, token_file
-from cluster.storage import filesystem, write_atomic
+from cluster.noted import Cluster, Process, alive, note, noted, state_folder, token_file
 
 PATIENCE = 120.0  # seconds a node may take to join; it takes about five
 LOOPBACK = "127.0.0.1"
@@ -72,7 +71,7 @@ def up(
             for trial in (1, 2):
                 started = _start(command, name, folder, environment)
                 cluster = replace(cluster, processes=(*cluster.processes, started))
-                _note(cluster)
+                note(cluster)
                 try:
                     _await(cluster, number + 1)
                     break
@@ -181,11 +180,6 @@ def _start(command: list[str], name: str, folder: Path, environment: Mapping[str
             start_new_session=True,
         )
     return Process(process.pid, psutil.Process(process.pid).create_time(), name)
-
-
-def _note(cluster: Cluster) -> None:
-    fs, path = filesystem(str(state_folder() / "cluster.json"))
-    write_atomic(fs, path, json.dumps(asdict(cluster), indent=1).encode())
 
 
 def _authentication() -> dict[str, str]:

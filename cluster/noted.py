@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from cluster.storage import filesystem, write_atomic
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ def use_token() -> None:
     if "RAY_AUTH_TOKEN" not in os.environ and token_file().is_file():
         os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token_file()))
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def note(cluster: Cluster) -> None:
+    """Keep what was started, for ``noted``."""
+    fs, path = filesystem(str(state_folder() / "cluster.json"))
+    write_atomic(fs, path, json.dumps(asdict(cluster), indent=1).encode())
 
 
 def noted() -> Cluster | None:

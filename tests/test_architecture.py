@@ -112,6 +112,22 @@ def test_the_command_claims_the_packages_before_it_imports_any() -> None:
     assert set(imports(ROOT / "infini_study.py")) & set(MODULES) == {"pipeline.cli.app"}
 
 
+def test_a_name_of_a_class_means_one_thing() -> None:
+    """Classes, and names of types that a module gives (the same type may be named in several)."""
+    places: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, set()).add(name)
+            elif isinstance(node, ast.Assign) and isinstance(one := node.targets[0], ast.Name) and is_type(one.id):
+                places.setdefault(one.id, set()).add(ast.unparse(node.value))
+    assert {name: sorted(found) for name, found in places.items() if len(found) > 1} == {}
+
+
+def is_type(name: str) -> bool:
+    return name[0].isupper() and not name.isupper()
+
+
 def test_every_stage_package_has_its_config_and_its_stage() -> None:
     """``config.py`` is cheap to import: declarations; ``stage.py`` holds the class."""
     packages = {path.parent for path in (ROOT / "stages").rglob("stage.py") if path.parent != ROOT / "stages"}

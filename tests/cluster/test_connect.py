@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,9 +46,10 @@ def test_a_ray_that_does_not_start_in_time_is_tried_once_more(failures: int, mon
 
     monkeypatch.setattr(ray, "init", start)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(connect, "_connection", lambda address, owned: address)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
     if failures == 1:
-        assert connect.connect(say=heard.append) == "local"
+        assert connect.connect(say=heard.append) == connect.Connection("local", True, "node", {"CPU": 1.0}, True)
     else:
         with pytest.raises(connect.ClusterError, match=r"Ray did not start or join: The current node.*Fix:") as caught:
             connect.connect(say=heard.append)

@@ -56,7 +56,7 @@ def test_a_process_that_has_the_number_of_one_that_is_gone_is_not_taken_for_it(t
     assert noted.alive(mine) and not noted.alive(noted.Process(os.getpid(), mine.started - 60, "head"))
     made = noted.Cluster("127.0.0.1:1", "http://127.0.0.1:2", (mine,), str(tmp_path))
     noted.state_folder().mkdir()
-    machines._note(made)
+    noted.note(made)
     assert noted.noted() == made
     for content in ("{", "[]", '{"address": 1}', '{"processes": [{}]}'):
         (noted.state_folder() / "cluster.json").write_text(content)

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stages.evidence.evaluate.config import PerplexityConfig
+from stages.evidence.evaluate.perplexity import ScoredDocument
 from stages.evidence.standalone.config import CheckpointSource, Questions
 from stages.evidence.standalone.opened import open_reader
 from stages.evidence.standalone.prompts import Prompts
@@ -51,6 +53,11 @@ def test_our_decoder_answers_and_scores_as_transformers_does(models: Path) -> No
         said, expected = (reader.answers(tokenizer, block, lambda n: None) for reader in (ours, theirs))
         assert [one for one, _ in said] == [one for one, _ in expected]
         np.testing.assert_allclose([n for _, n in said], [n for _, n in expected], rtol=1e-4)
+    documents = [ScoredDocument(name, "text", np.array(tokenizer.encode(text)[:500])) for name, text in texts]
+    config, told = PerplexityConfig(), []
+    (mine, other) = (reader.perplexity(tokenizer, documents, config, told.append) for reader in (ours, theirs))
+    np.testing.assert_allclose([row["nll_sum"] for row in mine], [row["nll_sum"] for row in other], rtol=1e-4)
+    assert sum(told) == 2 * sum(len(document.tokens) for document in documents)
     tokens = torch.tensor([tokenizer.encode(texts[0][1])[:300]])
     torch.testing.assert_close(ours.logits(tokens), theirs.logits(tokens), rtol=1e-3, atol=1e-4)
 

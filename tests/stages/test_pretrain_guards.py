@@ -146,16 +146,18 @@ def test_a_run_that_diverges_says_where_and_keeps_its_last_good_resume_point(
 
 def test_a_loss_that_jumps_ends_the_run_only_where_asked_and_after_fifty_steps() -> None:
     from stages.training.pretrain.checkpoint import RunState
-    from stages.training.pretrain.loop import _wrong
+    from stages.training.pretrain.loop import what_ends_it
     from stages.training.pretrain.recipe import of_pretrain
 
     careful, careless = (of_pretrain(pretrain_config(spike_nats=limit)) for limit in (1.0, None))
     calm = RunState(rows=[{"loss": 2.0 + (step % 2) / 10} for step in range(50)])
     early = RunState(rows=calm.rows[:49])
-    assert _wrong(careful, calm, (3.2, None), 1.0) == "the loss rose by more than spike_nats = 1"
-    assert _wrong(careful, calm, (3.0, None), 1.0) is None and _wrong(careful, early, (9.0, None), 1.0) is None
-    assert _wrong(careless, calm, (9.0, None), 1.0) is None
-    assert _wrong(careless, calm, (None, 2.0), float("inf")) == "training diverged"
+    assert what_ends_it(careful, calm, (3.2, None), 1.0) == "the loss rose by more than spike_nats = 1"
+    assert (
+        what_ends_it(careful, calm, (3.0, None), 1.0) is None and what_ends_it(careful, early, (9.0, None), 1.0) is None
+    )
+    assert what_ends_it(careless, calm, (9.0, None), 1.0) is None
+    assert what_ends_it(careless, calm, (None, 2.0), float("inf")) == "training diverged"
 
 
 def test_resume_points_in_the_background_count_when_they_are_durable(

@@ -87,6 +87,19 @@ def test_one_sided_and_empty_pairs_are_one_error(tmp_path, row):
         read(jsonl(tmp_path / "a.jsonl", [{"text": "t", "summary": "s"}, row]), tmp_path, "pairs")
 
 
+def test_a_line_ends_where_the_file_says_not_within_a_text(tmp_path):
+    """JSON writes U+2028 and U+0085 as they are; str.splitlines would cut there."""
+    text = "one\u2028two\x85three"
+    row = {"bid": 1, "chapter": text, "summary_text": "said"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    (pair,) = read(tmp_path / "pairs.jsonl", tmp_path, "pairs", None)
+    assert pair.text == text
+    with (tmp_path / "pairs.jsonl").open("a") as file:
+        file.write("\n[1]\n")
+    with pytest.raises(StageError, match=r"pairs.jsonl cannot be read: line 3: no object"):
+        list(read(tmp_path / "pairs.jsonl", tmp_path, "pairs", None))
+
+
 def test_what_is_no_table_and_an_empty_folder_are_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("{")
     with pytest.raises(StageError, match=r"a\.jsonl cannot be read"):

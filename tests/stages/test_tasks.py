@@ -79,6 +79,21 @@ def test_published_prompt_has_the_lines_of_the_paper():
     assert CODEC.decode(item.answer_ids) == f" {k}"
 
 
+def test_the_name_that_formats_had_before_is_read_and_stays_in_what_is_recorded():
+    """Keys and prompts are those of studies that called the published wording landmark."""
+    now, before = (
+        RetrievalConfig.model_validate({"format": name, "lengths": [800], "trials": 1, "binding_trials": 1})
+        for name in ("published", "landmark")
+    )
+    assert now == before and now.format == "published"
+    assert now.key_fields()["format"] == "landmark"
+    assert RetrievalConfig.model_validate_json(now.model_dump_json()) == now
+    assert now.model_dump(mode="json", context={"shown": True})["format"] == "published"
+    assert {item.item.split("/")[1] for item in evaluation_items(now, CODEC, HAYSTACK, seed=3)} == {"landmark"}
+    with pytest.raises(ValidationError, match="'published' or 'compact'"):
+        RetrievalConfig.model_validate({"format": "landmarks", "lengths": [800], "trials": 1})
+
+
 def test_the_asked_needle_is_at_its_depth_and_ends_where_the_row_says(items):
     for item in items:
         if item.task == "passkey":

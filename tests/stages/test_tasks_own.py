@@ -13,7 +13,7 @@ from pipeline.study.load import load
 from stages.data.tasks.facts import Event, simulate
 from stages.data.tasks.filler import FILLER
 from stages.data.tasks.registry import TASKS
-from stages.data.tasks.unsaid import NAMES, QUESTION, TRADES, _needle
+from stages.data.tasks.unsaid import NAMES, QUESTION, TRADES, sentence_of
 from stages.stage import StageError
 from tests.stages.readers import Bytes
 from tests.stages.test_tasks_ruler import Pieces, items_of
@@ -96,7 +96,7 @@ def test_needle_and_question_share_no_word():
         asked = set(re.findall(r"\w+", QUESTION.format(trade).lower()))
         for deed in TRADES:
             for name in NAMES:
-                assert not asked & set(re.findall(r"\w+", _needle(name, deed).lower()))
+                assert not asked & set(re.findall(r"\w+", sentence_of(name, deed).lower()))
         stem = trade[:4]
         assert stem not in TRADES[trade]
 

@@ -28,7 +28,7 @@ TOP_BOOKS, TOP_PAIRS, TOP_SPANS, TOP_NEAR = 200, 30, 3, 100  # shown on audit.ht
 PAGE_SPANS, PAIR_SPANS, ALL_SPANS = 150, 200, 5000  # on a page of evidence, of one pair, on all pages
 ACTIONS = {"keep": "kept", "note": "noted", "excise": "cut", "drop": "dropped"}
 
-TableRow = dict[str, Any]
+PageRow = dict[str, Any]
 MOST_HIDDEN = 200  # evaluation documents listed that no scan can find
 
 
@@ -36,7 +36,7 @@ MOST_HIDDEN = 200  # evaluation documents listed that no scan can find
 class _Page:
     """A page of evidence: the books on it, each with its pairs and the numbers of their spans."""
 
-    books: list[TableRow] = field(default_factory=list)
+    books: list[PageRow] = field(default_factory=list)
     spans: int = 0
 
 
@@ -52,9 +52,7 @@ def write_pages(folder: Path, drawings: Mapping[str, str]) -> list[str]:
         name: pq.read_table(folder / f"{name}.parquet").to_pylist()
         for name in ("books", "pairs", "sources", "uncovered", "canaries")
     }
-    pairs: list[TableRow] = sorted(
-        tables["pairs"], key=lambda pair: (-SEVERITY[pair["action"]], -pair["matched_words"])
-    )
+    pairs: list[PageRow] = sorted(tables["pairs"], key=lambda pair: (-SEVERITY[pair["action"]], -pair["matched_words"]))
     for number, pair in enumerate(pairs):
         pair["number"] = number
     own = _span_rows(folder / "spans.parquet")
@@ -141,7 +139,7 @@ def _span_rows(path: Path) -> dict[tuple[str, str], list[int]]:
     return found
 
 
-def _evidence(path: Path, wanted: set[int]) -> dict[int, TableRow]:
+def _evidence(path: Path, wanted: set[int]) -> dict[int, PageRow]:
     """The spans of these rows with both texts highlighted; the table is streamed. Of empty lines one is shown."""
     from markupsafe import Markup
 
@@ -159,14 +157,14 @@ def _evidence(path: Path, wanted: set[int]) -> dict[int, TableRow]:
 
 
 def _placed(
-    pairs: Sequence[TableRow],
+    pairs: Sequence[PageRow],
     own: Mapping[tuple[str, str], list[int]],
     order: Sequence[str],
-    titles: Mapping[str, TableRow],
+    titles: Mapping[str, PageRow],
 ) -> tuple[list[_Page], dict[int, str]]:
     """(pages, number of a pair -> file it begins on). The gravest pairs' spans are chosen, then grouped by book."""
     left = ALL_SPANS
-    chosen: dict[str, list[tuple[TableRow, list[int]]]] = defaultdict(list)
+    chosen: dict[str, list[tuple[PageRow, list[int]]]] = defaultdict(list)
     for pair in pairs:
         rows = own[pair["doc_id"], pair["book_id"]][: min(PAIR_SPANS, left)]
         left -= len(rows)
@@ -189,16 +187,16 @@ def _placed(
     return pages, place
 
 
-def _summary(totals: TableRow, tables: Mapping[str, list[TableRow]], first_page: Mapping[str, str]) -> TableRow:
+def _summary(totals: PageRow, tables: Mapping[str, list[PageRow]], first_page: Mapping[str, str]) -> PageRow:
     """What stands above the evidence, and below it."""
     parameters, metrics = totals["parameters"], totals["metrics"]
     found = [book for book in tables["books"] if book["coverage"] > 0]
-    sources: dict[str, list[TableRow]] = defaultdict(list)
+    sources: dict[str, list[PageRow]] = defaultdict(list)
     for row in tables["sources"]:
         sources[row["book_id"]].append(row)
     for book in found:
         book |= {"sources": sources[book["book_id"]][:3], "page": first_page.get(book["book_id"], "")}
-    longest: dict[str, TableRow] = {}
+    longest: dict[str, PageRow] = {}
     for row in tables["uncovered"]:
         longest.setdefault(row["book_id"], {**row, "text": textwrap.shorten(row["text"], 240, placeholder=" …")})
     canaries = list(tables["canaries"]) if metrics_planted(tables["canaries"]) else []
@@ -234,12 +232,12 @@ def _summary(totals: TableRow, tables: Mapping[str, list[TableRow]], first_page:
     }
 
 
-def metrics_planted(canaries: Sequence[TableRow]) -> int:
+def metrics_planted(canaries: Sequence[PageRow]) -> int:
     """Canaries planted in all."""
     return sum(row["planted"] for row in canaries)
 
 
-def _tiles(totals: TableRow, metrics: Mapping[str, float]) -> list[dict[str, str]]:
+def _tiles(totals: PageRow, metrics: Mapping[str, float]) -> list[dict[str, str]]:
     tiles = [
         (f"{metrics['documents_in']:,.0f}", f"training documents, {metrics['bytes_in'] / 1e6:,.1f} MB"),
         (f"{metrics['documents_keep']:,.0f}", "clean"),

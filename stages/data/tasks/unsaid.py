@@ -43,7 +43,7 @@ QUESTION = "\nWho is likely a {}? This person is called"
 def draw(haystack: Haystack, trial: Trial, rng: random.Random) -> Prompt:
     """k people and what each did; one trade is asked."""
     names, trades = rng.sample(NAMES, trial.k), rng.sample(list(TRADES), trial.k)
-    needles = [_needle(name, trade) for name, trade in zip(names, trades, strict=True)]
+    needles = [sentence_of(name, trade) for name, trade in zip(names, trades, strict=True)]
     asked = rng.randrange(trial.k)
     return haystack.hide(
         trial,
@@ -56,13 +56,13 @@ def draw(haystack: Haystack, trial: Trial, rng: random.Random) -> Prompt:
     )
 
 
-def _needle(name: str, trade: str) -> str:
+def sentence_of(name: str, trade: str) -> str:
     return f"\n{name} {TRADES[trade]}.\n"
 
 
 def _shortest(haystack: Haystack, k: int) -> int:
     name = haystack.widest(NAMES)
-    needle = haystack.widest(_needle(name, trade) for trade in TRADES)
+    needle = haystack.widest(sentence_of(name, trade) for trade in TRADES)
     return haystack.shortest([needle] * k, haystack.widest(QUESTION.format(trade) for trade in TRADES))
 
 

@@ -101,7 +101,7 @@ def train(
         lengths = Lengths(min(recipe.length_at(step), width), min(recipe.prompt_length_at(step), width))
         losses, grad_norm = _gradients(recipe, decoder, batch, runtime, lengths, recipe.share_at(step), objective)
         watched = _watched(batch, lengths, runtime)
-        if wrong := _wrong(recipe, state, losses, grad_norm):
+        if wrong := what_ends_it(recipe, state, losses, grad_norm):
             if runtime.checkpoints is not None:
                 runtime.checkpoints.finish()
             found = monitor.diagnosis(decoder, watched)
@@ -144,7 +144,9 @@ SPIKE_STEPS = 50
 """Steps whose median loss a spike is measured from; there is none before so many."""
 
 
-def _wrong(recipe: Recipe, state: RunState, losses: tuple[float | None, float | None], grad_norm: float) -> str | None:
+def what_ends_it(
+    recipe: Recipe, state: RunState, losses: tuple[float | None, float | None], grad_norm: float
+) -> str | None:
     """What ends the training before this step changes a weight."""
     if not all(math.isfinite(value) for value in losses if value is not None) or not math.isfinite(grad_norm):
         return "training diverged"

@@ -119,6 +119,6 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, decoder: nn.Module) -> None:
     """One step down the gradient of ``loss``, whose norm is at most 1: of small models in one process."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
     optimizer.step()

@@ -65,13 +65,13 @@ class Effect:
 
     def added(self, name: str, label: str, unit: str, sources: tuple[Source, ...] = ()) -> Number:
         """The same of nats per token, as the relative perplexity that they add."""
-        values = (math.expm1(value) for value in (self.estimate, self.low, self.high))
-        return Number(name, label, *values, self.items, unit, self.method, sources)
+        estimate, low, high = (math.expm1(value) for value in (self.estimate, self.low, self.high))
+        return Number(name, label, estimate, low, high, self.items, unit, self.method, sources)
 
     def saved(self, name: str, label: str, unit: str, sources: tuple[Source, ...] = ()) -> Number:
         """The same of nats per token that are saved: the relative perplexity that is left of 0."""
-        values = (math.expm1(-value) for value in (self.estimate, self.high, self.low))
-        return Number(name, label, *values, self.items, unit, self.method, sources)
+        estimate, low, high = (math.expm1(-value) for value in (self.estimate, self.high, self.low))
+        return Number(name, label, estimate, low, high, self.items, unit, self.method, sources)
 
 
 def effect(pair: Paired, rules: ClaimsConfig, *, null: float = 0.0) -> Effect:
