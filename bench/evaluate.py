@@ -94,9 +94,13 @@ def generate(model: Any, items: Sequence[Item]) -> list[list[int]]:
     for batch in batches([len(item.prompt) for item in items], PASS_TOKENS[device.type]):
         ids = torch.tensor([items[i].prompt for i in batch], device=device)
         out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=items[batch[0]].budget, do_sample=False,
-            eos_token_id=None, pad_token_id=0,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=items[batch[0]].budget,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
         said.update(zip(batch, out[:, ids.shape[1] :].tolist(), strict=True))
     return [said[i] for i in range(len(items))]
 

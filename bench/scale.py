@@ -220,8 +220,13 @@ def run_stage(stage: str, folder: Path, workers: int) -> dict[str, Any]:
     if workers:
         import ray
 
-        ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False,
-                 object_store_memory=400 * 2**20)  # fmt: skip
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=400 * 2**20,
+        )
     else:
         from stages.data import parallel
 

@@ -95,8 +95,10 @@ def main() -> None:
     for documents in map(int, sys.argv[1:] or (10_000, 100_000, 1_000_000)):
         done = subprocess.run(
             [sys.executable, "-m", "bench.scale_driver", "--one", str(documents)],
-            check=True, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         memory, seconds = done.stdout.split()
         line = f"{documents:>11,} documents: {int(memory) / 2**20:8.1f} MiB, {float(seconds):6.1f} s of a core"
         if before is not None:

@@ -80,13 +80,20 @@ async def browsing(folder: Path, downloads: Path) -> AsyncIterator[Page]:
     port.unlink(missing_ok=True)
     process = subprocess.Popen(
         [
-            str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-            "--no-first-run", f"--user-data-dir={folder}", "--remote-debugging-port=0", "--window-size=1100,900",
+            str(BROWSER),
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--no-first-run",
+            f"--user-data-dir={folder}",
+            "--remote-debugging-port=0",
+            "--window-size=1100,900",
             "about:blank",
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     try:
         end = time.monotonic() + 120
         while not port.is_file() or len(port.read_text().split()) < 2:

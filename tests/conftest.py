@@ -70,10 +70,12 @@ def ray_session() -> None:
         )
 
 
-LONGEST_FIRST = (
-    "test_end_to_end.py", "test_pretrain_ray.py", "test_cli_scan.py", "test_cli.py", "test_execute.py",
-    "test_adding.py", "test_export.py",
-)  # fmt: skip
+LONGEST_FIRST = tuple(
+    (
+        "test_end_to_end.py test_pretrain_ray.py test_cli_scan.py test_cli.py test_execute.py test_adding.py "
+        "test_export.py"
+    ).split()
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

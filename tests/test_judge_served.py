@@ -54,9 +54,20 @@ def transformers_serve(model: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", str(model),
-        "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "bfloat16",
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        "from transformers.cli.transformers import main; main()",
+        "serve",
+        str(model),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+        "--dtype",
+        "bfloat16",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 600

@@ -22,8 +22,11 @@ def verdicts(folder: Path, seeds: str) -> dict[str, str]:
     for command in (["run", "--quiet"], ["report", "--json"]):
         done = subprocess.run(
             [sys.executable, "-m", "pipeline.cli", *command, str(STUDY), *store],
-            env=ENVIRONMENT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr[-4000:]
     return {row["claim"]: row["decision"] for row in json.loads(done.stdout)["report"]["verdicts"]}
 

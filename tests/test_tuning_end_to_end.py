@@ -37,8 +37,12 @@ def test_a_study_is_fine_tuned_aligned_and_reported(tmp_path: Path) -> None:
     def command(*arguments: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "pipeline.cli", *arguments],
-            cwd=tmp_path, env=KEPT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            cwd=tmp_path,
+            env=KEPT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout + done.stderr
 

@@ -64,11 +64,23 @@ def _print(found: Comparison) -> None:
     if found.scores:
         table(head, [_row(one) for one in found.scores])
     if found.texts:
-        table(["arm", "text", "A", "B", "A - B", f"{found.level:.0%} interval", "n", "p", "BH"], [
-            [one.label, one.unit, f"{one.a:.4f}", f"{one.b:.4f}", f"{one.difference:+.4f}",
-             _interval(one, "{:+.4f}".format), str(one.items * one.seeds), f"{one.p:.2g}", f"{one.q:.2g}"]
-            for one in found.texts
-        ])  # fmt: skip
+        table(
+            ["arm", "text", "A", "B", "A - B", f"{found.level:.0%} interval", "n", "p", "BH"],
+            [
+                [
+                    one.label,
+                    one.unit,
+                    f"{one.a:.4f}",
+                    f"{one.b:.4f}",
+                    f"{one.difference:+.4f}",
+                    _interval(one, "{:+.4f}".format),
+                    str(one.items * one.seeds),
+                    f"{one.p:.2g}",
+                    f"{one.q:.2g}",
+                ]
+                for one in found.texts
+            ],
+        )
     line(f"A: {found.a}; B: {found.b}; {found.unpaired} items without a partner are left out")
     for text in (*found.alone, *found.notes):
         note(text)

@@ -200,5 +200,10 @@ def test_the_images_are_made_from_a_checkout_and_do_not_run_as_root(name: str) -
 
 def test_the_files_are_written_from_the_package() -> None:
     assert set(deployment_files()) == {
-        "Dockerfile", "Dockerfile.cuda", "autoscaler.yaml", "raycluster.yaml", "rayjob.yaml", "slurm.sh"
-    }  # fmt: skip
+        "Dockerfile",
+        "Dockerfile.cuda",
+        "autoscaler.yaml",
+        "raycluster.yaml",
+        "rayjob.yaml",
+        "slurm.sh",
+    }

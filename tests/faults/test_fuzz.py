@@ -352,9 +352,21 @@ def weights(folder: Path) -> tuple[bytes, Target]:
 
 
 TARGETS = (
-    study_file, study_as_json, commit, manifest, study_record, lease_file, json_lines, parquet, text_file, metadata,
-    tokenizer_json, resume_point, model_config, weights,
-)  # fmt: skip
+    study_file,
+    study_as_json,
+    commit,
+    manifest,
+    study_record,
+    lease_file,
+    json_lines,
+    parquet,
+    text_file,
+    metadata,
+    tokenizer_json,
+    resume_point,
+    model_config,
+    weights,
+)
 
 
 def fuzz(make: Callable[[Path], tuple[bytes, Target]], folder: Path, examples: int) -> Counter[str]:

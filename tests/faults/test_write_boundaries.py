@@ -16,10 +16,7 @@ from tests.faults.drivers import REPOSITORY, driver, result
 from tests.faults.writes import point
 
 SOAK = 200
-STAGES = {
-    "ingest", "decontaminate", "certify", "tokenizer", "tokenize", "base", "pretrain", "evaluate", "ablate",
-    "summarize", "report",
-}  # fmt: skip
+STAGES = set(("ingest decontaminate certify tokenizer tokenize base pretrain evaluate ablate summarize report").split())
 
 
 def boundaries(study: Path, folder: Path, count: int, *stages: str, timeout: float) -> dict[str, Any]:

@@ -37,9 +37,16 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def commit(step: str, needs: dict[str, str], config: dict[str, Any], write: Callable[[Path], Any]) -> None:
         stage, _, rest = step.partition("/")
         arm, _, seed = rest.partition("/")
-        meta = {"step": step, "stage": stage, "code_version": 1, "config": config, "arm": arm or None,
-                "inputs": {name: key(one) for name, one in needs.items()}, "seed": int(seed) if seed else None,
-                "source_digest": "0"}  # fmt: skip
+        meta = {
+            "step": step,
+            "stage": stage,
+            "code_version": 1,
+            "config": config,
+            "arm": arm or None,
+            "inputs": {name: key(one) for name, one in needs.items()},
+            "seed": int(seed) if seed else None,
+            "source_digest": "0",
+        }
         steps[step] = {**meta, "key": key(step)}
         attempt = store.attempt(stage, key(step))
         summary = write(attempt.directory)

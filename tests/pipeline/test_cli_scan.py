@@ -242,8 +242,10 @@ def test_a_folder_behind_a_link_is_scanned_once(cli: Command, tmp_path: Path) ->
     (tmp_path / "clean" / "loop").symlink_to(".")
     said = cli("audit", "scan", "clean", "--against", "eval", "--canaries", "0", "--json")
     assert {pair["doc_id"] for pair in said.json["pairs"]} == {
-        "more/deep/er/anthology.txt", "more/note.txt", "more/passage.txt"
-    }  # fmt: skip
+        "more/deep/er/anthology.txt",
+        "more/note.txt",
+        "more/passage.txt",
+    }
     assert said.json["totals"]["metrics"]["documents_in"] == 2 + 4
 
 

@@ -47,9 +47,14 @@ def test_the_tasks_are_written_and_their_documents_fill_the_length(models: Path,
     said = yaml.safe_load((tmp_path / "infini_niah_multivalue.yaml").read_text())
     assert said["task"] == "infini_niah_multivalue" and "infini_ruler" in said["tag"]
     rows = harness_documents(
-        **said["dataset_kwargs"], checkpoint=str(models / "full"), lengths=[500, 700], samples=3, format="compact",
-        config_source="...", version=1.0,
-    )["test"]  # fmt: skip
+        **said["dataset_kwargs"],
+        checkpoint=str(models / "full"),
+        lengths=[500, 700],
+        samples=3,
+        format="compact",
+        config_source="...",
+        version=1.0,
+    )["test"]
     assert len(rows) == 6 and [row["length"] for row in rows] == [500] * 3 + [700] * 3
     codec = read_tokenizer(models / "full", {})
     for row in rows:

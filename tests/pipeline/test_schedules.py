@@ -116,7 +116,7 @@ def test_what_is_at_its_default_moves_no_key(study):
         ("claims.schedule.measures=[retrieval, retrieval]", r"claims\.schedule\.measures = .*: an entry stands twice"),
         ("claims.schedule.minimum=0", r"claims\.schedule\.minimum = 0: must be at least 1"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_named(study, change, message):
     with pytest.raises(StudyError, match=message):
         load(study, [*VARIED, change], environment={})

@@ -109,7 +109,7 @@ def test_summaries_are_of_models_that_were_trained_on_them(study):
         (("schedules={pretrained: {lr: 1e-4, arms: [local]}}",), r"schedules\.pretrained: models before and after"),
         ((ALIGN, "execution.train_workers=2", "align.variants.sft.batch_sequences=3"), r"divisors of .*= 3"),
     ],
-)  # fmt: skip
+)
 def test_sections_that_cannot_be_are_one_error(study, changes, message):
     with pytest.raises(StudyError, match=message) as caught:
         plan(study, *changes)

@@ -28,16 +28,30 @@ TABLE = pa.table(
     ("expression", "rows"),
     [
         ("task == 'passkey' and length == 512 and beyond_local == True", [0]),
-        ("step == step.max()", [2, 3]), ("step == step.min()", [0]), ("length >= 512", [0, 2, 3]),
-        ("task in ['none', 'passkey']", [0, 3]), ("task not in ('passkey', 'x')", [1, 2, 4]),
-        ("kind in ['b']", [1, 4]), ("kind == 'a'", [0, 2]), ("length in [512.0, 64]", [0, 2, 4]),
-        ("share.notna()", [0, 3, 4]), ("share.isna() and length == 512", [2]), ("values.isna()", [2]),
-        ("task != 'passkey'", [1, 2, 4]), ("beyond_local", [0, 2, 3]), ("not beyond_local", [1, 4]),
-        ("beyond_local == 1", [0, 2, 3]), ("1 < step <= 3", [1, 2, 3, 4]), ("share > -1.5 or step == 2", [0, 1, 3, 4]),
-        ("(task == 'passkey') & ~(step == 3)", [0]), ('task == "it\'s"', [4]), ("task == 'it\\'s'", [4]),
-        ("length in []", []), (" step==1 ", [0]),
+        ("step == step.max()", [2, 3]),
+        ("step == step.min()", [0]),
+        ("length >= 512", [0, 2, 3]),
+        ("task in ['none', 'passkey']", [0, 3]),
+        ("task not in ('passkey', 'x')", [1, 2, 4]),
+        ("kind in ['b']", [1, 4]),
+        ("kind == 'a'", [0, 2]),
+        ("length in [512.0, 64]", [0, 2, 4]),
+        ("share.notna()", [0, 3, 4]),
+        ("share.isna() and length == 512", [2]),
+        ("values.isna()", [2]),
+        ("task != 'passkey'", [1, 2, 4]),
+        ("beyond_local", [0, 2, 3]),
+        ("not beyond_local", [1, 4]),
+        ("beyond_local == 1", [0, 2, 3]),
+        ("1 < step <= 3", [1, 2, 3, 4]),
+        ("share > -1.5 or step == 2", [0, 1, 3, 4]),
+        ("(task == 'passkey') & ~(step == 3)", [0]),
+        ('task == "it\'s"', [4]),
+        ("task == 'it\\'s'", [4]),
+        ("length in []", []),
+        (" step==1 ", [0]),
     ],
-)  # fmt: skip
+)
 def test_a_filter_selects_rows(expression: str, rows: list[int]):
     numbered = TABLE.append_column("row", pa.array(range(5)))
     assert select(numbered, expression)["row"].to_pylist() == rows
@@ -51,18 +65,27 @@ def test_a_filter_selects_rows(expression: str, rows: list[int]):
         ("task == passkey", r"unknown column 'passkey'.*Fix: .*text stands in quotes: 'passkey'"),
         ("task == 5", r"task is text, 5 is a number: they cannot be compared.*Fix: write '5'"),
         ("length == '512'", r"length is a number, '512' is text.*Fix: write 512"),
-        ("length in [512, 'a']", r"length is a number, 'a' is text"), ("step == task.max()", r"task.max\(\) is text"),
-        ("task = 'x'", r"one '=' compares nothing"), ("task ==", r"not a filter.*Fix: check quotes"),
-        ("task == 'x", r"not a filter at character 9"), ("", r"not a filter"), ("\0", r"not a filter"),
+        ("length in [512, 'a']", r"length is a number, 'a' is text"),
+        ("step == task.max()", r"task.max\(\) is text"),
+        ("task = 'x'", r"one '=' compares nothing"),
+        ("task ==", r"not a filter.*Fix: check quotes"),
+        ("task == 'x", r"not a filter at character 9"),
+        ("", r"not a filter"),
+        ("\0", r"not a filter"),
         ("values == 3", r"column 'values' holds list.*Fix: values.notna\(\)"),
         ("step", r"holds a number, no yes or no"),
-        ("step is None", r"'is' is not known.*Fix: use =="), ("task in 'abc'", r"'abc'\" is no list"),
-        ("1 == 1", r"names no column"), ("length == 10**99", r"10\*\*99' is no value"),
-        ("length == 99999999999999999999", r"larger than any number"), ("step == step.sum()", r"cannot be called here"),
-        ("step.max(0) == step", r"cannot be called here"), ("not " * 400 + "beyond_local", r"nested too deeply"),
-        ("(" * 3000, r"3000 characters \(allowed: 2000\)"), ("beyond_local.max() == 1", r"True or False.*no .max"),
+        ("step is None", r"'is' is not known.*Fix: use =="),
+        ("task in 'abc'", r"'abc'\" is no list"),
+        ("1 == 1", r"names no column"),
+        ("length == 10**99", r"10\*\*99' is no value"),
+        ("length == 99999999999999999999", r"larger than any number"),
+        ("step == step.sum()", r"cannot be called here"),
+        ("step.max(0) == step", r"cannot be called here"),
+        ("not " * 400 + "beyond_local", r"nested too deeply"),
+        ("(" * 3000, r"3000 characters \(allowed: 2000\)"),
+        ("beyond_local.max() == 1", r"True or False.*no .max"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_filter_is_one_clear_line(expression: str, message: str):
     with pytest.raises(StudyError, match=message) as told:
         select(TABLE, expression)
@@ -71,11 +94,21 @@ def test_what_is_no_filter_is_one_clear_line(expression: str, message: str):
 
 @pytest.mark.parametrize(
     "expression",
-    ["__import__('os').system('touch {}')", "open('{}', 'w')", "[open('{}', 'w') for x in task]",
-     "(lambda: open('{}', 'w'))()", "task == open('{}', 'w')", "task == f\"{{open('{}', 'w')}}\"", "@x",
-     "task.str.len() == 1",
-     "task.__class__", "(x := 5) == step", "step == step.max().__class__", "step in range(10)"],
-)  # fmt: skip
+    [
+        "__import__('os').system('touch {}')",
+        "open('{}', 'w')",
+        "[open('{}', 'w') for x in task]",
+        "(lambda: open('{}', 'w'))()",
+        "task == open('{}', 'w')",
+        "task == f\"{{open('{}', 'w')}}\"",
+        "@x",
+        "task.str.len() == 1",
+        "task.__class__",
+        "(x := 5) == step",
+        "step == step.max().__class__",
+        "step in range(10)",
+    ],
+)
 def test_code_stays_text(expression: str, tmp_path):
     with pytest.raises(StudyError):
         select(TABLE, expression.format(tmp_path / "made"))

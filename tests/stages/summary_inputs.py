@@ -21,13 +21,18 @@ SEEDS = (0, 1)
 def examples(books: int = 3, chapters: int = 1, references: int = 2) -> list[SummaryExample]:
     return [
         SummaryExample(
-            "condense", "chapter", f"b{b}/{c}", f"b{b}", f"Book {b}", f"Book {b}. {prose(80, 10 * b + c)}",
+            "condense",
+            "chapter",
+            f"b{b}/{c}",
+            f"b{b}",
+            f"Book {b}",
+            f"Book {b}. {prose(80, 10 * b + c)}",
             tuple(f"Summary {r} of book {b}, chapter {c}: {prose(8, 100 * b + 10 * c + r)}" for r in range(references)),
             rows=(b * chapters + c + 1,),
         )
         for b in range(books)
         for c in range(chapters)
-    ]  # fmt: skip
+    ]
 
 
 def artifacts(root: Path, items: list[SummaryExample], arms: tuple[str, ...] = ARMS) -> dict[str, LocalArtifact]:

@@ -286,8 +286,7 @@ class Synthetic:
             for layer in range(3)
             for head in range(3)
         ]
-        columns = ["doc_id", "segment", "tokens", "layer", "head", "memory_norm", "z_min", "erase_lambda_max",
-                   "effective_rank"]  # fmt: skip
+        columns = ("doc_id segment tokens layer head memory_norm z_min erase_lambda_max effective_rank").split()
         return pd.DataFrame(rows, columns=columns)
 
     def _trained_capacity(self, arm: str, seed: int) -> pd.DataFrame:
@@ -297,8 +296,7 @@ class Synthetic:
             for layer in range(3)
             for head in range(3)
         ]
-        columns = ["keys", "feature_map", "feature_dim", "rule", "associations", "layer", "head", "accuracy", "exact",
-                   "error"]  # fmt: skip
+        columns = ("keys feature_map feature_dim rule associations layer head accuracy exact error").split()
         return pd.DataFrame(rows, columns=columns)
 
     def pretrain(self) -> Synthetic:
@@ -342,8 +340,7 @@ class Synthetic:
                         p = max(p * (0.4 if step == 100 else 1.0), 1 / 16)
                         hits = int(self.rng("control", arm, seed, k, step, knockout, segments).binomial(2048, p))
                         rows.append((step, k, segments, between, knockout, hits, 2048, hits / 2048, 1 / k, 1 / 16, 1.0))
-                columns = ["step", "k", "segments", "between", "knockout", "hits", "trials", "accuracy", "chance",
-                           "guess", "loss"]  # fmt: skip
+                columns = ("step k segments between knockout hits trials accuracy chance guess loss").split()
                 self.add(f"control/{arm}/{seed}", {"control.parquet": pd.DataFrame(rows, columns=columns)})
         return self
 
@@ -362,8 +359,7 @@ class Synthetic:
                             recalled, _ = _held(n, learned * share * scale, 2 * scale)
                             read, _ = _held(n, exact * share * scale, 1.0 * scale)
                             rows.append((keys, name, dim, 64, rule, n, seed, recalled, 1 - read, read))
-        columns = ["keys", "feature_map", "feature_dim", "d_key", "rule", "associations", "seed", "accuracy", "error",
-                   "exact"]  # fmt: skip
+        columns = ("keys feature_map feature_dim d_key rule associations seed accuracy error exact").split()
         overwrite = [
             ("elu1", rule, n, seed, 0.9 if rule == "delta" else 0.5, 0.1 if rule == "delta" else 0.5)
             for rule in ("linear", "delta")
@@ -485,12 +481,10 @@ def _summary(rng: np.random.Generator, task: str, doc: int, length: str, shift: 
     kinds = {"rouge1": score, "rouge2": score / 3, "rougeL": score, "rougeLsum": score, "rouge": score * 0.7}
     counted = {"names_kept": score, "words": 40.0, "copied": 0.1, "novel": 0.5, "repeated": 0.1}
     name = f"doc-{doc:03}"
-    return {
-        "doc_id": name, "book": name, "task": task, "level": "document", "length": length,
-        "prompt_tokens": 4000 if length == "whole" else 400, "decoding": "sample", "tokens": 40,
-        "reference": "a reference", "hypothesis": "a hypothesis", **kinds, **counted, "names_true": 1.0,
-        "numbers_true": None,
-    }  # fmt: skip
+    row = {"doc_id": name, "book": name, "task": task, "level": "document", "length": length}
+    row |= {"prompt_tokens": 4000 if length == "whole" else 400, "decoding": "sample", "tokens": 40}
+    row |= {"reference": "a reference", "hypothesis": "a hypothesis", **kinds, **counted}
+    return row | {"names_true": 1.0, "numbers_true": None}
 
 
 def _held(n: int, middle: float, width: float) -> tuple[float, float]:

@@ -61,8 +61,13 @@ def said(role, content):
 
 
 def test_only_the_answers_are_learned(codec):
-    turns = [Turn("system", "Be brief."), Turn("user", "Hello"), Turn("assistant", "Hi."), Turn("user", "Bye"),
-             Turn("assistant", "Bye.")]  # fmt: skip
+    turns = [
+        Turn("system", "Be brief."),
+        Turn("user", "Hello"),
+        Turn("assistant", "Hi."),
+        Turn("user", "Bye"),
+        Turn("assistant", "Bye."),
+    ]
     row = encode(codec, CHAT, turns)
     whole = codec.decode([t for t in row.tokens.tolist() if t != codec.eos_id])
     assert whole == "\nSystem: Be brief.\nUser: Hello\nAssistant: Hi.\nUser: Bye\nAssistant: Bye."
@@ -86,9 +91,11 @@ def test_conversations_that_cannot_be_used_are_counted_by_reason(codec):
     read = read_examples(rows, "sft", codec, CHAT, 100, "rows")
     assert len(read.examples) == 1
     assert read.skipped == {
-        "no answer of the assistant": 1, "a turn without words, or none at all": 2,
-        "no messages of role and content": 3, "longer than length": 1,
-    }  # fmt: skip
+        "no answer of the assistant": 1,
+        "a turn without words, or none at all": 2,
+        "no messages of role and content": 3,
+        "longer than length": 1,
+    }
 
 
 def test_preferences_in_all_their_forms(codec):
@@ -110,9 +117,12 @@ def test_preferences_in_all_their_forms(codec):
     contexts = [codec.decode(pair[0].tokens[~pair[0].targets].tolist()) for pair in read.examples]
     assert contexts == ["\nUser: Yes?\nAssistant:"] * 2 + ["Yes?"]
     assert read.skipped == {
-        "no rejected answer": 2, "no chosen answer": 1, "chosen and rejected are the same": 1, "no prompt": 1,
+        "no rejected answer": 2,
+        "no chosen answer": 1,
+        "chosen and rejected are the same": 1,
+        "no prompt": 1,
         "a prompt that is neither text nor messages": 1,
-    }  # fmt: skip
+    }
     with pytest.raises(StageError, match=r"no row can be trained on \(no rejected answer: 1\).*prompt"):
         read_examples(rows[3:4], "dpo", codec, CHAT, 100, "rows.jsonl")
 

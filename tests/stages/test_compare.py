@@ -130,10 +130,16 @@ def test_texts_are_compared_per_token_or_per_byte(tmp_path: Path, same: bool) ->
     for name, nats, tokens in (("A", 2.0, 100), ("B", 2.5, 100 if same else 50)):
         (tmp_path / name).mkdir()
         rows = [
-            {"doc_id": f"{i}", "bucket_start": start, "nll_sum": nats * 50 * (1 + i % 3), "tokens": tokens // 2,
-             "bytes": 400}
-            for i in range(12) for start in (0, 64)
-        ]  # fmt: skip
+            {
+                "doc_id": f"{i}",
+                "bucket_start": start,
+                "nll_sum": nats * 50 * (1 + i % 3),
+                "tokens": tokens // 2,
+                "bytes": 400,
+            }
+            for i in range(12)
+            for start in (0, 64)
+        ]
         pd.DataFrame(rows).to_parquet(tmp_path / name / "perplexity.parquet")
         sides.append(side(name, Run(name, 0, LocalArtifact(tmp_path / name))))
     (one,) = compare(*sides).texts

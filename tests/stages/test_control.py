@@ -28,12 +28,22 @@ from tests.tiny import write_study
 
 TASK = ControlSettings()
 SMALL: dict[str, Any] = {  # an easier task than a study's: one pair, one layer, learnt in seconds
-    "layers": 1, "dim": 32, "heads": 1, "ffn_dim": 32, "vocabulary": 16, "segment_length": 8, "segments": 3,
-    "pairs": (1,), "trials": 200, "knockout_trials": 150,
-    "distances": (1, 2), "distance_pairs": 1, "distance_trials": 60,
+    "layers": 1,
+    "dim": 32,
+    "heads": 1,
+    "ffn_dim": 32,
+    "vocabulary": 16,
+    "segment_length": 8,
+    "segments": 3,
+    "pairs": (1,),
+    "trials": 200,
+    "knockout_trials": 150,
+    "distances": (1, 2),
+    "distance_pairs": 1,
+    "distance_trials": 60,
     "base": BaseRecipe(steps=150, evaluate_every=25, pairs=(1,), asked=(1,), lr=1e-2, weight_decay=0.01),
     "graft": GraftRecipe(steps=100, evaluate_every=25, lr=1e-2, gate_lr=5e-2, weight_decay=0.01),
-}  # fmt: skip
+}
 
 
 def small(**changes: Any) -> ControlSettings:

@@ -115,9 +115,13 @@ def test_of_documents_with_one_id_and_text_one_is_kept_and_other_texts_are_told_
     output, context = run(tmp_path, source)
     found = {row["doc_id"]: (row["text"], row["split"]) for row in read_documents(output / "documents")}
     assert found == {
-        "p/x": ("b x", "test"), "p/x#3": ("a x", "train"), "p/x#4": ("e x", "train"), "p/x#2": ("a x#2", "train"),
-        "p/y": ("a y", "train"), "p/z": ("b z", "test"),
-    }, "the evaluation document keeps its id"  # fmt: skip
+        "p/x": ("b x", "test"),
+        "p/x#3": ("a x", "train"),
+        "p/x#4": ("e x", "train"),
+        "p/x#2": ("a x#2", "train"),
+        "p/y": ("a y", "train"),
+        "p/z": ("b z", "test"),
+    }, "the evaluation document keeps its id"
     assert [row[:3] for row in problems(output)] == [
         ("p/x", "duplicate_id", "skipped"),
         ("p/x#3", "same_id", "renamed"),

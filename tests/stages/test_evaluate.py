@@ -168,9 +168,15 @@ def test_stage_writes_both_tables_the_same_bytes_twice_and_the_same_items_for_ev
 
 
 SHARED = RetrievalConfig(
-    format="compact", lengths=(224,), depths=(0.25, 0.5, 0.75, 1.0), trials=2, rivals=(4,), binding_trials=8,
-    control_trials=0, haystacks="shared",
-)  # fmt: skip
+    format="compact",
+    lengths=(224,),
+    depths=(0.25, 0.5, 0.75, 1.0),
+    trials=2,
+    rivals=(4,),
+    binding_trials=8,
+    control_trials=0,
+    haystacks="shared",
+)
 FURTHER = {"vt": TaskSettings(k=(1,), lengths=(200,), trials=3)}
 EVERYTHING = CONFIG.model_copy(update={"retrieval": RETRIEVAL.model_copy(update={"tasks": FURTHER})})
 

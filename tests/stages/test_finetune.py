@@ -150,8 +150,11 @@ def test_the_loss_of_pairs_is_that_of_the_summary_and_its_end(inputs, tmp_path):
     assert said[1][0] == "Nobody went to the bridge.\n\nSummary:"
     assert read.cut == 1
     assert read.skipped == {
-        "of the split test": 1, "no text": 1, "no summary": 2, "summary longer than summary_tokens": 1,
-    }  # fmt: skip
+        "of the split test": 1,
+        "no text": 1,
+        "no summary": 2,
+        "summary longer than summary_tokens": 1,
+    }
 
 
 def test_whole_texts_are_read_in_pieces_and_change_nothing(inputs, tmp_path):
@@ -197,8 +200,10 @@ def test_examples_survive_the_disk_and_every_epoch_has_each_once(inputs, tmp_pat
     examples = read_pairs(pairs, load_tokenizer(inputs["tokenizer"])).examples
     write_examples(url := str(tmp_path / "examples.parquet"), examples)
     again = read_examples(url)
-    assert all((a[0].tokens == b[0].tokens).all() and (a[0].targets == b[0].targets).all()
-               for a, b in zip(examples, again, strict=True))  # fmt: skip
+    assert all(
+        (a[0].tokens == b[0].tokens).all() and (a[0].targets == b[0].targets).all()
+        for a, b in zip(examples, again, strict=True)
+    )
     batches = ExampleBatches(again, 1, seed=1)
     order = [batches.chosen(step)[0] for step in range(9)]
     assert all(sorted(order[i : i + 3]) == [0, 1, 2] for i in (0, 3, 6)) and order[:3] * 3 != order

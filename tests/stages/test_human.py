@@ -98,12 +98,18 @@ def test_files_of_the_page_and_of_label_studio_merge(kit, tmp_path):
     page = ratings(kit, "ann", prefers, tmp_path)
     key = json.loads((kit / "key.json").read_text())
     tasks = [
-        {"data": task["data"], "annotations": [
-            {"completed_by": {"email": "bob@x"}, "result": [
-                {"from_name": "choice", "type": "choices", "value": {"choices": ["tie"]}}]},
-            {"completed_by": 9, "was_cancelled": True, "result": []}]}
+        {
+            "data": task["data"],
+            "annotations": [
+                {
+                    "completed_by": {"email": "bob@x"},
+                    "result": [{"from_name": "choice", "type": "choices", "value": {"choices": ["tie"]}}],
+                },
+                {"completed_by": 9, "was_cancelled": True, "result": []},
+            ],
+        }
         for task in json.loads((kit / "label-studio.json").read_text())
-    ]  # fmt: skip
+    ]
     (tmp_path / "ls.json").write_text(json.dumps(tasks))
     results = merged(kit / "key.json", [page, tmp_path / "ls.json", page])  # the same file twice is one rater once
     assert results["raters"] == {"ann": 24, "bob@x": 24} and results["export"] == key["export"]

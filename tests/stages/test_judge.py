@@ -53,9 +53,13 @@ def test_every_comparison_is_asked_in_both_orders_and_nothing_says_whose_it_is(i
     both = {(one.a, one.b, one.name, one.seed) for one in pairs if not one.swapped}
     assert {(one.b, one.a, one.name, one.seed) for one in pairs if one.swapped} == both
     assert {(a, b) for a, b, _, _ in both} == {
-        ("infini-delta", "local"), ("infini-delta", "lead"), ("infini-delta", "shuffled"), ("local", "lead"),
-        ("local", "shuffled"), ("reference", "shuffled"),
-    }  # fmt: skip
+        ("infini-delta", "local"),
+        ("infini-delta", "lead"),
+        ("infini-delta", "shuffled"),
+        ("local", "lead"),
+        ("local", "shuffled"),
+        ("reference", "shuffled"),
+    }
     assert not any(name in one.text for one in asked for name in ("infini", "local", "shuffled"))
     truth = next(one for one in pairs if {one.a, one.b} == {"reference", "shuffled"})
     assert truth.text.count("Summary 0 of book 0") == 1, "the candidate is not shown as the person's summary too"
@@ -170,14 +174,25 @@ def test_a_judge_that_answers_in_prose_is_an_error_with_its_answers_kept(inputs,
 @pytest.mark.parametrize(
     ("answer", "winner"),
     [
-        ('{"winner": "A", "reason": "more"}', "A"), ('Sure!\n```json\n{"winner": "b"}\n```', "B"), ("B", "B"),
-        ('{"winner": "Summary A"}', "A"), ("tie.", "tie"), ('{"winner": "tie"}', "tie"), ("Summary B", "B"),
-        ('{"reason": "x {y}", "winner": "A"}', "A"), ('{"winner": "A"} and {"winner": "A"}', "A"),
-        ("", None), ("A is better than B", None), ('{"winner": "A"} no: {"winner": "B"}', None),
-        ('{"winner": "C"}', None), ('{"winner": null}', None), ('{"winner": "A"', None), ("{" * 5000, None),
+        ('{"winner": "A", "reason": "more"}', "A"),
+        ('Sure!\n```json\n{"winner": "b"}\n```', "B"),
+        ("B", "B"),
+        ('{"winner": "Summary A"}', "A"),
+        ("tie.", "tie"),
+        ('{"winner": "tie"}', "tie"),
+        ("Summary B", "B"),
+        ('{"reason": "x {y}", "winner": "A"}', "A"),
+        ('{"winner": "A"} and {"winner": "A"}', "A"),
+        ("", None),
+        ("A is better than B", None),
+        ('{"winner": "A"} no: {"winner": "B"}', None),
+        ('{"winner": "C"}', None),
+        ('{"winner": null}', None),
+        ('{"winner": "A"', None),
+        ("{" * 5000, None),
         ('{"winner": ["A"]}', None),
     ],
-)  # fmt: skip
+)
 def test_winners_are_read_and_never_guessed(answer, winner):
     assert read_winner(answer) == winner
 
@@ -190,9 +205,12 @@ def test_winners_are_read_and_never_guessed(answer, winner):
         ('{"confusing": [{"sentence": 3, "labels": ["salience"]}]}', None),  # there are two
         ('{"confusing": [{"sentence": 1, "labels": ["boring"]}]}', None),
         ('{"confusing": [{"sentence": true, "labels": ["salience"]}]}', None),
-        ('{"confusing": [1]}', None), ('{"confusing": "none"}', None), ("none", None), ('{"confusing": [', None),
+        ('{"confusing": [1]}', None),
+        ('{"confusing": "none"}', None),
+        ("none", None),
+        ('{"confusing": [', None),
     ],
-)  # fmt: skip
+)
 def test_labels_are_read_and_never_guessed(answer, labels):
     assert read_labels(answer, 2) == labels
 
@@ -291,9 +309,14 @@ def test_a_local_checkpoint_is_asked_the_same_and_kept_the_same(inputs, tmp_path
     (folder / "vocab.txt").write_text("\n".join([*marks, *letters, *(f"##{x}" for x in letters)]))
     transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     settings = transformers.LlamaConfig(
-        vocab_size=len(marks) + 2 * len(letters), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=1800,
-    )  # fmt: skip
+        vocab_size=len(marks) + 2 * len(letters),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=1800,
+    )
     transformers.LlamaForCausalLM(settings).save_pretrained(folder)
     local = JudgeConfig.model_validate(
         {"local": {"path": "model"}, "cache": "kept", "documents": 1, "baselines": [], "answer_tokens": 8}

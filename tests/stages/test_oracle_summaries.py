@@ -134,7 +134,7 @@ ORACLE: list[tuple[str, dict[str, Any], str, str]] = [
     ("few books", {"gain": 0.6, "books": 8}, I, "underpowered"),
     ("one book of many chapters", {"books": 1, "chapters": 60}, I, ""),
     ("every book in the training corpus", {"trained": 40}, I, ""),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("what", "truth", "expected", "qualifier"), ORACLE, ids=[row[0] for row in ORACLE])

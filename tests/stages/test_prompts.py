@@ -25,9 +25,15 @@ RETRIEVAL = RetrievalConfig(
     format="compact", lengths=(96, 160), trials=6, rivals=(1, 2), binding_trials=3, control_trials=2, tasks=TASKS
 )
 SHARED = RetrievalConfig(
-    format="compact", lengths=(320,), depths=(0.25, 0.5, 0.75, 1.0), trials=2, rivals=(1, 4), binding_trials=6,
-    control_trials=2, haystacks="shared",
-)  # fmt: skip
+    format="compact",
+    lengths=(320,),
+    depths=(0.25, 0.5, 0.75, 1.0),
+    trials=2,
+    rivals=(1, 4),
+    binding_trials=6,
+    control_trials=2,
+    haystacks="shared",
+)
 
 
 @pytest.fixture(scope="module")

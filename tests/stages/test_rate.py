@@ -50,9 +50,14 @@ def bert(folder: Path, **options: Any) -> Path:
     transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=24).save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=24, **options,
-    )  # fmt: skip
+        vocab_size=len(VOCABULARY),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=24,
+        **options,
+    )
     kind = transformers.BertForSequenceClassification if "id2label" in options else transformers.BertModel
     kind(config).save_pretrained(folder)
     return folder

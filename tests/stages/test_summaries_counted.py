@@ -95,9 +95,13 @@ def test_greedy_beside_sampling_and_further_lengths(inputs, tmp_path):
     from stages.data.tokens.load import load_tokenizer
 
     config = SummarizeConfig(
-        documents=2, prompt_tokens=60, new_tokens=12, min_opening_words=8, decodings=("sample", "greedy"),
+        documents=2,
+        prompt_tokens=60,
+        new_tokens=12,
+        min_opening_words=8,
+        decodings=("sample", "greedy"),
         further_lengths=(40, "whole"),
-    )  # fmt: skip
+    )
     rows, summary, _ = run(config, inputs, load_tokenizer(inputs["tokenizer"]), tmp_path / "a")
     cells = {(r["task"], r["length"], r["decoding"]) for r in rows}
     assert cells == {("continue", "60", d) for d in ("sample", "greedy")} | {

@@ -17,11 +17,20 @@ from stages.evidence.summarize.items import from_pairs
 from stages.stage import StageError
 
 BOOKSUM = [  # the columns of BookSum's Parquet, two summaries of one chapter by different hands
-    {"bid": 27681, "is_aggregate": True, "source": source, "chapter_path": "all/chapters_1.txt",
-     "book_id": "The Mohicans.chapter 1", "summary_id": "chapter 1", "content": None, "chapter": "It was a feature.",
-     "summary": json.dumps({"name": "Chapter 1", "summary": ["First.", "Second."]}), "summary_text": text}
+    {
+        "bid": 27681,
+        "is_aggregate": True,
+        "source": source,
+        "chapter_path": "all/chapters_1.txt",
+        "book_id": "The Mohicans.chapter 1",
+        "summary_id": "chapter 1",
+        "content": None,
+        "chapter": "It was a feature.",
+        "summary": json.dumps({"name": "Chapter 1", "summary": ["First.", "Second."]}),
+        "summary_text": text,
+    }
     for source, text in (("cliffnotes", "War."), ("novelguide", "The war."))
-]  # fmt: skip
+]
 
 
 def jsonl(path: Path, rows: list[dict[str, object]]) -> Path:

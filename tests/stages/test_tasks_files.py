@@ -25,10 +25,14 @@ from tests.support import LocalContext
 from tests.tiny import write_study
 
 ROWS = [
-    {"index": 0, "input": "One number is 71. The rest is text.\n" * 4, "outputs": ["71"],
-     "answer_prefix": "The number is"},
+    {
+        "index": 0,
+        "input": "One number is 71. The rest is text.\n" * 4,
+        "outputs": ["71"],
+        "answer_prefix": "The number is",
+    },
     {"index": 1, "input": "Nothing is said here.", "outputs": ["red", "blue"]},
-]  # fmt: skip
+]
 
 
 def write(folder: Path, *rows: object) -> Path:
@@ -65,10 +69,15 @@ def test_an_evaluation_has_their_rows_beside_those_of_tasks(tmp_path):
     tokenizer = load_tokenizer(inputs["tokenizer"])
     inputs["model"] = save(decoder(vocab_size=tokenizer.vocab_size), tmp_path / "model")
     asked = RetrievalConfig(
-        format="compact", lengths=(96,), trials=2, rivals=(1,), binding_trials=1, control_trials=0,
+        format="compact",
+        lengths=(96,),
+        trials=2,
+        rivals=(1,),
+        binding_trials=1,
+        control_trials=0,
         tasks={"niah_multikey_1": {"k": (2,), "lengths": (160, 320)}, "vt": {"k": (1,), "lengths": (200,)}},
         files={"mine": PromptFile(path=str(write(tmp_path)), budget=8)},
-    )  # fmt: skip
+    )
     config = EvaluateConfig(perplexity=PerplexityConfig(max_documents=1), retrieval=asked)
     (tmp_path / "out").mkdir()
     context = LocalContext(str(tmp_path / "work"), execution=Execution(device="cpu"))

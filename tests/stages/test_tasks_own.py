@@ -121,9 +121,12 @@ def test_so_many_facts_support_the_answer(k):
 
 
 def parsed(text):
-    for kind, form in (("go", r"(\w+) went to the ()(\w+)\."), ("take", r"(\w+) took the (\w+)()\."),
-                       ("put", r"(\w+) put the (\w+) into the (\w+)\."),
-                       ("give", r"(\w+) gave the (\w+) to (\w+)\.")):  # fmt: skip
+    for kind, form in (
+        ("go", r"(\w+) went to the ()(\w+)\."),
+        ("take", r"(\w+) took the (\w+)()\."),
+        ("put", r"(\w+) put the (\w+) into the (\w+)\."),
+        ("give", r"(\w+) gave the (\w+) to (\w+)\."),
+    ):
         if found := re.fullmatch(form, text):
             return Event(kind, *found.groups())
     raise AssertionError(text)

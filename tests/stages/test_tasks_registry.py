@@ -103,9 +103,14 @@ def test_its_score_may_be_a_share_of_several_answers(colours):
 
 @pytest.mark.parametrize(
     ("rule", "said", "score"),
-    [(all_in, "It is Red", 0.5), (any_in, "it is red", 1), (any_in, "none", 0), (same_set, "blue, Red", 1),
-     (same_set, "blue, red, white", 0)],
-)  # fmt: skip
+    [
+        (all_in, "It is Red", 0.5),
+        (any_in, "it is red", 1),
+        (any_in, "none", 0),
+        (same_set, "blue, Red", 1),
+        (same_set, "blue, red, white", 0),
+    ],
+)
 def test_rules_for_answers_of_several_strings(rule, said, score):
     assert rule(said, ("red", "blue")) == score
 
@@ -165,7 +170,7 @@ def test_a_task_that_miscounts_is_named(colours, monkeypatch):
         ("ablate.retrieval.tasks={colours: {}}", r"retrieval\.tasks = \['colours'\]: the knock-outs are asked"),
         ("pretrain.mixture.retrieval_tasks=[colors]", r"retrieval_tasks = \['colors'\]: .*did you mean 'colours'"),
     ],
-)  # fmt: skip
+)
 def test_a_study_that_names_it_wrongly_is_one_error(colours, tmp_path, change, message):
     with pytest.raises(StudyError, match=message) as caught:
         load(write_study(tmp_path), [change], environment={})

@@ -186,10 +186,15 @@ def test_the_shortest_length_that_is_allowed_holds_a_prompt(name, format):
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("niah_multikey_1", {"k": [2, 16]}), ("niah_multivalue", {"k": [8]}), ("niah_multiquery", {"k": [8]}),
-     ("vt", {"k": [1, 8]}),
-     ("cwe", {"k": [3]}), ("fwe", {"k": [1, 5]})],
-)  # fmt: skip
+    [
+        ("niah_multikey_1", {"k": [2, 16]}),
+        ("niah_multivalue", {"k": [8]}),
+        ("niah_multiquery", {"k": [8]}),
+        ("vt", {"k": [1, 8]}),
+        ("cwe", {"k": [3]}),
+        ("fwe", {"k": [1, 5]}),
+    ],
+)
 def test_the_size_of_a_task_is_its_k(name, settings):
     items = items_of(name, "published", 16384, **settings)[1]
     size = {"niah_multikey_1": lambda k: 1, "vt": lambda k: k + 1}.get(name, lambda k: k)

@@ -71,10 +71,38 @@ def test_which_seams_a_tokenizer_has(made: dict[str, Tokenizer]) -> None:
 
 
 PARTS = (
-    "the", "Ünder", "cat's", "'s", "'", "x_1", "42", "½", "—", "(so)", "“So", "日本", "да,", "\t", "\n", "\n\n", "  ",
-    " ", "<eos>", "\u00a0", "\u3000", "e\u0301", "😀", "𝒳y", "\U00020000", "…", "--", "w" * 80, "é" * 40, "\x1c",
+    "the",
+    "Ünder",
+    "cat's",
+    "'s",
+    "'",
+    "x_1",
+    "42",
+    "½",
+    "—",
+    "(so)",
+    "“So",
+    "日本",
+    "да,",
+    "\t",
+    "\n",
+    "\n\n",
+    "  ",
+    " ",
+    "<eos>",
+    "\u00a0",
+    "\u3000",
+    "e\u0301",
+    "😀",
+    "𝒳y",
+    "\U00020000",
+    "…",
+    "--",
+    "w" * 80,
+    "é" * 40,
+    "\x1c",
     "\x85",
-)  # fmt: skip
+)
 TEXTS = st.lists(
     st.lists(st.sampled_from(PARTS), max_size=40).flatmap(
         lambda parts: st.lists(

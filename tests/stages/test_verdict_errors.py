@@ -65,10 +65,13 @@ def dearer() -> dict[str, Any]:
 
 NULLS = (
     # claim, wrong decision, the null that is true, what it is (a function of the draw)
-    ("C1", "supported", "another's memory costs just the margin",
-     lambda draw: {"knocked": {"swap": sometimes(0.95)}}),
-    ("C1", "refuted", "every knock-out costs just the margin",
-     lambda draw: {"knocked": dict.fromkeys(KNOCKOUTS, sometimes(0.95)), "knocked_nats": 0.001}),
+    ("C1", "supported", "another's memory costs just the margin", lambda draw: {"knocked": {"swap": sometimes(0.95)}}),
+    (
+        "C1",
+        "refuted",
+        "every knock-out costs just the margin",
+        lambda draw: {"knocked": dict.fromkeys(KNOCKOUTS, sometimes(0.95)), "knocked_nats": 0.001},
+    ),
     ("C2", "supported", "no gap to local", lambda draw: gap(0.0)),
     ("C2", "refuted", "a gap of just the margin", lambda draw: gap(RULES.perplexity_from_memory.margin)),
     ("C13", "supported", "a gap of just the margin", lambda draw: gap(RULES.seeds.margin)),
@@ -79,15 +82,23 @@ NULLS = (
     ("C3", "refuted", "the same on average, seeds apart by half a logit", lambda draw: threshold(0.5, draw)),
     ("C5b", "supported", "just the margin above 1/k", lambda draw: {"reader": at_the_margin, "asked": FEW}),
     ("C5b", "refuted", "just the margin above 1/k", lambda draw: {"reader": at_the_margin, "asked": FEW}),
-    ("C5a", "supported", "just the margin above 1/k",
-     lambda draw: {"control": {k: 1 / k + (RULES.binding.margin if k > 1 else 0.0) for k in K}}),
-    ("C5a", "refuted", "just the margin above 1/k",
-     lambda draw: {"control": {k: 1 / k + (RULES.binding.margin if k > 1 else 0.0) for k in K}}),
+    (
+        "C5a",
+        "supported",
+        "just the margin above 1/k",
+        lambda draw: {"control": {k: 1 / k + (RULES.binding.margin if k > 1 else 0.0) for k in K}},
+    ),
+    (
+        "C5a",
+        "refuted",
+        "just the margin above 1/k",
+        lambda draw: {"control": {k: 1 / k + (RULES.binding.margin if k > 1 else 0.0) for k in K}},
+    ),
     ("C11", "refuted", "alignment costs just the margin of accuracy", lambda draw: forgetful(RULES.alignment.margin)),
     ("C11", "supported", "alignment costs just the margin of accuracy", lambda draw: forgetful(RULES.alignment.margin)),
     ("C11", "refuted", "alignment adds just the margin of perplexity", lambda draw: dearer()),
     ("C11", "supported", "alignment adds just the margin of perplexity", lambda draw: dearer()),
-)  # fmt: skip
+)
 
 
 def rate(claim: str, decision: str, truth: Any, draws: int) -> float:

@@ -15,7 +15,7 @@ LANGUAGES = frozenset(
     ku ky la lb lg lij ln lo lt ltg lv mg mk ml mn mr ms mt my ne nl nn no nso oc om or pa pcm pl ps pt qu ro ru
     rw sa sdh se si sk sl sn so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz uzs vec vi vo wa wuu xh yo
     yue zh zu
-    """.split()  # noqa: SIM905
+    """.split()
 )
 
 

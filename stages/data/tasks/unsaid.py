@@ -12,10 +12,12 @@ from stages.data.tasks.niah import answer_room
 from stages.data.tasks.scoring import everything, starts
 from stages.data.tasks.task import Task
 
-NAMES = (
-    "Agnes", "Boris", "Clara", "Doris", "Edwin", "Fiona", "Georg", "Heidi", "Irvin", "Jonas", "Klara", "Lukas", "Mario",
-    "Nadia", "Oscar", "Petra", "Quinn", "Ronja", "Silas", "Tessa", "Ulric", "Viola", "Wanda", "Xenia", "Yusuf", "Zelda",
-)  # fmt: skip
+NAMES = tuple(
+    (
+        "Agnes Boris Clara Doris Edwin Fiona Georg Heidi Irvin Jonas Klara Lukas Mario Nadia Oscar Petra Quinn Ronja "
+        "Silas Tessa Ulric Viola Wanda Xenia Yusuf Zelda"
+    ).split()
+)
 
 TRADES = {
     "dentist": "pulled three aching teeth before noon",

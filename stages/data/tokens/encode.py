@@ -22,10 +22,11 @@ Encoded = tuple["NDArray[np.int32]", list[int], list[int], list[int]]
 """Tokens of a task's pieces, one after the other; of each piece its tokens, its words, and the strings in it that look
 like control tokens, which are text."""
 
-CONTROL = (
-    "<s>", "</s>", "<bos>", "<eos>", "<pad>", "<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>",
-    "<|im_start|>", "<|im_end|>",
-)  # fmt: skip
+CONTROL = tuple(
+    (
+        "<s> </s> <bos> <eos> <pad> <|endoftext|> <|begin_of_text|> <|end_of_text|> <|eot_id|> <|im_start|> <|im_end|>"
+    ).split()
+)
 """Control tokens of common tokenizers: in a text they are what another pipeline left there."""
 
 

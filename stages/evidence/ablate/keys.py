@@ -27,10 +27,20 @@ from stages.evidence.evaluate.forward import PASS_TOKENS
 from stages.evidence.evaluate.perplexity import ScoredDocument
 
 CAPACITY = pa.schema(
-    [("keys", pa.string()), ("feature_map", pa.string()), ("feature_dim", pa.int64()), ("d_key", pa.int64()),
-     ("rule", pa.string()), ("associations", pa.int64()), ("layer", pa.int64()), ("head", pa.int64()),
-     ("accuracy", pa.float64()), ("error", pa.float64()), ("exact", pa.float64())]
-)  # fmt: skip
+    [
+        ("keys", pa.string()),
+        ("feature_map", pa.string()),
+        ("feature_dim", pa.int64()),
+        ("d_key", pa.int64()),
+        ("rule", pa.string()),
+        ("associations", pa.int64()),
+        ("layer", pa.int64()),
+        ("head", pa.int64()),
+        ("accuracy", pa.float64()),
+        ("error", pa.float64()),
+        ("exact", pa.float64()),
+    ]
+)
 
 
 def collect(

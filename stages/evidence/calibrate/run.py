@@ -29,15 +29,33 @@ SCHLAG = pa.schema(
     ]
 )
 MQAR = pa.schema(
-    [("arm", pa.string()), ("dim", pa.int64()), ("pairs", pa.int64()), ("seed", pa.int64()),
-     ("accuracy", pa.float64()), ("trials", pa.int64()), ("chance", pa.float64()), ("guess", pa.float64()),
-     ("start", pa.string()), ("steps", pa.int64())]
-)  # fmt: skip
+    [
+        ("arm", pa.string()),
+        ("dim", pa.int64()),
+        ("pairs", pa.int64()),
+        ("seed", pa.int64()),
+        ("accuracy", pa.float64()),
+        ("trials", pa.int64()),
+        ("chance", pa.float64()),
+        ("guess", pa.float64()),
+        ("start", pa.string()),
+        ("steps", pa.int64()),
+    ]
+)
 REFERENCE = pa.schema(
-    [("source", pa.string()), ("feature_map", pa.string()), ("feature_dim", pa.int64()), ("d_key", pa.int64()),
-     ("holds", pa.int64()), ("fails", pa.int64()), ("arm", pa.string()), ("dim", pa.int64()), ("pairs", pa.int64()),
-     ("accuracy", pa.float64())]
-)  # fmt: skip
+    [
+        ("source", pa.string()),
+        ("feature_map", pa.string()),
+        ("feature_dim", pa.int64()),
+        ("d_key", pa.int64()),
+        ("holds", pa.int64()),
+        ("fails", pa.int64()),
+        ("arm", pa.string()),
+        ("dim", pa.int64()),
+        ("pairs", pa.int64()),
+        ("accuracy", pa.float64()),
+    ]
+)
 
 
 def run(config: CalibrateConfig, output: Path, context: Context) -> Summary:

@@ -80,10 +80,15 @@ class Ledger:
         """For cost.json."""
         lost = self.lost.read + self.lost.written
         return {
-            "requests": self.answered + self.cached, "cached": self.cached, "sent": self.sent, "failed": self.failed,
-            "tokens_read": self.read, "tokens_written": self.written, "tokens_lost_at_most": lost,
+            "requests": self.answered + self.cached,
+            "cached": self.cached,
+            "sent": self.sent,
+            "failed": self.failed,
+            "tokens_read": self.read,
+            "tokens_written": self.written,
+            "tokens_lost_at_most": lost,
             "money": money(Usage(self._read, self._written), self.endpoint),
-        }  # fmt: skip
+        }
 
     @property
     def _read(self) -> int:

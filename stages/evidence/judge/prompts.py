@@ -15,9 +15,15 @@ from stages.evidence.summarize.rouge import sentences
 
 Winner = Literal["A", "B", "tie"]
 LABELS = (
-    "entity omission", "event omission", "causal omission", "salience", "discontinuity", "duplication", "inconsistency",
+    "entity omission",
+    "event omission",
+    "causal omission",
+    "salience",
+    "discontinuity",
+    "duplication",
+    "inconsistency",
     "language",
-)  # fmt: skip
+)
 MOST_SENTENCES = 60
 SYSTEM = "You judge summaries of books. You answer with JSON and nothing else."
 

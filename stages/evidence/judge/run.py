@@ -22,20 +22,48 @@ from stages.evidence.summarize.written import Everything, everything
 from stages.stage import Artifact, Context, StageError, Summary
 
 _NAMED = [(name, pa.string()) for name in ("doc_id", "book", "task", "level")]
-ANSWERS = pa.schema([
-    ("kind", pa.string()), *_NAMED, ("seed", pa.int64()), ("a", pa.string()), ("b", pa.string()),
-    ("swapped", pa.bool_()), ("repeat", pa.int64()), ("digest", pa.string()), ("prompt", pa.large_string()),
-    ("answer", pa.large_string()), ("read_as", pa.string()), ("problem", pa.string()), ("model", pa.string()),
-    ("tokens_read", pa.int64()), ("tokens_written", pa.int64()),
-])  # fmt: skip
-COMPARISONS = pa.schema([
-    ("a", pa.string()), ("b", pa.string()), ("seed", pa.int64()), *_NAMED, ("score", pa.float64()),
-    ("first", pa.float64()), ("second", pa.float64()), ("answers", pa.int64()),
-])  # fmt: skip
-SENTENCES = pa.schema([
-    ("system", pa.string()), ("seed", pa.int64()), *_NAMED, ("sentences", pa.int64()), ("confusing", pa.float64()),
-    ("score", pa.float64()), ("labels", pa.list_(pa.string())),
-])  # fmt: skip
+ANSWERS = pa.schema(
+    [
+        ("kind", pa.string()),
+        *_NAMED,
+        ("seed", pa.int64()),
+        ("a", pa.string()),
+        ("b", pa.string()),
+        ("swapped", pa.bool_()),
+        ("repeat", pa.int64()),
+        ("digest", pa.string()),
+        ("prompt", pa.large_string()),
+        ("answer", pa.large_string()),
+        ("read_as", pa.string()),
+        ("problem", pa.string()),
+        ("model", pa.string()),
+        ("tokens_read", pa.int64()),
+        ("tokens_written", pa.int64()),
+    ]
+)
+COMPARISONS = pa.schema(
+    [
+        ("a", pa.string()),
+        ("b", pa.string()),
+        ("seed", pa.int64()),
+        *_NAMED,
+        ("score", pa.float64()),
+        ("first", pa.float64()),
+        ("second", pa.float64()),
+        ("answers", pa.int64()),
+    ]
+)
+SENTENCES = pa.schema(
+    [
+        ("system", pa.string()),
+        ("seed", pa.int64()),
+        *_NAMED,
+        ("sentences", pa.int64()),
+        ("confusing", pa.float64()),
+        ("score", pa.float64()),
+        ("labels", pa.list_(pa.string())),
+    ]
+)
 
 
 def judge(config: JudgeConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
@@ -104,9 +132,13 @@ def dry(config: JudgeConfig, found: Everything) -> dict[str, Any]:
     each = [estimate(one.characters, one.body["max_tokens"]) for one in open_]
     used = Usage(sum(u.read for u in each), sum(u.written for u in each), True)
     return {
-        "requests": len(asked), "cached": len(asked) - len(open_), "to_send": len(open_),
-        "tokens_read": used.read, "tokens_written_at_most": used.written, "money_at_most": money(used, config.endpoint),
-    }  # fmt: skip
+        "requests": len(asked),
+        "cached": len(asked) - len(open_),
+        "to_send": len(open_),
+        "tokens_read": used.read,
+        "tokens_written_at_most": used.written,
+        "money_at_most": money(used, config.endpoint),
+    }
 
 
 def _row(
@@ -122,11 +154,25 @@ def _row(
             read = None if labels is None else json.dumps({"sentences": count, "labels": labels})
     problem = reply.reason or (None if read is not None else "unreadable")
     return {
-        "kind": one.kind, "doc_id": item.doc_id, "book": item.book, "task": item.task, "level": item.level,
-        "seed": one.seed, "a": one.a, "b": one.b, "swapped": one.swapped, "repeat": one.repeat, "digest": one.digest,
-        "prompt": one.text, "answer": reply.text, "read_as": read, "problem": problem, "model": reply.model,
-        "tokens_read": reply.usage.read, "tokens_written": reply.usage.written,
-    }  # fmt: skip
+        "kind": one.kind,
+        "doc_id": item.doc_id,
+        "book": item.book,
+        "task": item.task,
+        "level": item.level,
+        "seed": one.seed,
+        "a": one.a,
+        "b": one.b,
+        "swapped": one.swapped,
+        "repeat": one.repeat,
+        "digest": one.digest,
+        "prompt": one.text,
+        "answer": reply.text,
+        "read_as": read,
+        "problem": problem,
+        "model": reply.model,
+        "tokens_read": reply.usage.read,
+        "tokens_written": reply.usage.written,
+    }
 
 
 def _write(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, path: Path) -> None:

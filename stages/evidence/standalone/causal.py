@@ -18,9 +18,9 @@ from model.config import MixerConfig
 from stages.data.tasks.prompts import Item
 from stages.evidence.evaluate import perplexity
 from stages.evidence.evaluate.config import PerplexityConfig
-from stages.evidence.evaluate.forward import PASS_TOKENS, batches
+from stages.evidence.evaluate.forward import PASS_TOKENS, Progress, batches
 from stages.evidence.standalone.config import CheckpointSource
-from stages.evidence.standalone.readers import Progress, Reader, context
+from stages.evidence.standalone.readers import Reader, context
 from stages.stage import StageError
 
 if TYPE_CHECKING:

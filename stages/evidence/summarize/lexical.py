@@ -19,10 +19,12 @@ LEXICAL = (*KINDS, MEAN, "names_kept")
 """Columns that rank: more is more like the references."""
 COLUMNS = (*LEXICAL, *DESCRIBED)
 
-_SMALL = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
-)  # fmt: skip
+_SMALL = tuple(
+    (
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen twenty"
+    ).split()
+)
 _ROUND = {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "hundred": "100", "thousand": "1000"}
 _NUMBERS = {word: str(value) for value, word in enumerate(_SMALL)} | _ROUND
 _NOT_NAMES = frozenset(

@@ -31,10 +31,18 @@ if TYPE_CHECKING:
 NAMED = [(name, pa.string()) for name in ("doc_id", "book", "task", "level")]
 MEASURED = [(name, pa.float64()) for name in COLUMNS]
 BASELINES = pa.schema([("system", pa.string()), *NAMED, ("hypothesis", pa.large_string()), *MEASURED])
-SUMMARIES = pa.schema([
-    *NAMED, ("length", pa.string()), ("prompt_tokens", pa.int64()), ("decoding", pa.string()), ("tokens", pa.int64()),
-    ("reference", pa.large_string()), ("hypothesis", pa.large_string()), *MEASURED,
-])  # fmt: skip
+SUMMARIES = pa.schema(
+    [
+        *NAMED,
+        ("length", pa.string()),
+        ("prompt_tokens", pa.int64()),
+        ("decoding", pa.string()),
+        ("tokens", pa.int64()),
+        ("reference", pa.large_string()),
+        ("hypothesis", pa.large_string()),
+        *MEASURED,
+    ]
+)
 SHOWN = 3  # summaries in summaries.md
 
 

@@ -215,9 +215,11 @@ def _judge(evidence: Evidence, arm: str, gaps: Gaps, p: dict[str, float], baseli
 def _refuted(evidence: Evidence, row: Number, gaps: Gaps, size: str, own: Effect, shown: str) -> Number:
     """A gap that was there on the schedules that all arms share, and is closed, needs no other proof that the
     instrument sees gaps."""
-    margin = f"{evidence.rules.schedule.margin:.0%}" if gaps.measure.name == "perplexity" else (
-        f"{100 * evidence.rules.schedule.retrieval_margin:g} points"
-    )  # fmt: skip
+    margin = (
+        f"{evidence.rules.schedule.margin:.0%}"
+        if gaps.measure.name == "perplexity"
+        else (f"{100 * evidence.rules.schedule.retrieval_margin:g} points")
+    )
     excluded = f"a gap of {margin} to some schedule of the baseline is excluded (TOST)"
     if own.exceeds:
         short = f"{shown} on its own schedule, but {excluded}"

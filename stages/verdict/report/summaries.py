@@ -71,8 +71,10 @@ def _by_length(evidence: Evidence, found: Summaries) -> Iterator[Number]:
         yield _number(
             f"summary_length.{arm}.{found.what}.{length}",
             f"{arm}, {found.what}: rouge, {length if length == 'whole' else f'{int(length):,} tokens'} read",
-            mean, "F1", evidence.sources("summarize", "summaries.parquet", where, str(arm)),
-        ).of(kind="summary_length", arm=str(arm), task=found.what, read=read)  # fmt: skip
+            mean,
+            "F1",
+            evidence.sources("summarize", "summaries.parquet", where, str(arm)),
+        ).of(kind="summary_length", arm=str(arm), task=found.what, read=read)
 
 
 def _judge(evidence: Evidence) -> Iterator[Number]:
@@ -93,9 +95,14 @@ def _judge(evidence: Evidence) -> Iterator[Number]:
             yield Number(f"judge.{name}", label, float(quality[name]), n=n, unit=unit, method="count", sources=source)
     unread = quality["malformed"] / max(1, quality["answers"])
     yield Number(
-        "judge.malformed", "judge: answers that could not be read", unread, n=int(quality["answers"]),
-        unit="share of answers", method="count", sources=(evidence.source("judge", "answers.parquet"),),
-    )  # fmt: skip
+        "judge.malformed",
+        "judge: answers that could not be read",
+        unread,
+        n=int(quality["answers"]),
+        unit="share of answers",
+        method="count",
+        sources=(evidence.source("judge", "answers.parquet"),),
+    )
     rows = evidence.scored(evidence.table("judge", "sentences.parquet"))
     for system, own in rows.groupby("system", sort=False) if len(rows) else ():
         mean = clustered_mean(own["score"], own["book"].tolist(), level=1 - evidence.rules.alpha)
@@ -143,9 +150,14 @@ def _people(evidence: Evidence) -> Iterator[Number]:
     if found.alpha is not None:
         raters = (evidence.source("human", "ratings.parquet"),)
         yield Number(
-            "human.alpha", "people: Krippendorff's alpha over raters", found.alpha, n=len(found.raters), unit="alpha",
-            method="nominal", sources=raters,
-        )  # fmt: skip
+            "human.alpha",
+            "people: Krippendorff's alpha over raters",
+            found.alpha,
+            n=len(found.raters),
+            unit="alpha",
+            method="nominal",
+            sources=raters,
+        )
     for name, strength in found.strengths.items():
         yield _number(f"human.strength.{name}", f"people: strength of {name}", strength, "log odds", source)
     for metric, share in found.metrics.items():
