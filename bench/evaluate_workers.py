@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.silent import SilentContext
 from model import checkpoint
 from model.decoder import Decoder
 from stages.data.tasks.config import RetrievalConfig
@@ -18,7 +19,7 @@ from stages.data.tokens.load import StudyTokenizer
 from stages.evidence.evaluate import parts
 from stages.evidence.evaluate.config import EvaluateConfig
 from stages.evidence.evaluate.spreading import Evaluation
-from stages.folder import FolderArtifact, SilentContext
+from stages.folder import FolderArtifact
 from stages.stage import Execution
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.data.corpus.documents import DocumentsWriter, read_documents
+from stages.data.corpus.documents import DocumentsWriter, read_texts
 from stages.data.decontaminate.config import DecontaminateConfig
 
 PARTS = {"clean": 0.0, "1%": 0.01, "10%": 0.1}
@@ -130,7 +130,7 @@ def _ours(folder: Path) -> dict[str, Any]:
     index, seconds = _index(folder)
     result: dict[str, Any] = {"index_seconds": seconds, "index_mb": index.nbytes / 1e6, "words": len(index.hashes)}
     for part in PARTS:
-        texts = [row["text"].encode() for row in read_documents(folder / part)]
+        texts = [bytes(one.data) for one in read_texts(folder / part)]
 
         def work(texts: list[bytes] = texts) -> int:
             found = [scan(t, index, RULE.max_gap, RULE.max_drift, RULE.min_span_words).spans for t in texts]
@@ -187,7 +187,7 @@ def _index(folder: Path) -> tuple[Any, float]:
     from stages.data.matching.chain import scan
     from stages.data.matching.index import build
 
-    books = [(row["doc_id"], row["text"].encode()) for row in read_documents(folder / "evaluation")]
+    books = [(one.doc_id, bytes(one.data)) for one in read_texts(folder / "evaluation")]
     build(books[:1], 5, 2)
     started = time.process_time()
     index = build(books, RULE.ngram, RULE.max_books_per_ngram)

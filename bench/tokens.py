@@ -25,7 +25,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages.folder import FolderArtifact, SilentContext
+from bench.silent import SilentContext
+from stages.folder import FolderArtifact
 
 BYTES, VOCABULARY = 24_000_000, 8192
 SHAPES = {"1 MB documents": 1_000_000, "4 KB documents": 4_000}
@@ -139,10 +140,10 @@ def _library(folder: Path, shape: str, batches: list[int]) -> dict[str, float]:
     """Seconds of ``encode_batch`` over the texts, in the batches (characters) that take it the shortest."""
     from tokenizers import Tokenizer
 
-    from stages.data.corpus.documents import read_documents
+    from stages.data.corpus.documents import read_texts
 
     library = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
-    texts = [row["text"] for row in read_documents(folder / shape / "documents")]
+    texts = [str(one.data, "utf-8") for one in read_texts(folder / shape / "documents")]
 
     def encode(characters: int) -> None:
         size = max(1, characters // len(texts[0]))

@@ -1,4 +1,4 @@
-"""What is run without a store: a plain folder that plays a committed artifact, a context that nobody follows."""
+"""A plain folder that plays a committed artifact, for what is run without a store."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from stages.stage import Execution
 
 
 @dataclass(frozen=True)
@@ -29,19 +27,3 @@ class FolderArtifact:
         """Bytes of every file below the folder ``name``, by its path, in order."""
         files = sorted(path for path in (self.directory / name).rglob("*") if path.is_file())
         return {path.relative_to(self.directory).as_posix(): path.stat().st_size for path in files}
-
-
-@dataclass(frozen=True)
-class SilentContext:
-    """``stages.stage.Context`` whose reports go nowhere."""
-
-    work_url: str
-    execution: Execution = field(default_factory=Execution)
-
-    def progress(self, done: float, total: float, unit: str, **numbers: float) -> None: ...
-
-    def metrics(self, step: int, **values: float) -> None: ...
-
-    def log(self, message: str) -> None: ...
-
-    def warn(self, message: str) -> None: ...

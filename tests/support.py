@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from cluster import storage
+from stages.data.corpus.documents import document_files
 from stages.stage import Execution
 
 
@@ -37,6 +40,11 @@ class LocalArtifact:
 
     def json(self, name: str) -> Any:
         return json.loads(self.path(name).read_text())
+
+
+def documents_of(folder: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """Rows of a documents table, in its order."""
+    return [row for path in document_files(folder) for row in pq.read_table(path, columns=columns).to_pylist()]
 
 
 def settled(folder: Path) -> Path:

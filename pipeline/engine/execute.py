@@ -59,11 +59,6 @@ class Outcome:
     interrupted: bool = False
     seconds: float = 0.0
 
-    @property
-    def computed(self) -> list[str]:
-        """Ids of the steps this run made."""
-        return self.ids("done")
-
     def ids(self, state: State) -> list[str]:
         """Ids in a state, in the order of the plan."""
         return [step.id for step in self.steps.values() if step.state == state]

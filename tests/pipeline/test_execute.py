@@ -71,7 +71,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_everything_runs_once_in_order_and_then_is_reused(store: Store, faults: Faults):
     first = run(store, faults)
-    assert first.computed == ORDER and first.exit_code == 0
+    assert first.ids("done") == ORDER and first.exit_code == 0
     assert ("make", "one number is odd") in first.warnings
     assert json.loads(store.artifact(first.steps["total"].commit).path("total.json").read_text()) == 29
     second = run(store, faults)
@@ -125,13 +125,13 @@ def test_a_damaged_input_stops_its_step_with_exit_code_4_and_forcing_repairs(sto
     outcome = run(store, faults)
     assert outcome.exit_code == 4 and str(number) in outcome.steps["count/a/0"].message
     repaired = run(store, faults, force=("make",))
-    assert repaired.exit_code == 0 and repaired.computed == ORDER
+    assert repaired.exit_code == 0 and repaired.ids("done") == ORDER
 
 
 def test_forcing_computes_the_step_and_what_needs_it_again(store: Store, faults: Faults, expected: dict[str, str]):
     run(store, faults)
     outcome = run(store, faults, force=("count/a/0",))
-    assert outcome.computed == ["count/a/0", "total"] and digests(outcome) == expected
+    assert outcome.ids("done") == ["count/a/0", "total"] and digests(outcome) == expected
     assert store.verify(outcome.steps["count/a/0"].commit) == []
 
 
@@ -183,7 +183,7 @@ def test_a_zombie_that_wakes_up_adopts_what_its_successor_made(store: Store, fau
     finally:
         faults.release()
         os.kill(zombie.pid, signal.SIGCONT)
-    assert outcome.computed == ORDER
+    assert outcome.ids("done") == ORDER
     woken = result(zombie)
     assert woken["exit"] == 0 and woken["digests"] == digests(outcome) == expected
     commit = store.lookup("make", toy_plan()["make"].key)
@@ -203,7 +203,7 @@ def test_a_driver_that_was_frozen_in_a_step_says_that_it_lost_it_and_adopts(
     finally:
         faults.release()
         os.kill(frozen.pid, signal.SIGCONT)
-    assert outcome.computed == ORDER
+    assert outcome.ids("done") == ORDER
     output, errors = frozen.communicate(timeout=120)
     assert json.loads(output)["exit"] == 0 and json.loads(output)["digests"] == expected
     assert f"make  warning: lost its lease (taken over by process {os.getpid()} on " in errors
@@ -308,7 +308,7 @@ def test_on_ray_a_killed_worker_is_replaced_and_a_fault_is_one_line(
     assert states(failed)["total"] == "failed" and "Fix: run again" in failed.steps["total"].message
     assert faults.visits("count", "start") == 3
     outcome = run(store, faults, "local")
-    assert outcome.computed == ["total"] and digests(outcome) == expected
+    assert outcome.ids("done") == ["total"] and digests(outcome) == expected
 
 
 def test_on_ray_a_failure_cancels_what_runs_beside_it(on_ray: None, store: Store, faults: Faults):

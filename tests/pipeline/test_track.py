@@ -160,7 +160,7 @@ def run_all_reused(plan: Plan, tracked: Tracked, uri: str = "") -> list[str]:
     decisions = decide(plan, tracked.store)
     assert {decision.action for decision in decisions.values()} == {"reuse"}
     outcome = execute(plan, decisions, tracked.store, execution=Execution(), tracker=tracker, address="inline")
-    assert not outcome.computed
+    assert not outcome.ids("done")
     return [text for _, text in outcome.warnings]
 
 
@@ -237,7 +237,7 @@ def test_tracking_that_fails_is_a_warning_and_the_study_is_done(tmp_path: Path):
     (tmp_path / "file").write_text("")
     outcome = run(toy_plan(), Store(tmp_path / "root"), f"sqlite:///{tmp_path}/file/mlflow.db?password=hunter2")
     assert "password=***" in repr(outcome.warnings) and "hunter2" not in repr(outcome.warnings)
-    assert outcome.exit_code == 0 and len(outcome.computed) == 4
+    assert outcome.exit_code == 0 and len(outcome.ids("done")) == 4
     assert any(step == "tracking" and "not tracked" in text for step, text in outcome.warnings)
 
 

@@ -14,12 +14,11 @@ import pytest
 
 from stages.data.corpus import ingest as ingesting
 from stages.data.corpus.config import IngestConfig
-from stages.data.corpus.documents import read_documents
 from stages.data.corpus.manuals import manual_pages
 from stages.data.corpus.pin import pin
 from stages.data.corpus.stage import STAGE
 from stages.stage import StageError
-from tests.support import LocalContext
+from tests.support import LocalContext, documents_of
 
 Ingested = tuple[dict[str, dict[str, Any]], list[dict[str, Any]], LocalContext, Path]
 
@@ -33,7 +32,7 @@ def ingest(tmp_path: Path) -> Callable[..., Ingested]:
         output, context = tmp_path / out, LocalContext(str(tmp_path / "work" / out))
         output.mkdir()
         STAGE.run(config, {}, output, context)
-        documents = {row["doc_id"]: row for row in read_documents(output / "documents")}
+        documents = {row["doc_id"]: row for row in documents_of(output / "documents")}
         return documents, pq.read_table(output / "problems.parquet").to_pylist(), context, output
 
     return run

@@ -11,13 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.data.corpus.config import IngestConfig
-from stages.data.corpus.documents import read_documents
 from stages.data.corpus.pin import changes, listing, pin
 from stages.data.corpus.stage import STAGE
 from stages.data.tokens.config import TokenizerConfig
 from stages.data.tokens.pin import pin_tokenizer, vocabulary_size
 from stages.stage import StageError
-from tests.support import LocalContext, settled
+from tests.support import LocalContext, documents_of, settled
 
 
 @pytest.fixture
@@ -68,7 +67,7 @@ def test_sources_of_every_kind_are_read_from_s3(bucket: Any, tmp_path: Path) -> 
         {"kind": "text", "name": "plain", "url": "s3://corpus/plain/**/*.txt", "split": "train"},
     ]
     output, _ = ingest(tmp_path, "first", *sources, work="s3://corpus/work")
-    assert {row["doc_id"]: row["text"] for row in read_documents(output / "documents")} == {
+    assert {row["doc_id"]: row["text"] for row in documents_of(output / "documents")} == {
         "books/11": "Book 11.\n",
         "books/12": "Book 12.\n",
         "books/20": "Book 20.\n",

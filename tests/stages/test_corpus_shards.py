@@ -16,11 +16,11 @@ from stages.data.corpus import groups as grouping
 from stages.data.corpus import ingest as ingesting
 from stages.data.corpus import readers
 from stages.data.corpus.config import IngestConfig
-from stages.data.corpus.documents import read_documents, read_texts
+from stages.data.corpus.documents import read_texts
 from stages.data.corpus.pin import pin, possible_splits
 from stages.data.corpus.stage import STAGE
 from stages.stage import StageError, Summary
-from tests.support import LocalContext
+from tests.support import LocalContext, documents_of
 
 HELD_OUT = {"kind": "text", "name": "held", "url": "held/*.txt", "split": "test"}
 
@@ -83,7 +83,7 @@ def test_an_interrupted_ingest_goes_on_with_the_groups_it_has_not_read(
     assert content(resumed) == content(whole)
     changed = write_texts(tmp_path, {"1.txt": "Another text."})
     again, _ = run(tmp_path, changed, HELD_OUT, out="again")
-    assert "Another text." in {row["text"] for row in read_documents(again / "documents")}
+    assert "Another text." in {row["text"] for row in documents_of(again / "documents")}
 
 
 def test_files_hold_a_bounded_amount_of_text_in_the_order_of_the_sources(
@@ -97,7 +97,7 @@ def test_files_hold_a_bounded_amount_of_text_in_the_order_of_the_sources(
     held = [pq.read_table(path)["doc_id"].to_pylist() for path in files]
     assert held == [["held/a.txt"], ["t/a.txt", "t/b.txt", "t/c.txt"], ["t/d.txt"], ["t/e.txt"]]
     texts = {text.doc_id: bytes(text.data).decode() for text in read_texts(output / "documents")}
-    assert texts == {row["doc_id"]: row["text"] for row in read_documents(output / "documents")}
+    assert texts == {row["doc_id"]: row["text"] for row in documents_of(output / "documents")}
 
 
 @pytest.mark.parametrize("group_bytes", [1, 2**20])
@@ -113,7 +113,7 @@ def test_of_documents_with_one_id_and_text_one_is_kept_and_other_texts_are_told_
         pq.write_table(pa.table(table), tmp_path / f"{number}{name}.parquet")
     source = {"kind": "parquet", "name": "p", "url": "*.parquet", "columns": {"id": "id", "split": "part"}}
     output, context = run(tmp_path, source)
-    found = {row["doc_id"]: (row["text"], row["split"]) for row in read_documents(output / "documents")}
+    found = {row["doc_id"]: (row["text"], row["split"]) for row in documents_of(output / "documents")}
     assert found == {
         "p/x": ("b x", "test"),
         "p/x#3": ("a x", "train"),
@@ -140,7 +140,7 @@ def test_texts_no_table_can_hold_are_refused_without_reading_them(
     with gzip.open(tmp_path / "train" / "packed.txt.gz", "wb") as file:
         file.write(b"y" * 5000)
     output, _ = run(tmp_path, {**source, "url": "train/*"}, HELD_OUT)
-    assert {row["doc_id"] for row in read_documents(output / "documents")} == {"t/right.txt", "held/a.txt"}
+    assert {row["doc_id"] for row in documents_of(output / "documents")} == {"t/right.txt", "held/a.txt"}
     assert {row[:2] for row in problems(output)} == {("t/long.txt", "too_long"), ("t/packed.txt.gz", "too_long")}
 
 
@@ -151,7 +151,7 @@ def test_a_text_of_a_table_that_is_not_utf8_costs_that_document_only(tmp_path: P
     columns = {"id": "id"}
     source = {"kind": "parquet", "name": "p", "url": "rows.parquet", "split": "train", "columns": columns}
     output, _ = run(tmp_path, source, HELD_OUT)
-    found = {row["doc_id"]: row["text"] for row in read_documents(output / "documents")}
+    found = {row["doc_id"]: row["text"] for row in documents_of(output / "documents")}
     assert found == {"p/1": "One.", "p/5": "Five.\n", "held/a.txt": "Held out."}
     assert problems(output) == [
         ("p/2", "undecodable", "skipped", "byte 3 is not UTF-8: 0xe9"),
@@ -165,7 +165,7 @@ def test_a_shard_cut_short_is_named_with_what_was_read_of_it(tmp_path: Path) -> 
     (tmp_path / "cut.jsonl.gz").write_bytes(lines[: len(lines) // 2])
     source = {"kind": "jsonl", "name": "j", "url": "*.jsonl.gz", "split": "train"}
     output, context = run(tmp_path, source, HELD_OUT)
-    read = len(list(read_documents(output / "documents", ["train"])))
+    read = sum(row["split"] == "train" for row in documents_of(output / "documents"))
     ((name, problem, action, detail),) = problems(output)
     assert (name, problem, action) == ("j/cut.jsonl.gz", "undecodable", "skipped") and read > 10
     assert f"damaged after {read} document(s): EOFError" in detail
@@ -205,7 +205,7 @@ def test_evaluation_texts_in_the_training_set_are_named_and_all_of_them_stop_the
     assert problems(output) == [
         ("j/rows.jsonl:0000000", "evaluation_text", "kept", "its text is that of the evaluation document held/a.txt")
     ]
-    assert len(list(read_documents(output / "documents"))) == 4
+    assert len(documents_of(output / "documents")) == 4
     assert any("copies of evaluation documents" in line for line in context.warned)
 
 
@@ -218,5 +218,5 @@ def test_shares_of_text_files_tell_their_splits_by_name(tmp_path: Path) -> None:
     shares["split"] = {"validation": 0.3, "test": 0.65}
     (resolved,) = configured(tmp_path, shares).sources
     output, _ = run(tmp_path, shares, {**HELD_OUT, "split": "train"})
-    rows = read_documents(output / "documents")
+    rows = documents_of(output / "documents")
     assert possible_splits(resolved) == {row["split"] for row in rows if row["source"] == "t"}

@@ -17,14 +17,14 @@ from pydantic import ValidationError
 
 from stages.data.corpus import documents
 from stages.data.corpus.config import IngestConfig, Pg19
-from stages.data.corpus.documents import DocumentsWriter, read_documents
+from stages.data.corpus.documents import DocumentsWriter
 from stages.data.corpus.stage import STAGE as INGEST
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.stage import STAGE
 from stages.data.matching import shards
 from stages.stage import StageError, Summary
 from tests.stages.test_decontaminate_match import prose
-from tests.support import LocalArtifact, LocalContext
+from tests.support import LocalArtifact, LocalContext, documents_of
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Audited:
         return pd.read_parquet(self.output / f"{name}.parquet")
 
     def texts(self) -> dict[str, str]:
-        return {row["doc_id"]: row["text"] for row in read_documents(self.output / "documents")}
+        return {row["doc_id"]: row["text"] for row in documents_of(self.output / "documents")}
 
     def actions(self) -> dict[str, str]:
         table = self.table("decisions")

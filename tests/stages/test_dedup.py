@@ -21,7 +21,7 @@ from pipeline.study.load import load
 from stages.data.audit import tables as audit_tables
 from stages.data.corpus import documents as documents_module
 from stages.data.corpus.config import IngestConfig, Pg19
-from stages.data.corpus.documents import DocumentsWriter, document_files, read_documents, write_table
+from stages.data.corpus.documents import DocumentsWriter, document_files, write_table
 from stages.data.corpus.stage import STAGE as INGEST
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.stage import STAGE as DECONTAMINATE
@@ -32,7 +32,7 @@ from stages.data.dedup.language import identifier
 from stages.data.dedup.stage import STAGE
 from stages.stage import StageError, Summary
 from tests.stages.test_decontaminate_match import prose
-from tests.support import LocalArtifact, LocalContext
+from tests.support import LocalArtifact, LocalContext, documents_of
 from tests.tiny import write_study
 
 
@@ -61,7 +61,7 @@ class Run:
         return found
 
     def texts(self) -> dict[str, str]:
-        return {row["doc_id"]: row["text"] for row in read_documents(self.output / "documents")}
+        return {row["doc_id"]: row["text"] for row in documents_of(self.output / "documents")}
 
     def rules(self) -> dict[str, str]:
         """Dropped document -> rule."""
@@ -400,10 +400,10 @@ def test_natural_editions_and_volumes_of_real_books_are_found(shared_data: Path,
     INGEST.run(
         IngestConfig(sources=(Pg19(name="pg19", url=str(shared_data / "pg19")),)), {}, tmp_path / "ingest", context
     )
-    ids = [row["doc_id"] for row in read_documents(tmp_path / "ingest" / "documents", None, ["doc_id"])]
+    ids = [row["doc_id"] for row in documents_of(tmp_path / "ingest" / "documents", ["doc_id"])]
     audit = tmp_path / "audit"
     (audit / "documents").symlink_to(tmp_path / "ingest" / "documents")
-    training = read_documents(audit / "documents", ("train",), ["doc_id", "text"])
+    training = [row for row in documents_of(audit / "documents") if row["split"] == "train"]
     write_empty_audit(audit, {row["doc_id"]: len(row["text"].encode()) for row in training})
     done = dedup(LocalArtifact(audit), language={"keep": ["en"]})
     dropped = done.table().query("fate == 'dropped'")

@@ -17,7 +17,7 @@ from stages.data.tasks import Prompt, Task, register, registry, training_rows
 from stages.data.tasks.config import RetrievalConfig
 from stages.data.tasks.needles import PASSKEY
 from stages.data.tasks.prompts import evaluation_items
-from stages.data.tasks.scoring import all_in, any_in, everything, same_set
+from stages.data.tasks.scoring import all_in, any_in, everything
 from stages.evidence.evaluate import retrieval, tables
 from stages.stage import StageError
 from tests.stages.readers import Bytes
@@ -107,8 +107,6 @@ def test_its_score_may_be_a_share_of_several_answers(colours):
         (all_in, "It is Red", 0.5),
         (any_in, "it is red", 1),
         (any_in, "none", 0),
-        (same_set, "blue, Red", 1),
-        (same_set, "blue, red, white", 0),
     ],
 )
 def test_rules_for_answers_of_several_strings(rule, said, score):

@@ -23,7 +23,7 @@ from stages.data.tokens.known import LONGEST, KnownChunks
 from stages.data.tokens.seams import PUNCTUATION, Seams, cut, find_seams
 from stages.data.tokens.stage import TOKENIZE, TOKENIZER
 from tests.stages.test_tokens_pieces import byte_pairs, unigram, word_pieces
-from tests.support import LocalArtifact, LocalContext, settled
+from tests.support import LocalArtifact, LocalContext, documents_of, settled
 
 # A pre-tokenizer that takes a mark along with the word after it, line ends with the marks before, three digits.
 GREEDY = r"(?i:'s|'t|'ll)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -252,7 +252,7 @@ def test_a_killed_run_goes_on_with_the_parts_it_has(
     encoded.clear()
     changed = LocalArtifact(tmp_path / "c2")  # other texts under the same names: nothing is taken over
     writer = table.DocumentsWriter(tmp_path / "c2" / "documents")
-    for row in table.read_documents(corpus.path("documents")):
+    for row in documents_of(corpus.path("documents")):
         writer.write({**row, "text": row["text"].replace("cat", "dog")})
     writer.close()
     assert run(tmp_path, changed, "changed", LocalContext(work)) != clean and len(encoded) == everything

@@ -153,21 +153,6 @@ def document_names(documents: Artifact) -> dict[str, int]:
     return {name: sizes[name] for name in sorted(names, key=lambda name: (len(name), name))}
 
 
-def read_documents(
-    folder: Path, splits: Iterable[str] | None = None, columns: list[str] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Rows in the table's order, of the named splits only (None: all)."""
-    wanted = None if splits is None else set(splits)
-    if columns is not None and wanted is not None and "split" not in columns:
-        columns = [*columns, "split"]
-    for path in document_files(folder):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(64, columns=columns):
-                for row in batch.to_pylist():
-                    if wanted is None or row["split"] in wanted:
-                        yield row
-
-
 @dataclass(frozen=True)
 class DocumentText:
     """A document's text where Arrow holds it: ``data`` is its UTF-8, not copied and never decoded as a whole."""

@@ -103,8 +103,3 @@ def _said(text: str, wanted: set[str]) -> list[str]:
 
 def _plain(text: str) -> str:
     return text.strip(" .:!?\"'\t").lower()
-
-
-def same_set(answer: str, answers: Sequence[str]) -> float:
-    """Are the words that were said the answers, no more and no less, in any order?"""
-    return float(set(re.findall(r"\w+", answer.lower())) == {each.lower() for each in answers})

@@ -21,7 +21,7 @@ from stages.verdict.claims import (
 )
 from stages.verdict.claims.config import ClaimsConfig
 from stages.verdict.claims.evidence import Evidence
-from stages.verdict.claims.verdict import Finding, Verdict, not_measured, unique_sources
+from stages.verdict.claims.verdict import Finding, Verdict, unique_sources
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,6 @@ class Claim:
     needs: tuple[str, ...]
     rule: Callable[[ClaimsConfig], str]
     decide: Callable[[Evidence], Finding]
-
-
-def absent(reason: str) -> Callable[[Evidence], Finding]:
-    """The decision of a claim that no stage of this version measures."""
-    return lambda evidence: not_measured(reason)
-
-
-def _no_rule(rules: ClaimsConfig) -> str:
-    return "no rule: nothing in this study measures it"
 
 
 _BEHIND = "behind the positive control (full attention finds it, local attention does not)"
