@@ -6,27 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from stages.stage import Artifact, Context, Execution, Resources, Stage, Summary
+from stages.stage import Artifact, Context, Summary
 from stages.training.align.config import AlignConfig, AlignSettings
 from stages.training.tuning import run as tuning
+from stages.training.workers import Training
 
 __all__ = ["ALIGN", "Align", "AlignConfig", "AlignSettings"]
 
 
-class Align(Stage[AlignConfig]):
+class Align(Training[AlignConfig]):
     """Inputs: ``model`` (pretrain, finetune or another variant), ``documents``, ``tokens``, ``tokenizer``. Outputs:
     those of pretrain, data.json and examples.jsonl."""
 
     name: ClassVar[str] = "align"
     code_version: ClassVar[int] = 1
     inputs = ("model", "documents", "tokens", "tokenizer")
-    deterministic: ClassVar[bool] = False  # tokens per second are in the log
-
-    def resources(self, config: AlignConfig, execution: Execution) -> Resources:
-        return tuning.resources(execution)
-
-    def needs(self, config: AlignConfig, execution: Execution) -> Resources:
-        return tuning.needs(execution)
 
     def run(self, config: AlignConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         """The aligned model, its log and cost. Raises StageError for rows that cannot be used, or if training

@@ -6,26 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from stages.stage import Artifact, Context, Execution, Resources, Stage, Summary
+from stages.stage import Artifact, Context, Summary
 from stages.training.finetune.config import FinetuneConfig, FinetuneSettings
 from stages.training.tuning import run as tuning
+from stages.training.workers import Training
 
 __all__ = ["FINETUNE", "Finetune", "FinetuneConfig", "FinetuneSettings"]
 
 
-class Finetune(Stage[FinetuneConfig]):
+class Finetune(Training[FinetuneConfig]):
     """Inputs: ``model`` (pretrain or base), ``tokens``, ``tokenizer``. Outputs: those of pretrain, and data.json."""
 
     name: ClassVar[str] = "finetune"
     code_version: ClassVar[int] = 1
     inputs = ("model", "tokens", "tokenizer")
-    deterministic: ClassVar[bool] = False  # tokens per second are in the log
-
-    def resources(self, config: FinetuneConfig, execution: Execution) -> Resources:
-        return tuning.resources(execution)
-
-    def needs(self, config: FinetuneConfig, execution: Execution) -> Resources:
-        return tuning.needs(execution)
 
     def run(self, config: FinetuneConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         """The tuned model, its log and cost. Raises StageError for pairs or lengths that cannot be trained on, or if

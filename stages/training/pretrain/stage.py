@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from model.config import ModelConfig
-from stages.stage import Artifact, Context, Execution, Resources, Stage, Summary
+from stages.stage import Artifact, Context, Execution, Resources, Summary
 from stages.training.pretrain.config import (
     BaseConfig,
     BaseSettings,
@@ -17,6 +17,7 @@ from stages.training.pretrain.config import (
     PretrainConfig,
     PretrainSettings,
 )
+from stages.training.workers import Training
 
 __all__ = [
     "BASE",
@@ -32,21 +33,20 @@ __all__ = [
 ]
 
 
-class Base(Stage[BaseConfig]):
+class Base(Training[BaseConfig]):
     """One base and its seed. Inputs ``tokens``, ``tokenizer``. Scratch: full causal attention within the short context;
     hf: an import."""
 
     name: ClassVar[str] = "base"
     code_version: ClassVar[int] = 3
     inputs = ("tokens", "tokenizer")
-    deterministic: ClassVar[bool] = False  # tokens per second are in the log
 
     def resources(self, config: BaseConfig, execution: Execution) -> Resources:
         """Of the training, or of the import."""
-        return _own(execution) if config.init == "scratch" else Resources(cpus=execution.task_cpus)
+        return super().resources(config, execution) if config.init == "scratch" else Resources(execution.task_cpus)
 
     def needs(self, config: BaseConfig, execution: Execution) -> Resources:
-        return _workers(execution) if config.init == "scratch" else self.resources(config, execution)
+        return super().needs(config, execution) if config.init == "scratch" else self.resources(config, execution)
 
     def run(self, config: BaseConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         """The model, its log, samples and cost. Raises StageError for lengths, vocabularies or shapes that disagree."""
@@ -71,19 +71,12 @@ class Base(Stage[BaseConfig]):
         return run_job(job, output, context)
 
 
-class Pretrain(Stage[PretrainConfig]):
+class Pretrain(Training[PretrainConfig]):
     """One arm and seed. Inputs ``tokens``, ``tokenizer``, ``base``."""
 
     name: ClassVar[str] = "pretrain"
     code_version: ClassVar[int] = 4
     inputs = ("tokens", "tokenizer", "base")
-    deterministic: ClassVar[bool] = False
-
-    def resources(self, config: PretrainConfig, execution: Execution) -> Resources:
-        return _own(execution)
-
-    def needs(self, config: PretrainConfig, execution: Execution) -> Resources:
-        return _workers(execution)
 
     def run(self, config: PretrainConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         """The trained model, its log, samples and cost. Raises StageError if lengths disagree or training diverges."""
@@ -104,17 +97,6 @@ class Pretrain(Stage[PretrainConfig]):
             rope_scaling=config.rope_scaling,
         )
         return run_job(job, output, context)
-
-
-def _own(execution: Execution) -> Resources:
-    """A single worker is the step itself; with several the step only waits for them, they ask for their own."""
-    return _workers(execution) if execution.train_workers == 1 else Resources(cpus=0.0)
-
-
-def _workers(execution: Execution) -> Resources:
-    """All workers of one training run together."""
-    count = execution.train_workers
-    return Resources(cpus=count * execution.cpus_per_worker, gpus=count * execution.gpus_per_worker)
 
 
 BASE = Base()

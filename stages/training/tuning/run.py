@@ -7,21 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from model.config import MixerConfig
-from stages.stage import Artifact, Context, Execution, Resources, Summary
+from stages.stage import Artifact, Context, Summary
 from stages.training.pretrain.config import MixtureConfig, OptimSettings, check_workers
 from stages.training.pretrain.recipe import Recipe
 from stages.training.tuning.config import TuningSettings, padded_to
-
-
-def resources(execution: Execution) -> Resources:
-    """What the step's own task asks for: a single worker is the step itself, several ask for their own."""
-    return needs(execution) if execution.train_workers == 1 else Resources(cpus=0.0)
-
-
-def needs(execution: Execution) -> Resources:
-    """All workers together."""
-    count = execution.train_workers
-    return Resources(cpus=count * execution.cpus_per_worker, gpus=count * execution.gpus_per_worker)
 
 
 def recipe_of(

@@ -9,7 +9,7 @@ import numpy as np
 
 from stages.verdict.claims.evidence import Evidence
 from stages.verdict.report.calibration import recall_published
-from stages.verdict.report.figures.style import INK, Drawing, Numbers, Style, aside, power_axis, seeds, styles
+from stages.verdict.report.figures.style import INK, Drawing, Numbers, Style, arms_over, power_axis, seeds, styles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,13 +85,7 @@ def mqar(evidence: Evidence, numbers: Numbers) -> Drawing | None:
 
     def of(pairs: int) -> Callable[[Axes], None]:
         def panel(axis: Axes) -> None:
-            for place, (arm, look) in enumerate(looks.items()):
-                rows = table[(table["arm"] == arm) & (table["pairs"] == pairs)]
-                if len(rows):
-                    shift = 2 ** aside(place, len(looks), 0.05)
-                    mean = rows.groupby("dim")["accuracy"].mean()
-                    axis.plot(mean.index * shift, mean, color=look.colour, marker=look.marker, ls=look.dash, label=arm)
-                    seeds(axis, rows["dim"] * shift, rows["accuracy"], look)
+            arms_over(axis, table[table["pairs"] == pairs], looks, "dim", 0.05)
             for (arm, dim, count), least in published.items():
                 if count == pairs and arm in looks:
                     axis.plot(dim, least, marker="_", ms=14, mew=1.6, color=looks[arm].colour, ls="none", zorder=1)

@@ -14,6 +14,7 @@ from stages.verdict.report.figures.style import (
     Drawing,
     Numbers,
     Style,
+    arms_over,
     aside,
     estimates,
     power_axis,
@@ -88,13 +89,7 @@ def by_distance(evidence: Evidence, numbers: Numbers) -> Drawing | None:
 
     def of(kind: str) -> Callable[[Axes], None]:
         def panel(axis: Axes) -> None:
-            for place, (arm, look) in enumerate(shown.items()):
-                rows = table[(table["arm"] == arm) & (table["between"] == kind)]
-                if len(rows):
-                    shift = 2 ** aside(place, len(shown), 0.07)
-                    mean = rows.groupby("segments")["accuracy"].mean()
-                    axis.plot(mean.index * shift, mean, color=look.colour, marker=look.marker, ls=look.dash, label=arm)
-                    seeds(axis, rows["segments"] * shift, rows["accuracy"], look)
+            arms_over(axis, table[table["between"] == kind], shown, "segments", 0.07)
             axis.axhline(1 / k, color=INK, lw=1.0, ls=(0, (5, 2)), label="1/k")
             power_axis(axis, table["segments"])
             title = "Filler between" if kind == "filler" else "Other pairs between"

@@ -19,6 +19,7 @@ from stages.verdict.claims.evidence import Evidence
 from stages.verdict.claims.verdict import Number, Source
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
@@ -251,6 +252,18 @@ def estimates(
 def seeds(axis: Axes, x: Any, y: Any, style: Style) -> None:
     """Open markers: one per seed."""
     axis.plot(x, y, ls="none", marker=style.marker, ms=3.6, mfc="none", mec=style.colour, mew=0.8, zorder=2)
+
+
+def arms_over(axis: Axes, table: pd.DataFrame, looks: Mapping[str, Style], column: str, width: float) -> None:
+    """``accuracy`` of each arm of ``table`` over ``column``, on a log2 axis, ``width`` powers of two apart: the mean as
+    its line, every seed open."""
+    for place, (arm, look) in enumerate(looks.items()):
+        rows = table[table["arm"] == arm]
+        if len(rows):
+            shift = 2 ** aside(place, len(looks), width)
+            mean = rows.groupby(column)["accuracy"].mean()
+            axis.plot(mean.index * shift, mean, color=look.colour, marker=look.marker, ls=look.dash, label=arm)
+            seeds(axis, rows[column] * shift, rows["accuracy"], look)
 
 
 def power_axis(axis: Axes, values: Iterable[float]) -> None:
