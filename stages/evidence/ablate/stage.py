@@ -35,7 +35,8 @@ class Ablate(Stage[AblateConfig]):
         from stages.data.tokens.load import document_tokens, load_tokenizer, token_meta
         from stages.evidence.ablate import heads, keys, probes, saturation
         from stages.evidence.evaluate import perplexity, retrieval, tables
-        from stages.evidence.evaluate.forward import load_model, torch_device
+        from stages.evidence.evaluate.forward import load_model
+        from stages.training.device import torch_device
 
         tokenizer = load_tokenizer(inputs["tokenizer"])
         decoder = load_model(inputs["model"], tokenizer, torch_device(context.execution))

@@ -17,6 +17,7 @@ from model.decoder import AnyKnockout, Decoder
 from model.generate import whole_segments
 from model.llama import BLOCK, read_config, shape
 from stages.stage import Artifact, Execution, StageError
+from stages.training.device import torch_device
 
 if TYPE_CHECKING:
     from stages.data.tokens.load import StudyTokenizer
@@ -58,20 +59,6 @@ def device_type(execution: Execution, *, spread: bool) -> str:
     if spread and execution.device != "cuda":
         return "cpu"
     return torch_device(execution).type
-
-
-def torch_device(execution: Execution) -> torch.device:
-    """The device ``execution.device`` asks for. Raises StageError if it is cuda and there is none."""
-    available = torch.cuda.is_available()
-    if execution.device == "cuda" and not available:
-        raise StageError(
-            "this machine has no CUDA device",
-            field="execution.device",
-            value="cuda",
-            allowed="auto, cpu",
-            fix="use auto",
-        )
-    return torch.device("cuda" if available and execution.device != "cpu" else "cpu")
 
 
 def load_model(

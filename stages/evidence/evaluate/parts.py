@@ -22,10 +22,11 @@ from stages.data.tasks.prompts import Item
 from stages.data.tokens.load import StudyTokenizer, load_tokenizer
 from stages.evidence.evaluate import perplexity, retrieval, tables
 from stages.evidence.evaluate.config import EvaluateConfig
-from stages.evidence.evaluate.forward import Progress, load_model, precision, torch_device
+from stages.evidence.evaluate.forward import Progress, load_model, precision
 from stages.evidence.evaluate.perplexity import ScoredDocument
 from stages.evidence.evaluate.sharing import Together
 from stages.stage import Artifact, Execution, StageError
+from stages.training.device import torch_device
 
 PART_FLOPS = {"cpu": 1e11, "cuda": 3e14}
 """Work of a part, at 2 FLOPs a parameter and token."""

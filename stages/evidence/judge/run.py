@@ -80,8 +80,8 @@ def judge(config: JudgeConfig, inputs: Mapping[str, Artifact], output: Path, con
         if config.endpoint is not None:
             replies = ask_all(asked, config.endpoint, cache, ledger, progress)
         else:
-            from stages.evidence.evaluate.forward import torch_device
             from stages.evidence.judge import local
+            from stages.training.device import torch_device
 
             assert config.local is not None
             replies = local.ask_all(asked, config.local, str(torch_device(context.execution)), cache, ledger, progress)

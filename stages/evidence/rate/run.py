@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.data.pinned import unchanged
-from stages.evidence.evaluate.forward import torch_device
 from stages.evidence.rate.config import LocalModel, RateConfig
 from stages.evidence.summarize.written import Everything, Written, everything
 from stages.stage import Artifact, Context, StageError, Summary
+from stages.training.device import torch_device
 
 SCHEMA = pa.schema(
     [("system", pa.string()), ("seed", pa.int64()), ("decoding", pa.string())]

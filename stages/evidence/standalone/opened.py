@@ -9,11 +9,11 @@ import torch
 from model import checkpoint
 from model.config import MixerConfig
 from model.llama import BLOCK, read_config, shape
-from stages.evidence.evaluate.forward import torch_device
 from stages.evidence.standalone.causal import open_causal
 from stages.evidence.standalone.config import CheckpointSource
 from stages.evidence.standalone.readers import DecoderReader, Reader, context
 from stages.stage import Execution, StageError
+from stages.training.device import torch_device
 from stages.training.pretrain.imported import folder_digest
 
 

@@ -16,7 +16,7 @@ from stages.data.tasks.haystack import recorded
 from stages.data.tasks.needles import BINDINGS, PASSKEY
 from stages.data.tasks.prompts import Item
 from stages.evidence.evaluate import retrieval, tables
-from stages.evidence.evaluate.forward import PASS_TOKENS, torch_device
+from stages.evidence.evaluate.forward import PASS_TOKENS
 from stages.evidence.evaluate.perplexity import ScoredDocument, totals
 from stages.evidence.standalone.cache import Answers
 from stages.evidence.standalone.config import CheckpointSource, Questions
@@ -26,6 +26,7 @@ from stages.evidence.standalone.readers import Reader, context
 from stages.evidence.standalone.texts import Texts, python_manual
 from stages.evidence.standalone.tokenizer import CheckpointTokenizer, read_tokenizer
 from stages.stage import Execution, StageError
+from stages.training.device import torch_device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -122,7 +122,8 @@ def summaries(config: SummarizeConfig, inputs: Mapping[str, Artifact], output: P
     import torch
 
     from model.generate import generate
-    from stages.evidence.evaluate.forward import PASS_TOKENS, load_model, torch_device
+    from stages.evidence.evaluate.forward import PASS_TOKENS, load_model
+    from stages.training.device import torch_device
 
     device = torch_device(context.execution)
     tokenizer = load_tokenizer(inputs["tokenizer"])

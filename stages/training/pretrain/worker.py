@@ -194,16 +194,11 @@ def choose_device(execution: Execution, local_rank: int) -> Any:
     """The torch device of this worker. Raises StageError if CUDA is asked for and absent."""
     import torch
 
-    available = torch.cuda.is_available()
-    if execution.device == "cuda" and not available:
-        raise StageError(
-            "no CUDA device is visible to the training worker",
-            field="execution.device",
-            value="cuda",
-            fix="set execution.device: cpu, or execution.gpus_per_worker: 1 on a machine with a GPU",
-        )
-    if execution.device == "cpu" or not available:
-        return torch.device("cpu")
+    from stages.training.device import torch_device
+
+    device = torch_device(execution)
+    if device.type == "cpu":
+        return device
     torch.cuda.set_device(local_rank % torch.cuda.device_count())
     return torch.device("cuda", torch.cuda.current_device())
 
