@@ -196,7 +196,7 @@ class Checkpoints:
             folder = f"{self.root}/{name}"
             try:
                 state = RunState(**json.loads(self.fs.cat_file(f"{folder}/{STATE}")))
-                if state.digest and state.digest != state.own_digest():
+                if (state.digest and state.digest != state.own_digest()) or name != f"step-{state.step:08d}":
                     raise ValueError(f"{STATE} is not what was written")
                 for file, expected in state.files.items():
                     if self._fingerprint(f"{folder}/{file}") != expected:
