@@ -6,7 +6,9 @@ stage runs in a process of its own, its tasks in Ray workers (however few they a
 the driver: the most memory of its own (anonymous: neither files it maps nor what it shares with the object store)
 beyond what it had before the stage, and the bytes it wrote itself (files and sockets). ``--stages`` names some of them
 (without ``decontaminate`` the others read what ingest wrote, as if nothing had been found in it), ``--workers 0`` does
-without Ray, one task at a time in a child process, ``--folder`` keeps the files and goes on with what is not there.
+without Ray, one task at a time in a child process, ``--folder`` keeps the files and goes on with what is not there,
+``--address`` takes the cluster at that address, whose nodes reach the folder and have PYTHONPATH set, of ``--workers``
+cores: its tasks' processes are started before the clock is.
 
 From the two largest corpora follows a model of a terabyte: seconds and driver memory a document, times the documents;
 the tasks' work goes by bytes and is divided by the cores of the nodes, what the driver does itself is not.
@@ -16,9 +18,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -202,16 +206,21 @@ class Forked:
         return result
 
 
-def run_stage(stage: str, folder: Path, workers: int) -> dict[str, Any]:
-    """One stage in this process: seconds, driver's memory and bytes written, of the largest worker, digest."""
-    import importlib
+def ready(module: str) -> None:
+    """A task that imports what is needed and keeps its core for a while, so that each core starts a process."""
+    importlib.import_module(module)
+    time.sleep(3)
 
+
+def run_stage(stage: str, folder: Path, workers: int, address: str | None = None) -> dict[str, Any]:
+    """One stage in this process: seconds, driver's memory and bytes written, of the largest worker, digest."""
     from tests.support import LocalArtifact, LocalContext
 
     room = {"ingest": "corpus", "tokenizer": "tokens", "tokenize": "tokens"}.get(stage, stage)
     module = importlib.import_module(f"stages.data.{room}.stage")
     record = getattr(module, {"tokenizer": "TOKENIZER", "tokenize": "TOKENIZE"}.get(stage, "STAGE"))
-    output = folder / stage
+    output = folder / f"{stage}.begun"
+    shutil.rmtree(output, ignore_errors=True)  # of a run that was ended; what its tasks left is taken over
     output.mkdir()
     if "decontaminate" in INPUTS.get(stage, {}).values() and not (folder / "decontaminate").exists():
         unaudited(folder / "ingest", folder / "decontaminate")
@@ -220,8 +229,12 @@ def run_stage(stage: str, folder: Path, workers: int) -> dict[str, Any]:
     if workers:
         import ray
 
-        ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False,
-                 object_store_memory=400 * 2**20)  # fmt: skip
+        if address:
+            ray.init(address=address, log_to_driver=False)
+            ray.get([ray.remote(num_cpus=1)(ready).remote(module.__name__) for _ in range(workers)])
+        else:
+            ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False,
+                     object_store_memory=400 * 2**20)  # fmt: skip
     else:
         from stages.data import parallel
 
@@ -239,6 +252,7 @@ def run_stage(stage: str, folder: Path, workers: int) -> dict[str, Any]:
     for path in sorted(output.rglob("*")):
         if path.is_file() and path.suffix != ".png":
             digest.update(path.relative_to(output).as_posix().encode() + path.read_bytes())
+    output.rename(folder / stage)
     return {
         "stage": stage,
         "seconds": seconds,
@@ -255,7 +269,9 @@ def _written() -> int:
     return int(next(line.split(": ")[1] for line in lines if line.startswith("wchar")))
 
 
-def measured(documents: int, folder: Path, stages: list[str], workers: int) -> list[dict[str, Any]]:
+def measured(
+    documents: int, folder: Path, stages: list[str], workers: int, address: str | None = None
+) -> list[dict[str, Any]]:
     """The rows of one corpus, made in ``folder``; a process a stage."""
     corpus = folder / "corpus"
     if not corpus.exists():
@@ -266,9 +282,8 @@ def measured(documents: int, folder: Path, stages: list[str], workers: int) -> l
             continue
         command = [sys.executable, "-m", "bench.scale", "--run", stage, "--folder", str(folder)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-        done = subprocess.run(
-            [*command, "--workers", str(workers)], capture_output=True, text=True, env=environment, check=False
-        )
+        command += ["--workers", str(workers), *(["--address", address] if address else [])]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
             raise SystemExit(f"{stage} failed:\n{done.stderr[-4000:]}")
         row = json.loads(done.stdout.strip().split("\n")[-1])
@@ -314,16 +329,18 @@ def main() -> None:
     parser.add_argument("documents", nargs="*", type=int, default=list(SIZES))
     parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=STAGES)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--address", help="HOST:PORT of a Ray cluster")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--run", choices=STAGES, help=argparse.SUPPRESS)
     said = parser.parse_args()
     if said.run:
-        print(json.dumps(run_stage(said.run, said.folder, said.workers)))
+        print(json.dumps(run_stage(said.run, said.folder, said.workers, said.address)))
         return
     rows: list[dict[str, Any]] = []
     for documents in said.documents:
         with tempfile.TemporaryDirectory() as scratch:
-            rows += measured(documents, (said.folder or Path(scratch)) / str(documents), said.stages, said.workers)
+            folder = (said.folder or Path(scratch)) / str(documents)
+            rows += measured(documents, folder, said.stages, said.workers, said.address)
     print("\n".join(model(rows, said.workers)))
 
 

@@ -29,7 +29,7 @@ from stages.data.audit.classify import (
     shared_sources,
 )
 from stages.data.audit.highlight import highlighted
-from stages.data.decontaminate.balance import Imbalance, balance
+from stages.data.decontaminate.balance import Balanced, Imbalance, balance, beside
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import covered, merged
 from stages.data.decontaminate.stage import STAGE
@@ -113,11 +113,16 @@ def test_an_output_that_does_not_balance_is_an_error(
     pq.write_table(decisions.filter(mine), tmp_path / "decisions.parquet")
     (tmp_path / "out").mkdir()
     pq.write_table(kept, tmp_path / "out" / "part.parquet")
-    folders = (tmp_path / "in" / "documents", tmp_path / "out", tmp_path / "decisions.parquet")
-    assert balance(*folders)["kept"]["documents"] == 2
+    (source,) = (tmp_path / "in" / "documents").iterdir()
+
+    def balanced() -> Balanced:
+        compared = beside(source, tmp_path / "out" / "part.parquet")
+        return balance(compared, tmp_path / "decisions.parquet", tmp_path)
+
+    assert balanced().fates["kept"]["documents"] == 2
     pq.write_table(damage(kept), tmp_path / "out" / "part.parquet")
     with pytest.raises(Imbalance, match=said):
-        balance(*folders)
+        balanced()
 
 
 def test_the_second_scan_of_the_output_and_its_digests_are_shown(audited: Run) -> None:

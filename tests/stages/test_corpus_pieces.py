@@ -134,7 +134,7 @@ def test_every_line_begins_in_one_piece(parts: list[bytes], size: int) -> None:
             mine = list(lines_of(io.BytesIO(content), piece.start, piece.end))
             source = JsonLines(name="j", url="x", split="train")
             group = reading.Group(source, (ExternalFile("x", "x", len(content), ""),), piece=piece)
-            assert reading.lines_begun(group) - (content == b"") == len(mine)
+            assert reading.rows_of(group) - (content == b"") == len(mine)
             found += mine
     assert found == content.splitlines(keepends=True)
 

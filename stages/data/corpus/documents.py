@@ -114,31 +114,38 @@ def rows_at(column: pa.ChunkedArray, places: NDArray[Any]) -> pa.Array:
 
 
 class TableWriter:
-    """Writes one Parquet file row by row, of which ``rows`` are in memory; ``options``: of ``pq.ParquetWriter``."""
+    """Writes one Parquet file by rows and tables, ``rows`` of them at a time; ``options``: of ``pq.ParquetWriter``."""
 
     def __init__(self, path: Path, schema: pa.Schema, rows: int, row_group_size: int | None = None, **options: Any):
         self._schema, self._most, self._group_size = schema, rows, row_group_size
         self._rows: list[dict[str, Any]] = []
+        self._waiting = schema.empty_table()
         self._writer = pq.ParquetWriter(path, schema, **options)
 
     def __enter__(self) -> TableWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._rows:
-            self._flush()
+        self.add_table(self._schema.empty_table())
+        if len(self._waiting):
+            self._writer.write_table(self._waiting.combine_chunks(), row_group_size=self._group_size)
         self._writer.close()
 
     def add(self, row: dict[str, Any]) -> None:
         """The next row."""
         self._rows.append(row)
         if len(self._rows) == self._most:
-            self._flush()
+            self.add_table(self._schema.empty_table())
 
-    def _flush(self) -> None:
-        table = pa.Table.from_pylist(self._rows, schema=self._schema)
-        self._writer.write_table(table, row_group_size=self._group_size)
+    def add_table(self, table: pa.Table) -> None:
+        """The next rows: which are written together does not hang on how they came."""
+        rows = pa.Table.from_pylist(self._rows, schema=self._schema)
         self._rows = []
+        self._waiting = pa.concat_tables([self._waiting, rows, table])
+        while len(self._waiting) >= self._most:
+            some = self._waiting.slice(0, self._most).combine_chunks()
+            self._writer.write_table(some, row_group_size=self._group_size)
+            self._waiting = self._waiting.slice(self._most)
 
 
 def document_files(folder: Path) -> list[Path]:
