@@ -118,7 +118,7 @@ def write(audit: Audit, folder: Path) -> dict[str, Any]:
 
 def _writer(path: Path, schema: pa.Schema) -> TableWriter:
     """As ``write_table``, of any number of rows."""
-    return TableWriter(path, schema, rows=ROWS, row_group_size=256, compression="zstd")
+    return TableWriter(path, schema, rows=ROWS, compression="zstd")
 
 
 def _decisions(audit: Audit, found: Sequence[JudgedDocument], writer: TableWriter) -> None:

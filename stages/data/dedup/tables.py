@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stages.data.corpus.documents import rows_at, write_table
+from stages.data.corpus.documents import group_size, rows_at, write_table
 from stages.data.corpus.ids import ROWS, matched, sorted_by
 from stages.data.dedup.config import DedupConfig
 from stages.data.dedup.decide import Decided
@@ -103,14 +103,15 @@ class Table:
         with pq.ParquetWriter(folder / "decisions.parquet", DECISIONS, compression="zstd") as writer:
             order = self._order()
             for start in range(0, max(1, self.rows), AT_ONCE):
-                writer.write_table(self._decisions(order[start : start + AT_ONCE]), row_group_size=256)
+                rows = self._decisions(order[start : start + AT_ONCE])
+                writer.write_table(rows, row_group_size=group_size(start))
             del order
             release_memory()
         write_table(pa.Table.from_pylist(list(self._fates()), schema=FATES), folder / "fates.parquet")
         with pq.ParquetWriter(folder / "pairs.parquet", PAIRS, compression="zstd") as writer:
             found = self._pairs_in_order()
             for start in range(0, max(1, len(found)), AT_ONCE):
-                writer.write_table(self._pairs(found[start : start + AT_ONCE]), row_group_size=256)
+                writer.write_table(self._pairs(found[start : start + AT_ONCE]), row_group_size=group_size(start))
 
     def _check_sizes(self) -> None:
         for start in range(0, self.rows, ROWS):
