@@ -323,7 +323,9 @@ def test_links_are_followed_once_and_not_in_circles(ingest: Any, books: Path, tm
         ingest(BOOKS, source, out="gone")
 
 
-def test_a_byte_order_mark_counts_more_than_the_encoding_that_is_named(ingest: Any, books: Path, tmp_path: Path) -> None:
+def test_a_byte_order_mark_counts_more_than_the_encoding_that_is_named(
+    ingest: Any, books: Path, tmp_path: Path
+) -> None:
     for encoding in ("utf-8-sig", "utf-16", "latin-1"):
         (tmp_path / f"{encoding}.txt").write_bytes("Ein Café für Übermut.".encode(encoding))
     rows = [json.dumps({"text": f"{i} Café"}, ensure_ascii=False) for i in range(3)]
