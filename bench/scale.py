@@ -8,7 +8,8 @@ beyond what it had before the stage, and the bytes it wrote itself (files and so
 (without ``decontaminate`` the others read what ingest wrote, as if nothing had been found in it), ``--workers 0`` does
 without Ray, one task at a time in a child process, ``--folder`` keeps the files and goes on with what is not there,
 ``--address`` takes the cluster at that address, whose nodes reach the folder and have PYTHONPATH set, of ``--workers``
-cores: its tasks' processes are started before the clock is.
+cores: its tasks' processes are started before the clock is. ``--per-file`` writes files of so many documents and reads
+each as a task by itself, so that a small corpus has many.
 
 From the two largest corpora follows a model of a terabyte: seconds and driver memory a document, times the documents;
 the tasks' work goes by bytes and is divided by the cores of the nodes, what the driver does itself is not.
@@ -45,6 +46,7 @@ INPUTS = {
     "certify": {"documents": "dedup"},
 }
 PER_FILE = 20_000  # documents
+SMALL = 2**20  # bytes of a file below which each is a task by itself
 HELD_OUT = 100
 TERABYTE, BYTES, NODE_CORES, NODES = 200_000_000, 5_000, 16, (1, 10, 100)  # documents, bytes of one
 
@@ -83,16 +85,16 @@ def texts(documents: int, seed: int) -> Iterator[str]:
                 done += 1
 
 
-def write_corpus(folder: Path, documents: int, seed: int = 0) -> None:
+def write_corpus(folder: Path, documents: int, seed: int = 0, per_file: int = PER_FILE) -> None:
     """``train-*.jsonl`` and ``test.jsonl`` below ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "test.jsonl").open("w") as file:
         for text in texts(HELD_OUT, seed + 1):
             file.write(json.dumps({"text": text}) + "\n")
     made = texts(documents, seed)
-    for number in range(-(-documents // PER_FILE)):
+    for number in range(-(-documents // per_file)):
         with (folder / f"train-{number:05d}.jsonl").open("w") as file:
-            for _, text in zip(range(min(PER_FILE, documents - number * PER_FILE)), made, strict=False):
+            for _, text in zip(range(min(per_file, documents - number * per_file)), made, strict=False):
                 file.write(json.dumps({"text": text}) + "\n")
 
 
@@ -226,6 +228,9 @@ def run_stage(stage: str, folder: Path, workers: int, address: str | None = None
         unaudited(folder / "ingest", folder / "decontaminate")
     for name in ("corpus.ingest", "dedup.run", "tokens.tokenize", "matching.shards", "certify.count"):
         importlib.import_module(f"stages.data.{name}").WORTH_TASKS = 0  # type: ignore[attr-defined]
+    files = list((folder / "corpus").glob("train-*.jsonl"))
+    if min(path.stat().st_size for path in files) < SMALL:
+        importlib.import_module("stages.data.corpus.ingest").GROUP_BYTES = 1  # type: ignore[attr-defined]
     if workers:
         import ray
 
@@ -270,12 +275,17 @@ def _written() -> int:
 
 
 def measured(
-    documents: int, folder: Path, stages: list[str], workers: int, address: str | None = None
+    documents: int,
+    folder: Path,
+    stages: list[str],
+    workers: int,
+    address: str | None = None,
+    per_file: int = PER_FILE,
 ) -> list[dict[str, Any]]:
     """The rows of one corpus, made in ``folder``; a process a stage."""
     corpus = folder / "corpus"
     if not corpus.exists():
-        write_corpus(corpus, documents)
+        write_corpus(corpus, documents, per_file=per_file)
     rows = []
     for stage in stages:
         if (folder / stage).exists():
@@ -329,6 +339,7 @@ def main() -> None:
     parser.add_argument("documents", nargs="*", type=int, default=list(SIZES))
     parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=STAGES)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--per-file", type=int, default=PER_FILE)
     parser.add_argument("--address", help="HOST:PORT of a Ray cluster")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--run", choices=STAGES, help=argparse.SUPPRESS)
@@ -340,7 +351,7 @@ def main() -> None:
     for documents in said.documents:
         with tempfile.TemporaryDirectory() as scratch:
             folder = (said.folder or Path(scratch)) / str(documents)
-            rows += measured(documents, folder, said.stages, said.workers, said.address)
+            rows += measured(documents, folder, said.stages, said.workers, said.address, said.per_file)
     print("\n".join(model(rows, said.workers)))
 
 
