@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import struct
@@ -14,6 +15,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.data.corpus import check
+from stages.data.corpus.config import IngestConfig
 from stages.data.corpus.frames import cuts, lines_of
 
 
@@ -73,3 +76,21 @@ def test_every_line_of_a_packed_file_begins_in_one_piece(
 def test_what_does_not_say_where_its_parts_begin_is_read_in_one(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     (tmp_path / "a.gz").write_bytes(pack(b"one\ntwo\n"))
     assert cuts(str(tmp_path / "a.gz"), 1) == [(0, 0)]
+
+
+def test_large_files_that_one_task_reads_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "SPLIT_BYTES", 10)
+    line = b'{"text": "one"}\n' * 9
+    made = {
+        "one.jsonl.gz": gzip.compress(line),
+        "many.jsonl.gz": bgzip([line, line]),
+        "many.jsonl.zst": frames([line] * 3),
+    }
+    made |= {"one.jsonl.zst": zstandard.compress(line), "plain.jsonl": line, "bz.jsonl.bz2": bz2.compress(line)}
+    for name, content in made.items():
+        (tmp_path / name).write_bytes(content)
+    source = {"kind": "jsonl", "name": "j", "url": str(tmp_path / "*"), "split": "train"}
+    named = {Path(file).name for file, *_ in check.in_one_task(IngestConfig.model_validate({"sources": [source]}))}
+    assert named == {"one.jsonl.gz", "one.jsonl.zst", "bz.jsonl.bz2"}
+    whole = IngestConfig.model_validate({"sources": [{**source, "encoding": ["utf-8", "latin-1"]}]})
+    assert len(check.in_one_task(whole)) == 6
