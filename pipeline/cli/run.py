@@ -135,8 +135,10 @@ def _print_plan(opened: Loaded, decisions: dict[str, StepDecision], json: bool) 
     rows = [[s.id, s.key[:12], decisions[s.id].action, decisions[s.id].reason] for s in plan.steps]
     table(["step", "key", "action", "why"], rows, ACTION_STYLE)
     _note_changed_source(plan, decisions)
-    for file, size, why in in_one_task(opened.loaded.study.corpus):
-        note(f"one task reads all of {file} ({size / 1e6:,.0f} MB): {why}")
+    for step in plan.steps:
+        if step.stage.name == "ingest":
+            for file, size, why in in_one_task(step.config):
+                note(f"one task reads all of {file} ({size / 1e6:,.0f} MB): {why}")
     if costs_shown := lines(costs):
         table(["cost", ""], costs_shown)
     line(f"{plan.study}: " + ", ".join(f"{n} to {action}" for action, n in sorted(counts.items())))
