@@ -6,7 +6,10 @@ stage runs in a process of its own, its tasks in Ray workers (however few they a
 the driver: the most memory of its own (anonymous: neither files it maps nor what it shares with the object store)
 beyond what it had before the stage, and the bytes it wrote itself (files and sockets). ``--stages`` names some of them
 (without ``decontaminate`` the others read what ingest wrote, as if nothing had been found in it), ``--workers 0`` does
-without Ray, one task at a time in a child process, ``--folder`` keeps the files and goes on with what is not there.
+without Ray, one task at a time in a child process, ``--folder`` keeps the files and goes on with what is not there,
+``--address`` takes the cluster at that address, whose nodes reach the folder and have PYTHONPATH set, of ``--workers``
+cores: its tasks' processes are started before the clock is. ``--per-file`` writes files of so many documents and reads
+each as a task by itself, so that a small corpus has many.
 
 From the two largest corpora follows a model of a terabyte: seconds and driver memory a document, times the documents;
 the tasks' work goes by bytes and is divided by the cores of the nodes, what the driver does itself is not.
@@ -16,9 +19,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,6 +46,7 @@ INPUTS = {
     "certify": {"documents": "dedup"},
 }
 PER_FILE = 20_000  # documents
+SMALL = 2**20  # bytes of a file below which each is a task by itself
 HELD_OUT = 100
 TERABYTE, BYTES, NODE_CORES, NODES = 200_000_000, 5_000, 16, (1, 10, 100)  # documents, bytes of one
 
@@ -79,16 +85,16 @@ def texts(documents: int, seed: int) -> Iterator[str]:
                 done += 1
 
 
-def write_corpus(folder: Path, documents: int, seed: int = 0) -> None:
+def write_corpus(folder: Path, documents: int, seed: int = 0, per_file: int = PER_FILE) -> None:
     """``train-*.jsonl`` and ``test.jsonl`` below ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "test.jsonl").open("w") as file:
         for text in texts(HELD_OUT, seed + 1):
             file.write(json.dumps({"text": text}) + "\n")
     made = texts(documents, seed)
-    for number in range(-(-documents // PER_FILE)):
+    for number in range(-(-documents // per_file)):
         with (folder / f"train-{number:05d}.jsonl").open("w") as file:
-            for _, text in zip(range(min(PER_FILE, documents - number * PER_FILE)), made, strict=False):
+            for _, text in zip(range(min(per_file, documents - number * per_file)), made, strict=False):
                 file.write(json.dumps({"text": text}) + "\n")
 
 
@@ -202,31 +208,43 @@ class Forked:
         return result
 
 
-def run_stage(stage: str, folder: Path, workers: int) -> dict[str, Any]:
-    """One stage in this process: seconds, driver's memory and bytes written, of the largest worker, digest."""
-    import importlib
+def ready(module: str) -> None:
+    """A task that imports what is needed and keeps its core for a while, so that each core starts a process."""
+    importlib.import_module(module)
+    time.sleep(3)
 
+
+def run_stage(stage: str, folder: Path, workers: int, address: str | None = None) -> dict[str, Any]:
+    """One stage in this process: seconds, driver's memory and bytes written, of the largest worker, digest."""
     from tests.support import LocalArtifact, LocalContext
 
     room = {"ingest": "corpus", "tokenizer": "tokens", "tokenize": "tokens"}.get(stage, stage)
     module = importlib.import_module(f"stages.data.{room}.stage")
     record = getattr(module, {"tokenizer": "TOKENIZER", "tokenize": "TOKENIZE"}.get(stage, "STAGE"))
-    output = folder / stage
+    output = folder / f"{stage}.begun"
+    shutil.rmtree(output, ignore_errors=True)  # of a run that was ended; what its tasks left is taken over
     output.mkdir()
     if "decontaminate" in INPUTS.get(stage, {}).values() and not (folder / "decontaminate").exists():
         unaudited(folder / "ingest", folder / "decontaminate")
     for name in ("corpus.ingest", "dedup.run", "tokens.tokenize", "matching.shards", "certify.count"):
         importlib.import_module(f"stages.data.{name}").WORTH_TASKS = 0  # type: ignore[attr-defined]
+    files = list((folder / "corpus").glob("train-*.jsonl"))
+    if min(path.stat().st_size for path in files) < SMALL:
+        importlib.import_module("stages.data.corpus.ingest").GROUP_BYTES = 1  # type: ignore[attr-defined]
     if workers:
         import ray
 
-        ray.init(
-            address="local",
-            num_cpus=workers,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=400 * 2**20,
-        )
+        if address:
+            ray.init(address=address, log_to_driver=False)
+            ray.get([ray.remote(num_cpus=1)(ready).remote(module.__name__) for _ in range(workers)])
+        else:
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=400 * 2**20,
+            )
     else:
         from stages.data import parallel
 
@@ -244,6 +262,7 @@ def run_stage(stage: str, folder: Path, workers: int) -> dict[str, Any]:
     for path in sorted(output.rglob("*")):
         if path.is_file() and path.suffix != ".png":
             digest.update(path.relative_to(output).as_posix().encode() + path.read_bytes())
+    output.rename(folder / stage)
     return {
         "stage": stage,
         "seconds": seconds,
@@ -260,20 +279,26 @@ def _written() -> int:
     return int(next(line.split(": ")[1] for line in lines if line.startswith("wchar")))
 
 
-def measured(documents: int, folder: Path, stages: list[str], workers: int) -> list[dict[str, Any]]:
+def measured(
+    documents: int,
+    folder: Path,
+    stages: list[str],
+    workers: int,
+    address: str | None = None,
+    per_file: int = PER_FILE,
+) -> list[dict[str, Any]]:
     """The rows of one corpus, made in ``folder``; a process a stage."""
     corpus = folder / "corpus"
     if not corpus.exists():
-        write_corpus(corpus, documents)
+        write_corpus(corpus, documents, per_file=per_file)
     rows = []
     for stage in stages:
         if (folder / stage).exists():
             continue
         command = [sys.executable, "-m", "bench.scale", "--run", stage, "--folder", str(folder)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-        done = subprocess.run(
-            [*command, "--workers", str(workers)], capture_output=True, text=True, env=environment, check=False
-        )
+        command += ["--workers", str(workers), *(["--address", address] if address else [])]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
             raise SystemExit(f"{stage} failed:\n{done.stderr[-4000:]}")
         row = json.loads(done.stdout.strip().split("\n")[-1])
@@ -319,16 +344,19 @@ def main() -> None:
     parser.add_argument("documents", nargs="*", type=int, default=list(SIZES))
     parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=STAGES)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--per-file", type=int, default=PER_FILE)
+    parser.add_argument("--address", help="HOST:PORT of a Ray cluster")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--run", choices=STAGES, help=argparse.SUPPRESS)
     said = parser.parse_args()
     if said.run:
-        print(json.dumps(run_stage(said.run, said.folder, said.workers)))
+        print(json.dumps(run_stage(said.run, said.folder, said.workers, said.address)))
         return
     rows: list[dict[str, Any]] = []
     for documents in said.documents:
         with tempfile.TemporaryDirectory() as scratch:
-            rows += measured(documents, (said.folder or Path(scratch)) / str(documents), said.stages, said.workers)
+            folder = (said.folder or Path(scratch)) / str(documents)
+            rows += measured(documents, folder, said.stages, said.workers, said.address, said.per_file)
     print("\n".join(model(rows, said.workers)))
 
 

@@ -119,6 +119,7 @@ def plan(
 
 def _print_plan(opened: Loaded, decisions: dict[str, StepDecision], json: bool) -> None:
     from pipeline.study.estimate import estimate, lines
+    from stages.data.corpus.check import in_one_task
 
     plan = opened.plan
     counts = Counter(decision.action for decision in decisions.values())
@@ -134,6 +135,10 @@ def _print_plan(opened: Loaded, decisions: dict[str, StepDecision], json: bool) 
     rows = [[s.id, s.key[:12], decisions[s.id].action, decisions[s.id].reason] for s in plan.steps]
     table(["step", "key", "action", "why"], rows, ACTION_STYLE)
     _note_changed_source(plan, decisions)
+    for step in plan.steps:
+        if step.stage.name == "ingest":
+            for file, size, why in in_one_task(step.config):
+                note(f"one task reads all of {file} ({size / 1e6:,.0f} MB): {why}")
     if costs_shown := lines(costs):
         table(["cost", ""], costs_shown)
     line(f"{plan.study}: " + ", ".join(f"{n} to {action}" for action, n in sorted(counts.items())))

@@ -79,6 +79,19 @@ def on_disk(url: str) -> Iterator[Path]:
         yield place
 
 
+@contextlib.contextmanager
+def spill(work_url: str) -> Iterator[Path]:
+    """A folder on this machine's disk for what is mapped: in the work folder where that is here."""
+    place = storage.local_path(work_url)
+    if place is not None:
+        place.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="spill-", dir=place))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def numbers(url: str, kind: Any, start: int, end: int) -> Any:
     """Numbers ``start`` to ``end`` (numpy array) of a file at ``url`` of nothing but numbers of one ``kind``."""
     import numpy as np
@@ -93,17 +106,17 @@ def numbers(url: str, kind: Any, start: int, end: int) -> Any:
     return np.frombuffer(filesystem.cat_file(path, start=start * size, end=end * size), kind)
 
 
-def mapped(url: str, spill: Path | None = None) -> Any:
+def mapped(url: str, folder: Path | None = None) -> Any:
     """The Arrow file at ``url`` as a table: mapped, not read, where storage is on this machine or the file can be
-    fetched into the folder ``spill``; else in memory."""
+    fetched into the folder ``folder``; else in memory."""
     import pyarrow as pa
 
     place = storage.local_path(url)
-    if place is None and spill is None:
+    if place is None and folder is None:
         filesystem, path = storage.filesystem(url)
         return pa.ipc.open_file(pa.py_buffer(filesystem.cat_file(path))).read_all()
-    if place is None and spill is not None:
-        place = spill / "-".join(url.rsplit("/", 2)[1:])
+    if place is None and folder is not None:
+        place = folder / "-".join(url.rsplit("/", 2)[1:])
         storage.get_file(*storage.filesystem(url), place)
     return pa.ipc.open_file(pa.memory_map(str(place))).read_all()
 

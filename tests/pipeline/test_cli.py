@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -406,3 +407,12 @@ def test_version_prints_the_packages_version(cli: Command):
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     said = cli("--version")
     assert (said.code, said.out) == (0, f"infini-study {project['version']}\n")
+
+
+def test_the_plan_names_large_files_that_one_task_reads(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.data.corpus.check.SPLIT_BYTES", 100)
+    Path("packed.jsonl.gz").write_bytes(gzip.compress(os.urandom(400)))
+    more = "sources: [{kind: jsonl, name: p, url: 'pack*.gz', split: train}, " + SOURCE.removeprefix("sources: [")
+    said = cli("plan", "tiny.yaml", "--root", "store", study=STUDY.replace(SOURCE, more))
+    assert said.code == 0
+    assert f"one task reads all of {tmp_path}/packed.jsonl.gz (0 MB): it is packed in one" in said.err

@@ -28,8 +28,9 @@ from stages.data.audit.classify import (
     overlap,
     shared_sources,
 )
+from stages.data.audit.figures import draw
 from stages.data.audit.highlight import highlighted
-from stages.data.decontaminate.balance import Imbalance, balance
+from stages.data.decontaminate.balance import Balanced, Imbalance, balance, beside
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import covered, merged
 from stages.data.decontaminate.stage import STAGE
@@ -113,11 +114,16 @@ def test_an_output_that_does_not_balance_is_an_error(
     pq.write_table(decisions.filter(mine), tmp_path / "decisions.parquet")
     (tmp_path / "out").mkdir()
     pq.write_table(kept, tmp_path / "out" / "part.parquet")
-    folders = (tmp_path / "in" / "documents", tmp_path / "out", tmp_path / "decisions.parquet")
-    assert balance(*folders)["kept"]["documents"] == 2
+    (source,) = (tmp_path / "in" / "documents").iterdir()
+
+    def balanced() -> Balanced:
+        compared = beside(source, tmp_path / "out" / "part.parquet")
+        return balance(compared, tmp_path / "decisions.parquet", tmp_path)
+
+    assert balanced().fates["kept"]["documents"] == 2
     pq.write_table(damage(kept), tmp_path / "out" / "part.parquet")
     with pytest.raises(Imbalance, match=said):
-        balance(*folders)
+        balanced()
 
 
 def test_the_second_scan_of_the_output_and_its_digests_are_shown(audited: Run) -> None:
@@ -366,3 +372,17 @@ def test_editions_of_one_work_are_not_elsewhere() -> None:
     pairs = {("train/a", "test/x"): spans, ("train/a", "test/y"): spans}
     assert shared_sources(pairs, {"test/x": "x", "test/y": "x"}) == set()
     assert shared_sources(pairs, {}) == set(pairs)
+
+
+def test_a_title_in_any_script_or_with_control_characters_is_drawn_without_a_word(
+    audited: Run, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    done = audited()
+    for name in ("books", "pairs"):
+        table = pq.read_table(done.output / f"{name}.parquet")
+        if name == "books":
+            table = replaced(table, "title", ["\x1b]0;x\x07\u202e日本語 ไทย"] * len(table))
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    drawn = draw(tmp_path, RULE)["coverage"]
+    assert r"\x1b]0;x\x07\u202e日本語" in drawn and "\x1b" not in drawn
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

@@ -322,6 +322,32 @@ def test_links_are_followed_once_and_not_in_circles(ingest: Any, books: Path, tm
         ingest(BOOKS, source, out="gone")
 
 
+def test_a_byte_order_mark_counts_more_than_the_encoding_that_is_named(
+    ingest: Any, books: Path, tmp_path: Path
+) -> None:
+    for encoding in ("utf-8-sig", "utf-16", "latin-1"):
+        (tmp_path / f"{encoding}.txt").write_bytes("Ein Café für Übermut.".encode(encoding))
+    rows = [json.dumps({"text": f"{i} Café"}, ensure_ascii=False) for i in range(3)]
+    (tmp_path / "rows.jsonl").write_bytes("\n".join(rows).encode("utf-8-sig"))
+    named = {"split": "train", "encoding": "latin-1"}
+    texts = {"kind": "text", "name": "t", "url": "*.txt", **named}
+    documents, problems, *_ = ingest(BOOKS, texts, {"kind": "jsonl", "name": "j", "url": "rows.jsonl", **named})
+    assert {row["text"] for row in documents.values() if row["source"] == "t"} == {"Ein Café für Übermut."}
+    assert [row["text"] for row in documents.values() if row["source"] == "j"] == ["0 Café", "1 Café", "2 Café"]
+    assert not problems
+
+
+def test_a_text_that_is_not_decoded_says_what_would_read_it(ingest: Any, books: Path, tmp_path: Path) -> None:
+    (tmp_path / "wide.txt").write_bytes("wide".encode("utf-16"))
+    (tmp_path / "none.txt").write_bytes("Übermut".encode("utf-16-be"))
+    source = {"kind": "text", "name": "t", "url": "*.txt", "split": "train"}
+    _, problems, *_ = ingest(BOOKS, source, out="plain")
+    said = {row["name"]: row["detail"] for row in problems}
+    assert "the source's encoding: utf-16 would read it" in said["t/wide.txt"]
+    _, problems, *_ = ingest(BOOKS, {**source, "encoding": "utf-16"}, out="named")
+    assert "no byte-order mark, name utf-16-le or utf-16-be" in {r["name"]: r["detail"] for r in problems}["t/none.txt"]
+
+
 def test_a_hub_data_set_in_a_local_folder(ingest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "hub" / "data").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
@@ -134,7 +135,7 @@ def test_every_line_begins_in_one_piece(parts: list[bytes], size: int) -> None:
             mine = list(lines_of(io.BytesIO(content), piece.start, piece.end))
             source = JsonLines(name="j", url="x", split="train")
             group = reading.Group(source, (ExternalFile("x", "x", len(content), ""),), piece=piece)
-            assert reading.lines_begun(group) - (content == b"") == len(mine)
+            assert reading.rows_of(group) - (content == b"") == len(mine)
             found += mine
     assert found == content.splitlines(keepends=True)
 
@@ -171,3 +172,34 @@ def test_unchanged_local_files_are_hashed_once_and_changed_ones_again(
     with pytest.raises(StageError, match=r"input of source 't' changed after the plan was made"):
         STAGE.run(config, {}, tmp_path / "out2", LocalContext(str(tmp_path / "work2")))
     assert hashed == ["held.txt"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz"])
+def test_a_hub_data_set_is_read_shard_by_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Two files, of Parquet three row groups each: a task for each; the rows keep their numbers; a slice is loaded."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    for at in range(2):
+        rows = [{"id": f"x{i}" if i % 2 else None, "content": {"text": f"Text {at} {i}. " * 9}} for i in range(25)]
+        path = tmp_path / "set" / f"train-{at}.{kind}"
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=10)
+        else:
+            lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            path.write_bytes(gzip.compress(lines) if kind.endswith("gz") else lines)
+    (tmp_path / "held.txt").write_text("Held out.")
+    hub = {"kind": "hub", "name": "h", "path": "set", "columns": {"text": "content.text", "id": "id"}}
+    held = {"kind": "text", "name": "t", "url": "held.txt", "split": "test"}
+    whole = run(tmp_path, [{**hub, "splits": {"train": "train"}}, held], "whole")
+    sliced = run(tmp_path, [{**hub, "splits": {"train": "train[:40]"}}, held], "sliced")
+    pieces: list[Piece] = []
+    original = reading.in_pieces
+    monkeypatch.setattr(
+        reading, "in_pieces", lambda *given: pieces.extend(g.piece for g in original(*given)) or original(*given)
+    )
+    monkeypatch.setattr(reading, "SPLIT_BYTES", 100)
+    assert run(tmp_path, [{**hub, "splits": {"train": "train"}}, held], "pieces") == whole
+    assert len(pieces) == (6 if kind == "parquet" else 2)
+    assert run(tmp_path, [{**hub, "splits": {"train": "train[:40]"}}, held], "slices") == sliced
+    names = pq.read_table(tmp_path / "pieces" / "documents")["doc_id"].to_pylist()
+    assert names[26] == "h/x1#2" and names[27] == "h/train:0000027", names[24:30]

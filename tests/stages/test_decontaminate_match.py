@@ -243,3 +243,18 @@ def test_cuts_leave_whole_paragraphs() -> None:
     assert excise(b"one two three four", [(4, 7)]) == b"one\n\nthree four"
     assert excise(b"one two three", [(0, 3), (8, 13)]) == b"two"
     assert excise(b" as it was ", []) == b" as it was "
+
+
+@pytest.mark.parametrize(("copied", "action"), [(78, "excise"), (40, "excise"), (0, "note")])
+def test_a_passage_that_is_copied_inside_another_translation_is_found(index: Index, copied: int, action: str) -> None:
+    """Around it four words in five are the same: one span, of which too little agrees, and in it a copy. (40 words go
+    because they are more than a hundredth of the book.)"""
+    chance = random.Random(3)
+    reworded = [word if chance.random() < 0.78 else f"other{i}" for i, word in enumerate(BOOK[1000:1400])]
+    reworded[200 : 200 + copied] = BOOK[1200 : 1200 + copied]
+    host = prose(7, 20_000, 40_000)
+    scanned = scan(text_of([*host, *reworded, *prose(8, 20_000, 40_000)]), index, 25, 25, 30)
+    (decision,) = decide([scanned], [20_000], DecontaminateConfig())
+    assert decision.action == action
+    assert any(s.alike < 0.85 * s.longer for s in scanned.spans), "the translation is a span too"
+    assert [s.alike for s in scanned.spans if s.alike > 0.95 * s.longer and s.alike >= copied > 0] != [] or not copied

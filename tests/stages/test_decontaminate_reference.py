@@ -17,12 +17,13 @@ N, MAX_BOOKS, GAP, DRIFT, LEAST = 5, 2, 25, 25, 30
 
 Chain = list[int]  # book, first and last+1 word in the document, first and last+1 word in the book
 Word = tuple[str, int, int, int]
+Step = tuple[int, int, int, int, int, int]  # first and last+1 word in a and in b, agreeing and nearly agreeing words
 
 
 def scan_reference(text: str, books: list[str]) -> list[Span]:
     """The spans of ``chain.scan``: books that are no editions of one another, fewer than 512 chains at a time."""
     document, evaluation = words_reference(text), [words_reference(book) for book in books]
-    spans = set()
+    spans: dict[Span, Span] = {}
     a = [word[0] for word in document]
     for book, i0, i1, j0, j1 in chains_reference(document, evaluation):
         theirs = evaluation[book]
@@ -30,15 +31,25 @@ def scan_reference(text: str, books: list[str]) -> list[Span]:
         before, own_before = grown_reference(a[:i0][::-1], b[:j0][::-1])
         after, own_after = grown_reference(a[i1:], b[j1:])
         d0, d1, b0, b1 = i0 - before, i1 + after, j0 - own_before, j1 + own_after
-        matched, near = agreeing_reference(a[d0:d1], b[b0:b1])
+        steps = agreeing_reference(a[d0:d1], b[b0:b1])
+        matched, near = (sum(step[at] for step in steps) for at in (4, 5))
         if matched + near >= LEAST and 2 * matched >= LEAST:
             bytes_ = document[d0][2], document[d1 - 1][3], theirs[b0][2], theirs[b1 - 1][3]
-            spans.add(Span(book, d0, d1, b0, b1, matched, *bytes_, near))
+            first, last, own, own_last, same, nearly = stretch_reference(steps)
+            inside = (
+                document[d0 + first][2],
+                document[d0 + last - 1][3],
+                theirs[b0 + own][2],
+                theirs[b0 + own_last - 1][3],
+            )
+            best = Span(book, d0 + first, d0 + last, b0 + own, b0 + own_last, same, *inside, nearly)
+            spans[Span(book, d0, d1, b0, b1, matched, *bytes_, near)] = best
     kept: list[Span] = []
     for span in sorted(spans, key=lambda s: (-s.alike, s)):
         if not any(k.book == span.book and k.doc_first <= span.doc_first and span.doc_last <= k.doc_last for k in kept):
             kept.append(span)
-    return sorted(kept)
+    copied = {spans[span] for span in kept if span.alike < 0.925 * span.longer}
+    return sorted([*kept, *(span for span in copied if span.alike >= LEAST)])
 
 
 def chains_reference(document: list[Word], evaluation: list[list[Word]]) -> list[Chain]:
@@ -110,26 +121,42 @@ def grown_reference(a: list[str], b: list[str]) -> tuple[int, int]:
     return end
 
 
-def agreeing_reference(a: list[str], b: list[str]) -> tuple[int, int]:
-    """Words of two aligned stretches that agree, and that nearly agree."""
+def stretch_reference(steps: list[Step]) -> Step:
+    """Of an alignment the steps in a row in which agreement most outweighs 13 times disagreement: the first that begin
+    and end with it."""
+    most, best = 0, (0, 0, 0, 0, 0, 0)
+    for first in range(len(steps)):
+        score = same = near = 0
+        for i0, i1, j0, j1, matched, nearly in steps[first:]:
+            agrees = i1 - i0 == j1 - j0 == 1 and matched + nearly == 1
+            score += 1 if agrees else -13 * max(i1 - i0, j1 - j0)
+            same, near = same + matched, near + nearly
+            if score <= 0:
+                break
+            if agrees and score > most:
+                most, best = score, (steps[first][0], i1, steps[first][2], j1, same, near)
+    return best
+
+
+def agreeing_reference(a: list[str], b: list[str]) -> list[Step]:
+    """Two stretches aligned: their words, and how many of them agree and nearly agree."""
 
     def agree(i: int, j: int) -> bool:
         if i >= len(a) or j >= len(b) or a[i] != b[j]:
             return False
         return i + 1 >= len(a) or j + 1 >= len(b) or a[i + 1] == b[j + 1]
 
-    i = j = matched = near = 0
+    i = j = 0
+    steps: list[Step] = []
     nearest = [at for r in range(1, GAP + N + 1) for k in range(r, -1, -1) for at in ((r, k), (k, r))]
     while i < len(a) and j < len(b):
-        if a[i] == b[j]:
-            i, j, matched = i + 1, j + 1, matched + 1
-        elif alike_reference(a[i], b[j]):
-            i, j, near = i + 1, j + 1, near + 1
-        else:
+        same, near, di, dj = int(a[i] == b[j]), 0, 1, 1
+        if not same and not (near := int(alike_reference(a[i], b[j]))):
             di, dj = next((at for at in nearest if agree(i + at[0], j + at[1])), (1, 1))
-            near += sum(alike_reference(a[i + k], b[j + k]) for k in range(1, di)) if di == dj else 0
-            i, j = i + di, j + dj
-    return matched, near
+            near = sum(alike_reference(a[i + k], b[j + k]) for k in range(1, di)) if di == dj else 0
+        steps.append((i, i + di, j, j + dj, same, near))
+        i, j = i + di, j + dj
+    return steps
 
 
 def damaged(tokens: list[str], chance: random.Random, share: float) -> list[str]:

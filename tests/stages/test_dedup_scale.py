@@ -9,17 +9,20 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from bench.dedup_accuracy import lines
 from bench.scale import texts
 from stages.data.corpus import documents as documents_module
-from stages.data.dedup import candidates, compare, joined
+from stages.data.corpus import ids
+from stages.data.dedup import candidates, compare, tables
 from stages.data.dedup import run as running
 from stages.data.dedup.config import DedupConfig
 from stages.data.dedup.shingles import common, shingle
 from stages.data.dedup.stage import STAGE
+from stages.data.dedup.tables import original_of
 from tests.stages.test_decontaminate_match import prose
 from tests.stages.test_dedup import Book, audited, corpus, edited
 from tests.support import LocalArtifact, LocalContext, settled
@@ -70,7 +73,8 @@ def test_whatever_a_task_gets_the_files_are_the_same(
         monkeypatch.setattr(compare, "LEAST_BYTES", 3000)
         monkeypatch.setattr(candidates, "KEYS", 100)
         monkeypatch.setattr(candidates, "PRINTS", 100)
-        monkeypatch.setattr(joined, "ROWS", 7)
+        monkeypatch.setattr(ids, "ROWS", 7)
+        monkeypatch.setattr(tables, "ROWS", 7)
     else:
         monkeypatch.setattr(running, "RUNS", 2)
     assert files(run(documents, tmp_path / "other", tmp_path / "work-other")) == files(plain)
@@ -165,3 +169,12 @@ def test_what_is_dropped_is_what_comparing_all_pairs_says(tmp_path: Path, seed: 
     found = {row["doc_id"]: (row["rule"], row["other_id"]) for row in rows if row["fate"] == "dropped"}
     assert found == reference(made)
     assert {rule for rule, _ in found.values()} == {"exact copy", "same words", "edition", "contained"}
+
+
+@pytest.mark.parametrize("name", ["s/a;b", "s/a; longest span of all", "s/x\ny", "s/plain"])
+def test_the_original_of_a_copy_is_named_whatever_its_id(name: str) -> None:
+    reasons = [f"exact copy of {name}", f"exact copy of {name}; longest span 40 words, acted on from 50"]
+    books: list[str | None] = [None, "e/1"]
+    if "longest" in name:  # only a name made to look like a reason is taken for one, and only beside one
+        reasons, books = reasons[:1], books[:1]
+    assert set(original_of(pa.chunked_array([reasons]), pa.chunked_array([books])).to_pylist()) == {name}

@@ -196,6 +196,7 @@ def test_lengths_that_cannot_be_are_refused(fields, message):
 
 
 CONTROL = "Ends<|endoftext|> here </s> and <eos> and <pad> and <s>, <|begin_of_text|>! " * 6
+OTHERS = "<|im_start|>user [INST] <<SYS>> a<unk>b <tool_call>x</tool_call> <|fim_prefix|> <start_of_turn> [/INST] "
 
 
 def imported(folder: Path, kind: str) -> TokenizerConfig:
@@ -217,6 +218,11 @@ def imported(folder: Path, kind: str) -> TokenizerConfig:
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.add_special_tokens(["<s>"])
         tokenizer.add_tokens([AddedToken("</s>", special=False), AddedToken("<|endoftext|>", special=True)])
+        if kind == "chat":
+            tokenizer.add_special_tokens(["<|im_start|>", "[INST]", "<unk>"])
+            tokenizer.add_tokens(
+                [AddedToken("<tool_call>", special=False), AddedToken("<|fim_prefix|>", special=False)]
+            )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
@@ -249,6 +255,24 @@ def test_strings_of_control_tokens_are_text_and_counted(tmp_path, kind):
     assert tokenizer.decode(inside).split() == CONTROL.split() and ids[-1] == tokenizer.eos_id
     assert tokenizer.encode("</s>")[-1] != tokenizer.eos_id
     assert token_meta(tokens)["control_strings"] == 6 * 6 * 2
+
+
+@pytest.mark.parametrize("kind", ["bytes", "chat", "unigram"])
+def test_marks_of_other_tokenizers_are_text_and_counted(tmp_path, kind):
+    """Chat and infilling marks too, also where the tokenizer's file does not call them special."""
+    documents = corpus(tmp_path / "c", {"t": ("train", 900), "v": ("test", 100)})
+    table = pq.read_table(documents.path("documents")).to_pylist()
+    table[1]["text"] = OTHERS * 40
+    pq.write_table(pa.Table.from_pylist(table), documents.path("documents") / "part-0.parquet")
+    config = TokenizerConfig(kind="bytes") if kind == "bytes" else imported(tmp_path, kind)
+    made, tokens = make(tmp_path, documents, config, TokenizeConfig(sequence_length=64, segment_length=16))
+    tokenizer = load_tokenizer(made)
+    ids = next(iter(document_tokens(tokens, "test")))[1][len(tokenizer.begin) : -1].tolist()
+    marks = {i for i, t in tokenizer.backend.get_added_tokens_decoder().items() if len(t.content) > 1}
+    assert not set(ids) & marks - ({tokenizer.backend.token_to_id("<unk>")} if kind == "unigram" else set())
+    assert tokenizer.decode(ids).split() == (OTHERS * 40).split()
+    counted = {"bytes": 7, "chat": 8, "unigram": 7}[kind]  # that of the tokenizer's own is counted too
+    assert token_meta(tokens)["control_strings"] == counted * 40
 
 
 def test_control_strings_are_told_and_survive_a_resumed_run(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from stages.data.audit.figures import draw
 from stages.data.audit.findings import Audit, ShardState
 from stages.data.audit.page import write_pages
 from stages.data.audit.tables import TABLES, write
-from stages.data.decontaminate.balance import balance, documents_digest
+from stages.data.decontaminate.balance import Balanced
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.matching.index import Index
 from stages.data.matching.shards import ShardScan
@@ -31,21 +31,21 @@ class Published:
     figures: list[str]
 
 
-def publish(audit: Audit, folder: Path, source: Path | None = None) -> Published:
+def publish(audit: Audit, folder: Path, check: Callable[[Path], Balanced] | None = None) -> Published:
     """Write tables, figures and pages, and complete the totals that ``folder``/audit.json begins.
 
-    ``source``: the documents that went in, where ``folder`` holds those that came out: then in = kept + cut + dropped
-    is checked on the files (Imbalance is raised where it does not hold) and both get their digests. Same tables, same
-    bytes.
+    ``check``: compares the documents that went in with those that came out and with the decisions in the file it is
+    given, where something came out (raises Imbalance). Same tables, same bytes.
     """
     path = folder / "audit.json"
     totals = json.loads(path.read_text())
     totals |= {"schema_version": SCHEMA_VERSION, **write(audit, folder)}
     config = hashlib.sha256(audit.rule.model_dump_json().encode()).hexdigest()
     digests = {"index": audit.index.digest, "config": config}
-    if source is not None:
-        totals["balance"] = balance(source, folder / "documents", folder / "decisions.parquet")
-        digests |= {"input": documents_digest(source), "output": documents_digest(folder / "documents")}
+    if check is not None:
+        found = check(folder / "decisions.parquet")
+        totals["balance"] = found.fates
+        digests |= {"input": found.input, "output": found.output}
     totals["digests"] = {**totals.get("digests", {}), **digests}
     path.write_text(json.dumps(totals, indent=1, sort_keys=True) + "\n")
     drawings = draw(folder, audit.rule)
@@ -55,7 +55,7 @@ def publish(audit: Audit, folder: Path, source: Path | None = None) -> Published
 
 def observe(index: Index, books: list[dict[str, Any]], rule: DecontaminateConfig, scans: Sequence[ShardScan]) -> Audit:
     """The findings of a scan after which nothing is cleaned; exact copies among the documents are left alone."""
-    states = [ShardState(scan, {}, np.array(scan.table()["bytes"].to_numpy(), np.int64)) for scan in scans]
+    states = [ShardState(scan, np.array(scan.table()["bytes"].to_numpy(), np.int64)) for scan in scans]
     audit = Audit(index, books, rule, states)
     audit.judge()
     audit.after = None

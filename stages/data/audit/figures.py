@@ -6,6 +6,7 @@ Drawn once as PNG for the tracking server and as SVG for the page, whose colours
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,8 @@ def draw(folder: Path, rule: DecontaminateConfig) -> dict[str, str]:
     books = pq.read_table(folder / "books.parquet").to_pylist()
     pairs = pq.read_table(folder / "pairs.parquet").to_pylist()
     drawings = {}
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are a Literal of 300 names
+    with warnings.catch_warnings(), matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # a Literal of 300 names
+        warnings.filterwarnings("ignore", "Glyph")  # of titles in scripts that the font does not have
         for name, figure in (("coverage", _coverage(books, rule)), ("margins", _margins(pairs, rule))):
             if figure is not None:
                 drawings[name] = _saved(figure, name, folder)
@@ -106,8 +108,8 @@ def _margins(pairs: list[dict[str, Any]], rule: DecontaminateConfig) -> Figure |
 
 
 def _short(text: str, length: int = 40) -> str:
-    """A title that fits beside the axis; '$' would start a formula."""
-    text = " ".join(text.split())
+    """A title that fits beside the axis, what does not print spelled out; '$' would start a formula."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
     return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.data.audit.derive import derive
-from stages.data.audit.findings import Audit, JudgedDocument
-from stages.data.corpus.documents import TableWriter, write_table
+from stages.data.audit.findings import COPY_OF, Audit, JudgedDocument, ShardState
+from stages.data.corpus.documents import TableWriter, rows_at, write_table
 from stages.data.matching.index import Index
 from stages.data.matching.shards import span_of
 
@@ -99,8 +100,11 @@ def write(audit: Audit, folder: Path) -> dict[str, Any]:
     """Write all tables; what the totals say of them. In memory are rows of documents with spans, without texts."""
     found = list(audit.found())
     derived = derive(audit, found)
-    _write(folder / "decisions.parquet", DECISIONS, _decisions(audit, found))
-    _write(folder / "spans.parquet", SPANS, _spans(audit))
+    with _writer(folder / "decisions.parquet", DECISIONS) as writer:
+        _decisions(audit, found, writer)
+    with _writer(folder / "spans.parquet", SPANS) as writer:
+        for row in _spans(audit):
+            writer.add(row)
     for name, schema, rows in (
         ("pairs", PAIRS, derived.pairs),
         ("books", BOOKS, derived.books),
@@ -112,22 +116,45 @@ def write(audit: Audit, folder: Path) -> dict[str, Any]:
     return derived.totals
 
 
-def _write(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> None:
+def _writer(path: Path, schema: pa.Schema) -> TableWriter:
     """As ``write_table``, of any number of rows."""
-    with TableWriter(path, schema, rows=ROWS, row_group_size=256, compression="zstd") as writer:
-        for row in rows:
-            writer.add(row)
+    return TableWriter(path, schema, rows=ROWS, compression="zstd")
 
 
-def _decisions(audit: Audit, found: Sequence[JudgedDocument]) -> Iterator[dict[str, Any]]:
+def _decisions(audit: Audit, found: Sequence[JudgedDocument], writer: TableWriter) -> None:
     """By action, the most matched words first, then in order of the corpus."""
     grave: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for document in found:
         grave[document.action].append(_decision(audit, document))
     for action in _GRAVITY:
-        yield from sorted(grave[action], key=lambda row: -row["matched_words"])
+        for row in sorted(grave[action], key=lambda row: -row["matched_words"]):
+            writer.add(row)
         if action in ("drop", "keep"):  # the only fates of a document that shares nothing
-            yield from (_decision(audit, document) for document in audit.not_found() if document.action == action)
+            for state in audit.shards:
+                writer.add_table(_sharing_nothing(audit, state, action))
+
+
+def _sharing_nothing(audit: Audit, state: ShardState, action: str) -> pa.Table:
+    """The decisions on documents without a span: exact copies go, the others stay."""
+    rows = state.scan.without_spans()
+    copy = np.isin(rows, state.copies)
+    rows = rows[copy if action == "drop" else ~copy]
+    reason: Any = pa.repeat("", len(rows))
+    if action == "drop":
+        originals = audit.originals.take(pa.array(state.originals[np.searchsorted(state.copies, rows)]))
+        reason = pc.binary_join_element_wise(COPY_OF, originals, "")
+    table = state.scan.table()
+    said = {
+        "doc_id": rows_at(table["doc_id"], rows),
+        "action": pa.repeat(action, len(rows)),
+        "reason": reason,
+        "words": rows_at(table["words"], rows),
+        "bytes_in": rows_at(table["bytes"], rows),
+        "bytes_out": np.maximum(state.sizes[rows], 0),
+    }
+    nothing = {name: np.zeros(len(rows)) for name in DECISIONS.names} | {"book_id": pa.nulls(len(rows))}
+    columns = [pa.array(value) if isinstance(value, np.ndarray) else value for value in (nothing | said).values()]
+    return pa.table(columns, DECISIONS.names).cast(DECISIONS)
 
 
 def _decision(audit: Audit, document: JudgedDocument) -> dict[str, Any]:

@@ -5,10 +5,13 @@ Runs in every plan, so it looks at names, digests and the last bytes of local fi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
-from stages.data.corpus.config import CorpusSource, Parquet
-from stages.data.corpus.files import ExternalFile, is_remote, split_of_file
+from stages.data.corpus.config import IngestConfig, JsonLines, CorpusSource, Parquet
+from stages.data.corpus.files import ExternalFile, glob_of, is_remote, local_glob, split_of_file
+from stages.data.corpus.frames import SPLIT_BYTES, alone
+from stages.data.corpus.opened import packed
 from stages.stage import StageError
 
 Listed = Sequence[tuple[CorpusSource, Sequence[ExternalFile]]]
@@ -24,6 +27,24 @@ def check_files(listed: Listed) -> None:
             for file in files:
                 _whole_parquet(file, f"corpus.sources.{index}.url")
     _both_sides(listed)
+
+
+def in_one_task(config: IngestConfig) -> list[tuple[str, int, str]]:
+    """(file, bytes, why) of large local files of JSON Lines that one task reads from beginning to end. Looks at the
+    first bytes of packed ones."""
+    found = []
+    for source in config.sources:
+        if not isinstance(source, JsonLines) or is_remote(source.url):
+            continue
+        for file in local_glob(glob_of(source.url, os.path.lexists)):
+            size = os.path.getsize(file)
+            if size > SPLIT_BYTES and tuple(source.encoding) != ("utf-8",):
+                found.append((file, size, "it may be in another encoding than UTF-8"))
+            elif size > SPLIT_BYTES and packed(file) and alone(file):
+                found.append(
+                    (file, size, "it is packed in one; bgzip, or zstd in several frames, can be read in pieces")
+                )
+    return found
 
 
 def _whole_parquet(file: ExternalFile, field: str) -> None:

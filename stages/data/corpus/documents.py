@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
     ]
 )
 PART_BYTES = 32 * 2**20  # of text in one file: small enough to hold several in memory, large enough to read fast
+SMALL_GROUPS = 2**16  # rows of a long table in row groups of 256
 REPEATING = ["source", "author", "year", "split"]  # columns worth a dictionary; a book's text is not
 MEASURED = [name for name in SCHEMA.names if name != "text"]  # with least and greatest: of texts, two copies of a book
 
@@ -100,6 +101,12 @@ def write_table(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, compression="zstd", row_group_size=256)
 
 
+def group_size(row: int) -> int:
+    """Rows of the row groups of a long table from ``row`` on: few at its beginning, which is read first; further on
+    many, for what a Parquet file says of each column of each of them is in memory until it is closed."""
+    return 256 if row < SMALL_GROUPS else SMALL_GROUPS // 16
+
+
 def rows_at(column: pa.ChunkedArray, places: NDArray[Any]) -> pa.Array:
     """The values of a column at some places. (The library's own ``take`` copies all of a column in several chunks.)"""
     starts = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
@@ -114,31 +121,42 @@ def rows_at(column: pa.ChunkedArray, places: NDArray[Any]) -> pa.Array:
 
 
 class TableWriter:
-    """Writes one Parquet file row by row, of which ``rows`` are in memory; ``options``: of ``pq.ParquetWriter``."""
+    """Writes one long Parquet file by rows and tables, ``rows`` of them at a time; ``options``: of
+    ``pq.ParquetWriter``."""
 
-    def __init__(self, path: Path, schema: pa.Schema, rows: int, row_group_size: int | None = None, **options: Any):
-        self._schema, self._most, self._group_size = schema, rows, row_group_size
+    def __init__(self, path: Path, schema: pa.Schema, rows: int, **options: Any):
+        self._schema, self._most, self._written = schema, rows, 0
         self._rows: list[dict[str, Any]] = []
+        self._waiting = schema.empty_table()
         self._writer = pq.ParquetWriter(path, schema, **options)
 
     def __enter__(self) -> TableWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._rows:
-            self._flush()
+        self.add_table(self._schema.empty_table())
+        if len(self._waiting):
+            self._write(self._waiting)
         self._writer.close()
 
     def add(self, row: dict[str, Any]) -> None:
         """The next row."""
         self._rows.append(row)
         if len(self._rows) == self._most:
-            self._flush()
+            self.add_table(self._schema.empty_table())
 
-    def _flush(self) -> None:
-        table = pa.Table.from_pylist(self._rows, schema=self._schema)
-        self._writer.write_table(table, row_group_size=self._group_size)
+    def add_table(self, table: pa.Table) -> None:
+        """The next rows: which are written together does not hang on how they came."""
+        rows = pa.Table.from_pylist(self._rows, schema=self._schema)
         self._rows = []
+        self._waiting = pa.concat_tables([self._waiting, rows, table])
+        while len(self._waiting) >= self._most:
+            self._write(self._waiting.slice(0, self._most))
+            self._waiting = self._waiting.slice(self._most)
+
+    def _write(self, table: pa.Table) -> None:
+        self._writer.write_table(table.combine_chunks(), row_group_size=group_size(self._written))
+        self._written += len(table)
 
 
 def document_files(folder: Path) -> list[Path]:

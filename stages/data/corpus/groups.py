@@ -1,13 +1,14 @@
 """What one task of ingest reads: some files of a source, or a piece of one large file, and what it leaves.
 
-A piece is some row groups of a Parquet file, a range of bytes of JSON Lines, or a range of rows of a Hub data set; a
-file in pieces gives the very table that it gives in one (``assemble``).
+A piece is some row groups of a Parquet file, a range of bytes or packed frames of JSON Lines, or some shards of a Hub
+data set; a file in pieces gives the very table that it gives in one (``assemble``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,15 +19,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stages.data.corpus import documents
+from stages.data.corpus import documents, frames, hub
 from stages.data.corpus.config import CorpusSource, Hub, JsonLines, Parquet, Pg19, SplitName
 from stages.data.corpus.documents import DocumentsWriter, part_name, write_documents, write_table
 from stages.data.corpus.files import ExternalFile
+from stages.data.corpus.frames import SPLIT_BYTES
 from stages.data.corpus.opened import opened, packed
-from stages.data.corpus.readers import Piece, Raw, pg19_metadata, printable, read, read_hub, year_of
+from stages.data.corpus.readers import (
+    Piece,
+    Raw,
+    pg19_metadata,
+    printable,
+    read,
+    year_of,
+)
 from stages.data.saved import on_disk
 
-SPLIT_BYTES = 64 * 2**20  # of a file that is read in pieces of about so many bytes
 _BLOCK = 2**22
 FORMAT = 3  # of what a task leaves
 IDS_FILE, PROBLEMS_FILE, PART = "ids.arrow", "problems.parquet", part_name(0)
@@ -71,7 +79,8 @@ def splittable(group: Group) -> bool:
     if len(files) != 1 or files[0].size <= SPLIT_BYTES:
         return False
     if isinstance(source, JsonLines):
-        return tuple(source.encoding) == ("utf-8",) and not packed(files[0].location)
+        place = files[0].location
+        return tuple(source.encoding) == ("utf-8",) and (frames.may_have_frames(place) or not packed(place))
     return isinstance(source, Parquet)
 
 
@@ -82,10 +91,13 @@ def in_pieces(group: Group, most: int) -> list[Group]:
     if isinstance(source, Parquet):
         found = _row_groups(group.files[0], most)
     elif isinstance(source, JsonLines):
-        size = group.files[0].size
-        found = [Piece(at, min(size, at + most), 0) for at in range(0, size, most)]
+        size, place = group.files[0].size, group.files[0].location
+        begins = frames.cuts(place, most) if packed(place) else [(at, 0) for at in range(0, size, most)]
+        ends = [*(at for at, _ in begins[1:]), size]
+        found = [Piece(at, end, 0, before=before) for (at, before), end in zip(begins, ends, strict=True)]
     else:
-        found = _hub_rows(source, group.split, most)
+        assert isinstance(source, Hub) and group.split is not None
+        found = hub.pieces(source, group.split, most)
     if len(found) < 2:
         return [group]
     return [replace(group, piece=replace(piece, of=len(found))) for piece in found]
@@ -109,20 +121,26 @@ def _row_groups(file: ExternalFile, most: int) -> list[Piece]:
     return found
 
 
-def _hub_rows(source: CorpusSource, split: SplitName | None, most: int) -> list[Piece]:
-    from stages.data.corpus.readers import hub_rows
-
-    assert isinstance(source, Hub) and split is not None
-    rows = hub_rows(source, split)
-    each = max(1, len(rows) * most // max(1, rows.data.nbytes))
-    return [Piece(at, min(len(rows), at + each), at) for at in range(0, len(rows), each)]
+def counted(group: Group) -> bool:
+    """Are the rows of its pieces numbered by counting first? Else the pieces know the number of their first."""
+    if isinstance(group.source, Hub) and group.split is not None:
+        return hub.streamed(group.source, group.split)
+    return isinstance(group.source, JsonLines)
 
 
-def lines_begun(group: Group) -> int:
-    """One task: how many lines begin in a piece of JSON Lines."""
+def rows_of(group: Group) -> int:
+    """One task: how many lines begin in a piece of JSON Lines, how many rows the shards of a Hub data set have."""
     piece = group.piece
-    if piece is None or not isinstance(group.source, JsonLines):
+    if piece is None or not counted(group):
         return 0
+    if isinstance(group.source, Hub):
+        assert group.split is not None
+        return hub.count(group.source, group.split, piece)
+    if packed(group.files[0].location):
+        try:
+            return sum(1 for _ in frames.lines_of(group.files[0].location, piece.start, piece.end, piece.before))
+        except (EOFError, ValueError, zlib.error):  # said when the piece is read, of the whole file
+            return 0
     count = 0 if piece.start else 1
     with opened(group.files[0].location) as stream:
         at = max(0, piece.start - 1)
@@ -138,7 +156,11 @@ def lines_begun(group: Group) -> int:
 def identity(group: Group) -> str:
     """Digest of what a task's result follows from."""
     listed = [(printable(file.name), file.size, file.digest) for file in group.files]
-    piece = None if group.piece is None else (group.piece.start, group.piece.end, group.piece.first)
+    piece: tuple[int, ...] | None = None
+    if group.piece is not None:
+        piece = (group.piece.start, group.piece.end, group.piece.first)
+        if isinstance(group.source, Hub):  # how many shards there are is for the library to say
+            piece = (*piece, group.piece.of, group.piece.file)
     said = [FORMAT, group.source.key_fields(), listed, group.split, piece]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -195,7 +217,7 @@ def problem_row(name: str, source: str, problem: str, detail: str, action: str =
 
 def _raws(group: Group, seen: set[str]) -> Iterator[Raw]:
     if isinstance(group.source, Hub) and group.split is not None:
-        yield from read_hub(group.source, group.split, group.piece)
+        yield from hub.read_hub(group.source, group.split, group.piece)
         return
     for file in group.files:
         if group.piece is None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +22,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cluster import storage
 from cluster.storage import join
 from stages.data.corpus import groups as reading
 from stages.data.corpus.config import SPLITS, CorpusSource, Hub, IngestConfig, JsonLines, Parquet, Pg19
@@ -36,7 +33,7 @@ from stages.data.corpus.readers import NO_FIELD, column_names
 from stages.data.corpus.repeats import Repeats, find_repeats, is_in
 from stages.data.parallel import spread
 from stages.data.pinned import unchanged
-from stages.data.saved import Saved, mapped, spread_saved
+from stages.data.saved import Saved, mapped, spill, spread_saved
 from stages.stage import Context, StageError, Summary
 
 GROUP_BYTES = 16 * 2**20  # of input for one task; a larger file is one task by itself, or several
@@ -58,23 +55,17 @@ def ingest(config: IngestConfig, output: Path, context: Context) -> Summary:
     Raises StageError where an input differs from its pin, where no training or no evaluation document is left, where
     every evaluation document is also a training document, and for any bad document under ``on_bad_document: fail``.
     """
-    place = storage.local_path(context.work_url)
-    if place is not None:
-        place.mkdir(parents=True, exist_ok=True)
-    spill = Path(tempfile.mkdtemp(prefix="ingest-", dir=place))
-    try:
-        return _ingest(config, output, context, spill)
-    finally:
-        shutil.rmtree(spill, ignore_errors=True)
+    with spill(context.work_url) as folder:
+        return _ingest(config, output, context, folder)
 
 
-def _ingest(config: IngestConfig, output: Path, context: Context, spill: Path) -> Summary:
+def _ingest(config: IngestConfig, output: Path, context: Context, folder: Path) -> Summary:
     files = {source.name: _verified_files(source, index) for index, source in enumerate(config.sources)}
     size = sum(file.size for listed in files.values() for file in listed)
     groups = [group for source in config.sources for group in _groups(source, files[source.name])]
     seen: dict[str, set[str]] = {source.name: set() for source in config.sources}
     problems: list[pa.Table] = []
-    read = list(_read(groups, size, seen, problems, context, spill))
+    read = list(_read(groups, size, seen, problems, context, folder))
     _check_columns(config, seen, problems, context)
     table = pa.concat_tables([IDS.empty_table(), *(part.ids for part in read)])
     repeats = find_repeats(table)
@@ -120,7 +111,7 @@ def _read(
     seen: Mapping[str, set[str]],
     problems: list[pa.Table],
     context: Context,
-    spill: Path,
+    folder: Path,
 ) -> Iterator[ReadGroup]:
     """Every group, read; takes up columns and problems."""
     worth_it = size > WORTH_TASKS
@@ -143,7 +134,7 @@ def _read(
             seen[of_group[0].source.name].update(part.value["columns"])
             if part.value["problems"]:
                 problems.append(_table(part, PROBLEMS_FILE))
-        yield _put_together(parts, worth_it, context, spill)
+        yield _put_together(parts, worth_it, context, folder)
     if resumed:
         context.log(f"{resumed} of {len(work)} groups of files were read by an earlier attempt")
 
@@ -153,9 +144,9 @@ def _in_pieces(groups: Sequence[Group], worth_it: bool) -> list[list[Group]]:
     cut = spread(reading.in_pieces, large, reading.SPLIT_BYTES, worth_it=worth_it)
     pieces = [next(cut) if reading.splittable(group) else [group] for group in groups]
     lined = [group for of_group in pieces if len(of_group) > 1 for group in of_group]
-    begun = spread(reading.lines_begun, lined, worth_it=worth_it)
+    begun = spread(reading.rows_of, lined, worth_it=worth_it)
     for of_group in pieces:
-        if len(of_group) > 1 and isinstance(of_group[0].source, JsonLines):
+        if len(of_group) > 1 and reading.counted(of_group[0]):
             first = 0
             for at, group in enumerate(of_group):
                 assert group.piece is not None
@@ -167,9 +158,9 @@ def _in_pieces(groups: Sequence[Group], worth_it: bool) -> list[list[Group]]:
     return pieces
 
 
-def _put_together(parts: list[Saved], worth_it: bool, context: Context, spill: Path) -> ReadGroup:
+def _put_together(parts: list[Saved], worth_it: bool, context: Context, folder: Path) -> ReadGroup:
     """The files of a group; those of one read in pieces are laid out as if it had been read in one."""
-    tables = [mapped(join(part.url, IDS_FILE), spill) for part in parts]
+    tables = [mapped(join(part.url, IDS_FILE), folder) for part in parts]
     if len(parts) == 1:
         (part,) = parts
         return ReadGroup([(part, part_name(number)) for number in range(part.value["parts"])], tables[0])

@@ -16,6 +16,7 @@ from stages.data.corpus.files import is_remote, remote
 ZSTD_WINDOW = 2**31  # bytes: what ``zstd --long=31`` may ask for; the usual limit of 2**27 refuses such files
 _CHUNK = 2**20
 _MARKED = {
+    codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le",
@@ -25,10 +26,15 @@ _MARKED = {
 
 def opened(location: str) -> AbstractContextManager[BinaryIO]:
     """The file's bytes as a stream. Damage raises OSError (without errno), EOFError, ValueError, zlib's or lzma's."""
+    return _unpacked(as_it_is(location), location)
+
+
+def as_it_is(location: str) -> Any:
+    """The file's bytes, not unpacked."""
     if not is_remote(location):
-        return _unpacked(open(location.removeprefix("file://"), "rb"), location)
+        return open(location.removeprefix("file://"), "rb")
     filesystem, path = remote(location)
-    return _unpacked(filesystem.open(path, "rb"), location)
+    return filesystem.open(path, "rb")
 
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
@@ -120,8 +126,20 @@ def utf8(content: bytes, encodings: Sequence[str]) -> bytes:
 
 
 def marked_encoding(start: bytes) -> str | None:
-    """UTF-16 or UTF-32 in the order of bytes that the byte-order mark at the start shows."""
+    """UTF-8, or UTF-16 or UTF-32 in the order of bytes, that the byte-order mark at the start shows."""
     return next((name for mark, name in _MARKED.items() if start.startswith(mark)), None)
+
+
+def why_not(content: bytes, encodings: Sequence[str]) -> str:
+    """What a user may do about a text that ``utf8`` could not read."""
+    if tuple(encodings) != ("utf-8",):
+        kinds = {codecs.lookup(name).name for name in encodings}
+        wide = next((kind for kind in ("utf-16", "utf-32") if kind in kinds), None)
+        if wide and marked_encoding(content) is None:
+            return f"nor {', '.join(encodings)}: it has no byte-order mark, name {wide}-le or {wide}-be"
+        return f"nor {', '.join(encodings)}"
+    marked = marked_encoding(content)
+    return f"the source's encoding: {marked.rsplit('-', 1)[0] if marked else 'latin-1 or another'} would read it"
 
 
 def lines(stream: BinaryIO, encodings: Sequence[str]) -> Iterator[bytes]:
@@ -135,6 +153,9 @@ def lines(stream: BinaryIO, encodings: Sequence[str]) -> Iterator[bytes]:
     buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(cast(Any, stream))
     first = codecs.lookup(encodings[0]).name
     wide = marked_encoding(buffered.peek(4)[:4]) or (first if first.startswith(("utf-16-", "utf-32-")) else None)
+    if wide == "utf-8":
+        yield from buffered
+        return
     if wide is None:
         yield from (utf8(line, encodings) for line in buffered)
         return

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from stages.data.corpus import frames
 from stages.data.corpus.config import (
     SPLITS,
     Columns,
     CorpusSource,
-    Hub,
     JsonLines,
     Parquet,
     Pg19,
@@ -33,7 +33,7 @@ from stages.data.corpus.config import (
 )
 from stages.data.corpus.files import ExternalFile, book_id, split_of, without_suffix
 from stages.data.corpus.manuals import manual_pages
-from stages.data.corpus.opened import lines, lines_of, opened, utf8
+from stages.data.corpus.opened import lines, lines_of, opened, packed, utf8, why_not
 from stages.stage import StageError
 
 MAX_TEXT_BYTES = 2**31 - 2**20
@@ -66,12 +66,15 @@ class Raw:
 @dataclass(frozen=True)
 class Piece:
     """A part of a large file: row groups, bytes or rows ``start`` to ``end``; ``first``: number of its first row or
-    line in the file; ``of``: how many pieces the file has."""
+    line in the file; ``of``: how many pieces the file has; ``before``: where the frame before it begins (packed);
+    ``file``: of a Hub data set, of which a piece is some shards of one file."""
 
     start: int
     end: int
     first: int
     of: int = 1
+    before: int = 0
+    file: int = 0
 
 
 def read(
@@ -80,8 +83,8 @@ def read(
     """The documents in one of the source's files, in file order; a damaged file gives those before the damage and one
     problem. Raises StageError for a missing column of text or split, or where the system does not let the file be read.
 
-    ``seen`` takes up which of the source's columns the file has. ``piece``: of Parquet (row groups) and unpacked JSON
-    Lines in UTF-8 (bytes; the lines that begin in there).
+    ``seen`` takes up which of the source's columns the file has. ``piece``: of Parquet (row groups) and JSON Lines in
+    UTF-8 (bytes, or frames of a packed file; the lines that begin in there).
     """
     seen = set() if seen is None else seen
     if (name := printable(file.name)) != file.name:
@@ -123,47 +126,6 @@ def _documents(source: CorpusSource, file: ExternalFile, seen: set[str], piece: 
         yield from _json_lines(source, file, seen, piece)
 
 
-def hub_rows(source: Hub, split: SplitName) -> Any:
-    """One split of a ``datasets`` data set. Raises StageError where it cannot be loaded."""
-    import datasets
-
-    wanted = source.splits[split]
-    try:
-        return datasets.load_dataset(source.path, source.config, revision=source.revision, split=wanted)
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise StageError(
-            f"the data set cannot be loaded: {_reason(error)}",
-            field=f"source {source.name!r}: splits.{split}",
-            value=wanted,
-            fix="check path, revision, config and the names of its splits, and the network",
-        ) from error
-
-
-def read_hub(source: Hub, split: SplitName, piece: Piece | None = None) -> Iterator[Raw]:
-    """The documents of one split of a ``datasets`` data set, or some rows of it. Raises StageError as ``hub_rows``."""
-    rows = hub_rows(source, split)
-    nested = [path for name, feature in rows.features.items() for path in (name, *_below(name, feature))]
-    _check_columns(source.columns, nested, f"source {source.name!r}", every=True)
-    if piece is not None:
-        rows = rows.select(range(piece.start, piece.end))
-    for index, row in enumerate(rows, piece.first if piece is not None else 0):
-        yield _row(row, source.columns, f"{split}:{index:07d}", split)
-
-
-def _below(name: str, feature: Any) -> Iterator[str]:
-    if isinstance(feature, dict):
-        for key, inner in feature.items():
-            yield f"{name}.{key}"
-            yield from _below(f"{name}.{key}", inner)
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause in one line: ``datasets`` wraps what happened."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 def pg19_metadata(file: ExternalFile) -> dict[str, dict[str, str]]:
     """Book id -> title, author, year. With a header row, or PG-19's own four columns (id, title, year, url) without.
 
@@ -198,7 +160,10 @@ def _text_file(file: ExternalFile, name: str, split: str, encodings: Sequence[st
         return _too_long(Raw(name))
     with opened(file.location) as stream:
         content = stream.read(MAX_TEXT_BYTES + 4)  # one more than is allowed, with a byte-order mark
-    return checked(Raw(name, utf8(content, encodings), split))
+    found = checked(Raw(name, utf8(content, encodings), split))
+    if found.problem == "undecodable":
+        return replace(found, detail=f"{found.detail}; {why_not(content[:4], encodings)}")
+    return found
 
 
 def _too_long(raw: Raw) -> Raw:
@@ -263,7 +228,7 @@ def _parquet(source: Parquet, file: ExternalFile, seen: set[str], piece: Piece |
             yield Raw(file.name, problem="undecodable", detail=f"not a Parquet file: {error}")
             return
         there = list(_fields(table.schema_arrow))
-        wanted = _check_columns(source.columns, there, f"source {source.name!r}: {file.name}")
+        wanted = check_columns(source.columns, there, f"source {source.name!r}: {file.name}")
         seen.update(wanted)
         bytes_of = sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
         rows = max(1, min(256, ROWS_BYTES * table.metadata.num_rows // max(1, bytes_of)))
@@ -273,7 +238,7 @@ def _parquet(source: Parquet, file: ExternalFile, seen: set[str], piece: Piece |
             columns = {name: _as_bytes(_column(batch, name)) for name in wanted}
             for place in range(batch.num_rows):
                 row = {name: column[place].as_py() for name, column in columns.items()}
-                yield _row(row, source.columns, f"{file.name}:{index:07d}", source.split)
+                yield table_row(row, source.columns, f"{file.name}:{index:07d}", source.split)
                 index += 1
 
 
@@ -311,7 +276,12 @@ def _fields(schema: Any) -> Iterator[str]:
 def _json_lines(source: JsonLines, file: ExternalFile, seen: set[str], piece: Piece | None) -> Iterator[Raw]:
     wanted = set(column_names(source.columns))
     with opened(file.location) as stream:
-        found = lines(stream, source.encoding) if piece is None else lines_of(stream, piece.start, piece.end)
+        if piece is None:
+            found = lines(stream, source.encoding)
+        elif packed(file.location):
+            found = frames.lines_of(file.location, piece.start, piece.end, piece.before)
+        else:
+            found = lines_of(stream, piece.start, piece.end)
         for index, line in enumerate(found, piece.first if piece is not None else 0):
             if not line.strip():
                 continue
@@ -331,7 +301,7 @@ def _json_lines(source: JsonLines, file: ExternalFile, seen: set[str], piece: Pi
                 yield Raw(name, problem="undecodable", detail=detail)
                 continue
             seen.update(column for column in wanted - seen if _has(row, column))
-            yield _row(row, source.columns, name, source.split)
+            yield table_row(row, source.columns, name, source.split)
 
 
 def _deep(line: bytes) -> bool:
@@ -351,7 +321,7 @@ def column_names(columns: Columns) -> list[str]:
     return [name for name in every if name is not None]
 
 
-def _check_columns(columns: Columns, present: Sequence[str], where: str, every: bool = False) -> list[str]:
+def check_columns(columns: Columns, present: Sequence[str], where: str, every: bool = False) -> list[str]:
     """The named columns that are there. Raises StageError where there is none of text or split, or of ``every`` one."""
     needed = column_names(columns) if every else [name for name in (columns.text, columns.split) if name is not None]
     for name in needed:
@@ -387,7 +357,7 @@ def _get(row: dict[str, Any], name: str) -> Any:
     return _get(inside, rest) if dot and isinstance(inside, dict) else None
 
 
-def _row(row: dict[str, Any], columns: Columns, default_id: str, split: SplitName | SplitShares | None) -> Raw:
+def table_row(row: dict[str, Any], columns: Columns, default_id: str, split: SplitName | SplitShares | None) -> Raw:
     """One table row as a document. ``default_id`` is its name where no id column is given or its cell is empty."""
     cell = partial(_cell, row)
     name = cell(columns.id) or default_id

@@ -14,7 +14,7 @@ class Ingest(Stage[IngestConfig]):
     """Reads every source into ``documents/*.parquet``; what cannot be read is listed in ``problems.parquet``."""
 
     name: ClassVar[str] = "ingest"
-    code_version: ClassVar[int] = 3
+    code_version: ClassVar[int] = 4
     inputs = ()
 
     def changes(self, config: IngestConfig, before: Artifact) -> list[str]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from stages.data.corpus.documents import write_documents
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import decide_document, excise, without_notes
 from stages.data.matching.index import Index
-from stages.data.matching.shards import ShardScan, release_memory, scan_into, texts_of
-from stages.data.saved import on_disk, spread_saved
+from stages.data.matching.shards import DocumentsShard, ShardScan, release_memory, scan_into, texts_of
+from stages.data.saved import Saved, spread_saved
 
 CLEANED = "cleaned.parquet"
 Actions = dict[int, tuple[tuple[int, int], ...] | None]
@@ -58,13 +59,21 @@ class CleanedShard:
     """
 
     name: str
-    url: str
-    rows: tuple[int, ...]
-    sizes: tuple[int, ...]
+    part: Saved
+    rows: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
 
     def on_disk(self) -> contextlib.AbstractContextManager[Path]:
         """The file on this machine's disk."""
-        return on_disk(self.url)
+        return self.part.on_disk(CLEANED)
+
+    def digest(self) -> str:
+        """Of what it follows from."""
+        return self.part.url.rsplit("/", 1)[-1].split("-", maxsplit=1)[0]
+
+    def place(self, target: Path) -> None:
+        """Make it the output's file ``target``."""
+        self.part.place(CLEANED, target)
 
 
 def clean_shards(
@@ -82,11 +91,28 @@ def clean_shards(
     parts = spread_saved(_clean_shard, jobs, place, index, rule, terms, identity=_identity, worth_it=worth_it)
     for job, part in zip(jobs, parts, strict=True):
         rows, sizes = part.value["rows"], part.value["sizes"]
-        cleaned = CleanedShard(job.shard.name, storage.join(part.url, CLEANED), tuple(rows), tuple(sizes))
+        cleaned = CleanedShard(job.shard.name, replace(part, value=None), tuple(rows), tuple(sizes))
         scan = ShardScan(url=part.url, **part.value["scan"])
         results.append((cleaned, scan))
         progress(scan)
     return results
+
+
+def copy_shards(shards: Sequence[DocumentsShard], work_url: str, worth_it: bool) -> list[CleanedShard]:
+    """The shards as they are, for an output that is not cleaned."""
+    place = storage.join(work_url, "copied")
+    parts = spread_saved(_copy_shard, shards, place, identity=_identity_of_copy, worth_it=worth_it)
+    return [CleanedShard(shard.name, part) for shard, part in zip(shards, parts, strict=True)]
+
+
+def _copy_shard(shard: DocumentsShard, folder: Path) -> None:
+    """One task."""
+    with shard.on_disk() as file:
+        shutil.copyfile(file, folder / CLEANED)
+
+
+def _identity_of_copy(shard: DocumentsShard) -> str:
+    return hashlib.sha256(f"{shard.name} {shard.digest()}".encode()).hexdigest()
 
 
 def _identity(job: ShardToClean, index: Index, rule: DecontaminateConfig, terms: Terms) -> str:

@@ -56,7 +56,7 @@ def decide_pair(
     """The rule for one pair. Words covered by several spans count once."""
     spans = tuple(sorted(spans, key=lambda span: (span.doc_first, span)))
     copies = copies_of(spans, document_words, book_words, rule)
-    counted = copies or spans
+    counted = outermost(copies or spans)
     alike = sum(span.alike for span in counted)
     in_document = min(alike, covered((span.doc_first, span.doc_last) for span in counted))
     in_book = min(alike, covered((span.book_first, span.book_last) for span in counted))
@@ -93,10 +93,23 @@ def copies_of(
     in_book = covered((span.book_first, span.book_last) for span in spans)
     if 2 * in_document >= document_words or 2 * in_book >= book_words:
         return tuple(spans)
-    alike, longer = sum(span.alike for span in spans), sum(span.longer for span in spans)
+    outer = outermost(spans)
+    alike, longer = sum(span.alike for span in outer), sum(span.longer for span in outer)
     # Where most is loose, a translator will have hit upon the same words here and there.
     least = rule.copy_share if alike >= rule.copy_share * longer else (1 + rule.copy_share) / 2
     return tuple(span for span in spans if span.alike >= least * span.longer)
+
+
+def outermost(spans: Sequence[Span]) -> list[Span]:
+    """The spans without the stretches of others of them: what both cover counts once."""
+    found: list[Span] = []
+    around: list[Span] = []
+    for span in sorted(spans, key=lambda span: (span.doc_first, -span.doc_last, span)):
+        around = [other for other in around if other.doc_last >= span.doc_last]
+        if not any(o.book_first <= span.book_first and span.book_last <= o.book_last for o in around):
+            found.append(span)
+            around.append(span)
+    return found
 
 
 def densest(spans: Sequence[Span]) -> int:

@@ -7,7 +7,6 @@ outlives a crash, and memory holds the index, one shard per core, and a few numb
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ import pyarrow.parquet as pq
 
 from stages.data.audit.audit import publish
 from stages.data.audit.findings import Audit, shard_states
+from stages.data.decontaminate.balance import Balanced, balance, compare
 from stages.data.decontaminate.canary import HOST_BYTES, plant
-from stages.data.decontaminate.clean import CleanedShard, ShardToClean, Terms, clean_shards
+from stages.data.decontaminate.clean import CleanedShard, ShardToClean, Terms, clean_shards, copy_shards
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import Coverage, Decision, Left, decide_document, without_notes
 from stages.data.decontaminate.exclude import excluded_hashes
@@ -27,7 +27,7 @@ from stages.data.matching import shards as scanning
 from stages.data.matching.index import Index, build
 from stages.data.matching.shards import DocumentsShard, ShardScan, documents_shards, scan_shards
 from stages.data.parallel import spread
-from stages.data.saved import take
+from stages.data.saved import spill
 from stages.stage import Artifact, Context, StageError, Summary
 
 EVALUATION = ("validation", "test")
@@ -44,18 +44,25 @@ def decontaminate(config: DecontaminateConfig, documents: Artifact, output: Path
     source = documents_shards(documents)
     index, books, training = _evaluation(config, source)
     progress = _Progress(context, training)
-    audit = Audit(
-        index, books, config, shard_states(scan_shards(source, index, config, context.work_url, progress.scanned))
-    )
+    scans = scan_shards(source, index, config, context.work_url, progress.scanned)
+    audit = Audit(index, books, config, *shard_states(scans))
     audit.judge()
     audit.after = audit.before
     audit.recalls, audit.quotations = plant(_hosts(source, audit), index, config)
-    _clean(source, audit, output / "documents", context)
+    cleaned = _clean(source, audit, context)
+    for shard in cleaned:
+        shard.place(output / "documents" / f"{shard.name}.parquet")
 
     _check_something_left(audit)
     metrics = _metrics(audit)
     _write_totals(audit, metrics, output / "audit.json")
-    published = publish(audit, output, documents.path("documents"))
+
+    def check(decisions: Path) -> Balanced:
+        with spill(context.work_url) as folder:
+            sides = list(zip(source, cleaned, strict=True))
+            return balance(compare(sides, context.work_url, folder, _worth_tasks(source)), decisions, folder)
+
+    published = publish(audit, output, check)
     _warn(audit, context)
     return Summary(_headline(audit, metrics), metrics, published.tables, published.figures)
 
@@ -63,8 +70,7 @@ def decontaminate(config: DecontaminateConfig, documents: Artifact, output: Path
 def _evaluation(config: DecontaminateConfig, source: list[DocumentsShard]) -> tuple[Index, list[dict[str, Any]], int]:
     """(index of the evaluation documents, their rows without the texts, how many training documents there are)."""
     books, texts, training = [], [], 0
-    worth_it = len(source) > 1 and sum(shard.size for shard in source) > scanning.WORTH_TASKS
-    for rows, others in spread(_evaluation_of, source, worth_it=worth_it):
+    for rows, others in spread(_evaluation_of, source, worth_it=_worth_tasks(source)):
         training += others
         for row in rows:
             texts.append((row["doc_id"], row.pop("text").encode()))
@@ -78,6 +84,10 @@ def _evaluation(config: DecontaminateConfig, source: list[DocumentsShard]) -> tu
         )
     excluded = excluded_hashes(config)
     return build(texts, config.ngram, config.max_books_per_ngram, excluded, config.item_words), books, training
+
+
+def _worth_tasks(source: list[DocumentsShard]) -> bool:
+    return len(source) > 1 and sum(shard.size for shard in source) > scanning.WORTH_TASKS
 
 
 def _evaluation_of(shard: DocumentsShard) -> tuple[list[dict[str, Any]], int]:
@@ -112,7 +122,7 @@ def _hosts(source: list[DocumentsShard], audit: Audit) -> list[bytes]:
     clean = [state.scan.documents_in - state.scan.documents_with_spans for state in audit.shards]
     ends = np.cumsum(clean)
     total = int(ends[-1]) if len(ends) else 0
-    wanted = np.arange(total)[:: max(1, total // HOSTS)][:HOSTS]
+    wanted = np.arange(0, total, max(1, total // HOSTS))[:HOSTS]
     hosts = []
     for at, (shard, state) in enumerate(zip(source, audit.shards, strict=True)):
         numbers = wanted[(wanted >= ends[at] - clean[at]) & (wanted < ends[at])] - (ends[at] - clean[at])
@@ -125,28 +135,26 @@ def _hosts(source: list[DocumentsShard], audit: Audit) -> list[bytes]:
     return hosts
 
 
-def _clean(source: list[DocumentsShard], audit: Audit, target: Path, context: Context) -> None:
+def _clean(source: list[DocumentsShard], audit: Audit, context: Context) -> list[CleanedShard]:
     """Write the documents, scan what was written, and cut again until the scan finds nothing to act on."""
-    target.mkdir()
     if audit.rule.action == "report_only":
-        for shard in source:
-            with shard.on_disk() as file:
-                shutil.copyfile(file, target / f"{shard.name}.parquet")
-        return
+        return copy_shards(source, context.work_url, _worth_tasks(source))
     terms = Terms(over=audit.over)
     if audit.rule.remove_from == "evaluation":
         acted = (pair for d in audit.found() for pair in d.decision.pairs if pair.action in ("excise", "drop"))
         audit.removed_books = {pair.book for pair in acted}
         terms = Terms(only_copies=True, removed=frozenset(audit.index.book_ids[b] for b in audit.removed_books))
     progress = _Progress(context, sum(state.scan.documents_in for state in audit.shards))
-    worth_it = len(source) > 1 and sum(shard.size for shard in source) > scanning.WORTH_TASKS
     files: list[Any] = list(source)
     scans = [state.scan for state in audit.shards]
     dirty = list(range(len(source)))
     for audit.rounds in range(1, ROUNDS + 1):
         first = audit.rounds == 1
-        jobs = [ShardToClean(files[i], scans[i], tuple(audit.shards[i].copies) if first else ()) for i in dirty]
-        done = clean_shards(jobs, audit.index, audit.rule, terms, context.work_url, worth_it, progress.scanned)
+        copies = [tuple(state.copies.tolist()) if first else () for state in audit.shards]
+        jobs = [ShardToClean(files[i], scans[i], copies[i]) for i in dirty]
+        done = clean_shards(
+            jobs, audit.index, audit.rule, terms, context.work_url, _worth_tasks(source), progress.scanned
+        )
         for i, (cleaned, scan) in zip(dirty, done, strict=True):
             _resized(audit.shards[i].sizes, cleaned)
             files[i], scans[i] = cleaned, scan
@@ -157,8 +165,7 @@ def _clean(source: list[DocumentsShard], audit: Audit, target: Path, context: Co
         if not dirty:
             break
         progress.another_pass(sum(scans[i].documents_in for i in dirty))
-    for cleaned in files:
-        take(cleaned.url, target / f"{cleaned.name}.parquet")
+    return files
 
 
 def _resized(sizes: np.ndarray[Any, Any], cleaned: CleanedShard) -> None:

@@ -13,13 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stages.data.corpus.documents import rows_at
+from stages.data.corpus.ids import matched, sorted_by, spilled
 from stages.data.dedup.numbered import NOBODY
 from stages.data.dedup.signatures import SAID
 from stages.data.matching.shards import release_memory
 from stages.stage import Artifact
 
-ROWS = 2**16  # of a table in memory at a time
 COLUMNS = ["doc_id", "book_id", "action", "reason", "matched_words", "bytes_in", "bytes_out"]
 
 
@@ -30,17 +29,17 @@ class Audited:
     -> texts of the longest span, of the pairs that decided."""
 
     rows: pa.Table
-    by_id: NDArray[np.int64]
+    by_id: NDArray[Any]
     number: NDArray[np.int32]
     spans: dict[tuple[str, str], tuple[str, str]]
 
 
-def audited(documents: Artifact, doc_ids: pa.ChunkedArray, by_id: NDArray[np.int64], spill: Path) -> Audited:
+def audited(documents: Artifact, doc_ids: pa.ChunkedArray, by_id: NDArray[Any], spill: Path) -> Audited:
     """``doc_ids`` of the documents that are there, ``by_id`` their places in order of the ids.
 
     Raises RuntimeError where one of them has no row: the audit is damaged.
     """
-    rows = _spilled(documents.path("decisions.parquet"), spill / "audit.arrow")
+    rows = spilled(documents.path("decisions.parquet"), COLUMNS, spill / "audit.arrow")
     rows_by_id = sorted_by(rows["doc_id"])
     number = np.full(rows.num_rows, NOBODY, np.int32)
     missing: list[str] = []
@@ -53,48 +52,6 @@ def audited(documents: Artifact, doc_ids: pa.ChunkedArray, by_id: NDArray[np.int
         raise RuntimeError(f"decisions.parquet of the audit has no row for {missing[0]} and {missed - 1} more")
     release_memory()
     return Audited(rows, rows_by_id, number, _longest_spans(documents.path("spans.parquet"), rows))
-
-
-def sorted_by(ids: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Places in the order of ``ids``."""
-    return np.asarray(pc.sort_indices(pa.table({"id": ids}), sort_keys=[("id", "ascending")]).to_numpy()).view(np.int64)
-
-
-def _spilled(path: Path, target: Path) -> pa.Table:
-    """The columns of the audit's table, mapped: uncompressed, a batch in memory at a time."""
-    with pq.ParquetFile(path) as file:
-        fields = [file.schema_arrow.field(name) for name in COLUMNS]
-        schema = pa.schema([f.with_type(pa.large_string()) if f.name == "doc_id" else f for f in fields])
-        with pa.OSFile(str(target), "wb") as out, pa.ipc.new_file(out, schema) as writer:
-            for batch in file.iter_batches(ROWS, columns=COLUMNS):
-                writer.write_table(pa.Table.from_batches([batch]).select(COLUMNS).cast(schema))
-    return pa.ipc.open_file(pa.memory_map(str(target))).read_all()
-
-
-def matched(
-    ids: pa.ChunkedArray, order: NDArray[np.int64], wanted: pa.ChunkedArray, wanted_order: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], pa.Array]]:
-    """Two lists of ids, each with its order, side by side: (places in ``ids``, places in ``wanted`` of the same, those
-    of ``wanted`` that have none)."""
-    at = 0
-    for start in range(0, len(order), ROWS):
-        places = order[start : start + ROWS]
-        some = rows_at(ids, places)
-        last = start + ROWS >= len(order)
-        while at < len(wanted_order):
-            mine = wanted_order[at : at + ROWS]
-            values = rows_at(wanted, mine)
-            if not last:
-                reached = int(pc.sum(pc.less_equal(values, some[-1])).as_py())
-                mine, values = mine[:reached], values[:reached]
-            found = pc.index_in(values, value_set=some)
-            there = pc.is_valid(found).to_numpy(zero_copy_only=False)
-            yield places[found.filter(pa.array(there)).to_numpy()], mine[there], values.filter(pa.array(~there))
-            at += len(mine)
-            if len(mine) < ROWS:
-                break
-    if at < len(wanted_order):  # there are no rows at all
-        yield np.empty(0, np.int64), np.empty(0, np.int64), rows_at(wanted, wanted_order[at:])
 
 
 def _longest_spans(path: Path, rows: pa.Table) -> dict[tuple[str, str], tuple[str, str]]:

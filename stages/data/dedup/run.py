@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from stages.data.dedup.numbered import CONTAINED, COPY, EDITION, KEPT, LANGUAGE,
 from stages.data.dedup.shingles import common, minhash, passage, permutations, shingle
 from stages.data.dedup.signatures import SignedParts, identity, run_of, sign
 from stages.data.dedup.tables import Table
-from stages.data.saved import spread_saved
+from stages.data.saved import spill, spread_saved
 from stages.stage import Artifact, Context, StageError, Summary
 
 WORTH_TASKS = 64 * 2**20  # below this many (compressed) bytes one core is done before workers have started
@@ -94,8 +93,8 @@ def finding(
     _compile()
     parts = document_names(documents)
     names, worth_it = list(parts), sum(parts.values()) > WORTH_TASKS
-    with _spill(work_url) as spill:
-        corpus = Corpus(_runs(names, documents, config, work_url, worth_it, progress), spill)
+    with spill(work_url) as folder:
+        corpus = Corpus(_runs(names, documents, config, work_url, worth_it, progress), folder)
 
         def compare(jobs: Sequence[comparing.CompareJob], work: Any) -> list[str]:
             place = storage.join(work_url, work.__name__)
@@ -111,19 +110,6 @@ def finding(
             )
 
         yield Deduplicated(corpus, decide(corpus, config, compare, worth_it), worth_it)
-
-
-@contextlib.contextmanager
-def _spill(work_url: str) -> Iterator[Path]:
-    """A folder on this machine's disk for what is mapped."""
-    place = storage.local_path(work_url)
-    if place is not None:
-        place.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="dedup-", dir=place))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _runs(

@@ -15,11 +15,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stages.data.corpus.documents import rows_at, write_table
+from stages.data.corpus.documents import group_size, rows_at, write_table
+from stages.data.corpus.ids import ROWS, matched, sorted_by
 from stages.data.dedup.config import DedupConfig
 from stages.data.dedup.decide import Decided
-from stages.data.dedup.joined import Audited, audited, matched, sorted_by
-from stages.data.dedup.numbered import CONTAINED, COPY, EDITION, KEPT, NOBODY, RULES, WORDS, Corpus, inverse
+from stages.data.dedup.joined import Audited, audited
+from stages.data.dedup.numbered import (
+    CONTAINED,
+    COPY,
+    EDITION,
+    KEPT,
+    LANGUAGE,
+    LENGTH,
+    NOBODY,
+    RULES,
+    WORDS,
+    Corpus,
+    inverse,
+)
 from stages.data.dedup.signatures import FILTERED
 from stages.data.matching.shards import release_memory
 from stages.stage import Artifact
@@ -49,6 +62,8 @@ PAIRS = pa.schema(
 )
 GRAVITY = ("dropped", "excised", "kept")
 COPY_OF = "exact copy of "  # how the audit's reason begins for a document it left out as a copy
+REASONS = r"a span of |\d+ span\(s\) of |longest span |\d+ shared words |[\d.]+% of |the whole of "
+"""How it goes on where the document shares something with an evaluation document too: see ``decide_pair``."""
 AT_ONCE = 4096  # rows written at a time
 
 Fate = tuple[str, str | None, str | None]
@@ -88,35 +103,29 @@ class Table:
         with pq.ParquetWriter(folder / "decisions.parquet", DECISIONS, compression="zstd") as writer:
             order = self._order()
             for start in range(0, max(1, self.rows), AT_ONCE):
-                writer.write_table(self._decisions(order[start : start + AT_ONCE]), row_group_size=256)
+                rows = self._decisions(order[start : start + AT_ONCE])
+                writer.write_table(rows, row_group_size=group_size(start))
             del order
             release_memory()
         write_table(pa.Table.from_pylist(list(self._fates()), schema=FATES), folder / "fates.parquet")
         with pq.ParquetWriter(folder / "pairs.parquet", PAIRS, compression="zstd") as writer:
             found = self._pairs_in_order()
             for start in range(0, max(1, len(found)), AT_ONCE):
-                writer.write_table(self._pairs(found[start : start + AT_ONCE]), row_group_size=256)
+                writer.write_table(self._pairs(found[start : start + AT_ONCE]), row_group_size=group_size(start))
 
     def _check_sizes(self) -> None:
-        left = np.flatnonzero(self._audit.number != NOBODY)
-        number = self._audit.number[left]
-        said, there = self._rows["bytes_out"].to_numpy()[left], self._corpus.column("bytes")[number]
-        if (wrong := np.flatnonzero(said != there)).size:
-            at = int(wrong[0])
-            name = self._ids[int(number[at])].as_py()
-            raise RuntimeError(f"{name}: the audit left {said[at]} bytes, its documents hold {there[at]}")
+        for start in range(0, self.rows, ROWS):
+            number = self._audit.number[start : start + ROWS]
+            left = np.flatnonzero(number != NOBODY)
+            said = self._rows["bytes_out"].slice(start, ROWS).to_numpy()[left]
+            there = rows_at(self._corpus.table["bytes"], number[left]).to_numpy()
+            if (wrong := np.flatnonzero(said != there)).size:
+                at = int(wrong[0])
+                name = self._ids[int(number[left[at]])].as_py()
+                raise RuntimeError(f"{name}: the audit left {said[at]} bytes, its documents hold {there[at]}")
 
     def _codes(self) -> NDArray[np.uint8]:
         """[A] places in ``FATES_OF_ROWS``."""
-        left = self._audit.number != NOBODY
-        cut = self._rows["bytes_out"].to_numpy() < self._rows["bytes_in"].to_numpy()
-        of_audit = np.empty(self.rows, np.uint8)
-        at = 0
-        for chunk in self._rows["reason"].chunks:
-            reason, here = pc.fill_null(chunk, ""), of_audit[at : at + len(chunk)]
-            here[:] = np.where(pc.starts_with(reason, COPY_OF).to_numpy(zero_copy_only=False), 2, 1)
-            here[pc.equal(reason, "").to_numpy(zero_copy_only=False)] = 0
-            at += len(chunk)
         table = np.array(
             [
                 [_CODE[fate, "decontaminate" if rule else None, rule] for rule in (None, "contamination", "exact copy")]
@@ -124,42 +133,62 @@ class Table:
             ],
             np.uint8,
         )
-        code = table[np.where(left, np.where(cut, 1, 2), 0), of_audit]
-        rule = np.where(left, self._corpus.rule[self._audit.number], KEPT)
-        dropped = rule != KEPT
         of_rule = np.array([0, *(_CODE["dropped", "dedup", name] for name in RULES[1:])], np.uint8)
-        code[dropped] = of_rule[rule[dropped]]
-        return np.asarray(code)
+        codes = np.empty(self.rows, np.uint8)
+        for start in range(0, self.rows, ROWS):
+            rows, number = self._rows.slice(start, ROWS), self._audit.number[start : start + ROWS]
+            left = number != NOBODY
+            cut = rows["bytes_out"].to_numpy() < rows["bytes_in"].to_numpy()
+            reason = pc.fill_null(rows["reason"], "")
+            of_audit = np.where(pc.starts_with(reason, COPY_OF).to_numpy(), 2, 1)
+            of_audit[pc.equal(reason, "").to_numpy()] = 0
+            code = table[np.where(left, np.where(cut, 1, 2), 0), of_audit]
+            rule = np.where(left, self._corpus.rule[number], KEPT)
+            codes[start : start + ROWS] = np.where(rule != KEPT, of_rule[rule], code)
+        return codes
 
-    def _originals(self, by_id: NDArray[np.int64]) -> dict[int, int]:
-        """Place of a copy that the audit dropped -> number of the document it is a copy of, where that is there."""
+    def _originals(self, by_id: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """(places of the copies that the audit dropped, ascending; numbers of the documents they are copies of, else
+        ``NOBODY``)."""
         copies = np.flatnonzero(self._code == _CODE["dropped", "decontaminate", "exact copy"])
-        reasons = rows_at(self._rows["reason"], copies)
-        others = pc.struct_field(pc.extract_regex(reasons, f"^{COPY_OF}(?P<id>[^;]*)"), "id").cast(pa.large_string())
-        others = pa.chunked_array([others])
-        found: dict[int, int] = {}
+        rows = pa.table([rows_at(self._rows[name], copies) for name in ("reason", "book_id")], ["reason", "book_id"])
+        others = pa.chunked_array([original_of(rows["reason"], rows["book_id"])], pa.large_string())
+        found = np.full(len(copies), NOBODY, np.int32)
         for numbers, places, _ in matched(self._ids, by_id, others, sorted_by(others)):
-            found.update(zip(copies[places].tolist(), numbers.tolist(), strict=True))
-        return found
+            found[places] = numbers
+        return copies, found
 
     def _evidence(self, numbers: NDArray[Any]) -> NDArray[np.int64]:
         """The comparisons that dropped the documents ``numbers``."""
         return self._decided.removals[np.searchsorted(self._decided.removed, numbers)]
 
-    def _order(self) -> NDArray[np.int64]:
+    def _order(self) -> NDArray[Any]:
         """Places of the audit's rows: the gravest first, then by rule, score and id."""
-        score = np.zeros(self.rows)
-        audit = np.isin(self._code, [_CODE[fate, "decontaminate", "contamination"] for fate in GRAVITY])
-        score[audit] = self._rows["matched_words"].filter(pa.array(audit)).to_numpy()
-        compared, number = self._decided.compared, self._audit.number
-        for rule, column in ((COPY, None), (WORDS, None), (EDITION, "jaccard"), (CONTAINED, "containment")):
-            at = np.flatnonzero(self._code == _CODE["dropped", "dedup", RULES[rule]])
-            score[at] = rows_at(compared[column], self._evidence(number[at])).to_numpy() if column else 1.0
-        filtered = inverse_of(self._corpus.filtered_numbers, number)
-        at = np.flatnonzero(filtered >= 0)
-        score[at] = rows_at(self._corpus.filtered["score"], filtered[at]).to_numpy()
         by_id = self._audit.by_id
-        return np.asarray(by_id[np.lexsort((-score[by_id], self._code[by_id]))])
+        code = self._code[by_id]
+        order = np.empty_like(by_id)
+        at = 0
+        for which in np.unique(code).tolist():
+            places = by_id[code == which]
+            score = self._scores(FATES_OF_ROWS[which], places)
+            order[at : at + len(places)] = places if score is None else places[np.argsort(-score, kind="stable")]
+            at += len(places)
+        return order
+
+    def _scores(self, became: Fate, places: NDArray[Any]) -> NDArray[Any] | None:
+        """What documents of one fate are ordered by; None: by nothing."""
+        _, stage, rule = became
+        number = self._audit.number[places]
+        if (stage, rule) == ("decontaminate", "contamination"):
+            found = rows_at(self._rows["matched_words"], places)
+        elif rule in (RULES[EDITION], RULES[CONTAINED]):
+            column = "jaccard" if rule == RULES[EDITION] else "containment"
+            found = rows_at(self._decided.compared[column], self._evidence(number))
+        elif rule in (RULES[LENGTH], RULES[LANGUAGE]):
+            found = rows_at(self._corpus.filtered["score"], inverse_of(self._corpus.filtered_numbers, number))
+        else:
+            return None
+        return np.asarray(found.to_numpy())
 
     def _decisions(self, places: NDArray[np.int64]) -> pa.Table:
         code, number = self._code[places], self._audit.number[places]
@@ -204,14 +233,19 @@ class Table:
             row |= self._removal(number) | {"bytes_out": 0}
         elif became[2] == "exact copy":
             row |= {"reason": earlier["reason"]}
-            row["other_id"] = earlier["reason"].removeprefix(COPY_OF).split(";")[0]
+            row["other_id"] = original_of(pa.array([earlier["reason"]]), pa.array([earlier["book_id"]]))[0].as_py()
         elif became[2] == "contamination":
             row |= {"reason": earlier["reason"], "other_id": earlier["book_id"]}
             row |= {"measure": "matched words", "score": float(earlier["matched_words"])}
             texts = self._audit.spans.get((earlier["doc_id"], earlier["book_id"]), ("", ""))
             row |= {"text": texts[0] or None, "other_text": texts[1] or None}
-        row["kept_id"] = self._kept_id(row, number if became[1] == "dedup" else self._original.get(place, NOBODY))
+        row["kept_id"] = self._kept_id(row, number if became[1] == "dedup" else self._original_of(place))
         return row
+
+    def _original_of(self, place: int) -> int:
+        copies, numbers = self._original
+        at = int(np.searchsorted(copies, place))
+        return int(numbers[at]) if at < len(copies) and copies[at] == place else NOBODY
 
     def _kept_id(self, row: dict[str, Any], number: int) -> str | None:
         if row["fate"] != "dropped":
@@ -261,16 +295,18 @@ class Table:
 
     def _fates(self) -> Iterator[dict[str, Any]]:
         """Documents and bytes by what became of them; every document is in one row."""
-        bytes_in, bytes_out = (self._rows[name].to_numpy() for name in ("bytes_in", "bytes_out"))
-        there = self._audit.number != NOBODY
-        for code in np.unique(self._code).tolist():
-            fate, stage, rule = FATES_OF_ROWS[code]
-            mine = self._code == code
-            left = 0 if fate == "dropped" else int(bytes_out[mine & there].sum())
-            yield {
-                **{"fate": fate, "stage": stage, "rule": rule, "documents": int(mine.sum())},
-                **{"bytes_in": int(bytes_in[mine].sum()), "bytes_out": left},
-            }
+        sums = np.zeros((len(FATES_OF_ROWS), 3), np.int64)
+        for start in range(0, self.rows, ROWS):
+            code, rows = self._code[start : start + ROWS], self._rows.slice(start, ROWS)
+            left = np.where(self._audit.number[start : start + ROWS] != NOBODY, rows["bytes_out"].to_numpy(), 0)
+            for at, numbers in enumerate((np.ones(len(code), np.int64), rows["bytes_in"].to_numpy(), left)):
+                np.add.at(sums[:, at], code, numbers)
+        for (fate, stage, rule), (documents, bytes_in, bytes_out) in zip(FATES_OF_ROWS, sums.tolist(), strict=True):
+            if documents:
+                yield {
+                    **{"fate": fate, "stage": stage, "rule": rule, "documents": documents},
+                    **{"bytes_in": bytes_in, "bytes_out": 0 if fate == "dropped" else bytes_out},
+                }
 
     def _pairs_in_order(self) -> NDArray[np.int64]:
         """Comparisons of editions and parts, the most similar first: also those that stayed below the thresholds."""
@@ -288,6 +324,14 @@ class Table:
         columns += [found[name] for name in ("jaccard", "containment", "containment_of_other", "shared")]
         columns += [found["text"], found["other_text"]]
         return pa.table(columns, names=PAIRS.names).cast(PAIRS).combine_chunks()
+
+
+def original_of(reasons: Any, books: Any) -> Any:
+    """Ids of the documents that the audit's copies repeat, from its reasons; an id may hold anything. Where no
+    evaluation document is named (``books`` null) nothing follows the id."""
+    alone = pc.utf8_slice_codeunits(reasons, len(COPY_OF))
+    found = pc.struct_field(pc.extract_regex(reasons, f"^{COPY_OF}(?P<id>(?s:.*?)); (?:{REASONS})"), "id")
+    return pc.if_else(pc.is_null(books), alone, pc.coalesce(found, alone)).cast(pa.large_string())
 
 
 def taken(table: pa.Table, places: NDArray[Any]) -> pa.Table:

@@ -19,7 +19,9 @@ from stages.data.matching.normalize import read_words, tables
 
 MARK = 64  # words between two places of a text that are remembered, so that a chain's words can be read again
 AROUND = 16  # words read before and after a chain: most do not grow at all
-VERIFIED_FIELDS = 9
+VERIFIED_FIELDS = 17
+LOOSE = 0.925  # of a span's words agree or nearly agree: below it the stretch where most do is a span by itself too
+APART = 13  # what a disagreement costs in such a stretch: in it, and from its ends on, 92.8% agree or nearly do
 TOGETHER = 1 << 14  # words read at once for several chains
 COMPARED = 32  # spans that a chain is compared with: those of the longest chains nearby
 LETTERS = 32  # bytes of a word that are compared; of longer ones none is nearly another
@@ -37,8 +39,9 @@ def verified(
     least: int,
 ) -> NDArray[np.int64]:
     """Chains of at least ``least`` words that agree or nearly agree, half of which agree, and those that are the whole
-    of an evaluation document of fewer: int64 [v, 9] of book, first and last+1 word in the document and in the book,
-    agreeing words, first byte, last byte + 1, nearly agreeing words. Some that lie inside a better one are missing.
+    of an evaluation document of fewer: int64 [v, 17] of book, first and last+1 word in the document and in the book,
+    agreeing words, first byte, last byte + 1, nearly agreeing words; and of its best stretch (``APART``) the same but
+    for the book. Some that lie inside a better one are missing.
 
     ``chains``: int64 [c, 5], see ``chain.chained``; ``marks``: the byte at which every ``MARK``-th word of ``data``
     begins, which has ``total``; ``reach``: the words looked at beyond a disagreement.
@@ -74,7 +77,7 @@ def _verified(
     """``verified``; returns how many it entered into ``out``."""
     hashes, starts, ends = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)
     lower = np.empty(0, np.uint32)  # of the hashes, as in the index
-    row = np.empty(LETTERS + 1, np.int64)
+    row, best = np.empty(LETTERS + 1, np.int64), np.empty(6, np.int64)
     at, size, count = 0, 0, 0
     order = np.argsort(chains[:, 1])
     begin = 0
@@ -114,11 +117,14 @@ def _verified(
             if _inside(out[before : min(count, before + COMPARED)], book, at + d0, at + d1, min(d1 - d0, b1 - b0)):
                 continue
             short = len(theirs) < least
-            matched, near = _agreeing(a, b, d0, d1, b0, b1, reach, len(theirs) if short else least, ascii, row)
+            matched, near = _agreeing(a, b, d0, d1, b0, b1, reach, len(theirs) if short else least, ascii, row, best)
             if matched == len(theirs) if short else matched + near >= least and 2 * matched >= least:
                 out[count, 0], out[count, 1], out[count, 2] = book, at + d0, at + d1
                 out[count, 3], out[count, 4], out[count, 5] = b0, b1, matched
                 out[count, 6], out[count, 7], out[count, 8] = starts[d0], ends[d1 - 1], near
+                out[count, 9], out[count, 10], out[count, 11] = at + best[0], at + best[1], best[2]
+                out[count, 12], out[count, 13], out[count, 16] = best[3], best[4], best[5]
+                out[count, 14], out[count, 15] = starts[best[0]], ends[max(best[0], best[1] - 1)]
                 count += 1
     return count
 
@@ -220,18 +226,28 @@ def _folded(letter: Any, ascii: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _agreeing(
-    a: Any, b: Any, i: int, i1: int, j: int, j1: int, reach: int, least: int, ascii: Any, row: Any
+    a: Any, b: Any, i: int, i1: int, j: int, j1: int, reach: int, least: int, ascii: Any, row: Any, best: Any
 ) -> tuple[int, int]:
     """(agreeing, nearly agreeing) words of a[i:i1] and b[j:j1]: at a disagreement of more than a few letters go on at
     the nearest pair of equal words within ``reach`` on either side, substitutions first. Where ``least`` can no longer
-    be reached, counting stops: most chains are short."""
+    be reached, counting stops: most chains are short. ``best`` takes up the stretch in which agreement outweighs
+    ``APART`` times disagreement most, the first of several: first and last+1 word in a and in b, agreeing and
+    nearly agreeing words."""
     matched, near = 0, 0
+    score, most = 0, 0
+    best[0], best[1], best[2], best[3], best[4], best[5] = i, i, j, j, 0, 0
+    first_i, first_j, before, before_near = i, j, 0, 0
     while i < i1 and j < j1 and matched + near + min(i1 - i, j1 - j) >= least:
-        if a[0][i] == b[0][j]:
-            i, j, matched = i + 1, j + 1, matched + 1
-            continue
-        if _alike(a, i, b, j, ascii, row):
-            i, j, near = i + 1, j + 1, near + 1
+        same = a[0][i] == b[0][j]
+        if same or _alike(a, i, b, j, ascii, row):
+            if score == 0:
+                first_i, first_j, before, before_near = i, j, matched, near
+            i, j, score = i + 1, j + 1, score + 1
+            matched, near = matched + int(same), near + int(not same)
+            if score > most:
+                most = score
+                best[0], best[1], best[2], best[3] = first_i, i, first_j, j
+                best[4], best[5] = matched - before, near - before_near
             continue
         di, dj = 1, 1
         found = False
@@ -248,7 +264,7 @@ def _agreeing(
         if di == dj:
             for k in range(1, di):
                 near += int(_alike(a, i + k, b, j + k, ascii, row))
-        i, j = i + di, j + dj
+        i, j, score = i + di, j + dj, max(0, score - APART * max(di, dj))
     return matched, near
 
 

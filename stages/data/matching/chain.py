@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from stages.data.matching.align import MARK, verified
+from stages.data.matching.align import LOOSE, MARK, verified
 from stages.data.matching.boilerplate import body
 from stages.data.matching.index import MULTIPLIER, Index, bits_of, leaving, shortest, slot_of
 from stages.data.matching.normalize import as_bytes, empty_words, read_words, tables
@@ -73,6 +73,7 @@ class Scanned(NamedTuple):
 def scan(text: bytes | NDArray[np.uint8], index: Index, max_gap: int, max_drift: int, min_span_words: int) -> Scanned:
     """All verified spans of at least ``min_span_words`` words in UTF-8 ``text``, without its boilerplate, and the whole
     of evaluation documents that have fewer. Words count that agree or nearly agree; half of a span's least must agree.
+    Of a span of which less than ``LOOSE`` does the stretch that is a copy comes as a span too, inside it.
 
     Positions of words count from the first word of the body, byte positions from the beginning of ``text``. Beside
     the text, memory is a hundredth of it: the words are not kept, those around a chain are made again.
@@ -83,7 +84,10 @@ def scan(text: bytes | NDArray[np.uint8], index: Index, max_gap: int, max_drift:
     marks = np.empty(len(inside) // (2 * MARK) + 2, np.int64)
     chains, document_words = _chained(inside, marks, index, max_gap, max_drift, min_span_words)
     found = verified(inside, marks, document_words, chains, index, max_gap + index.ngram, min_span_words)
-    return Scanned(len(data), document_words, _without_nested(list(_spans(found, first, index))))
+    spans = dict(zip(_spans(found[:, :9], first, index), _spans(_stretches(found), first, index), strict=True))
+    kept = _without_nested(list(spans))
+    stretches = {spans[span] for span in kept if span.alike < LOOSE * span.longer}
+    return Scanned(len(data), document_words, sorted([*kept, *(s for s in stretches if s.alike >= min_span_words)]))
 
 
 def _chained(
@@ -115,6 +119,11 @@ def _chained(
         if count <= size:
             return out[:count], total
         size = count
+
+
+def _stretches(found: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The best stretches of ``verified`` spans, as rows of spans."""
+    return np.concatenate([found[:, :1], found[:, 9:]], axis=1)
 
 
 def _spans(found: NDArray[np.int64], offset: int, index: Index) -> Iterator[Span]:

@@ -24,18 +24,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from cluster import storage
 from stages.data.corpus.documents import document_names
 from stages.data.matching.chain import Scanned, Span, scan
 from stages.data.matching.config import MatchingConfig
 from stages.data.matching.index import Index
-from stages.data.saved import on_disk, saved, spread_saved
+from stages.data.saved import mapped, on_disk, saved, spread_saved
 from stages.stage import Artifact
 
 EVIDENCE_CHARACTERS = 600  # of each side of a span
-FORMAT = 2  # of the result files
-DOCUMENTS_FILE, SPANS_FILE = "documents.parquet", "spans.arrow"  # of a scan
+FORMAT = 3  # of the result files
+DOCUMENTS_FILE, SPANS_FILE = "documents.arrow", "spans.arrow"  # of a scan
 WORTH_TASKS = 64 * 2**20  # below this many (compressed) bytes one core is done before workers have started
 
 _INTEGERS = (
@@ -162,9 +163,8 @@ class ShardScan:
     documents_with_spans: int
 
     def table(self) -> pa.Table:
-        """The training documents, schema ``DOCUMENTS``."""
-        with on_disk(storage.join(self.url, DOCUMENTS_FILE)) as path:
-            return pq.read_table(path, memory_map=False)
+        """The training documents, schema ``DOCUMENTS``; mapped, not read, where storage is local."""
+        return mapped(storage.join(self.url, DOCUMENTS_FILE))
 
     def spans_table(self) -> pa.Table:
         """The spans, schema ``SPANS``, in order of document and position; mapped, not read, where storage is local."""
@@ -181,12 +181,11 @@ class ShardScan:
                 doc_id, sha256, size, words = (column[row].as_py() for column in table.columns)
                 yield ScannedDocument(row, doc_id, sha256, size, words, spans)
 
-    def without_spans(self) -> Iterator[ScannedDocument]:
-        """The others, in order."""
-        found = set(self.spans_table()["row"].to_pylist())
-        for row, numbers in enumerate(_rows(self.table())):
-            if row not in found:
-                yield ScannedDocument(row, *numbers)
+    def without_spans(self) -> NDArray[np.int64]:
+        """The rows of the others, ascending."""
+        there = np.ones(self.documents_in, bool)
+        there[self.spans_table()["row"].to_numpy()] = False
+        return np.flatnonzero(there)
 
 
 def scan_shards(
@@ -251,7 +250,8 @@ def scan_into(
                 writer.write(_spans_batch(row, part, text, index))
             total, with_spans = total + len(scanned.spans), with_spans + bool(scanned.spans)
     release_memory()
-    pq.write_table(pa.table(columns, schema=DOCUMENTS), folder / DOCUMENTS_FILE, compression="zstd")
+    with pa.OSFile(str(folder / DOCUMENTS_FILE), "wb") as out, pa.ipc.new_file(out, DOCUMENTS) as writer:
+        writer.write_table(pa.table(columns, schema=DOCUMENTS))
     return {
         "shard": name,
         "documents_in": len(columns[0]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from stages.stage import StageError
@@ -52,6 +53,11 @@ def text_only(tokenizer: Library) -> Library:
     """The same, which takes the strings of control tokens for text like any other."""
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def looks_like_control(text: str) -> bool:
+    """``<|fim_prefix|>``, ``<tool_call>``, ``[INST]``: a mark between brackets, whether or not its file says so."""
+    return re.fullmatch(r"<{1,2}[^\s<>]{1,60}>{1,2}|\[/?[A-Z][A-Z_]{1,40}\]", text) is not None
 
 
 def control_strings(tokenizer: Library) -> list[str]:

@@ -13,7 +13,7 @@ class Tokenizer(Stage[TokenizerConfig]):
     """Documents in, tokenizer.json out."""
 
     name = "tokenizer"
-    code_version = 3
+    code_version = 4
     inputs = ("documents",)
 
     def run(self, config: TokenizerConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
@@ -26,7 +26,7 @@ class Tokenize(Stage[TokenizeConfig]):
     """Documents and tokenizer in, Arrow shards out."""
 
     name = "tokenize"
-    code_version = 3
+    code_version = 4
     inputs = ("documents", "tokenizer")
 
     def run(self, config: TokenizeConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:

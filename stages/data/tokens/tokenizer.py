@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from stages.data.pinned import digest_of, unchanged
 from stages.data.tokens.config import TokenizerConfig
-from stages.data.tokens.library import control_strings, put_before, read_library, rows, text_only
+from stages.data.tokens.library import control_strings, looks_like_control, put_before, read_library, rows, text_only
 from stages.data.tokens.pin import read_tokenizer
 from stages.stage import Artifact, Context, StageError, Summary
 
@@ -62,10 +62,13 @@ def begin_id(tokenizer: Library, config: TokenizerConfig) -> int | None:
 
 
 def _with_control(tokenizer: Library, ids: list[int], context: Context) -> Library:
-    """With the tokens ``ids`` as control tokens, whose strings in a text do not become them."""
+    """With the tokens ``ids``, and added ones that look like it, as control tokens, whose strings in a text do not
+    become them."""
     from tokenizers import AddedToken, Tokenizer
 
-    tokenizer.add_special_tokens([AddedToken(tokenizer.id_to_token(i), special=True, normalized=False) for i in ids])
+    marks = [token.content for token in tokenizer.get_added_tokens_decoder().values() if not token.special]
+    names = [*(tokenizer.id_to_token(i) for i in ids), *filter(looks_like_control, marks)]
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     if json.loads(tokenizer.to_str())["model"]["type"] == "Unigram":
         # Its search may choose any piece; SentencePiece, where these come from, leaves the control pieces out.
         described = json.loads(tokenizer.to_str())
