@@ -46,6 +46,7 @@ class Recipe:
     decay_share: float = 0.2
     z_loss: float = 0.0
     spike_nats: float | None = None
+    carry_memory: bool = False
 
     @property
     def pieces(self) -> tuple[int, ...]:
@@ -134,6 +135,14 @@ def check_execution(recipe: Recipe, mixer: MixerConfig, execution: Execution, ba
             allowed="1 with chunk_tokens",
             fix="leave chunk_tokens out: execution.recompute_activations bounds the memory",
         )
+    if recipe.carry_memory:
+        raise StageError(
+            "pretrain.carry_memory leaves what a row holds with the worker that read all of it",
+            field="execution.sequence_parallel",
+            value=ranks,
+            allowed="1 with carry_memory",
+            fix="change one of them",
+        )
 
 
 def _optim(optim: OptimSettings) -> dict[str, Any]:
@@ -174,6 +183,7 @@ def of_pretrain(config: PretrainConfig) -> Recipe:
         curriculum_steps=round(config.steps * config.curriculum_share),
         chunk_tokens=config.chunk_tokens,
         horizon=config.horizon,
+        carry_memory=config.carry_memory,
         **_optim(config),
     )
 
