@@ -24,10 +24,10 @@ class Arm:
     for another kind they are an error. whole_segments: sequences are a whole number of segments long. as_built:
     parameters, by the end of their name, that start as the mixer made them, not at random. undecayed: matrices without
     weight decay. sequence_parallel: ranks can share a sequence (see ``mixers.base.Mixer.ranks``). reach: MixerConfig ->
-    tokens that softmax attention with positions reaches back, the token itself included (None: all). bounded: MixerConfig
-    -> does its state stop growing, so that training can carry it from sequence to sequence (see ``why_not_carried``)?
-    placed: its state holds keys with their positions, so that documents go on in one batch only where equally much was
-    read of them. variants: names under which a study usually has the kind, with their fields (default: its own name).
+    tokens that softmax attention with positions reaches back, the token itself included (None: all). bounded:
+    MixerConfig -> does its state stop growing, so that training can carry it from sequence to sequence? placed: its
+    state holds keys with their positions, so that documents go on in one batch only where equally much was read of
+    them. variants: names under which a study usually has the kind, with their fields (default: its own name).
     """
 
     kind: str

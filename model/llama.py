@@ -161,7 +161,9 @@ def _check_types(fields: dict[str, Any], source: Path) -> None:
         for part, value in rope.items():
             plain = value is None or isinstance(value, str if part in ("type", "rope_type") else bool) or number(value)
             if not plain and not (isinstance(value, list) and all(map(number, value))):
-                raise ValueError(f"{source}/config.json: {name}.{part} = {value!r} (allowed: a number, one for all layers)")
+                raise ValueError(
+                    f"{source}/config.json: {name}.{part} = {value!r} (allowed: a number, one for all layers)"
+                )
 
 
 def _present(fields: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -173,7 +175,9 @@ def _nope(fields: dict[str, Any], layers: int, source: Path) -> tuple[int, ...]:
     every = fields.get("no_rope_layer_interval") or 4
     rotates = fields.get("no_rope_layers") or [int((layer + 1) % every != 0) for layer in range(layers)]
     if len(rotates) != layers or not all(value in (0, 1) for value in rotates):
-        raise ValueError(f"{source}/config.json: no_rope_layers = {rotates} (allowed: 0 or 1 for each of {layers} layers)")
+        raise ValueError(
+            f"{source}/config.json: no_rope_layers = {rotates} (allowed: 0 or 1 for each of {layers} layers)"
+        )
     return tuple(layer for layer in range(layers) if not rotates[layer])
 
 

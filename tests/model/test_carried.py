@@ -1,4 +1,4 @@
-"""A state that training carries from sequence to sequence: one long document, with gradients cut where a sequence begins."""
+"""A state that training carries on: one long document, with gradients cut where a sequence begins."""
 
 from __future__ import annotations
 

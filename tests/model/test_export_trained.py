@@ -80,7 +80,10 @@ def test_all_weights_train_on_the_loss_of_rows_without_pads(
 ) -> None:
     theirs = found[arm]
     with torch.no_grad():
-        nats = [F.cross_entropy(made(arm)(torch.tensor([row]))[0][0, :-1], torch.tensor(row[1:]), reduction="none") for row in rows]
+        nats = [
+            F.cross_entropy(made(arm)(torch.tensor([row]))[0][0, :-1], torch.tensor(row[1:]), reduction="none")
+            for row in rows
+        ]
     for losses in (theirs["losses"], theirs["adapter losses"]):
         if arm not in ("compressive", "landmark"):  # an auxiliary loss is with it; training sees all blocks
             assert losses[0] == pytest.approx(torch.cat(nats).mean().item(), rel=1e-3)

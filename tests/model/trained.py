@@ -1,6 +1,6 @@
 """Run as a script, apart from this repository: trains exported folders with PEFT and TRL, as their users would.
 
-python -I trained.py FOLDER SITE    FOLDER/<arm>/ are exports, FOLDER/asked.pt says what to do with them; SITE holds PEFT
+python -I trained.py FOLDER SITE    FOLDER/<arm>/ are exports, FOLDER/asked.pt says what to do; SITE holds PEFT
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``pretrain.carry_memory``: training against a plain loop over rows, against long documents, stopped and gone on with."""
+"""``pretrain.carry_memory``: training against a loop over rows, against long documents, stopped and gone on with."""
 
 from __future__ import annotations
 
@@ -56,15 +56,20 @@ def by_rows(config: Any, inputs: dict[str, LocalArtifact]) -> list[float]:
     batches, states, losses = batches_of(config, inputs), dict[int, DecoderState](), []
     for step in range(config.steps):
         batch = batches[step]
-        weights = torch.from_numpy(loss_weights(batch, LENGTH)[0])[:, 1:]
+        piece = of_pretrain(config).length_at(step)
+        weights = torch.from_numpy(loss_weights(batch, piece)[0])
+        if piece < LENGTH:
+            states = {}
         total, auxiliary = torch.zeros(()), torch.zeros(())
         for row, tokens in enumerate(torch.from_numpy(batch.tokens)):
-            logits, after = model(tokens[None], states[row] if batch.continues[row] else None)
-            nll = nn.functional.cross_entropy(logits[0, :-1], tokens[1:], reduction="none")
-            total = total + (nll * weights[row]).sum()
-            extra = [layer.auxiliary for layer in after.layers if layer.auxiliary is not None]
-            auxiliary = auxiliary + sum(extra) / len(batch.tokens)
-            states[row] = after.detach()
+            for part, weight in zip(tokens.split(piece), weights[row].split(piece), strict=True):
+                logits, after = model(part[None], states.get(row) if batch.continues[row] else None)
+                nll = nn.functional.cross_entropy(logits[0, :-1], part[1:], reduction="none")
+                total = total + (nll * weight[1:]).sum()
+                extra = [layer.auxiliary for layer in after.layers if layer.auxiliary is not None]
+                auxiliary = auxiliary + sum(extra) / len(batch.tokens)
+                if piece == LENGTH:
+                    states[row] = after.detach()
         model.zero_grad()
         (total + auxiliary).backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -91,6 +96,25 @@ def test_training_is_that_of_a_loop_over_rows_with_their_states(
     continues = [bool(batches_of(config, inputs)[step].continues.any()) for step in range(config.steps)]
     assert trained[0] == anew[0] and any(continues)
     assert abs(trained[1] - anew[1]) > 1e-4
+
+
+@pytest.mark.parametrize("arm", SOME)
+def test_while_text_is_read_in_pieces_nothing_is_carried(
+    inputs: dict[str, LocalArtifact], tmp_path: Path, arm: str
+) -> None:
+    phases = [
+        {"until": end, "share": 0.0, "length": LENGTH, "text_length": length}
+        for end, length in ((0.3, None), (0.5, SEGMENT), (1.0, LENGTH))
+    ]
+    config = carrying(arm, mixture={"prompts": phases}, steps=10, checkpoint_every=3)
+    whole = Run(inputs, tmp_path / "whole", config)()
+    assert losses(whole) == pytest.approx(by_rows(config, inputs), rel=1e-4)
+    recipe = of_pretrain(config)
+    assert [recipe.whole_before(step) for step in (0, 2, 5, 6, 9)] == [0, 2, 0, 1, 4]
+    stop(inputs, tmp_path / "stopped", 7, config)
+    assert Run(inputs, tmp_path / "stopped", config)().weights() == whole.weights()
+    grown = carrying(arm, curriculum_share=0.5)
+    assert losses(Run(inputs, tmp_path / "grown", grown)()) == pytest.approx(by_rows(grown, inputs), rel=1e-4)
 
 
 def test_at_rest_every_loss_is_that_of_the_document_as_one_long_sequence(
@@ -169,10 +193,13 @@ def test_half_precision_carries_too(inputs: dict[str, LocalArtifact], tmp_path: 
     ("mixer", "changes", "message"),
     [
         ({}, {"mixture": {}}, r"carry_memory = True: with mixture\.order = 'shuffled' no sequence follows"),
-        ({"kind": "full"}, {}, r"carry_memory = True: kind = 'full': what it holds grows with the book \(allowed: infin"),
+        (
+            {"kind": "full"},
+            {},
+            r"carry_memory = True: kind = 'full': what it holds grows with the book \(allowed: infin",
+        ),
         ({"kind": "landmark", "block_tokens": 4}, {}, "kind = 'landmark': what it holds grows"),
         ({"kind": "memorizing", "cache_tokens": None}, {}, "cache_tokens = None: kind = 'memorizing' then keeps all"),
-        ({}, {"curriculum_share": 0.5}, r"curriculum_share = 0\.5 cuts sequences"),
         (
             {},
             {
@@ -181,7 +208,7 @@ def test_half_precision_carries_too(inputs: dict[str, LocalArtifact], tmp_path: 
                     "prompts": [{"until": 1.0, "share": 0.0, "length": LENGTH, "text_length": SEGMENT}],
                 }
             },
-            r"mixture\.prompts\.0\.text_length = 16 cuts sequences",
+            r"mixture\.prompts: text_length = \[16\]: has no effect where text is never read in whole sequences of 64",
         ),
     ],
 )

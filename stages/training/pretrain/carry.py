@@ -2,7 +2,8 @@
 
 A row that continues its document (``Batch.before``) is read after the state that the same row was left with, cut from
 the graph: forward it is one long sequence, backward the gradients end where the sequence begins, and the state is that
-of the weights as they were. Rows that begin a document, and prompts, start from nothing. States live on the rank that
+of the weights as they were. Rows that begin a document, and prompts, start from nothing, as does all text while it is
+read in pieces shorter than a sequence (a curriculum) and at the step after. States live on the rank that
 has the row, and lie in resume points row by row, so that another number of ranks finds them too.
 """
 

@@ -279,8 +279,8 @@ class PretrainSettings(OptimSettings):
     )
     carry_memory: bool = Field(
         default=False,
-        description="with mixture.order = documents: the next sequence of a document is read with what the arm holds of "
-        "those before; gradients end where a sequence begins. Needs arms whose memory is bounded",
+        description="with mixture.order = documents: a document's next sequence is read with what the arm holds of the "
+        "ones before; gradients end where a sequence begins. Needs arms whose memory is bounded",
     )
 
     def key_fields(self) -> dict[str, Any]:
@@ -301,20 +301,15 @@ class PretrainSettings(OptimSettings):
             return self
         if self.mixture.order != "documents":
             raise ValueError(
-                f"carry_memory = True: with mixture.order = {self.mixture.order!r} no sequence follows the one before it "
+                f"carry_memory = True: with mixture.order = {self.mixture.order!r} no sequence follows the one before "
                 "(fix: mixture.order: documents, or leave carry_memory out)"
             )
-        if self.curriculum_share:
+        lengths = [phase.text_length or self.sequence_length for phase in self.mixture.prompts]
+        if lengths and max(lengths) < self.sequence_length:
             raise ValueError(
-                f"carry_memory = True: curriculum_share = {self.curriculum_share} cuts sequences into documents of their "
-                "own (fix: remove one of them)"
+                f"carry_memory = True: mixture.prompts: text_length = {lengths}: has no effect where text is never read "
+                f"in whole sequences of {self.sequence_length} tokens (fix: leave text_length out in the last phase)"
             )
-        for index, phase in enumerate(self.mixture.prompts):
-            if phase.text_length not in (None, self.sequence_length):
-                raise ValueError(
-                    f"carry_memory = True: mixture.prompts.{index}.text_length = {phase.text_length} cuts sequences into "
-                    "documents of their own (fix: remove one of them)"
-                )
         return self
 
     @model_validator(mode="after")

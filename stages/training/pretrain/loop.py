@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -110,8 +110,12 @@ def train(
         started = time.perf_counter()
         width = batch.tokens.shape[1]  # of rows that are shorter than the recipe's, nothing is cut
         lengths = Lengths(min(recipe.length_at(step), width), min(recipe.prompt_length_at(step), width))
-        share = recipe.share_at(step)
-        losses, grad_norm = _gradients(recipe, decoder, batch, runtime, lengths, share, objective, carried)
+        whole = lengths.text == width
+        if carried is not None and whole:
+            batch = replace(batch, before=np.minimum(batch.before, recipe.whole_before(step)))
+        losses, grad_norm = _gradients(
+            recipe, decoder, batch, runtime, lengths, recipe.share_at(step), objective, carried if whole else None
+        )
         watched = _watched(batch, lengths, runtime)
         if wrong := _wrong(recipe, state, losses, grad_norm):
             if runtime.checkpoints is not None:

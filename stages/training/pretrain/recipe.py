@@ -72,6 +72,14 @@ class Recipe:
         phase = self.phase_at(step)
         return self.sequence_length if phase is None or phase.text_length is None else phase.text_length
 
+    def whole_before(self, step: int) -> int:
+        """How many steps just before ``step`` read text in whole sequences, as it does."""
+        cut = min(step, self.curriculum_steps)
+        for phase in self.mixture.prompts:
+            if phase.text_length not in (None, self.sequence_length) and self._end(phase) <= step:
+                cut = max(cut, self._end(phase))
+        return step - cut
+
     def phase_at(self, step: int) -> PromptPhase | None:
         """The phase of prompts that ``step`` (0-based) is in; None where the mixture has none."""
         phases = self.mixture.prompts
