@@ -159,7 +159,8 @@ def _fill(config: ModelConfig, tensors: dict[str, Tensor], source: Path, *, seed
     """A decoder that holds ``tensors``. The arm's own parameters must be among them, unless ``fresh``: then those that
     are not keep their initial values."""
     trunk, most = config.trunk, max((tensor.numel() for tensor in tensors.values()), default=0)
-    sizes = {"dim": trunk.dim, "ffn_dim": trunk.d_ffn, "vocab_size": config.vocab_size, "head_dim": trunk.d_head}
+    sizes = {"dim": trunk.dim, "ffn_dim": trunk.d_ffn, "vocab_size": config.vocab_size}
+    sizes |= {"head_dim": trunk.d_head, "heads": trunk.heads}
     for name, size, limit in [*((n, s, most) for n, s in sizes.items()), ("layers", trunk.layers, len(tensors))]:
         if size > limit:  # before so large a model is made
             raise ValueError(f"{source}/config.json: {name} = {size}: the weights beside it are of another model")

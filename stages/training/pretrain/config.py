@@ -307,8 +307,8 @@ class PretrainSettings(OptimSettings):
         lengths = [phase.text_length or self.sequence_length for phase in self.mixture.prompts]
         if lengths and max(lengths) < self.sequence_length:
             raise ValueError(
-                f"carry_memory = True: mixture.prompts: text_length = {lengths}: has no effect where text is never read "
-                f"in whole sequences of {self.sequence_length} tokens (fix: leave text_length out in the last phase)"
+                f"carry_memory = True: mixture.prompts: text_length = {lengths}: has no effect where text is never "
+                f"read in whole sequences of {self.sequence_length} tokens (fix: no text_length in the last phase)"
             )
         return self
 
