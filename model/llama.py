@@ -28,6 +28,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": {"rms_norm_eps": 1e-5},
 }
 """model_type -> what a config.json means that does not say so, where that is not what it means of a Llama."""
+_MOST_LAYERS = 10_000
+"""Lists with an entry for each layer are made before the weights are read."""
 _CLASSES = {
     "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3", "olmo2": "Olmo2",
 }  # fmt: skip
@@ -157,6 +159,9 @@ def _check_types(fields: dict[str, Any], source: Path) -> None:
         for name, value in kinds.items():
             if not fits(value):
                 raise ValueError(f"{source}/config.json: {name} = {value!r} (allowed: {allowed})")
+    if fields["num_hidden_layers"] > _MOST_LAYERS:
+        value = fields["num_hidden_layers"]
+        raise ValueError(f"{source}/config.json: num_hidden_layers = {value} (allowed: 1 to {_MOST_LAYERS})")
     for name, rope in objects.items():
         for part, value in rope.items():
             plain = value is None or isinstance(value, str if part in ("type", "rope_type") else bool) or number(value)

@@ -18,7 +18,7 @@ from model.generate import generate
 from tests.model.test_export import close, made
 from tests.model.tiny import ARMS, N, tokens
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 for package in ("accelerate", "peft", "trl"):
     pytest.importorskip(package, reason=f"{package} is not installed: pip install 'infini-study[trainers]'")
 
