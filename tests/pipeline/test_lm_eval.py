@@ -51,9 +51,14 @@ def test_the_tasks_are_written_and_their_documents_fill_the_length(models: Path,
     said = yaml.safe_load((tmp_path / "infini_niah_multivalue.yaml").read_text())
     assert said["task"] == "infini_niah_multivalue" and "infini_ruler" in said["tag"]
     rows = harness_documents(
-        **said["dataset_kwargs"], checkpoint=str(models / "full"), lengths=[500, 700], samples=3, format="compact",
-        config_source="...", version=1.0,
-    )["test"]  # fmt: skip
+        **said["dataset_kwargs"],
+        checkpoint=str(models / "full"),
+        lengths=[500, 700],
+        samples=3,
+        format="compact",
+        config_source="...",
+        version=1.0,
+    )["test"]
     assert len(rows) == 6 and [row["length"] for row in rows] == [500] * 3 + [700] * 3
     codec = read_tokenizer(models / "full", {})
     for row in rows:
@@ -146,9 +151,13 @@ def test_every_arms_export_is_read_as_by_the_harnesss_model_of_transformers(
     expected, said = ours.loglikelihood(pairs), ours.generate_until(prompts)
     for folder in ("arm", "again"):
         theirs = HFLM(
-            pretrained=str(tmp_path / folder), trust_remote_code=True, device="cpu", dtype=dtype, batch_size=3,
+            pretrained=str(tmp_path / folder),
+            trust_remote_code=True,
+            device="cpu",
+            dtype=dtype,
+            batch_size=3,
             add_bos_token=True,
-        )  # fmt: skip
+        )
         for mine, other in zip(expected, theirs.loglikelihood(pairs), strict=True):
             assert mine[0] == pytest.approx(other[0], rel=1e-4 if exact else 2e-2)
         if exact:
