@@ -24,8 +24,10 @@ class Arm:
     for another kind they are an error. whole_segments: sequences are a whole number of segments long. as_built:
     parameters, by the end of their name, that start as the mixer made them, not at random. undecayed: matrices without
     weight decay. sequence_parallel: ranks can share a sequence (see ``mixers.base.Mixer.ranks``). reach: MixerConfig ->
-    tokens that softmax attention with positions reaches back, the token itself included (None: all). variants: names
-    under which a study usually has the kind, with their fields (default: its own name).
+    tokens that softmax attention with positions reaches back, the token itself included (None: all). bounded:
+    MixerConfig -> does its state stop growing, so that training can carry it from sequence to sequence? placed: its
+    state holds keys with their positions, so that documents go on in one batch only where equally much was read of
+    them. variants: names under which a study usually has the kind, with their fields (default: its own name).
     """
 
     kind: str
@@ -40,6 +42,8 @@ class Arm:
     as_built: tuple[str, ...] = ()
     undecayed: tuple[str, ...] = ()
     reach: Callable[[Any], int | None] = lambda m: m.segment_length
+    bounded: Callable[[Any], bool] = lambda m: False
+    placed: bool = False
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -96,6 +100,21 @@ def why_whole(mixer: Any) -> str | None:
     return None
 
 
+def why_not_carried(mixer: Any) -> str | None:
+    """Why training cannot carry the state of an arm of this MixerConfig from sequence to sequence; None: it can."""
+    if arm_of(mixer.kind).bounded(mixer):
+        return None
+    if mixer.cache_tokens is None and has_effect("cache_tokens", mixer.kind):
+        return f"cache_tokens = None: kind = {mixer.kind!r} then keeps all of a book (allowed: a number of tokens)"
+    able = ", ".join(arm.kind for arm in KINDS.values() if arm.bounded(mixer))
+    return f"kind = {mixer.kind!r}: what it holds grows with the book (allowed: {able})"
+
+
+def goes_on_alone(mixer: Any) -> bool:
+    """Do documents of an arm of this MixerConfig go on in one batch only where equally much was read of them?"""
+    return arm_of(mixer.kind).placed or mixer.bptt_segments is not None
+
+
 def variants() -> dict[str, dict[str, Any]]:
     """Usual name of an arm -> what of ``MixerConfig`` makes it, the segment length and options aside."""
     return {
@@ -108,6 +127,7 @@ def variants() -> dict[str, dict[str, Any]]:
 for _arm in (
     Arm(
         kind="infini",
+        bounded=lambda m: True,
         sequence_parallel=True,
         mixer=".mixers.infini:InfiniMixer",
         formula=".formulas:infini",
@@ -129,6 +149,7 @@ for _arm in (
     ),
     Arm(
         kind="local",
+        bounded=lambda m: True,
         sequence_parallel=True,
         mixer=".mixers.local:LocalMixer",
         formula=".formulas:local",
@@ -136,6 +157,8 @@ for _arm in (
     ),
     Arm(
         kind="window",
+        bounded=lambda m: True,
+        placed=True,
         sequence_parallel=True,
         mixer=".mixers.window:WindowMixer",
         formula=".formulas:window",
@@ -144,6 +167,8 @@ for _arm in (
     ),
     Arm(
         kind="xl",
+        bounded=lambda m: True,
+        placed=True,
         mixer=".mixers.xl:XLMixer",
         formula=".formulas:xl",
         sentence=lambda m: f"segments of {m.segment_length} tokens and the one before",
@@ -151,6 +176,8 @@ for _arm in (
     ),
     Arm(
         kind="compressive",
+        bounded=lambda m: True,
+        placed=True,
         mixer=".mixers.compressive:CompressiveMixer",
         formula=".formulas:compressive",
         sentence=lambda m: (
@@ -162,6 +189,8 @@ for _arm in (
     ),
     Arm(
         kind="memorizing",
+        bounded=lambda m: m.cache_tokens is not None,
+        placed=True,
         mixer=".mixers.memorizing:MemorizingMixer",
         formula=".formulas:memorizing",
         sentence=lambda m: (
@@ -173,6 +202,7 @@ for _arm in (
     ),
     Arm(
         kind="rmt",
+        bounded=lambda m: True,
         mixer=".mixers.rmt:RMTMixer",
         stream=".mixers.rmt:RMTStream",
         formula=".formulas:rmt",
@@ -194,6 +224,7 @@ for _arm in (
     ),
     Arm(
         kind="linear",
+        bounded=lambda m: True,
         sequence_parallel=True,
         mixer=".mixers.linear:LinearMixer",
         formula=".formulas:linear",
@@ -204,6 +235,7 @@ for _arm in (
     ),
     Arm(
         kind="deltanet",
+        bounded=lambda m: True,
         sequence_parallel=True,
         mixer=".mixers.deltanet:DeltaNetMixer",
         formula=".formulas:deltanet",

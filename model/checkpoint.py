@@ -81,12 +81,6 @@ def load(directory: str | Path, device: torch.device | str = "cpu") -> Decoder:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{directory}/config.json: its {BLOCK!r} block is not one that was saved: {reason}") from error
     tensors = {_from_hf(name): tensor for name, tensor in _read_tensors(directory).items()}
-    most = max((tensor.numel() for tensor in tensors.values()), default=0)
-    trunk = config.trunk
-    sizes = {"dim": trunk.dim, "ffn_dim": trunk.d_ffn, "vocab_size": config.vocab_size, "head_dim": trunk.d_head}
-    for name, size, limit in [*((n, s, most) for n, s in sizes.items()), ("layers", trunk.layers, len(tensors))]:
-        if size > limit:  # before so large a model is made
-            raise ValueError(f"{directory}/config.json: {name} = {size}: the weights beside it are of another model")
     return _fill(config, tensors, directory, seed=0, fresh=False).to(device)
 
 
@@ -164,6 +158,12 @@ def gates_of(decoder: Decoder) -> set[str]:
 def _fill(config: ModelConfig, tensors: dict[str, Tensor], source: Path, *, seed: int, fresh: bool) -> Decoder:
     """A decoder that holds ``tensors``. The arm's own parameters must be among them, unless ``fresh``: then those that
     are not keep their initial values."""
+    trunk, most = config.trunk, max((tensor.numel() for tensor in tensors.values()), default=0)
+    sizes = {"dim": trunk.dim, "ffn_dim": trunk.d_ffn, "vocab_size": config.vocab_size}
+    sizes |= {"head_dim": trunk.d_head, "heads": trunk.heads}
+    for name, size, limit in [*((n, s, most) for n, s in sizes.items()), ("layers", trunk.layers, len(tensors))]:
+        if size > limit:  # before so large a model is made
+            raise ValueError(f"{source}/config.json: {name} = {size}: the weights beside it are of another model")
     decoder = Decoder(config, seed=seed)
     gates, others = gates_of(decoder), next((tensor.dtype for tensor in tensors.values()), torch.float32)
     for name, own in decoder.state_dict(keep_vars=True).items():

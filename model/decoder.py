@@ -212,7 +212,18 @@ class Decoder(nn.Module):
         others is 0, and their logits, most of a small model's work, are not made."""
         if self.ranks is not None:
             return self._own_part(self.ranks, tokens, wanted, z_loss)
-        return self._in_chunks(tokens, tokens[:, 1:], self.chunk_tokens, wanted=wanted, z_loss=z_loss)
+        return self._in_chunks(tokens, tokens[:, 1:], self.chunk_tokens, wanted=wanted, z_loss=z_loss)[:2]
+
+    def carried_nll(
+        self, tokens: Tensor, state: DecoderState | None, wanted: Tensor | None = None, *, z_loss: float = 0.0
+    ) -> tuple[Tensor, Tensor | None, DecoderState]:
+        """``training_nll`` of tokens [B, T], whole segments, that follow ``state`` in their documents (None: they start
+        them), and the state after all of them, cut from the graph."""
+        chunk, targets = self.chunk_tokens, tokens[:, 1:]
+        nll, auxiliary, after = self._in_chunks(
+            tokens, targets, chunk, state, wanted=wanted, z_loss=z_loss, keep_state=True
+        )
+        return nll, auxiliary, after.detach()
 
     def split_sequences(self, ranks: Ranks | None) -> None:
         """Have ``training_nll`` read this rank's part of the sequences alone, and get from the ranks before what its
@@ -267,16 +278,19 @@ class Decoder(nn.Module):
         wanted: Tensor | None = None,
         z_loss: float = 0.0,
         told: Callable[[int], None] | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+        keep_state: bool = False,
+    ) -> tuple[Tensor, Tensor | None, DecoderState]:
+        """nll, the sum of auxiliary losses (None: none), and with ``keep_state`` the state after the last token."""
         self._check_whole()
         length = tokens.shape[1]
         size = min(chunk_tokens or length, length)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         pieces, auxiliary = [], []
-        for start in range(0, max(targets.shape[1], 1), size):
+        for start in range(0, length if keep_state else max(targets.shape[1], 1), size):
             stop = min(start + size, length)
             marked = None if wanted is None else wanted[:, start + 1 : stop + 1]
-            work = tokens[:, start:stop], targets[:, start:stop], marked, state, knockout, stop < length, z_loss
+            more = keep_state or stop < length
+            work = tokens[:, start:stop], targets[:, start:stop], marked, state, knockout, more, z_loss
             if recompute and size < length:  # the whole chunk at once: what is kept of it is its state
                 nll, extra, state = checkpoint(self._chunk, *work, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -285,7 +299,8 @@ class Decoder(nn.Module):
             if told is not None:
                 told(tokens.shape[0] * (stop - start))
             auxiliary += [part * ((stop - start) / length) for part in extra]
-        return torch.cat(pieces, dim=1), torch.stack(auxiliary).sum() if auxiliary else None
+        assert state is not None
+        return torch.cat(pieces, dim=1), torch.stack(auxiliary).sum() if auxiliary else None, state
 
     def _chunk(
         self,

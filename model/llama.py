@@ -28,6 +28,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": {"rms_norm_eps": 1e-5},
 }
 """model_type -> what a config.json means that does not say so, where that is not what it means of a Llama."""
+_MOST_LAYERS = 10_000
+"""Lists with an entry for each layer are made before the weights are read."""
 _CLASSES = {
     "llama": "Llama",
     "mistral": "Mistral",
@@ -63,6 +65,7 @@ def shape(fields: dict[str, Any], source: Path) -> tuple[TrunkConfig, int]:
     family = str(fields.get("model_type"))
     _only(fields, "model_type", None, tuple(_FAMILIES), source)
     fields = _FAMILIES[family] | fields
+    _check_types(fields, source)
     for name, usual in {
         "hidden_act": "silu",
         "mlp_bias": False,
@@ -72,9 +75,9 @@ def shape(fields: dict[str, Any], source: Path) -> tuple[TrunkConfig, int]:
         _only(fields, name, usual, (usual,), source)
     if family == "llama":
         _only(fields, "sliding_window", None, (None,), source)
-    layers = _field(fields, "num_hidden_layers", source)
+    layers: int = fields["num_hidden_layers"]
     slides = fields.get("use_sliding_window") and fields.get("sliding_window") and not fields.get("layer_types")
-    if family != "mistral" and slides and fields.get("max_window_layers", 0) < layers:  # layers from that one on
+    if family != "mistral" and slides and (fields.get("max_window_layers") or 0) < layers:  # layers from that one on
         _only(fields, "use_sliding_window", False, (False,), source)
     for kind in fields.get("layer_types") or ():
         if kind != "full_attention" and family != "mistral":
@@ -83,12 +86,12 @@ def shape(fields: dict[str, Any], source: Path) -> tuple[TrunkConfig, int]:
     theta, scaling = _rope(fields, source)
     try:
         trunk = TrunkConfig(
-            dim=_field(fields, "hidden_size", source),
+            dim=fields["hidden_size"],
             layers=layers,
-            heads=_field(fields, "num_attention_heads", source),
+            heads=fields["num_attention_heads"],
             kv_heads=fields.get("num_key_value_heads"),
             head_dim=fields.get("head_dim"),
-            ffn_dim=_field(fields, "intermediate_size", source),
+            ffn_dim=fields["intermediate_size"],
             rope_theta=theta,
             rope_scaling=scaling,
             norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
@@ -96,12 +99,12 @@ def shape(fields: dict[str, Any], source: Path) -> tuple[TrunkConfig, int]:
             attention_bias=cast(AttentionBias, bias),
             qk_norm="head" if family == "qwen3" else "whole" if family == "olmo2" else "none",
             norm_position="after" if family == "olmo2" else "before",
-            nope_layers=_nope(fields, layers) if family == "smollm3" else (),
+            nope_layers=_nope(fields, layers, source) if family == "smollm3" else (),
             sliding_window=fields.get("sliding_window") if family == "mistral" else None,
         )
     except ValueError as error:
         raise ValueError(f"{source}/config.json: {str(error).removeprefix(f'{source}/config.json: ')}") from error
-    return trunk, _field(fields, "vocab_size", source)
+    return trunk, int(fields["vocab_size"])
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -132,10 +135,63 @@ def _only(fields: dict[str, Any], name: str, usual: Any, allowed: tuple[Any, ...
         raise ValueError(f"{source}/config.json: {name} = {value!r} (allowed: {', '.join(map(repr, allowed))})")
 
 
-def _nope(fields: dict[str, Any], layers: int) -> tuple[int, ...]:
+def _check_types(fields: dict[str, Any], source: Path) -> None:
+    """Raises ValueError for a value of another type than the field has in transformers."""
+
+    def whole(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+    def number(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+
+    needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    optional = (
+        "num_key_value_heads",
+        "head_dim",
+        "sliding_window",
+        "no_rope_layer_interval",
+        "max_position_embeddings",
+        "original_max_position_embeddings",
+    )
+    wholes = {**{name: fields.get(name) for name in needed}, **_present(fields, optional)}
+    flags = _present(fields, ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"))
+    objects = _present(fields, ("rope_scaling", "rope_parameters"))
+    lists = _present(fields, ("layer_types", "no_rope_layers"))
+    numbers = _present(fields, ("rope_theta",)) | {"rms_norm_eps": fields.get("rms_norm_eps", 1e-6)}
+    for kinds, fits, allowed in (
+        (wholes, whole, "a whole number >= 1"),
+        (numbers, number, "a number > 0"),
+        (flags, lambda value: isinstance(value, bool), "true, false"),
+        (objects, lambda value: isinstance(value, dict), "an object"),
+        (lists, lambda value: isinstance(value, list), "a list"),
+    ):
+        for name, value in kinds.items():
+            if not fits(value):
+                raise ValueError(f"{source}/config.json: {name} = {value!r} (allowed: {allowed})")
+    if fields["num_hidden_layers"] > _MOST_LAYERS:
+        value = fields["num_hidden_layers"]
+        raise ValueError(f"{source}/config.json: num_hidden_layers = {value} (allowed: 1 to {_MOST_LAYERS})")
+    for name, rope in objects.items():
+        for part, value in rope.items():
+            plain = value is None or isinstance(value, str if part in ("type", "rope_type") else bool) or number(value)
+            if not plain and not (isinstance(value, list) and all(map(number, value))):
+                raise ValueError(
+                    f"{source}/config.json: {name}.{part} = {value!r} (allowed: a number, one for all layers)"
+                )
+
+
+def _present(fields: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: fields[name] for name in names if fields.get(name) is not None}
+
+
+def _nope(fields: dict[str, Any], layers: int, source: Path) -> tuple[int, ...]:
     """SmolLM3: no_rope_layers has 1 for layers with RoPE; without it every so many-th layer has none."""
-    every = fields.get("no_rope_layer_interval", 4)
+    every = fields.get("no_rope_layer_interval") or 4
     rotates = fields.get("no_rope_layers") or [int((layer + 1) % every != 0) for layer in range(layers)]
+    if len(rotates) != layers or not all(value in (0, 1) for value in rotates):
+        raise ValueError(
+            f"{source}/config.json: no_rope_layers = {rotates} (allowed: 0 or 1 for each of {layers} layers)"
+        )
     return tuple(layer for layer in range(layers) if not rotates[layer])
 
 
@@ -267,9 +323,3 @@ _NOT_CARRIED = {
     "no_rope_layer_interval",
 }
 """Fields of another config.json that hold only there, or that ours states in its own way."""
-
-
-def _field(fields: dict[str, Any], name: str, source: Path) -> int:
-    if not isinstance(fields.get(name), int):
-        raise ValueError(f"{source}/config.json: {name} = {fields.get(name)!r} (allowed: a whole number)")
-    return int(fields[name])

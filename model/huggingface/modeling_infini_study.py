@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from model.config import ModelConfig
 from model.decoder import Decoder, DecoderState
@@ -87,6 +87,7 @@ class InfiniStudyForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = InfiniStudyConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012  # where the config ties them
     supports_gradient_checkpointing = True
     _is_stateful = True
     _no_split_modules = ("Layer",)
@@ -98,9 +99,11 @@ class InfiniStudyForCausalLM(PreTrainedModel, GenerationMixin):
         own = ModelConfig.from_dict(config.infini_study)
         # what the constructors compute must be real, though transformers builds models on the "meta" device
         with torch.device("cpu"):
-            self.model = Decoder(own)
-        self.gradient_checkpointing = False
-        self.lm_head = self.model.lm_head  # where Llama has it; None where it is tied
+            self.model = Backbone(own)
+        self.lm_head = self.model.lm_head  # where Llama has it
+        if self.lm_head is None:
+            self.lm_head = nn.Linear(own.trunk.dim, own.vocab_size, bias=False, device="meta")
+            self.lm_head.weight = self.model.embed_tokens.weight
         self.model.lm_head = None
         self.post_init()
         # the gates, whatever dtype the model is loaded in; transformers takes these for patterns
@@ -126,7 +129,7 @@ class InfiniStudyForCausalLM(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.embed_tokens = value
 
-    def get_output_embeddings(self) -> nn.Module | None:
+    def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
@@ -162,22 +165,86 @@ class InfiniStudyForCausalLM(PreTrainedModel, GenerationMixin):
         the sum over ``num_items_in_batch``; in training the arm's auxiliary loss with it. output_hidden_states: adds
         the embeddings, each layer's outputs [B, T, C] and, as the last, the normed ones that logits are made of.
         """
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if labels is not None and logits_to_keep and inputs is not None and logits_to_keep < inputs.shape[1]:
+            raise ValueError(f"logits_to_keep = {logits_to_keep}: labels need all logits (allowed: 0)")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden, cache, every, auxiliary = self.model.read(
+            input_ids,
+            attention_mask,
+            past_key_values,
+            inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=bool(output_hidden_states),
+            kept=logits_to_keep,
+            **others,
+        )
+        logits = F.linear(hidden, self.lm_head.weight)
+        loss = None
+        if labels is not None:
+            scale = {name: others[name] for name in ("num_items_in_batch", "shift_labels") if name in others}
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **scale)
+            loss = torch.stack([loss, *auxiliary]).sum() if auxiliary else loss
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache, hidden_states=every or None)
+        return output if return_dict is not False else output.to_tuple()
+
+
+class Backbone(Decoder):
+    """What stands below the head, for programs that call it by itself (``base_model``; TRL projects and scores by its
+    own means)."""
+
+    gradient_checkpointing = False  # transformers sets it
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: StudyCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **others: Any,
+    ) -> BaseModelOutputWithPast:
+        """Normed outputs [B, T, C] of the last layer, 0 at left pads; otherwise as the model with its head."""
+        hidden, cache, every, _ = self.read(
+            input_ids,
+            attention_mask,
+            past_key_values,
+            inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=bool(output_hidden_states),
+            **others,
+        )
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache, hidden_states=every or None)
+
+    def read(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        past_key_values: StudyCache | None,
+        inputs_embeds: Tensor | None,
+        *,
+        use_cache: bool | None,
+        output_hidden_states: bool,
+        kept: int = 0,
+        **others: Any,
+    ) -> tuple[Tensor, StudyCache | None, tuple[Tensor, ...], list[Tensor]]:
+        """Outputs [B, T, C] (of ``kept`` tokens at the end; 0: of all), the cache after them, with
+        ``output_hidden_states`` what goes through the layers, and auxiliary losses."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids, inputs_embeds: needs exactly one of them")
         inputs = input_ids if inputs_embeds is None else inputs_embeds
+        assert inputs is not None
         length = inputs.shape[1]
-        kept = min(logits_to_keep or length, length)
-        if labels is not None and kept < length:
-            raise ValueError(f"logits_to_keep = {logits_to_keep}: labels need all logits (allowed: 0)")
+        kept = min(kept or length, length)
         if past_key_values is not None and not isinstance(past_key_values, StudyCache):
             raise ValueError(
                 f"past_key_values = {type(past_key_values).__name__}: the state is the model's own (allowed: None, or "
                 "what an earlier call returned)"
             )
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if output_hidden_states and type(self.model.stream) is not Stream:
-            kind = self.model.config.mixer.kind
+        if output_hidden_states and type(self.stream) is not Stream:
+            kind = self.config.mixer.kind
             raise ValueError(f"output_hidden_states: {kind!r} has other vectors among the text's (allowed: False)")
         if others.get("output_attentions"):
             raise ValueError("output_attentions: the weights are never made (allowed: False)")
@@ -189,43 +256,31 @@ class InfiniStudyForCausalLM(PreTrainedModel, GenerationMixin):
             parts, open_end = _start(attention_mask, inputs)
         if use_cache and not open_end:
             raise ValueError("attention_mask: pads at the right cannot be continued (allowed: padding_side = 'left')")
-        self.model.activation_checkpointing = self.gradient_checkpointing and self.training
+        self.activation_checkpointing = self.gradient_checkpointing and self.training
         outputs, every, after, auxiliary = [], [], [], []
         for part in parts:
-            with _Recorder(self.model, on=bool(output_hidden_states)) as recorder:
+            with _Recorder(self, on=output_hidden_states) as recorder:
                 hidden, state, extra = self._read(inputs[part.rows, part.pads :], part.state, kept)
             outputs.append(F.pad(hidden, (0, 0, kept - hidden.shape[1], 0)))
             every.append([F.pad(x, (0, 0, part.pads, 0)) for x in recorder.outputs()])
             after.append(Rows(part.rows, 0, state))
             auxiliary += [loss * (len(part.rows) / len(inputs)) for loss in extra]
         order = torch.cat([part.rows for part in parts]).argsort()
-        weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        logits = F.linear(torch.cat(outputs)[order], weight)
-        loss = None
-        if labels is not None:
-            scale = {name: others[name] for name in ("num_items_in_batch", "shift_labels") if name in others}
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **scale)
-            loss = torch.stack([loss, *auxiliary]).sum() if auxiliary else loss
         wanted = not self.training if use_cache is None else use_cache
         cache = StudyCache(tuple(after), before.length + length) if open_end and wanted else None
-        output = CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=cache,
-            hidden_states=tuple(torch.cat(layer)[order] for layer in zip(*every, strict=True)) or None,
-        )
-        return output if return_dict is not False else output.to_tuple()
+        layers = tuple(torch.cat(layer)[order] for layer in zip(*every, strict=True))
+        return torch.cat(outputs)[order], cache, layers, auxiliary
 
     def _read(self, inputs: Tensor, state: DecoderState | None, kept: int) -> tuple[Tensor, DecoderState, list[Tensor]]:
         """Outputs at the last ``kept`` of tokens [B, T] or vectors [B, T, C] (all, if there are fewer), the state after
         them, and auxiliary losses; read in passes of bounded size unless gradients are wanted."""
-        segment = self.model.config.mixer.segment_length
+        segment = self.config.mixer.segment_length
         chunk = max(1, PREFILL_TOKENS // inputs.shape[0] // segment) * segment
         pieces = (inputs,) if torch.is_grad_enabled() else torch.split(inputs, chunk, 1)
         outputs: list[Tensor] = []
         ahead = inputs.shape[1]  # tokens from this piece's first to the last
         for piece in pieces:
-            y, state = self.model.hidden(piece, state)
+            y, state = self.hidden(piece, state)
             ahead -= piece.shape[1]
             if kept > ahead:
                 outputs.append(y[:, -(kept - ahead) :])

@@ -199,6 +199,9 @@ class Mixer(nn.Module, ABC):
 
     can_knock_out = False
 
+    holds: type | None = None
+    """Dataclass of tensors that ``LayerState.memory`` is of; None: the arm has none."""
+
     @abstractmethod
     def mix(
         self, x: Tensor, state: LayerState, *, position: int, rope: Rope, knockout: Knockout, keep_state: bool

@@ -64,6 +64,8 @@ class Queue:
 
 
 class CompressiveMixer(XLMixer):
+    holds = Queue
+
     def __init__(self, trunk: TrunkConfig, config: MixerConfig, layer: int = 0) -> None:
         super().__init__(trunk, config, layer)
         self.compress = nn.Linear(config.compression * trunk.dim, trunk.dim, bias=False)  # the convolution, stride c

@@ -63,6 +63,7 @@ class FastWeights:
 
 class DeltaNetMixer(Mixer):
     monitored = True
+    holds = FastWeights
 
     def __init__(self, trunk: TrunkConfig, config: MixerConfig, layer: int = 0) -> None:
         super().__init__(trunk, config, layer)

@@ -28,6 +28,7 @@ from model.scan import scan, scan_across
 class InfiniMixer(LocalMixer):
     can_knock_out = True
     monitored = True
+    holds = MemoryState
 
     def __init__(self, trunk: TrunkConfig, config: MixerConfig, layer: int = 0) -> None:
         super().__init__(trunk, config, layer)

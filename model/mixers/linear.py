@@ -32,6 +32,7 @@ from model.rope import Rope
 
 class LinearMixer(Mixer):
     monitored = True
+    holds = MemoryState
 
     def mix(
         self, x: Tensor, state: LayerState, *, position: int, rope: Rope, knockout: Knockout, keep_state: bool

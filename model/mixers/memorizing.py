@@ -70,6 +70,8 @@ class PastKeyValues:
 class MemorizingMixer(XLMixer):
     """The layer that retrieves holds its cache and open segment without position: their keys go to the store so."""
 
+    holds = PastKeyValues
+
     def __init__(self, trunk: TrunkConfig, config: MixerConfig, layer: int = 0) -> None:
         super().__init__(trunk, config, layer)
         self.retrieves = layer == retrieving_layer(trunk, config)

@@ -125,7 +125,8 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
             made.append(graph.add(record.stage, config, summaries))
     # where a checkpoint lies does not count, nor an option that is not used
     unused = {"chunk_tokens"} if study.pretrain.chunk_tokens is None else set[str]()
-    uncounted = {"path"} | unused | ({"horizon"} if study.pretrain.horizon == 1 else set())
+    unused |= {"horizon"} if study.pretrain.horizon == 1 else set()
+    uncounted = {"path"} | unused | (set() if study.pretrain.carry_memory else {"carry_memory"})
     graph.add(
         REPORT,
         ReportConfig(

@@ -40,6 +40,8 @@ def look(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
         rest = model(asked["tokens"][:, 11:], past_key_values=first.past_key_values, use_cache=True)
         found["in two"] = torch.cat([first.logits, rest.logits], dim=1)
         found["padded left"] = model(asked["padded"], attention_mask=asked["mask"]).logits
+        below = model.base_model(input_ids=asked["padded"], attention_mask=asked["mask"], use_cache=False)
+        found["below"] = below.last_hidden_state @ model.get_output_embeddings().weight.T
         right = {"attention_mask": asked["mask"].flip(1), "labels": asked["labels"]}
         found["loss"] = model(asked["padded right"], **right).loss
         embedded = model.get_input_embeddings()(asked["tokens"])

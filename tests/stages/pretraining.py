@@ -18,9 +18,16 @@ TRUNK = TrunkConfig(dim=32, layers=2, heads=2)
 
 
 def write_tokens(
-    directory: Path, *, rows: int = 96, shards: int = 2, seed: int = 0, length: int = LENGTH
+    directory: Path,
+    *,
+    rows: int = 96,
+    shards: int = 2,
+    seed: int = 0,
+    length: int = LENGTH,
+    documents: tuple[int, ...] = (1,),
 ) -> LocalArtifact:
-    """Rows of a noisy repeating pattern, so that a model can learn something; two sources, padded tails."""
+    """Rows of a noisy repeating pattern, so that a model can learn something; two sources, padded tails. documents:
+    rows of each document, over and over."""
     rng = np.random.default_rng(seed)
     start, stride = rng.integers(0, VOCABULARY, (rows, 1)), rng.integers(1, 4, (rows, 1))
     tokens = ((start + stride * np.arange(length)) % VOCABULARY).astype(np.int32)
@@ -28,13 +35,14 @@ def write_tokens(
     mask[::7, length // 2 :] = 0
     source = np.array(["books" if i % 3 else "math" for i in range(rows)])
     (directory / "train").mkdir(parents=True)
+    places = np.resize(np.concatenate([np.arange(n) for n in documents]), rows)
     for shard, part in enumerate(np.array_split(np.arange(rows), shards)):
         table = pa.table(
             {
                 "tokens": pa.FixedSizeListArray.from_arrays(pa.array(tokens[part].ravel()), length),
                 "loss_mask": pa.FixedSizeListArray.from_arrays(pa.array(mask[part].ravel()), length),
                 "doc_id": [f"d{i}" for i in part],
-                "offset": pa.array(np.zeros(len(part), np.int64)),
+                "offset": pa.array(places[part] * length),
                 "source": source[part].tolist(),
             }
         )
@@ -46,9 +54,9 @@ def write_tokens(
     return LocalArtifact(directory)
 
 
-def make_inputs(directory: Path) -> dict[str, LocalArtifact]:
+def make_inputs(directory: Path, documents: tuple[int, ...] = (1,)) -> dict[str, LocalArtifact]:
     """``tokens``, ``tokenizer`` and a ``base`` of five steps."""
-    tokens = write_tokens(directory / "tokens")
+    tokens = write_tokens(directory / "tokens", documents=documents)
     (directory / "tokenizer").mkdir()
     (directory / "tokenizer" / "meta.json").write_text(json.dumps({"vocab_size": VOCABULARY}))
     inputs = {"tokens": tokens, "tokenizer": LocalArtifact(directory / "tokenizer")}

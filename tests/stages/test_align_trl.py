@@ -17,7 +17,7 @@ from tests.stages.evaluation_inputs import build, decoder
 
 pytestmark = pytest.mark.slow
 for package in ("accelerate", "trl"):
-    pytest.importorskip(package, reason="TRL is not installed: pip install trl")
+    pytest.importorskip(package, reason="TRL is not installed: pip install 'infini-study[trainers]'")
 
 PAIRS = [
     {"prompt": "Where did nobody go? ", "chosen": "To the bridge.", "rejected": "To the old town, along the river."},

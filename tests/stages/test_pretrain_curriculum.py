@@ -66,20 +66,30 @@ def test_prompts_stay_whole() -> None:
     tokens = np.arange(4 * 8).reshape(4, 8)
     prompts = np.array([False, True, False, False])
     text, whole = micro_batches((tokens,), prompts, slice(0, 4), Lengths(4, 8), None)
-    assert text[0].tolist() == tokens[[0, 2, 3]].reshape(6, 4).tolist() and whole[0].tolist() == tokens[[1]].tolist()
-    assert [len(part[0]) for part in micro_batches((tokens,), prompts, slice(0, 4), Lengths(4, 8), 2)] == [4, 2, 1]
-    assert [len(part[0]) for part in micro_batches((tokens,), prompts, slice(2, 4), Lengths(8, 8), 1)] == [1, 1]
+    assert (
+        text.arrays[0].tolist() == tokens[[0, 2, 3]].reshape(6, 4).tolist()
+        and whole.arrays[0].tolist() == tokens[[1]].tolist()
+    )
+    assert [len(part.arrays[0]) for part in micro_batches((tokens,), prompts, slice(0, 4), Lengths(4, 8), 2)] == [
+        4,
+        2,
+        1,
+    ]
+    assert [len(part.arrays[0]) for part in micro_batches((tokens,), prompts, slice(2, 4), Lengths(8, 8), 1)] == [1, 1]
 
 
 def test_rows_of_prompts_are_cut_into_prompts() -> None:
     tokens = np.arange(4 * 8).reshape(4, 8)
     prompts = np.array([False, True, False, True])
     text, asked = micro_batches((tokens,), prompts, slice(0, 4), Lengths(8, 2), None)
-    assert text[0].tolist() == tokens[[0, 2]].tolist() and asked[0].tolist() == tokens[[1, 3]].reshape(8, 2).tolist()
+    assert (
+        text.arrays[0].tolist() == tokens[[0, 2]].tolist()
+        and asked.arrays[0].tolist() == tokens[[1, 3]].reshape(8, 2).tolist()
+    )
     (both,) = micro_batches((tokens,), prompts, slice(0, 4), Lengths(4, 4), None)
-    assert both[0].tolist() == tokens.reshape(8, 4).tolist()
+    assert both.arrays[0].tolist() == tokens.reshape(8, 4).tolist()
     (alone,) = micro_batches((tokens,), np.ones(4, bool), slice(0, 4), Lengths(8, 4), None)
-    assert alone[0].tolist() == tokens.reshape(8, 4).tolist()
+    assert alone.arrays[0].tolist() == tokens.reshape(8, 4).tolist()
 
 
 def test_a_curriculum_without_effect_is_refused() -> None:

@@ -143,7 +143,7 @@ def test_what_is_read_at_a_step_depends_on_seed_and_step_alone(
             ranks = [resumed[now].tokens[rank * share : (rank + 1) * share] for rank in range(world)]
             assert (np.concatenate(ranks) == through[now].tokens).all()
             assert (resumed[now].ids == through[now].ids).all()
-            assert (resumed[now].continues == through[now].continues).all()
+            assert (resumed[now].before == through[now].before).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -156,13 +156,15 @@ def test_dealing_agrees_with_a_plain_simulation(windows: Windows, lanes: int, se
     found = documents()
     queue = [found[i] for epoch in range(40) for i in generator(seed, "documents", 0, epoch).permutation(len(found))]
     rest: list[list[int]] = [[] for _ in range(lanes)]
+    read = [0] * lanes
     for step in range(steps):
         fresh = [not lane for lane in rest]
         for lane in range(lanes):
             rest[lane] = rest[lane] or list(queue.pop(0))
-        ids, continues = order.at(step)
+        read = [0 if new else count + 1 for new, count in zip(fresh, read, strict=True)]
+        ids, before = order.at(step)
         assert ids.tolist() == [lane.pop(0) for lane in rest]
-        assert continues.tolist() == [not new for new in fresh]
+        assert before.tolist() == read
 
 
 @settings(max_examples=60, deadline=None)

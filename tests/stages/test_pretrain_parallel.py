@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ PHASES = (
     {"until": 0.5, "share": 0.0, "length": LENGTH, "text_length": LENGTH // 2},
     {"until": 1.0, "share": 0.0, "length": LENGTH},
 )
+CARRIED = {"carry_memory": True, "mixture": {"order": "documents"}, "steps": 5}
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "sharded": ({"rule": "delta"}, {}, {"micro_batch": 1}),
     "sequences shared": ({"rule": "delta"}, {"mixture": {"prompts": PHASES}}, {"sequence_parallel": 2}),
@@ -29,18 +31,23 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "z-loss": ({"rule": "linear"}, {"steps": 3, "z_loss": 0.01}, {"sequence_parallel": 2}),
     "muon": ({}, {"steps": 3, "optimizer": "muon"}, {"async_checkpoints": True}),
     "an arm that cannot": ({"kind": "xl"}, {"steps": 3}, {"sequence_parallel": 2}),
+    "carried": ({"rule": "delta"}, CARRIED, {"micro_batch": 1}),
+    "carried window": ({"kind": "window"}, CARRIED, {}),
 }
 """Mixer, changes of the recipe, execution."""
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalArtifact]:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
+    return make_inputs(tmp_path_factory.mktemp("inputs"), documents=(4, 1, 3, 6))
 
 
-def train(name: str, folder: Path, inputs: dict[str, LocalArtifact], rank: int, size: int) -> list[dict[str, Any]]:
+def train(
+    name: str, folder: Path, inputs: dict[str, LocalArtifact], rank: int, size: int, **others: Any
+) -> list[dict[str, Any]]:
     """The rows of the log."""
     mixer, changes, execution = RUNS[name]
+    execution = execution | others
     config = pretrain_config(mixer, **{"steps": 6, "checkpoint_every": 2, **changes})
     if size == 1:
         execution = {key: value for key, value in execution.items() if key not in ("sequence_parallel",)}
@@ -62,6 +69,8 @@ def everything(folder: Path, inputs: dict[str, LocalArtifact]) -> dict[str, list
     rows = {name: train(name, folder, inputs, rank, size) for name in RUNS}
     dist.barrier()
     rows["again"] = train("sequences shared", folder, inputs, rank, size)
+    for name in ("carried", "carried window"):
+        rows[f"{name} again"] = train(name, folder, inputs, rank, size)
     return rows
 
 
@@ -88,6 +97,21 @@ def test_resumed_it_goes_on_to_the_same_losses(on_two: Any) -> None:
     _, ranks = on_two
     for rank in ranks:
         assert [row["loss"] for row in rank["again"]] == [row["loss"] for row in rank["sequences shared"]]
+        for name in ("carried", "carried window"):
+            assert [row["loss"] for row in rank[f"{name} again"]] == [row["loss"] for row in rank[name]]
+
+
+def test_another_number_of_ranks_finds_what_rows_carried(
+    on_two: Any, inputs: dict[str, LocalArtifact], tmp_path: Path
+) -> None:
+    folder, ranks = on_two
+    shutil.copytree(folder / "carried", tmp_path / "carried")
+    shutil.rmtree(tmp_path / "carried" / "export")
+    (tmp_path / "carried" / "export.json").unlink()
+    rows = train("carried", tmp_path, inputs, 0, 1, allow_world_size_change=True)
+    expected = [row["loss"] for row in ranks[0]["carried"]]
+    assert [row["loss"] for row in rows[:4]] == expected[:4]  # read from the log
+    assert rows[4]["loss"] == pytest.approx(expected[4], rel=2e-4)
 
 
 def check(mixer: dict[str, Any], changes: dict[str, Any], **execution: Any) -> None:

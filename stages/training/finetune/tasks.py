@@ -79,4 +79,5 @@ class TaskBatches:
         targets[:, 0] = False
         ids = -1 - np.arange(first, first + size)
         everything = np.ones(size, np.bool_)
-        return Batch(tokens.reshape(size, length).astype(np.int64), targets, everything, ids, ~everything)
+        nothing = np.zeros(size, np.int64)
+        return Batch(tokens.reshape(size, length).astype(np.int64), targets, everything, ids, nothing)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -78,9 +78,15 @@ class Checkpoints:
         self.local = is_local(self.fs)
         self.rank, self.world_size, self.warn = rank, world_size, warn
 
-    def save(self, state: RunState, decoder: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    def save(
+        self,
+        state: RunState,
+        decoder: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        kept: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         """Write a resume point after ``state.step`` steps; it counts once ``state.json`` is there. One that is still
-        being written in the background is waited for."""
+        being written in the background is waited for. kept: this rank's other tensors, by names of its own."""
         from torch.distributed.checkpoint import state_dict_saver
 
         self.finish()
@@ -93,7 +99,8 @@ class Checkpoints:
             dist.barrier()
         if self.background:  # what it says, it says in a thread of its own, after ``quiet``
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        alone, writer, tensors = self.world_size == 1, self._writer(folder), self._tensors(decoder, optimizers)
+        alone, writer = self.world_size == 1, self._writer(folder)
+        tensors = self._tensors(decoder, optimizers) | dict(kept or {})
         with quiet():
             if not self.background:
                 state_dict_saver.save(tensors, storage_writer=writer, no_dist=alone)
@@ -138,8 +145,10 @@ class Checkpoints:
         *,
         any_world_size: bool,
         sequence_ranks: int = 1,
+        kept: tuple[dict[str, torch.Tensor], Callable[[str], bool]] | None = None,
     ) -> RunState:
-        """Restore the newest sound resume point in place; a fresh ``RunState`` where there is none.
+        """Restore the newest sound resume point in place; a fresh ``RunState`` where there is none. kept: filled with
+        the other tensors whose names it wants.
 
         Raises StageError if it was written by another world size, or with sequences shared by another number of ranks,
         and ``any_world_size`` is False: sums of gradients would be rounded otherwise, and the loss sequence would not
@@ -172,10 +181,15 @@ class Checkpoints:
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
         tensors = self._tensors(decoder, optimizers, resized=state.world_size != self.world_size)
+        reader = self._reader(f"{self.root}/step-{state.step:08d}")
+        if kept is not None:
+            found, wanted = kept
+            for name, stored in reader.read_metadata().state_dict_metadata.items():
+                if wanted(name):
+                    found[name] = torch.empty(stored.size, dtype=stored.properties.dtype)
+            tensors |= found
         with quiet():
-            state_dict_loader.load(
-                tensors, storage_reader=self._reader(f"{self.root}/step-{state.step:08d}"), no_dist=self.world_size == 1
-            )
+            state_dict_loader.load(tensors, storage_reader=reader, no_dist=self.world_size == 1)
         set_state_dict(decoder, optimizers, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
         if f"rng{self.rank}" in tensors:
             torch.set_rng_state(tensors[f"rng{self.rank}"])

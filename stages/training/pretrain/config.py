@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.arms import arm_of, why_whole
+from model.arms import arm_of, why_not_carried, why_whole
 from model.config import MixerConfig, RopeScaling, TrunkConfig
 from stages.data.tasks.config import versions
 from stages.data.tasks.haystack import Format
@@ -277,6 +277,11 @@ class PretrainSettings(OptimSettings):
         "pass (default: in one): memory then does not grow with the row. What xl, compressive and memorizing carry "
         "from piece to piece gets no gradient",
     )
+    carry_memory: bool = Field(
+        default=False,
+        description="with mixture.order = documents: a document's next sequence is read with what the arm holds of the "
+        "ones before; gradients end where a sequence begins. Needs arms whose memory is bounded",
+    )
 
     def key_fields(self) -> dict[str, Any]:
         """Pieces only where rows are read in some, the horizon where it is not the end: an option that is not used
@@ -286,7 +291,26 @@ class PretrainSettings(OptimSettings):
             fields.pop("chunk_tokens")
         if self.horizon == 1:
             fields.pop("horizon")
+        if not self.carry_memory:
+            fields.pop("carry_memory")
         return fields
+
+    @model_validator(mode="after")
+    def _sequences_follow(self) -> PretrainSettings:
+        if not self.carry_memory:
+            return self
+        if self.mixture.order != "documents":
+            raise ValueError(
+                f"carry_memory = True: with mixture.order = {self.mixture.order!r} no sequence follows the one before "
+                "(fix: mixture.order: documents, or leave carry_memory out)"
+            )
+        lengths = [phase.text_length or self.sequence_length for phase in self.mixture.prompts]
+        if lengths and max(lengths) < self.sequence_length:
+            raise ValueError(
+                f"carry_memory = True: mixture.prompts: text_length = {lengths}: has no effect where text is never "
+                f"read in whole sequences of {self.sequence_length} tokens (fix: no text_length in the last phase)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _phases_fit(self) -> PretrainSettings:
@@ -328,6 +352,9 @@ class PretrainConfig(PretrainSettings):
             raise ValueError(
                 f"sequence_length = {self.sequence_length}: must be a multiple of mixer.segment_length = {segment}"
             )
+        reason = why_not_carried(self.mixer)
+        if self.carry_memory and reason:
+            raise ValueError(f"carry_memory = True: {reason}; fix: leave out the arm, or carry_memory")
         if self.chunk_tokens is not None and (self.chunk_tokens % segment or self.chunk_tokens >= self.sequence_length):
             raise ValueError(
                 f"chunk_tokens = {self.chunk_tokens}: allowed are multiples of mixer.segment_length = {segment} below "

@@ -4,7 +4,7 @@ Rows are numbered through all shards of the train split; a row of L tokens gives
 
 ``SampleOrder`` shuffles windows: each epoch of a group of them is one seeded permutation; with stated shares, sources
 are dealt in blocks that hold each source's exact quota. ``DocumentOrder`` shuffles documents and keeps the windows of
-each in order: lane b of the batch reads one document after the other, so that a memory could be carried from step to
+each in order: lane b of the batch reads one document after the other, so that a memory can be carried from step to
 step. Nothing depends on world size, on micro-batches or on what was read before, so a resumed run, and every arm of a
 seed, sees the same global batches.
 """
@@ -213,8 +213,8 @@ class DocumentOrder:
         self._taken = [0] * len(self._groups)  # documents
         self._epochs: dict[int, tuple[int, Ids]] = {}
 
-    def at(self, step: int) -> tuple[Ids, NDArray[np.bool_]]:
-        """(window ids [lanes], whether the lane's window continues the one it read in the step before [lanes])."""
+    def at(self, step: int) -> tuple[Ids, NDArray[np.int64]]:
+        """(window ids [lanes], windows of the same document that the lane read in the steps before [lanes])."""
         if step < self._step:
             self._restart()
         self._step = step
@@ -226,7 +226,7 @@ class DocumentOrder:
             self._reading[lane] = (source, start, began)
             heapq.heapreplace(self._free, (began + count, lane))
         ids = [int(self._groups[source][start + step - began]) for source, start, began in self._reading]
-        return np.array(ids, np.int64), np.array([began < step for _, _, began in self._reading], np.bool_)
+        return np.array(ids, np.int64), np.array([step - began for _, _, began in self._reading], np.int64)
 
     def _next(self, source: int) -> tuple[int, int]:
         starts, counts = self._documents[source]

@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -26,6 +26,7 @@ from model.decoder import Decoder
 from model.ranks import Ranks
 from stages.stage import StageError
 from stages.training.pretrain import monitor, optim
+from stages.training.pretrain.carry import Carried, Numbers, of_rows
 from stages.training.pretrain.checkpoint import Checkpoints, RunState
 from stages.training.pretrain.data import digest
 from stages.training.pretrain.mixture import Batch, BatchSource
@@ -76,10 +77,20 @@ def train(
         decoder, recipe.optimizer, lr=recipe.lr, gate_lr=recipe.gate_lr, weight_decay=recipe.weight_decay
     )
     state = RunState(world_size=runtime.world_size, sequence_ranks=runtime.sequence_ranks)
+    carried = Carried(decoder) if recipe.carry_memory else None
     if runtime.checkpoints is not None:
+        kept: dict[str, torch.Tensor] = {}
+        share = recipe.batch_sequences // runtime.world_size
+        mine = of_rows(range(runtime.rank * share, (runtime.rank + 1) * share))
         state = runtime.checkpoints.load(
-            decoder, optimizers, any_world_size=runtime.any_world_size, sequence_ranks=runtime.sequence_ranks
+            decoder,
+            optimizers,
+            any_world_size=runtime.any_world_size,
+            sequence_ranks=runtime.sequence_ranks,
+            kept=None if carried is None else (kept, mine),
         )
+        if carried is not None:
+            carried.restore(kept)
     for done in state.rows:  # what an earlier attempt already did
         runtime.on_row(done)
     began = time.perf_counter() - state.wall_s
@@ -99,7 +110,12 @@ def train(
         started = time.perf_counter()
         width = batch.tokens.shape[1]  # of rows that are shorter than the recipe's, nothing is cut
         lengths = Lengths(min(recipe.length_at(step), width), min(recipe.prompt_length_at(step), width))
-        losses, grad_norm = _gradients(recipe, decoder, batch, runtime, lengths, recipe.share_at(step), objective)
+        whole = lengths.text == width
+        if carried is not None and whole:
+            batch = replace(batch, before=np.minimum(batch.before, recipe.whole_before(step)))
+        losses, grad_norm = _gradients(
+            recipe, decoder, batch, runtime, lengths, recipe.share_at(step), objective, carried if whole else None
+        )
         watched = _watched(batch, lengths, runtime)
         if wrong := what_ends_it(recipe, state, losses, grad_norm):
             if runtime.checkpoints is not None:
@@ -133,7 +149,7 @@ def train(
             runtime.checkpoints.advance()
         # no resume point after the last step: what follows is the export, which is then as quick to redo
         if runtime.checkpoints is not None and state.step % recipe.checkpoint_every == 0 and state.step < recipe.steps:
-            runtime.checkpoints.save(state, decoder, optimizers)
+            runtime.checkpoints.save(state, decoder, optimizers, carried.to_tensors() if carried else None)
     if runtime.checkpoints is not None:
         runtime.checkpoints.finish()
     decoder.split_sequences(None)
@@ -181,6 +197,7 @@ def _gradients(
     lengths: Lengths,
     prompts: float,
     objective: Objective,
+    carried: Carried | None,
 ) -> tuple[tuple[float | None, float | None], float]:
     """Clipped gradients of one step; ``prompts``: their share of the loss. Returns ((text loss, answer loss), gradient
     norm before clipping); None: no such tokens."""
@@ -191,22 +208,27 @@ def _gradients(
     r = prompts if has_text and has_answer else float(has_answer)
     slices = [slice(sharer * share, (sharer + 1) * share) for sharer in range(sharers)]
     rows = (batch.tokens, text, answer)
-    parts = [
-        micro_batches(rows, batch.answers, its, lengths, objective.together(runtime.micro_batch)) for its in slices
-    ]
+    together, apart = objective.together(runtime.micro_batch), None if carried is None else carried.groups(batch)
+    parts = [micro_batches(rows, batch.answers, its, lengths, together, apart) for its in slices]
     mine = parts[runtime.rank // runtime.sequence_ranks]
     real = len(mine)
     # every rank passes through the model equally often: its collectives wait for all
-    mine += [(mine[0][0], *map(np.zeros_like, mine[0][1:]))] * (max(map(len, parts)) - real)
+    first, *weights = mine[0].arrays
+    nothing = MicroBatch(mine[0].rows[:0], (first, *map(np.zeros_like, weights)))
+    mine += [nothing] * (max(map(len, parts)) - real)
     cast: contextlib.AbstractContextManager[object] = (
         torch.autocast(runtime.device.type, torch.bfloat16) if recipe.dtype == "bf16" else contextlib.nullcontext()
     )
     sums = torch.zeros(2, dtype=torch.float64, device=runtime.device)
     decoder.zero_grad(set_to_none=True)
     for number, part in enumerate(mine):
-        tokens, text_w, answer_w = (torch.from_numpy(a).to(runtime.device) for a in part)
+        tokens, text_w, answer_w = (torch.from_numpy(a).to(runtime.device) for a in part.arrays)
+        wanted = _wanted(text_w + answer_w)
         with cast:
-            nll, auxiliary = decoder.training_nll(tokens, _wanted(text_w + answer_w), z_loss=recipe.z_loss)
+            if carried is None:
+                nll, auxiliary = decoder.training_nll(tokens, wanted, z_loss=recipe.z_loss)
+            else:
+                nll, auxiliary = carried.nll(batch, part.rows, tokens, wanted, z_loss=recipe.z_loss)
         text_loss, answer_loss = objective.losses(nll, text_w[:, 1:], answer_w[:, 1:])
         # FSDP averages gradients over ranks; the weights already normalise over the global batch
         loss = ((1 - r) * text_loss + r * answer_loss) * runtime.world_size
@@ -232,24 +254,32 @@ def _wanted(weights: torch.Tensor) -> torch.Tensor | None:
     return marked if 0 < marked.sum() < 0.75 * marked.numel() else None
 
 
-BatchRows = tuple[NDArray[Any], ...]
+class MicroBatch(NamedTuple):
+    """BatchRows of the batch by number, and arrays of theirs, cut into pieces."""
+
+    rows: Numbers
+    arrays: tuple[NDArray[Any], ...]
 
 
 def micro_batches(
-    rows: BatchRows, prompts: NDArray[np.bool_], mine: slice, lengths: Lengths, micro: int | None
-) -> list[BatchRows]:
+    arrays: tuple[NDArray[Any], ...],
+    prompts: NDArray[np.bool_],
+    mine: slice,
+    lengths: Lengths,
+    micro: int | None,
+    apart: Numbers | None = None,
+) -> list[MicroBatch]:
     """Micro-batches of the rows ``mine`` of arrays [B, T], of the tokens of ``micro`` sequences each (None: all), cut
-    into ``lengths``. Rows of prompts [B] go by themselves where they are cut otherwise than text."""
-    rows, prompts, whole = tuple(a[mine] for a in rows), prompts[mine], rows[0].shape[1]
-    if lengths.text == lengths.prompt:
-        groups = [tuple(a.reshape(-1, lengths.text) for a in rows)]
-    else:
-        groups = [tuple(a[~prompts].reshape(-1, lengths.text) for a in rows)]
-        groups += [tuple(a[prompts].reshape(-1, lengths.prompt) for a in rows)]
-    made = []
-    for group in groups:
-        size = (micro or len(prompts)) * whole // group[0].shape[1]
-        made += [tuple(a[start : start + size] for a in group) for start in range(0, len(group[0]), size)]
+    into ``lengths``. Rows of prompts [B] go by themselves where they are cut otherwise than text, and so do rows of
+    each number in ``apart`` [B], where that is given."""
+    if apart is None:
+        apart = (prompts & (lengths.text != lengths.prompt)).astype(np.int64)
+    numbers, made = np.arange(len(prompts))[mine], []
+    for group in np.unique(apart[mine]):
+        rows = numbers[apart[mine] == group]
+        length = lengths.prompt if prompts[rows[0]] else lengths.text
+        for some in np.split(rows, range(micro or len(rows), len(rows), micro or len(rows))):
+            made.append(MicroBatch(some, tuple(a[some].reshape(-1, length) for a in arrays)))
     return made
 
 
@@ -270,7 +300,8 @@ def shard(decoder: Decoder) -> None:
     for block in decoder.layers:
         fully_shard(block)
     fully_shard(decoder)
-    register_fsdp_forward_method(decoder, "training_nll")  # runs the same all-gathers as ``forward``
+    for method in ("training_nll", "carried_nll"):  # run the same all-gathers as ``forward``
+        register_fsdp_forward_method(decoder, method)
 
 
 def full_state_dict(decoder: Decoder, world_size: int) -> dict[str, torch.Tensor]:

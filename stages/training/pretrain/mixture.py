@@ -3,9 +3,9 @@
 A row of prompts holds as many of the phase's length as a sequence has room for, one after the other; the loop cuts it
 into prompts again. So a batch has the same number of tokens at every step, whatever the prompts' length.
 
-With ``mixture.order: documents`` a row of the batch is a lane that reads documents window after window, and
-``continues`` marks the rows that go on where the same row of the batch before ended. Rows keep their place, so the rank
-(of a given world size) that has a lane at one step has it at the next. What is a target is the same in both orders: the
+With ``mixture.order: documents`` a row of the batch is a lane that reads documents window after window, and ``before``
+counts those the same row read of its document in the batches before. Rows keep their place, so the rank (of a given
+world size) that has a lane at one step has it at the next. What is a target is the same in both orders: the
 first token of a window is none, also where it continues, so losses compare.
 """
 
@@ -29,14 +29,20 @@ PromptRows = Callable[[int, int, int], tuple[NDArray[np.int32], NDArray[np.uint8
 @dataclass(frozen=True)
 class Batch:
     """One global batch. tokens int64 [B, T]; mask bool [B, T] marks target tokens (the first is never one); answers
-    bool [B] marks rows of prompts; ids int64 [B]: window ids, and -1 - n for the n-th row of prompts; continues
-    bool [B]: the row's text goes on where that row ended in the batch before (never in the shuffled order)."""
+    bool [B] marks rows of prompts; ids int64 [B]: window ids, and -1 - n for the n-th row of prompts; before
+    int64 [B]: windows of the row's document that this row read in the batches just before, where its text goes on (0 in
+    the shuffled order)."""
 
     tokens: NDArray[np.int64]
     mask: NDArray[np.bool_]
     answers: NDArray[np.bool_]
     ids: NDArray[np.int64]
-    continues: NDArray[np.bool_]
+    before: NDArray[np.int64]
+
+    @property
+    def continues(self) -> NDArray[np.bool_]:
+        """bool [B]: the row's text goes on where that row ended in the batch before."""
+        return self.before > 0
 
 
 class BatchSource(Protocol):
@@ -61,11 +67,11 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         size, first = self.recipe.batch_sequences, self.recipe.prompt_rows_before(step)
         count = self.recipe.prompt_rows_before(step + 1) - first
-        continues = np.zeros(size, np.bool_)
+        before = np.zeros(size, np.int64)
         if self.lanes is None:
             ids = self.order.ids(step * size - first, size - count)
         else:
-            ids, continues[: size - count] = self.lanes.at(step)
+            ids, before[: size - count] = self.lanes.at(step)
         tokens, mask = self.windows.batch(ids)
         answers = np.zeros(size, np.bool_)
         if count:
@@ -81,9 +87,9 @@ class Batches:
             # ranks and micro-batches take consecutive rows: spread the prompts over them
             place = generator(self.recipe.seed, "places", step if self.lanes is None else 0).permutation(size)
             tokens, mask, answers, ids = tokens[place], mask[place], answers[place], ids[place]
-            continues = continues[place]
+            before = before[place]
         mask[:, 0] = False
-        return Batch(tokens, mask, answers, ids, continues)
+        return Batch(tokens, mask, answers, ids, before)
 
 
 def loss_weights(batch: Batch, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

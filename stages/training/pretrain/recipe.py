@@ -46,6 +46,7 @@ class Recipe:
     decay_share: float = 0.2
     z_loss: float = 0.0
     spike_nats: float | None = None
+    carry_memory: bool = False
 
     @property
     def pieces(self) -> tuple[int, ...]:
@@ -70,6 +71,14 @@ class Recipe:
             return self.lengths[step * len(self.lengths) // self.curriculum_steps]
         phase = self.phase_at(step)
         return self.sequence_length if phase is None or phase.text_length is None else phase.text_length
+
+    def whole_before(self, step: int) -> int:
+        """How many steps just before ``step`` read text in whole sequences, as it does."""
+        cut = min(step, self.curriculum_steps)
+        for phase in self.mixture.prompts:
+            if phase.text_length not in (None, self.sequence_length) and self._end(phase) <= step:
+                cut = max(cut, self._end(phase))
+        return step - cut
 
     def phase_at(self, step: int) -> PromptPhase | None:
         """The phase of prompts that ``step`` (0-based) is in; None where the mixture has none."""
@@ -134,6 +143,14 @@ def check_execution(recipe: Recipe, mixer: MixerConfig, execution: Execution, ba
             allowed="1 with chunk_tokens",
             fix="leave chunk_tokens out: execution.recompute_activations bounds the memory",
         )
+    if recipe.carry_memory:
+        raise StageError(
+            "pretrain.carry_memory leaves what a row holds with the worker that read all of it",
+            field="execution.sequence_parallel",
+            value=ranks,
+            allowed="1 with carry_memory",
+            fix="change one of them",
+        )
 
 
 def _optim(optim: OptimSettings) -> dict[str, Any]:
@@ -174,6 +191,7 @@ def of_pretrain(config: PretrainConfig) -> Recipe:
         curriculum_steps=round(config.steps * config.curriculum_share),
         chunk_tokens=config.chunk_tokens,
         horizon=config.horizon,
+        carry_memory=config.carry_memory,
         **_optim(config),
     )
 

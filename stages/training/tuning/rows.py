@@ -103,4 +103,4 @@ def padded(rows: Sequence[Row], ids: Ids) -> Batch:
     for place, row in enumerate(rows):
         tokens[place, : len(row)], mask[place, : len(row)] = row.tokens, row.targets
     mask[:, 0] = False
-    return Batch(tokens, mask, np.ones(len(rows), np.bool_), ids, np.zeros(len(rows), np.bool_))
+    return Batch(tokens, mask, np.ones(len(rows), np.bool_), ids, np.zeros(len(rows), np.int64))
