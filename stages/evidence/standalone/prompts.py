@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from stages.data.tasks.config import Grid
 from stages.data.tasks.haystack import Codec
 from stages.data.tasks.prompts import Item, PromptMaker
+from stages.data.tokens.chat import Around
 from stages.evidence.evaluate.forward import PASS_TOKENS
 from stages.evidence.standalone.config import Questions
 from stages.stage import StageError
@@ -28,7 +29,7 @@ class Prompts:
         """``haystack`` [tokens]. Raises StageError for a length that a task does not fit, a haystack that is too
         short, text that the tokenizer cannot write, a chat template that is not there."""
         self.questions = questions
-        self.around: tuple[list[int], list[int]] = tokenizer.around() if questions.chat_template else ([], [])
+        self.around: Around = tokenizer.around() if questions.chat_template else ((), ())
         codec = tokenizer.in_chat() if questions.chat_template else tokenizer
         self.maker = PromptMaker(codec, haystack, questions.format, questions.seed, "evaluation")
         self._check(_Checked(codec), haystack)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stages.display.numbers import percent, signed_percent
 from stages.verdict.claims.bracket import behind, control_bracket
 from stages.verdict.claims.effects import Effect, accuracy, effect, family, needed
-from stages.verdict.claims.evidence import BEYOND, Evidence, paired
+from stages.verdict.claims.evidence import BEYOND, Evidence, corpus_filter, of_corpus, paired
 from stages.verdict.claims.verdict import Finding, Number, conclude, decided, not_measured
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ def retrieval_cost(evidence: Evidence, arm: str, knockout: str, margin: float = 
     ).of(kind="knockout", measure="retrieval", arm=arm, knockout=knockout), found
 
 
-def perplexity_cost(evidence: Evidence, arm: str, knockout: str) -> tuple[Number, Effect] | None:
-    """Relative perplexity added by a knock-out after the first segment, same documents."""
-    table = evidence.knocked_perplexity
+def perplexity_cost(evidence: Evidence, arm: str, knockout: str, corpus: str = "") -> tuple[Number, Effect] | None:
+    """Relative perplexity added by a knock-out after the first segment, same documents: all, or those of one source."""
+    table = of_corpus(evidence.knocked_perplexity, corpus)
     if not len(table):
         return None
     table = table[(table["arm"] == arm) & (table["bucket_start"] >= evidence.segment_length())]
@@ -61,9 +61,10 @@ def perplexity_cost(evidence: Evidence, arm: str, knockout: str) -> tuple[Number
         return None
     found = effect(pair, evidence.rules)
     rows = f"bucket_start >= {evidence.segment_length()} and knockout in ['none', '{knockout}']"
+    rows += f" and {corpus_filter(corpus)}" if corpus else ""
     return Number(
-        f"knockout.perplexity.{arm}.{knockout}",
-        f"{arm}, {knockout}: perplexity",
+        f"corpus.{corpus}.knockout.{arm}.{knockout}" if corpus else f"knockout.perplexity.{arm}.{knockout}",
+        f"{arm}, {knockout}: perplexity" + (f" on {corpus}" if corpus else ""),
         math.expm1(found.estimate),
         math.expm1(found.low),
         math.expm1(found.high),
@@ -71,7 +72,7 @@ def perplexity_cost(evidence: Evidence, arm: str, knockout: str) -> tuple[Number
         PERPLEXITY_UNIT,
         found.method,
         evidence.sources("ablate", "perplexity.parquet", rows, arm),
-    ).of(kind="knockout", measure="perplexity", arm=arm, knockout=knockout), found
+    ).of(kind="corpus_knockout" if corpus else "knockout", measure="perplexity", arm=arm, knockout=knockout), found
 
 
 def memory_is_used(evidence: Evidence) -> Finding:
