@@ -17,10 +17,12 @@ from pipeline.study.study import StudyConfig
 from stages.data.corpus.config import IngestConfig
 from stages.data.corpus.files import DigestCache
 from stages.data.corpus.pin import possible_splits
+from stages.data.tasks.checked import Checked
 from stages.data.tasks.prompts import PromptMaker
 from stages.data.tasks.registry import task_of
 from stages.data.tasks.training import trained_k
 from stages.data.tokens.config import TokenizerConfig
+from stages.data.tokens.load import StudyTokenizer
 from stages.data.tokens.pin import vocabulary_size
 from stages.data.tokens.preview import preview
 from stages.evidence.control.stage import CONTROL_ARMS
@@ -246,6 +248,8 @@ def _prompts(study: StudyConfig, tokenizer: TokenizerConfig) -> None:
     for section, asked in sections:
         maker = PromptMaker(codec, haystack, asked.format, 0, "evaluation")
         maker.check_grids((*asked.needles, *asked.further), f"{section}.retrieval")
+    if tokenizer.kind in ("file", "hub"):
+        _characters(study, codec)
     for section, mixture in (
         ("base", study.base.mixture),
         ("pretrain", study.pretrain.mixture),
@@ -258,6 +262,20 @@ def _prompts(study: StudyConfig, tokenizer: TokenizerConfig) -> None:
             for task in map(task_of, mixture.retrieval_tasks):
                 k = max(trained_k(task, mixture.retrieval_rivals))
                 maker.check(task, phase.length, k, field=f"{section}.mixture.prompts.{index}.length")
+
+
+def _characters(study: StudyConfig, codec: StudyTokenizer) -> None:
+    """A given tokenizer must give back what the tasks say: one prompt of each shows it."""
+    import numpy as np
+
+    asked = study.evaluate.retrieval
+    fix = "leave the task out, or give a tokenizer that has these characters"
+    for grid in (*asked.needles, *asked.further):
+        checked = Checked(codec, f"evaluate.retrieval (task {grid.task.name})", fix)
+        length = min(grid.lengths)
+        maker = PromptMaker(checked, np.zeros(length, np.int32), asked.format, 0, "evaluation")
+        for k in grid.ks if grid.trials else ():
+            maker.item(grid.task, length, k, 0, grid.depth_of(0))
 
 
 def _filled(study: StudyConfig, mixture: MixtureConfig) -> MixtureConfig:
