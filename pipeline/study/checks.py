@@ -17,6 +17,7 @@ from pipeline.study.study import StudyConfig
 from stages.data.corpus.config import IngestConfig
 from stages.data.corpus.files import DigestCache
 from stages.data.corpus.pin import possible_splits
+from stages.data.tasks import later
 from stages.data.tasks.checked import Checked
 from stages.data.tasks.prompts import PromptMaker
 from stages.data.tasks.registry import task_of
@@ -248,6 +249,12 @@ def _prompts(study: StudyConfig, tokenizer: TokenizerConfig) -> None:
     for section, asked in sections:
         maker = PromptMaker(codec, haystack, asked.format, 0, "evaluation")
         maker.check_grids((*asked.needles, *asked.further), f"{section}.retrieval")
+    if study.ablate is not None and study.ablate.probes is not None and (recall := study.ablate.probes.recall):
+        maker = PromptMaker(codec, haystack, study.ablate.retrieval.format, 0, "evaluation")
+        for arm in study.arms.values():
+            if arm.kind == "infini":
+                field = "ablate.probes.recall.segments"
+                later.check(maker, recall.items, recall.segments, arm.segment_length, field=field)
     if tokenizer.kind in ("file", "hub"):
         _characters(study, codec)
     for section, mixture in (

@@ -6,10 +6,8 @@ text. What an item costs that others were written after it, and what it costs th
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +15,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from model.decoder import Decoder
-from stages.data.tasks import needles
-from stages.data.tasks.haystack import Format, Haystack, Prompt, Trial
+from stages.data.tasks import later
+from stages.data.tasks.haystack import Format
 from stages.data.tasks.prompts import Item, PromptMaker
-from stages.data.tasks.task import Task
 from stages.evidence.ablate.config import RecallConfig
 from stages.evidence.evaluate import retrieval
 
@@ -43,42 +40,6 @@ RECALL = pa.schema(
 )
 
 
-def draw(segment: int, haystack: Haystack, trial: Trial, rng: random.Random) -> Prompt:
-    """The needles evenly over the first segment (in a row where they are more than it holds), then text alone."""
-    task = needles.PASSKEY if trial.k == 1 else needles.BINDINGS
-
-    def places(filler: int) -> Sequence[int]:
-        written = trial.length - filler  # instruction, needles and question
-        free = max(0, min(filler, segment - written))
-        return [round(free * (number + 0.5) / trial.k) for number in range(trial.k)]
-
-    return task.draw(_Placed(haystack, places), replace(trial, depth=None), rng)
-
-
-class _Placed(Haystack):
-    """A haystack whose needles lie where ``places`` says."""
-
-    def __init__(self, haystack: Haystack, places: Callable[[int], Sequence[int]]) -> None:
-        self.__dict__.update(haystack.__dict__)
-        self._places = places
-
-    def hide(self, *args: Any, **options: Any) -> Prompt:
-        return super().hide(*args, **options | {"places": self._places})
-
-
-def task_of(segment: int) -> Task:
-    """The record of the probe's prompts."""
-    return Task(
-        name="recall",
-        sentence="one of k needles of the first segment, some segments later",
-        draw=partial(draw, segment),
-        shortest=lambda haystack, k: (needles.PASSKEY if k == 1 else needles.BINDINGS).shortest(haystack, k),
-        budget=needles.budget,
-        largest=needles.MOST_RIVALS,
-        told_needle=True,
-    )
-
-
 def items_of(
     config: RecallConfig,
     tokenizer: StudyTokenizer,
@@ -89,13 +50,13 @@ def items_of(
 ) -> list[Item]:
     """Every prompt, in the order of items, segments and the asked one; each ends with the last token of a segment.
     Raises StageError where one does not fit."""
-    task = task_of(segment)
+    task = later.task_of(segment)
     maker = PromptMaker(tokenizer, haystack, format, seed, "evaluation")
+    later.check(maker, config.items, config.segments, segment, field="ablate.probes.recall.segments")
     found = []
     for k in config.items:
-        free = task.free(maker.haystack, k)
         for count in config.segments:
-            length = (1 + count) * segment + free
+            length = later.length_of(maker, task, k, count, segment)
             maker.check(task, length, k, field="ablate.probes.recall.segments")
             for asked in range(k):
                 for trial in range(config.trials):
