@@ -16,9 +16,10 @@ from pipeline.study.schedules import variants
 from pipeline.study.study import StudyConfig
 from stages.data.corpus.config import IngestConfig
 from stages.data.corpus.files import DigestCache
-from stages.data.corpus.pin import possible_splits
+from stages.data.corpus.pin import most_test_bytes, possible_splits
 from stages.data.tasks import later
 from stages.data.tasks.checked import Checked
+from stages.data.tasks.haystack import Codec, Haystack
 from stages.data.tasks.prompts import PromptMaker
 from stages.data.tasks.registry import task_of
 from stages.data.tasks.training import trained_k
@@ -215,6 +216,30 @@ def preflight(
     _workers(study)
     tuning.check_batches(study)
     _prompts(study, tokenizer)
+    _held_out(study, corpus)
+
+
+def _held_out(study: StudyConfig, corpus: IngestConfig) -> None:
+    """Prompts in prose are no longer than the test split, as far as sizes of files say; a token has a byte at least, or
+    is one of two where a word begins."""
+    sizes = [most_test_bytes(source) for source in corpus.sources]
+    if None in sizes:
+        return
+    most = 2 * sum(size for size in sizes if size is not None)
+    haystack = Haystack(cast("Codec", None), cast("NDArray[np.int32]", range(most)), "compact")
+    sections = [("evaluate", study.evaluate.retrieval)]
+    sections += [] if study.ablate is None else [("ablate", study.ablate.retrieval)]
+    for section, asked in sections:
+        for grid in (*asked.needles, *asked.further):
+            for length in grid.lengths if grid.trials or grid.control_trials else ():
+                if length > min(grid.task.longest(haystack, k) for k in grid.ks):
+                    raise StageError(
+                        f"the test split, the text around the needles of {grid.task.name}, has {most // 2:,} bytes",
+                        field=f"{section}.retrieval.{grid.field}",
+                        value=length,
+                        allowed=f"tokens of one document after another: fewer than {most:,}",
+                        fix="shorten the prompts, or add documents to the test split",
+                    )
 
 
 def _splits(study: StudyConfig, corpus: IngestConfig) -> None:

@@ -28,6 +28,12 @@ def two_sources(study: Synthetic, gain: float) -> Synthetic:
     return study
 
 
+def off_starts(found):
+    name = "corpus.math.memory_off.infini-delta."
+    starts = sorted(int(one.removeprefix(name)) for one in found if one.startswith(name))
+    return starts[0], starts[-1]
+
+
 def test_each_source_has_its_own_numbers():
     plain = Synthetic(Path(".")).evaluate().ablate()
     assert by_corpus(plain.evidence(RULES)) == []
@@ -40,6 +46,9 @@ def test_each_source_has_its_own_numbers():
         assert {f"corpus.{c}.{unit}.infini-delta" for c in ("books", "math")} <= set(found)
     assert found["corpus.math.knockout.infini-delta.swap"].estimate == pytest.approx(math.expm1(0.07), abs=0.02)
     assert any(name.startswith("corpus.math.position_gap.infini-delta.") for name in found)
+    first, last = (found[f"corpus.math.memory_off.infini-delta.{start}"] for start in off_starts(found))
+    for number in (first, last):
+        assert number.estimate == pytest.approx(math.expm1(0.07), abs=0.02) and number.unit.startswith("relative")
     (rows,) = {source.filter for source in found["corpus.math.perplexity.local"].sources}
     assert rows == "doc_id >= 'math/' and doc_id < 'math0'"
     assert "perplexity by corpus" in collect(evidence, []).sections

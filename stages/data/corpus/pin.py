@@ -297,6 +297,19 @@ def possible_splits(source: Source) -> set[SplitName]:
     return {split} if split in SPLITS else set(SPLITS)
 
 
+def most_test_bytes(source: Source) -> int | None:
+    """At most so many bytes of text the resolved source has in the test split; None where only reading it says that."""
+    if not isinstance(source, Pg19 | TextFiles) or is_remote(source.url) or source.encoding != ("utf-8",):
+        return None
+    from stages.data.corpus.files import split_of_file
+
+    found = _pg19_files(source, "") if isinstance(source, Pg19) else list(_glob(_pattern(source)))
+    own = [(name, location) for name, location, _ in found if split_of_file(source, name) in ("test", None)]
+    if any(location.lower().endswith((".gz", ".bz2", ".xz", ".zst")) for _, location in own):
+        return None
+    return sum(os.path.getsize(location) for _, location in own)
+
+
 def _python_files(source: PythonDocs, field: str) -> Iterator[Found]:
     standard = sysconfig.get_paths()["stdlib"]
     yield from _walk("stdlib", standard)

@@ -213,7 +213,39 @@ def by_corpus(evidence: Evidence) -> list[Number]:
             for knockout in memory.KNOCKOUTS
             if (cost := memory.perplexity_cost(evidence, arm, knockout, corpus))
         ]
-    return found + [number for corpus in corpora for number in by_position(evidence, corpus)]
+    for corpus in corpora:
+        found += [*by_position(evidence, corpus), *memory_off(evidence, corpus)]
+    return found
+
+
+def memory_off(evidence: Evidence, corpus: str = "") -> list[Number]:
+    """What closing every gate adds to the perplexity of the memory arms in each position bucket, on the documents of
+    one source (all for "")."""
+    table = of_corpus(evidence.knocked_perplexity, corpus)
+    found = []
+    for (arm, start), rows in table.groupby(["arm", "bucket_start"], sort=False) if len(table) else ():
+        on, off = (rows[rows["knockout"] == knockout] for knockout in ("none", "gate_closed"))
+        pair = paired(off, on, "doc_id", "nll_sum", "tokens")
+        if pair is None:
+            continue
+        end = int(rows["bucket_end"].max())
+        cost = effect(pair, evidence.rules)
+        where = f"bucket_start == {start} and knockout in ['none', 'gate_closed']"
+        number = Number(
+            f"corpus.{corpus}.memory_off.{arm}.{start}",
+            f"{arm}, memory off, on {corpus or 'all'}, tokens {start:,} to {end:,}",
+            math.expm1(cost.estimate),
+            math.expm1(cost.low),
+            math.expm1(cost.high),
+            cost.items,
+            memory.PERPLEXITY_UNIT,
+            cost.method,
+            evidence.sources(
+                "ablate", perplexity.TABLE, " and ".join(filter(None, (where, corpus_filter(corpus)))), str(arm)
+            ),
+        )
+        found.append(number.of(kind="corpus_memory_off", arm=str(arm), start=int(start), end=end, corpus=corpus))
+    return found
 
 
 def passkey_by_length(evidence: Evidence) -> list[Number]:

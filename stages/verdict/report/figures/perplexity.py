@@ -51,10 +51,11 @@ def by_corpus(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     baseline = next(iter(evidence.arms_of_kind("local")), None)
     panels, data, sources = [], [], []
     for corpus in evidence.corpora if len(evidence.corpora) > 1 else ():
-        points = _points(evidence, numbers, corpus, "corpus_position", "corpus_position_gap")
+        points = _points(evidence, numbers, corpus, "corpus_position", "corpus_position_gap", "corpus_memory_off")
         for kind, what, unit, scale in (
             ("corpus_position", "by position", "perplexity per token", 1.0),
             ("corpus_position_gap", f"against {baseline}", "difference (%)", 100.0),
+            ("corpus_memory_off", "memory off", "perplexity added (%)", 100.0),
         ):
             if any(known == kind for known, _ in points):
                 panels.append(_curves(evidence, points, kind, f"{corpus}: {what}", unit, scale))
@@ -66,8 +67,8 @@ def by_corpus(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     return Drawing(
         "perplexity-by-corpus",
         "Perplexity by token position on each source",
-        "Documents of one source at a time; bands: intervals over seeds and its documents. Below zero is better than "
-        "the arm without memory.",
+        "Documents of one source at a time; bands: intervals over seeds and its documents. Against the arm without "
+        "memory below zero is better; memory off: what closing every gate adds.",
         panels,
         data,
         sources,
@@ -84,7 +85,9 @@ def _points(evidence: Evidence, numbers: Numbers, corpus: str, *kinds: str) -> P
     for number in numbers.values():
         kind, arm = number.text("kind"), number.text("arm")
         if kind in kinds and arm in shown and number.text("corpus") == corpus:
-            points.setdefault((kind, arm), []).append((ends[number.integer("start")], number))
+            start = number.integer("start")
+            end = number.integer("end") if "end" in dict(number.about) else ends[start]  # the ablation's own buckets
+            points.setdefault((kind, arm), []).append((end, number))
     return points
 
 
@@ -113,7 +116,7 @@ def _curves(
             )
             axis.fill_between(x, low, high, color=look.colour, alpha=0.1, lw=0)
         axis.axvline(evidence.segment_length(), color=MUTED, lw=0.8, ls=":")
-        if kind.endswith("gap"):
+        if kind.endswith(("gap", "off")):
             axis.axhline(0, color=BASELINE, lw=1.2, ls=(0, (2, 1.5)))
         power_axis(axis, {end for found in points.values() for end, _ in found})
         axis.set(title=title, ylabel=unit, xlabel="position (tokens)")
