@@ -11,14 +11,25 @@ import pytest
 
 from stages.data.tasks.config import TaskSettings
 from stages.statistics.intervals import hierarchical_many
+from stages.verdict.claims import power, powerfurther
 from stages.verdict.claims.config import ClaimsConfig, Compositional, PilotConfig
 from stages.verdict.claims.power import Sensitivity, Size
 from stages.verdict.claims.powerfurther import _compositional, _schedule, cells_of
 from tests.stages.synthetic import ASKED, Synthetic
 from tests.stages.test_claims_power import SIZE
 
-TASKS = {"vt": TaskSettings(k=(1, 4)), "niah_multikey_2": TaskSettings(), "niah_multivalue": TaskSettings(trials=120)}
+TASKS = {
+    "vt": TaskSettings(k=(1, 4), trials=120),
+    "niah_multikey_2": TaskSettings(trials=120),
+    "niah_multivalue": TaskSettings(trials=100),
+}
 SCHEDULES = {name: ("local", "infini-linear") for name in ("low", "high", "long")}
+
+
+@pytest.fixture(autouse=True)
+def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (power, powerfurther):
+        monkeypatch.setattr(module, "DRAWS", 200)
 
 
 def asked(tasks: dict[str, TaskSettings], **rules: object) -> Size:
@@ -51,10 +62,10 @@ def test_what_a_study_does_not_ask_has_no_row():
 def test_every_cell_must_clear_so_that_more_of_them_need_a_higher_score():
     size = asked(TASKS)
     assert [(cell.kind, cell.length, cell.prompts) for cell in cells_of(size)] == [
-        ("hops", 512, 160), ("hops", 512, 160), ("keys", 512, 160), ("values", 512, 120),
+        ("hops", 512, 120), ("hops", 512, 120), ("keys", 512, 120), ("values", 512, 100),
     ]  # fmt: skip
     row = c4(size)
-    assert row.items == 120 and row.unit == "prompts in each of 4 tasks" and row.pilot == "claims.pilot"
+    assert row.items == 100 and row.unit == "prompts in each of 4 tasks" and row.pilot == "claims.pilot"
     assert 0.9 < row.smallest < 1 and 0.5 < row.refutes < 0.9
     fewer = c4(asked(TASKS, tasks=("niah_multivalue",), kinds=1))
     assert fewer.smallest < row.smallest
@@ -64,7 +75,7 @@ def test_every_cell_must_clear_so_that_more_of_them_need_a_higher_score():
     ("tasks", "rules", "why"),
     [
         ({"vt": TaskSettings(), "niah_multikey_2": TaskSettings()}, {}, "none: 2 of 3 kinds of task"),
-        (TASKS, {"minimum_trials": 121}, "none: 120 of claims.compositional.minimum_trials = 121 prompts"),
+        (TASKS, {"minimum_trials": 101}, "none: 100 of claims.compositional.minimum_trials = 101 prompts"),
     ],
 )
 def test_what_the_rule_can_never_support_is_said(tasks, rules, why):
@@ -85,7 +96,7 @@ def test_the_smallest_gap_to_every_schedule_is_found_as_often_as_it_says():
         tables = tables + plan.loss_item_sd * rng.standard_normal((3000, 1, 40))
         tables = tables + plan.loss_residual_sd * rng.standard_normal((3000, 3, 40))
         ahead &= hierarchical_many(tables, level=1 - 0.05 / candidates)[0] > 0
-    assert ahead.mean() == pytest.approx(0.8, abs=0.04)
+    assert ahead.mean() == pytest.approx(0.8, abs=0.08)  # of 200 draws
 
 
 def test_too_few_schedules_can_support_nothing():
