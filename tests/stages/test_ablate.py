@@ -331,10 +331,11 @@ def test_the_spectrum_of_a_whole_book_is_that_of_its_norm_and_rank(inside):
 
 def test_items_are_asked_after_as_many_segments_as_it_says(inside):
     rows = inside["recall"]
-    assert set(zip(rows["items"], rows.segments, strict=True)) == {(1, 4), (1, 8), (2, 4), (2, 8)}
-    assert set(rows[rows["items"] == 2].asked) == {0, 1} and set(rows[rows["items"] == 1].asked) == {0}
+    one, two = rows[rows["items"] == 1], rows[rows["items"] == 2]
+    assert set(one.segments) == {4, 8} and set(one.asked) == {0} and set(two.asked) == {0, 1}
+    assert set(two[two.asked == 0].segments) == {4, 8} and set(two.segments) <= {3, 4, 7, 8}  # two fill a segment
     assert len(rows) == 2 * 2 * (1 + 2) and rows["item"].is_unique
-    near, far = (rows[rows.segments == count].distance for count in (4, 8))
+    near, far = (rows[rows["item"].str.endswith(f"/{count}")].distance for count in (4, 8))
     assert far.min() - near.max() > SEGMENT
 
 
