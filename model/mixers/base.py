@@ -194,8 +194,10 @@ class Mixer(nn.Module, ABC):
         if isinstance(knockout, HeadKnockout) and knockout.layer == self.layer:
             # what is written does not depend on it, so the memory that follows is that of the whole layer
             knocked, _ = self.mix(x, before, position=position, rope=rope, knockout=knockout.kind, keep_state=False)
-            only = torch.arange(self.heads, device=y.device) == knockout.head
-            y = knocked if knockout.head is None else torch.where(only.unsqueeze(-1), knocked, y)
+            if knockout.head is not None:
+                only = torch.arange(self.heads, device=y.device) == knockout.head
+                knocked = torch.where(only.unsqueeze(-1), knocked, y)
+            y = knocked
         return self.o_proj(y.flatten(-2)), after if keep_state else LayerState(auxiliary=after.auxiliary)
 
     can_knock_out = False
