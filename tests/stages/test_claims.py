@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from pydantic import ValidationError
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from stages.data.tasks.config import RetrievalConfig
 from stages.stage import StageError
 from stages.verdict.claims.config import ClaimsConfig, CleanData, Retrieval
-from stages.verdict.claims.evidence import Evidence, paired
+from stages.verdict.claims.evidence import Evidence, crossed, paired
 from stages.verdict.claims.table import CLAIMS, decide
 from stages.verdict.claims.verdict import Verdict
 from tests.stages.readers import complete, only_up_to
@@ -183,6 +184,18 @@ def test_pairs_keep_only_items_that_every_seed_of_both_sides_has():
     assert pair is not None
     assert pair.items == ("x",) and pair.seeds == (0, 1)
     assert pair.differences.tolist() == [[0.5], [2.5]]
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_crossed_rows_are_the_pivot_table_of_the_items_that_every_seed_has(mean):
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"seed": rng.integers(0, 3, 400), "item": rng.integers(0, 60, 400).astype(str)})
+    rows["v"] = np.where(rng.random(400) < 0.05, np.nan, rng.normal(size=400))
+    kept = rows[rows["v"].notna()]
+    slow = kept.pivot_table(index="seed", columns="item", values="v", aggfunc="mean" if mean else "sum").dropna(axis=1)
+    seeds, items, table = crossed(rows, "item", "v", mean=mean)
+    assert 0 < len(items) < 60 and seeds == list(slow.index) and items.tolist() == list(slow.columns)
+    np.testing.assert_allclose(table, slow.to_numpy(), rtol=1e-12)
 
 
 def test_a_damaged_table_is_named_with_its_step_and_the_fix(study):

@@ -24,7 +24,9 @@ from pipeline.tracking.publish import root_option
 from stages.stage import Place, Summary
 from stages.training.pretrain.schedule import ScheduleSettings
 from stages.verdict.claims.config import ClaimsConfig
-from stages.verdict.report.figures.all import FIGURES
+from stages.verdict.claims.table import CLAIMS, decide
+from stages.verdict.report.figures.all import FIGURES, draw
+from stages.verdict.report.numbers import collect
 from stages.verdict.report.shown import shown
 from stages.verdict.report.stage import STAGE, ReportConfig
 from stages.verdict.report.terminal import verdict_rows
@@ -327,6 +329,17 @@ def test_tables_and_figures_are_the_same_bytes_when_made_again(tmp_path):
         STAGE.run(config(), study.inputs, output, LocalContext(str(tmp_path)))
         outputs.append({path.relative_to(output): path.read_bytes() for path in sorted(output.rglob("*.*"))})
     assert outputs[0] == outputs[1]
+
+
+def test_figures_drawn_by_several_workers_are_those_drawn_by_one(ray_session, tmp_path, monkeypatch):
+    seen = calibrate(Synthetic(tmp_path / "artifacts").positive_control()).evidence(ClaimsConfig())
+    named = collect(seen, [decide(claim, seen) for claim in CLAIMS]).named
+    several = list(draw(seen, named, tmp_path / "several", {"calibration"}))
+    monkeypatch.setattr("stages.data.parallel.running_ray", lambda: None)
+    one = list(draw(seen, named, tmp_path / "one", {"calibration"}))
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*")]
+    assert one == several and len(files) == 4 * len([figure for _, figure in one if figure is not None]) > 0
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "several" / name).read_bytes() for name in files)
 
 
 def test_contaminated_documents_are_warned_about(tmp_path):

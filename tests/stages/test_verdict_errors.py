@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -63,47 +66,47 @@ def dearer() -> dict[str, Any]:
     return {"aligned_nats": dict.fromkeys(MEMORY, more), "asked": FEW}
 
 
+BOTH = ("supported", "refuted")
 NULLS = (
-    # claim, wrong decision, the null that is true, what it is (a function of the draw)
-    ("C1", "supported", "another's memory costs just the margin",
+    # claim, wrong decisions, the null that is true, what it is (a function of the draw)
+    ("C1", ("supported",), "another's memory costs just the margin",
      lambda draw: {"knocked": {"swap": sometimes(0.95)}}),
-    ("C1", "refuted", "every knock-out costs just the margin",
+    ("C1", ("refuted",), "every knock-out costs just the margin",
      lambda draw: {"knocked": dict.fromkeys(KNOCKOUTS, sometimes(0.95)), "knocked_nats": 0.001}),
-    ("C2", "supported", "no gap to local", lambda draw: gap(0.0)),
-    ("C2", "refuted", "a gap of just the margin", lambda draw: gap(RULES.perplexity_from_memory.margin)),
-    ("C13", "supported", "a gap of just the margin", lambda draw: gap(RULES.seeds.margin)),
-    ("C13", "refuted", "a gap of just the margin", lambda draw: gap(RULES.seeds.margin)),
-    ("C3", "supported", "accuracy of just the threshold", lambda draw: threshold(0.0, draw)),
-    ("C3", "supported", "the same on average, seeds apart by half a logit", lambda draw: threshold(0.5, draw)),
-    ("C3", "refuted", "accuracy of just the threshold", lambda draw: threshold(0.0, draw)),
-    ("C3", "refuted", "the same on average, seeds apart by half a logit", lambda draw: threshold(0.5, draw)),
-    ("C5b", "supported", "just the margin above 1/k", lambda draw: {"reader": at_the_margin, "asked": FEW}),
-    ("C5b", "refuted", "just the margin above 1/k", lambda draw: {"reader": at_the_margin, "asked": FEW}),
-    ("C5a", "supported", "just the margin above 1/k",
+    ("C2", ("supported",), "no gap to local", lambda draw: gap(0.0)),
+    ("C2", ("refuted",), "a gap of just the margin", lambda draw: gap(RULES.perplexity_from_memory.margin)),
+    ("C13", BOTH, "a gap of just the margin", lambda draw: gap(RULES.seeds.margin)),
+    ("C3", BOTH, "accuracy of just the threshold", lambda draw: threshold(0.0, draw)),
+    ("C3", BOTH, "the same on average, seeds apart by half a logit", lambda draw: threshold(0.5, draw)),
+    ("C5b", BOTH, "just the margin above 1/k", lambda draw: {"reader": at_the_margin, "asked": FEW}),
+    ("C5a", BOTH, "just the margin above 1/k",
      lambda draw: {"control": {k: 1 / k + (RULES.binding.margin if k > 1 else 0.0) for k in K}}),
-    ("C5a", "refuted", "just the margin above 1/k",
-     lambda draw: {"control": {k: 1 / k + (RULES.binding.margin if k > 1 else 0.0) for k in K}}),
-    ("C11", "refuted", "alignment costs just the margin of accuracy", lambda draw: forgetful(RULES.alignment.margin)),
-    ("C11", "supported", "alignment costs just the margin of accuracy", lambda draw: forgetful(RULES.alignment.margin)),
-    ("C11", "refuted", "alignment adds just the margin of perplexity", lambda draw: dearer()),
-    ("C11", "supported", "alignment adds just the margin of perplexity", lambda draw: dearer()),
+    ("C11", BOTH, "alignment costs just the margin of accuracy", lambda draw: forgetful(RULES.alignment.margin)),
+    ("C11", BOTH, "alignment adds just the margin of perplexity", lambda draw: dearer()),
 )  # fmt: skip
 
 
-def rate(claim: str, decision: str, truth: Any, draws: int) -> float:
-    """Share of ``draws`` simulated studies in which the claim ends in ``decision``."""
+def rates(claim: str, wrong: Sequence[str], truth: Any, draws: int) -> dict[str, float]:
+    """Share of ``draws`` simulated studies in which the claim ends in each of the decisions ``wrong``.
+
+    The sample that would decide an open one, itself a simulation, is left out: it changes no decision.
+    """
+    with mock.patch("stages.statistics.power.deciding_sample", return_value=None):
+        found = Counter(decided(claim, truth, draw) for draw in range(1, draws + 1))
+    return {decision: found[decision] / draws for decision in wrong}
+
+
+def decided(claim: str, truth: Any, draw: int) -> str:
+    """How the claim ends in one simulated study."""
     rule = next(one for one in CLAIMS if one.id == claim)
-    wrong = 0
-    for draw in range(1, draws + 1):
-        study = Synthetic(Path("."), draw=draw, local=LOCAL, **truth(draw)).positive_control()
-        if claim == "C1":
-            study.ablate()
-        elif claim == "C11":
-            study.align()
-        elif claim != "C5a":
-            study.evaluate(text=claim in ("C2", "C13"), prompts=claim not in ("C2", "C13"))
-        wrong += decide(rule, study.evidence(RULES)).decision == decision
-    return wrong / draws
+    study = Synthetic(Path("."), draw=draw, local=LOCAL, **truth(draw)).positive_control()
+    if claim == "C1":
+        study.ablate()
+    elif claim == "C11":
+        study.align()
+    elif claim != "C5a":
+        study.evaluate(text=claim in ("C2", "C13"), prompts=claim not in ("C2", "C13"))
+    return decide(rule, study.evidence(RULES)).decision
 
 
 @pytest.mark.parametrize("seed_sd", [0.0, 0.02, 0.1])
@@ -122,13 +125,15 @@ def test_the_comparison_that_claims_share_errs_at_its_nulls_as_often_as_it_says(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize(("claim", "decision", "null", "truth"), NULLS, ids=[f"{c} {d}: {n}" for c, d, n, _ in NULLS])
-def test_a_rule_errs_at_its_null_no_more_often_than_it_says(claim, decision, null, truth):
+@pytest.mark.parametrize(("claim", "wrong", "null", "truth"), NULLS, ids=[f"{c}: {null}" for c, _, null, _ in NULLS])
+def test_a_rule_errs_at_its_null_no_more_often_than_it_says(claim, wrong, null, truth):
     draws = 200
-    assert rate(claim, decision, truth, draws) <= 0.05 + 2.3 * math.sqrt(0.05 * 0.95 / draws)
+    found = rates(claim, wrong, truth, draws)
+    assert max(found.values()) <= 0.05 + 2.3 * math.sqrt(0.05 * 0.95 / draws), found
 
 
 if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 500
-    for claim, decision, null, truth in NULLS:
-        print(f"{claim:4} {decision:10} {null:60} {rate(claim, decision, truth, count):6.1%} of {count}", flush=True)
+    for claim, wrong, null, truth in NULLS:
+        for decision, share in rates(claim, wrong, truth, count).items():
+            print(f"{claim:4} {decision:10} {null:60} {share:6.1%} of {count}", flush=True)

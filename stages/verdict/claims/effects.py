@@ -168,10 +168,9 @@ def _needed(rule: Rule, seen: Pilot, rules: ClaimsConfig, estimate: float, seeds
 
 def _crossed(rows: pd.DataFrame) -> Floats:
     """correct [seeds, items] of the prompts that every seed was asked."""
-    table: Floats = (
-        rows.pivot_table(index="seed", columns="item", values="correct", aggfunc="mean").dropna(axis=1).to_numpy(float)
-    )
-    return table
+    from stages.verdict.claims.evidence import crossed
+
+    return crossed(rows, "item", "correct", mean=True)[2]
 
 
 def accuracy(name: str, label: str, rows: pd.DataFrame, *, sources: tuple[Source, ...], rules: ClaimsConfig) -> Number:

@@ -21,6 +21,7 @@ from stages.verdict.claims.verdict import Source
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
 KINDS_WITH_MEMORY = ("infini",)
 BASE = "base"  # the arm name under which evaluate scores what every arm started from
@@ -395,6 +396,27 @@ def corpus_filter(corpus: str) -> str:
     return f"doc_id >= '{corpus}/' and doc_id < '{corpus}0'" if corpus else ""
 
 
+def crossed(
+    rows: pd.DataFrame, item: str, value: str, *, mean: bool = False
+) -> tuple[list[Any], NDArray[Any], NDArray[np.float64]]:
+    """Seeds, items and the table [seeds, items] of ``value``, for the items that every seed has; both in order.
+
+    Several rows of one seed and item are summed (``mean``: averaged); rows without a value count as missing.
+    """
+    import numpy as np
+    import pandas as pd
+
+    rows = rows[rows[value].notna()]
+    seed, seeds = pd.factorize(rows["seed"], sort=True)
+    name, names = pd.factorize(rows[item], sort=True)
+    cell, shape = seed * len(names) + name, (len(seeds), len(names))
+    count = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
+    sums = np.bincount(cell, rows[value].to_numpy(dtype=np.float64), shape[0] * shape[1]).reshape(shape)
+    whole = (count > 0).all(0)
+    table: NDArray[np.float64] = sums / np.maximum(count, 1) if mean else sums.astype(np.float64)
+    return list(seeds), np.asarray(names, dtype=object)[whole], table[:, whole]
+
+
 def paired(a: pd.DataFrame, b: pd.DataFrame, item: str, value: str, weight: str | None = None) -> Paired | None:
     """Rows of ``a`` and ``b`` (columns ``seed``, ``item``, ``value`` and, for ratios, ``weight``) on what both have.
 
@@ -403,26 +425,23 @@ def paired(a: pd.DataFrame, b: pd.DataFrame, item: str, value: str, weight: str 
     """
     import numpy as np
 
-    sides = []
-    for table in (a, b):
-        if not len(table):
-            return None
-        sides.append(table.pivot_table(index="seed", columns=item, values=value, aggfunc="sum"))
-    seeds = sides[0].index.intersection(sides[1].index)
-    if not len(seeds):
+    shared = sorted(set(a["seed"].unique()) & set(b["seed"].unique())) if len(a) and len(b) else []
+    if not shared:
         return None
-    left, right = (side.loc[seeds].dropna(axis=1) for side in sides)
-    items = left.columns.intersection(right.columns).sort_values()
+    of_a, of_b = (table[table["seed"].isin(shared)] for table in (a, b))
+    _, names, left = crossed(of_a, item, value)
+    _, others, right = crossed(of_b, item, value)
+    items, mine, its = np.intersect1d(names, others, assume_unique=True, return_indices=True)
     if not len(items):
         return None
     weights = np.ones(len(items))
     if weight is not None:
-        first = a[a["seed"] == seeds[0]]
+        first = of_a[of_a["seed"] == shared[0]]
         weights = first.groupby(item)[weight].sum().loc[items].to_numpy(dtype=float)
     return Paired(
-        left[items].to_numpy(dtype=float),
-        right[items].to_numpy(dtype=float),
+        left[:, mine],
+        right[:, its],
         weights,
-        tuple(int(seed) for seed in seeds),
+        tuple(int(seed) for seed in shared),
         tuple(str(name) for name in items),
     )

@@ -28,7 +28,7 @@ from stages.training.pretrain.config import BaseConfig, PretrainConfig
 from stages.verdict.claims.bracket import FLOOR
 from stages.verdict.claims.config import ClaimsConfig, PilotConfig
 from stages.verdict.claims.effects import Decided, Floats, comparison
-from stages.verdict.claims.evidence import KINDS_WITH_MEMORY, Evidence, Paired, paired
+from stages.verdict.claims.evidence import KINDS_WITH_MEMORY, Evidence, Paired, crossed, paired
 from stages.verdict.claims.memory import retrieval_cost
 from stages.verdict.claims.perplexity import pair_of_arms
 from stages.verdict.claims.retrieval import passkey
@@ -228,8 +228,8 @@ def _passkey(size: Size, earlier: Evidence | None) -> Sensitivity:
     for beyond in asked:
         rows = beyond[beyond["length"] == length] if len(beyond) else beyond
         if len(rows):
-            tables.append(rows.pivot_table(index="seed", columns="item", values="correct").dropna(axis=1))
-    usable = [pilot(table.to_numpy(float)) for table in tables if min(table.shape) >= 2 and 0 < table.mean().mean() < 1]
+            tables.append(crossed(rows, "item", "correct", mean=True)[2])
+    usable = [pilot(table) for table in tables if min(table.shape) >= 2 and 0 < table.mean() < 1]
     if usable:
         seen = max(usable, key=lambda one: one.seed_sd**2 + (one.item_sd**2 + one.residual_sd**2) / items)
         origin = earlier_run(seen)

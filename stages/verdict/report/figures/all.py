@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
+from stages.data.parallel import spread
 from stages.verdict.claims.evidence import Evidence
 from stages.verdict.report.figures import (
     calibration,
@@ -57,10 +59,23 @@ def draw(
     evidence: Evidence, numbers: Numbers, folder: Path, sections: Collection[str] | None = None
 ) -> Iterator[tuple[str, FinishedFigure | None]]:
     """(section, figure) one by one; None where its tables are absent. ``numbers``: every number by its name;
-    ``sections``: those drawn, None for all."""
+    ``sections``: those drawn, None for all. Drawn wherever there is room: same files for any number of workers."""
+    wanted = [place for place, (section, _) in enumerate(FIGURES) if sections is None or section in sections]
+    for place, (figure, files) in zip(wanted, spread(_drawn, wanted, evidence, numbers), strict=True):
+        for name, content in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        yield FIGURES[place][0], figure
+
+
+def _drawn(place: int, evidence: Evidence, numbers: Numbers) -> tuple[FinishedFigure | None, dict[str, bytes]]:
+    """One of FIGURES and its files by their names."""
     begin()
-    for section, function in FIGURES:
-        if sections is not None and section not in sections:
-            continue
-        drawing = function(evidence, numbers)
-        yield section, None if drawing is None else finish(drawing, folder)
+    drawing = FIGURES[place][1](evidence, numbers)
+    if drawing is None:
+        return None, {}
+    with tempfile.TemporaryDirectory() as folder:
+        figure = finish(drawing, Path(folder))
+        names = (figure.png, figure.svg, figure.narrow, figure.data)
+        return figure, {name: (Path(folder) / name).read_bytes() for name in names}
