@@ -34,10 +34,10 @@ $(STAMP): constraints.txt pyproject.toml
 study: $(STAMP)
 	@$(BIN)/infini-study run $(STUDY) $(ARGS)
 
-## books      run runs/small.yaml on your own folder: make books BOOKS=/path/to/folder
+## books      run runs/small.yaml on your own folder: make books BOOKS=/path/to/folder [MATH=/folder/of/LaTeX]
 books: $(STAMP)
-	@test -n "$(BOOKS)" || { echo "usage: make books BOOKS=/folder/with/train,validation,test"; exit 2; }
-	@$(BIN)/infini-study run runs/small.yaml --set corpus.sources.0.url=$(BOOKS) $(ARGS)
+	@test -n "$(BOOKS)" || { echo "usage: make books BOOKS=/folder/with/train,validation,test [MATH=/folder/of/LaTeX]"; exit 2; }
+	@$(BIN)/infini-study run runs/small.yaml --set corpus.sources.0.url=$(BOOKS) $(if $(MATH),--set corpus.sources.1.url=$(MATH)) $(ARGS)
 
 ## test       the tests that every commit passes (under 20 minutes on 2 cores)
 test: $(STAMP)

@@ -367,7 +367,7 @@ class Decoder(nn.Module):
         knocked_out = knockout if isinstance(knockout, HeadKnockout) else Knockout(knockout or "none")
         if isinstance(knocked_out, HeadKnockout):
             layers, heads = len(self.layers), self.config.trunk.heads
-            if not (0 <= knocked_out.layer < layers and 0 <= knocked_out.head < heads):
+            if not (0 <= knocked_out.layer < layers and 0 <= (knocked_out.head or 0) < heads):
                 raise ValueError(
                     f"knockout of layer {knocked_out.layer}, head {knocked_out.head}: allowed are layers 0 to "
                     f"{layers - 1}, heads 0 to {heads - 1}"

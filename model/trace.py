@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, C model size, K memory heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -37,14 +37,20 @@ def through_layers(decoder: Decoder, tokens: Tensor, state: DecoderState | None,
 
 
 def memory_along(
-    decoder: Decoder, tokens: Tensor, segments: Sequence[int], chunk_segments: int, read: Callable[[int], None]
-) -> list[dict[str, float | int]]:
+    decoder: Decoder,
+    tokens: Tensor,
+    segments: Sequence[int],
+    chunk_segments: int,
+    read: Callable[[int], None],
+    *,
+    spectrum: bool = False,
+) -> list[dict[str, Any]]:
     """The memory of an infini model along one document, tokens [T]: a row per segment of ``segments`` (0-based,
     ascending, whole ones), layer and memory head, with ``segment``, ``tokens`` (read when it ends), ``layer``, ``head``
-    and the numbers of ``InfiniMixer.trace``. ``chunk_segments`` are read at a time; ``read`` is called with the tokens
-    of each chunk."""
+    and the numbers of ``InfiniMixer.trace`` (vectors as lists). ``chunk_segments`` are read at a time; ``read`` is
+    called with the tokens of each chunk."""
     n = decoder.config.mixer.segment_length
-    rows: list[dict[str, float | int]] = []
+    rows: list[dict[str, Any]] = []
     state: DecoderState | None = None
     for first in range(0, segments[-1] + 1, chunk_segments):
         chunk = tokens[first * n : min(first + chunk_segments, segments[-1] + 1) * n].unsqueeze(0)
@@ -55,12 +61,12 @@ def memory_along(
         ) -> None:
             if not picked:
                 return
-            found = cast(InfiniMixer, mixer).trace(x, cast(MemoryState | None, held.memory), picked)
+            found = cast(InfiniMixer, mixer).trace(x, cast(MemoryState | None, held.memory), picked, spectrum=spectrum)
             for place, segment in enumerate(picked):
                 for head in range(mixer.kv_heads):
                     rows.append(
                         {"segment": first + segment, "tokens": (first + segment + 1) * n, "layer": number, "head": head}
-                        | {name: values[0, place, head].item() for name, values in found.items()}
+                        | {name: values[0, place, head].tolist() for name, values in found.items()}
                     )
 
         state = through_layers(decoder, chunk, state, visit)

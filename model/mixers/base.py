@@ -38,14 +38,15 @@ class Knockout(StrEnum):
 
 @dataclass(frozen=True)
 class HeadKnockout:
-    """A knock-out of query head ``head`` of layer ``layer`` (0-based) alone; all other heads read as trained.
+    """A knock-out of query head ``head`` of layer ``layer`` (0-based) alone, of all of the layer's heads where it is
+    None; all other heads read as trained.
 
     ``reset`` is not among them: it changes what is written, and a memory belongs to all query heads of its group.
     """
 
     kind: Knockout
     layer: int
-    head: int
+    head: int | None
 
     def __post_init__(self) -> None:
         if self.kind not in (Knockout.gate_closed, Knockout.swap, Knockout.zero_read):
@@ -193,8 +194,10 @@ class Mixer(nn.Module, ABC):
         if isinstance(knockout, HeadKnockout) and knockout.layer == self.layer:
             # what is written does not depend on it, so the memory that follows is that of the whole layer
             knocked, _ = self.mix(x, before, position=position, rope=rope, knockout=knockout.kind, keep_state=False)
-            only = torch.arange(self.heads, device=y.device) == knockout.head
-            y = torch.where(only.unsqueeze(-1), knocked, y)
+            if knockout.head is not None:
+                only = torch.arange(self.heads, device=y.device) == knockout.head
+                knocked = torch.where(only.unsqueeze(-1), knocked, y)
+            y = knocked
         return self.o_proj(y.flatten(-2)), after if keep_state else LayerState(auxiliary=after.auxiliary)
 
     can_knock_out = False

@@ -230,14 +230,18 @@ class InfiniMixer(LocalMixer):
                 "erase_lambda_max": _largest_eigenvalue(phi * scale).max().item(),
             }
 
-    def trace(self, x: Tensor, memory: MemoryState | None, picked: list[int]) -> dict[str, Tensor]:
+    def trace(
+        self, x: Tensor, memory: MemoryState | None, picked: list[int], *, spectrum: bool = False
+    ) -> dict[str, Tensor]:
         """What becomes of the memory over the whole segments of a layer's normed inputs x [B, T, C], per batch row and
         memory head: each [B, P, K] for the segments ``picked``, counted from the first of x, which ``memory`` precedes
         (None: x starts its documents).
 
         memory_norm: Frobenius norm of M after the segment; effective_rank: of the same M; z_min: smallest sigma(q) z
         a query of the segment divides by; erase_lambda_max: largest eigenvalue of Phi^T D^-1 Phi of its write (the
-        delta rule amplifies above 2). The last two are NaN in a document's first segment, where nothing is read.
+        delta rule amplifies above 2). The last two are NaN in a document's first segment, where nothing is read. With
+        ``spectrum`` also z_norm, the Euclidean norm of z after the segment, and spectrum, the singular values of M
+        [B, P, K, min(F, E)], descending.
         """
         n, whole = self.segment_length, x.shape[1] // self.segment_length
         q, k, v = (split_axis(t[:, : whole * n], 1, whole, n) for t in self.project(x))
@@ -249,18 +253,20 @@ class InfiniMixer(LocalMixer):
                 before = MemoryState(before.M.to(dtype), before.z.to(dtype))
             states = scan(before, phi_k, v.transpose(2, 3), self.config.rule, self.config.eps, store=self.rounds_to)
             M, z = states.M[:, -whole:][:, picked], states.z
+            after = z[:, -whole:][:, picked]
             if before is None:  # an empty memory divides by eps
                 z = torch.cat([torch.full_like(z[:, :1], float("nan")), z], dim=1)
             z = z[:, :-1][:, picked]  # before the segment, as its queries and its write see it
             phi_q, phi_k = phi_q[:, picked], phi_k[:, picked]
             divisors = split_axis(phi_q, 2, self.kv_heads, -1) @ z[:, :, :, None, :, None]
             scale = (phi_k @ z.unsqueeze(-1) + self.config.eps).rsqrt()
-            return {
+            found = {
                 "memory_norm": M.norm(dim=(-2, -1)),
                 "z_min": divisors.flatten(3).amin(-1),
                 "erase_lambda_max": _largest_eigenvalue(phi_k * scale),
                 "effective_rank": effective_rank(M),
             }
+            return found | {"z_norm": after.norm(dim=-1), "spectrum": torch.linalg.svdvals(M)} if spectrum else found
 
 
 def effective_rank(M: Tensor) -> Tensor:

@@ -39,8 +39,10 @@ def power(
     The claims' own rules are applied to simulated results. Their spreads come from this study's last run in the store,
     where there is one, else from the study file's claims.pilot.
     """
+    from pipeline.study.schedules import variants
     from stages.stage import StageError
-    from stages.verdict.claims.power import Size, sensitivities
+    from stages.verdict.claims.power import Size
+    from stages.verdict.claims.powerfurther import every_sensitivity
 
     if not (tflops > 0 and math.isfinite(tflops)):
         raise StudyError(f"--tflops = {tflops}: allowed is a number above 0. Fix: give what one device sustains")
@@ -54,10 +56,11 @@ def power(
         ablate=chosen.ablate,
         control=chosen.control,
         control_arms=_control_arms(opened),
+        schedules=variants(chosen),
     )
     try:
         rows = []
-        for row in sensitivities(size, _earlier(opened)):
+        for row in every_sensitivity(size, _earlier(opened)):
             rows.append(row)
             note(f"{row.claim}: simulated")
     except StageError as error:
@@ -114,14 +117,14 @@ def _control_arms(opened: Loaded) -> dict[str, Any]:
 
 
 def _hours(opened: Loaded, needs: tuple[str, ...], tflops: float) -> float:
-    """Device-hours of training in all steps that the stages ``needs`` rest on; other schedules, which none of these
-    claims reads, only where ``needs`` names the report."""
+    """Device-hours of training in all steps that the stages ``needs`` rest on; trainings on other
+    schedules only where ``needs`` names the report or schedules."""
     from stages.training.pretrain.schedule import SEPARATOR
     from stages.verdict.claims.power import training_flops
 
     study, plan = opened.loaded.study, opened.plan
     vocabulary = {"bpe": study.tokenizer.vocab_size, "bytes": 258}.get(study.tokenizer.kind) or VOCABULARY
-    whole = "report" in needs
+    whole = "report" in needs or "schedules" in needs
     chosen = plan.upstream(
         step.id for step in plan.steps if step.stage.name in needs and (whole or SEPARATOR not in (step.arm or ""))
     )

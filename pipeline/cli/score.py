@@ -30,11 +30,10 @@ def score(
 
     load_plugins()
     try:
-        with predictions.open(encoding="utf-8-sig") as file:
+        with predictions.open(encoding="utf-8-sig", errors="surrogateescape") as file:
             rows, broken = score_lines(file)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "no UTF-8 text"
-        raise StudyError(f"{predictions}: {reason}. Fix: name a JSON Lines file") from error
+    except OSError as error:
+        raise StudyError(f"{predictions}: {error.strerror or error}. Fix: name a JSON Lines file") from error
     if not rows:
         first = f"line {broken[0].line}: {broken[0].reason}" if broken else "it is empty"
         raise StudyError(f"{predictions}: no row can be scored, {first}. Fix: give task, pred and outputs on each line")

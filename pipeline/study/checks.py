@@ -16,11 +16,15 @@ from pipeline.study.schedules import variants
 from pipeline.study.study import StudyConfig
 from stages.data.corpus.config import IngestConfig
 from stages.data.corpus.files import DigestCache
-from stages.data.corpus.pin import possible_splits
+from stages.data.corpus.pin import most_test_bytes, possible_splits
+from stages.data.tasks import later
+from stages.data.tasks.checked import Checked
+from stages.data.tasks.haystack import Codec, Haystack
 from stages.data.tasks.prompts import PromptMaker
 from stages.data.tasks.registry import task_of
 from stages.data.tasks.training import trained_k
 from stages.data.tokens.config import TokenizerConfig
+from stages.data.tokens.load import StudyTokenizer
 from stages.data.tokens.pin import vocabulary_size
 from stages.data.tokens.preview import preview
 from stages.evidence.control.stage import CONTROL_ARMS
@@ -220,6 +224,30 @@ def preflight(
     _workers(study)
     tuning.check_batches(study)
     _prompts(study, tokenizer)
+    _held_out(study, corpus)
+
+
+def _held_out(study: StudyConfig, corpus: IngestConfig) -> None:
+    """Prompts in prose are no longer than the test split, as far as sizes of files say; a token has a byte at least, or
+    is one of two where a word begins."""
+    sizes = [most_test_bytes(source) for source in corpus.sources]
+    if None in sizes:
+        return
+    most = 2 * sum(size for size in sizes if size is not None)
+    haystack = Haystack(cast("Codec", None), cast("NDArray[np.int32]", range(most)), "compact")
+    sections = [("evaluate", study.evaluate.retrieval)]
+    sections += [] if study.ablate is None else [("ablate", study.ablate.retrieval)]
+    for section, asked in sections:
+        for grid in (*asked.needles, *asked.further):
+            for length in grid.lengths if grid.trials or grid.control_trials else ():
+                if length > min(grid.task.longest(haystack, k) for k in grid.ks):
+                    raise StageError(
+                        f"the test split, the text around the needles of {grid.task.name}, has {most // 2:,} bytes",
+                        field=f"{section}.retrieval.{grid.field}",
+                        value=length,
+                        allowed=f"tokens of one document after another: fewer than {most:,}",
+                        fix="shorten the prompts, or add documents to the test split",
+                    )
 
 
 def _splits(study: StudyConfig, corpus: IngestConfig) -> None:
@@ -254,6 +282,14 @@ def _prompts(study: StudyConfig, tokenizer: TokenizerConfig) -> None:
     for section, asked in sections:
         maker = PromptMaker(codec, haystack, asked.format, 0, "evaluation")
         maker.check_grids((*asked.needles, *asked.further), f"{section}.retrieval")
+    if study.ablate is not None and study.ablate.probes is not None and (recall := study.ablate.probes.recall):
+        maker = PromptMaker(codec, haystack, study.ablate.retrieval.format, 0, "evaluation")
+        for arm in study.arms.values():
+            if arm.kind == "infini":
+                field = "ablate.probes.recall.segments"
+                later.check(maker, recall.items, recall.segments, arm.segment_length, field=field)
+    if tokenizer.kind in ("file", "hub"):
+        _characters(study, codec)
     for section, mixture in (
         ("base", study.base.mixture),
         ("pretrain", study.pretrain.mixture),
@@ -266,6 +302,20 @@ def _prompts(study: StudyConfig, tokenizer: TokenizerConfig) -> None:
             for task in map(task_of, mixture.retrieval_tasks):
                 k = max(trained_k(task, mixture.retrieval_rivals))
                 maker.check(task, phase.length, k, field=f"{section}.mixture.prompts.{index}.length")
+
+
+def _characters(study: StudyConfig, codec: StudyTokenizer) -> None:
+    """A given tokenizer must give back what the tasks say: one prompt of each shows it."""
+    import numpy as np
+
+    asked = study.evaluate.retrieval
+    fix = "leave the task out, or give a tokenizer that has these characters"
+    for grid in (*asked.needles, *asked.further):
+        checked = Checked(codec, f"evaluate.retrieval (task {grid.task.name})", fix)
+        length = min(grid.lengths)
+        maker = PromptMaker(checked, np.zeros(length, np.int32), asked.format, 0, "evaluation")
+        for k in grid.ks if grid.trials else ():
+            maker.item(grid.task, length, k, 0, grid.depth_of(0))
 
 
 def _filled(study: StudyConfig, mixture: MixtureConfig) -> MixtureConfig:

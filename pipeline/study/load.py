@@ -85,8 +85,11 @@ def _text(path: Path) -> str:
 
 def _said_once(raw: dict[str, Any]) -> dict[str, Any]:
     """An arm that names no segment length has the tokens' own, and training the tokens' sequence length. An imported
-    base is one for all seeds. What is matched is one word, or a section."""
+    base is one for all seeds. What is matched is one word, or a section. A source of the corpus that the file
+    keeps ready without a place (``url: null``, of the Hub ``path: null``) is left out."""
     filled = dict(raw)
+    if isinstance(corpus := raw.get("corpus"), dict) and isinstance(corpus.get("sources"), list):
+        filled["corpus"] = corpus | {"sources": [one for one in corpus["sources"] if not _without_a_place(one)]}
     if isinstance(raw.get("match"), str):
         filled["match"] = {"by": raw["match"]}
     if isinstance(raw.get("base"), dict) and raw["base"].get("init") == "hf":
@@ -102,6 +105,10 @@ def _said_once(raw: dict[str, Any]) -> dict[str, Any]:
     if "sequence_length" in tokenize and isinstance(raw.get("pretrain"), dict):
         filled["pretrain"] = {"sequence_length": tokenize["sequence_length"], **raw["pretrain"]}
     return filled
+
+
+def _without_a_place(source: Any) -> bool:
+    return isinstance(source, dict) and None in (source.get("url", ""), source.get("path", ""))
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[str]:

@@ -122,6 +122,21 @@ def test_every_head_of_one_layer_knocked_out_is_the_knockout_of_that_layer() -> 
     torch.testing.assert_close(sum(single), whole - plain, **CLOSE)
 
 
+@pytest.mark.parametrize("kind", OF_A_HEAD)
+def test_a_layer_knocked_out_alone_is_all_of_its_heads_and_no_other_layer(kind: Knockout) -> None:
+    model, ids = decoder(), tokens()
+    with torch.no_grad():
+        plain = model(ids)[0]
+        assert (model(ids, None, HeadKnockout(kind, 1, None))[0] - plain).abs().max() > 1e-4
+        list(model.gate_parameters())[1].fill_(-60.0)  # nothing of layer 1 is read: knocking it out changes nothing
+        torch.testing.assert_close(model(ids, None, HeadKnockout(kind, 1, None))[0], model(ids)[0], **CLOSE)
+    single = decoder(trunk={"layers": 1})
+    with torch.no_grad():
+        torch.testing.assert_close(
+            single(ids, None, HeadKnockout(kind, 0, None))[0], single(ids, None, kind)[0], **CLOSE
+        )
+
+
 def test_knockouts_of_a_head_that_cannot_be_are_refused() -> None:
     model, ids = decoder(), tokens()
     with pytest.raises(ValueError, match="allowed are gate_closed, swap and zero_read"):

@@ -48,3 +48,32 @@ def test_training_prompts_hold_their_needles_too(tmp_path: Path, section: str) -
     with pytest.raises(StudyError, match=rf"{section}\.mixture\.prompts\.1\.length = 16: .* does not fit"):
         plan(study, *longer, mixture)
     plan(study, *longer, mixture.replace("share: 1.0", "share: 0"))  # nobody is asked then
+
+
+def test_a_tokenizer_without_a_tasks_characters_is_refused_by_the_plan(tmp_path: Path) -> None:
+    """UUIDs need a hyphen and hexadecimal digits, the passkeys do not."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    study = write_study(tmp_path)
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:?_={}\n"
+    backend = Tokenizer(models.BPE(vocab={one: n for n, one in enumerate(["<eos>", *letters])}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Split("", "isolated"), decoders.Fuse()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    given = "tokenizer={kind: file, path: tokenizer.json, eos_token: <eos>}"
+    plan(study, given)
+    uuids = "evaluate.retrieval.tasks={niah_single_3: {lengths: [800], trials: 2}}"
+    with pytest.raises(StudyError, match=r"evaluate\.retrieval \(task niah_single_3\).*it lacks '-'"):
+        plan(study, given, uuids, "evaluate.retrieval.format=landmark", "evaluate.retrieval.lengths=[800]")
+
+
+def test_a_prompt_longer_than_the_test_split_is_refused_by_the_plan(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    size = sum(path.stat().st_size for path in (tmp_path / "books" / "test").glob("*.txt"))
+    tasks = "evaluate.retrieval.tasks={{{}: {{lengths: [{}], trials: 2}}}}"
+    said = r"evaluate\.retrieval\.tasks\.niah_single_2\.lengths = 1000000: the test split.*niah_single_2, has"
+    with pytest.raises(StudyError, match=said):
+        plan(study, tasks.format("niah_single_2", 1_000_000))
+    assert size < 500_000
+    plan(study, tasks.format("niah_single_1", 1_000_000))  # noise has no end
+    with pytest.raises(StudyError, match=r"ablate\.retrieval\.lengths = 1000000"):
+        plan(study, "ablate.retrieval.lengths=[1000000]")

@@ -125,6 +125,55 @@ def test_a_row_nested_too_deep_is_broken_and_the_next_is_scored() -> None:
     assert [one.line for one in broken] == [1] and len(scored) == 1
 
 
+@pytest.mark.parametrize(
+    ("task", "score"),
+    [
+        ("variable_tracking", 0.5),
+        ("niah", 0.5),
+        ("ruler_vt", 0.5),
+        ("common_words_extraction", 0.5),
+        ("freq_words_extraction", 0.5),
+        ("qa", 1),
+        ("ruler_qa_hotpot", 1),
+        ("niah_multikey_2", 0.5),
+    ],
+)
+def test_tasks_go_by_the_names_that_ruler_and_others_give_them(task, score) -> None:
+    scored, broken = score_lines([row(task, "it is A", "a", "zz")])
+    assert not broken and scored[0].score == score
+
+
+def test_odd_predictions_are_scored_as_ruler_does() -> None:
+    odd = [
+        "",
+        " ",
+        "\u2028",
+        "\x1f12\x00345",
+        "١٢",
+        "ﬁne",
+        "İstanbul",
+        "STRASSE ß",
+        "\ud83d",
+        "1,234,567",
+        "12\r\n345",
+        "e\u0301",
+    ]
+    outs = [["12", "345"], ["İSTANBUL"], ["ss"], ["1,234"], ["é"], ["fine"], ["12\n345"]]
+    rows = [{"task": "niah_multivalue", "pred": pred, "outputs": out} for pred in odd for out in outs]
+    scored, broken = score_lines(json.dumps(one) for one in rows)
+    assert not broken and means(scored)["niah_multivalue"].ruler == published(rows)
+
+
+def test_a_line_that_is_no_utf8_is_one_broken_row(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    path.write_bytes(row("vt", "A", "A").encode() + b'\n{"task": "vt", "pred": "\xff", "outputs": ["A"]}\n')
+    command = [sys.executable, "-m", "pipeline.cli", "score", str(path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = json.loads(done.stdout)
+    assert done.returncode == 1 and said["tasks"]["vt"]["n"] == 1 and [one["line"] for one in said["broken"]] == [2]
+    assert "line 2 is not scored: not UTF-8 text" in done.stderr
+
+
 def test_a_broken_row_is_named_and_counted(tmp_path: Path) -> None:
     lines = [
         row("vt", "A", "A"),

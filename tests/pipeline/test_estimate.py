@@ -80,7 +80,8 @@ def test_numbers_have_the_prefix_that_keeps_them_short():
 
 
 @pytest.mark.parametrize(
-    ("name", "arms", "gpus", "parameters"), [("single-gpu", 12, 1, (50e6, 150e6)), ("paper-1b", 5, 16, (0.9e9, 1.5e9))]
+    ("name", "arms", "gpus", "parameters"),
+    [("single-gpu", 12, 1, (50e6, 150e6)), ("passkey-1m", 3, 1, (50e6, 150e6)), ("paper-1b", 5, 16, (0.9e9, 1.5e9))],
 )
 def test_the_large_studies_are_planned_without_a_network(
     name: str, arms: int, gpus: int, parameters: tuple[float, float], tmp_path: Path

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from model.config import MixerConfig
 from pipeline.errors import StudyError
@@ -23,6 +25,21 @@ def study(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", sorted(path.name for path in RUNS.glob("*.yaml")))
 def test_the_shipped_studies_are_valid(name):
     assert load(RUNS / name, environment={}).study.name + ".yaml" == name
+
+
+def test_a_source_without_a_place_is_left_out_until_it_has_one(study, tmp_path):
+    more = "{kind: text, name: math, url: null, papers: true, encoding: [utf-8, latin-1], split: {test: 0.2}}"
+    alone = load(study, environment={}).study
+    text = study.read_text()
+    sources = yaml.safe_load(text)["corpus"]["sources"] + [yaml.safe_load(more)]
+    ready = load(study, [f"corpus.sources={json.dumps(sources)}"], environment={}).study
+    assert ready == alone
+    with_it = load(
+        study, [f"corpus.sources={json.dumps(sources)}", "corpus.sources.1.url=latex"], environment={}
+    ).study.corpus.sources[1]
+    assert with_it.papers and with_it.encoding == ("utf-8", "latin-1") and with_it.url.endswith("latex")
+    with pytest.raises(StudyError, match=r"corpus\.sources"):
+        load(study, ["corpus.sources.0.url=null"], environment={})
 
 
 @pytest.mark.parametrize(

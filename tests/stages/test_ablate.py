@@ -11,7 +11,13 @@ from model import checkpoint
 from model.config import MixerConfig
 from stages.data.tasks.config import RetrievalConfig
 from stages.data.tokens.load import load_tokenizer
-from stages.evidence.ablate.config import HeadsConfig, ProbesConfig, SaturationConfig, TrainedKeysConfig
+from stages.evidence.ablate.config import (
+    HeadsConfig,
+    ProbesConfig,
+    RecallConfig,
+    SaturationConfig,
+    TrainedKeysConfig,
+)
 from stages.evidence.ablate.stage import STAGE, AblateConfig
 from stages.evidence.evaluate.config import PerplexityConfig
 from stages.evidence.evaluate.stage import STAGE as EVALUATE
@@ -282,3 +288,58 @@ def test_probes_that_cannot_be_are_refused_and_those_that_are_not_asked_move_no_
     odd = NO_EXTRAS.model_copy(update={"probes": ProbesConfig(window=SEGMENT + 1)})
     with pytest.raises(StageError, match=r"ablate\.probes\.window = 33"):
         STAGE.run(odd, {**inputs, "model": model}, tmp_path, LocalContext(str(tmp_path)))
+
+
+# --- inside: layers, recall, spectrum -------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def inside(inputs, model, tmp_path_factory):
+    output = tmp_path_factory.mktemp("inside")
+    recall = RecallConfig(items=(1, 2), segments=(4, 8), trials=2)
+    config = NO_EXTRAS.model_copy(
+        update={
+            "heads": HeadsConfig(knockouts=("swap",), max_items=None, layers=True),
+            "saturation": SaturationConfig(documents=1, max_tokens=None, points=4, spectrum=True),
+            "probes": ProbesConfig(window=2 * SEGMENT, documents=1, max_tokens=None, recall=recall),
+        }
+    )
+    context = LocalContext(str(output))
+    STAGE.run(config, {**inputs, "model": model}, output, context)
+    assert context.progressed[-1][0] == context.progressed[-1][1]
+    names = ("retrieval", "heads", "layers", "saturation", "spectrum", "windows", "recall")
+    return {name: pq.read_table(output / f"{name}.parquet").to_pandas() for name in names}
+
+
+def test_layers_are_knocked_out_alone_on_the_prompts_of_the_heads(inside):
+    layers, heads = inside["layers"], inside["heads"]
+    assert set(layers.layer) == {0, 1} and "head" not in layers and not heads["head"].isna().any()
+    assert set(layers["item"]) == set(heads["item"])
+    assert (layers.answer_nll - layers.intact_nll).abs().max() > 1e-3
+
+
+def test_the_spectrum_of_a_whole_book_is_that_of_its_norm_and_rank(inside):
+    rows = inside["spectrum"].merge(inside["saturation"], on=["doc_id", "segment", "tokens", "layer", "head"])
+    assert len(rows) == len(inside["saturation"]) == len(inside["spectrum"]) > 0
+    for one in rows.itertuples():
+        values = torch.tensor(one.singular_values.tolist(), dtype=torch.float64)
+        assert values.square().sum().sqrt().item() == pytest.approx(one.memory_norm, rel=1e-4)
+        shares = (values / values.sum()).clamp(min=1e-30)
+        assert (-(shares * shares.log()).sum()).exp().item() == pytest.approx(one.effective_rank, rel=1e-3)
+    for _, along in rows.groupby(["layer", "head"]):
+        assert along.sort_values("tokens").z_norm.is_monotonic_increasing
+    assert rows.tokens.max() >= 500 and inside["windows"].bucket_end.max() >= 500  # the whole of the longest document
+
+
+def test_items_are_asked_after_as_many_segments_as_it_says(inside):
+    rows = inside["recall"]
+    one, two = rows[rows["items"] == 1], rows[rows["items"] == 2]
+    assert set(one.segments) == {4, 8} and set(one.asked) == {0} and set(two.asked) == {0, 1}
+    assert set(two[two.asked == 0].segments) == {4, 8} and set(two.segments) <= {3, 4, 7, 8}  # two fill a segment
+    assert len(rows) == 2 * 2 * (1 + 2) and rows["item"].is_unique
+    near, far = (rows[rows["item"].str.endswith(f"/{count}")].distance for count in (4, 8))
+    assert far.min() - near.max() > SEGMENT
+
+
+def test_what_is_not_asked_moves_no_key():
+    plain = AblateConfig(perplexity=TEXT, retrieval=RETRIEVAL, probes=ProbesConfig()).key_fields()
+    assert "layers" not in plain["heads"] and "spectrum" not in plain["saturation"] and "recall" not in plain["probes"]
+    assert "max_documents_per_source" not in plain["perplexity"]

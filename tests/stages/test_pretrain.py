@@ -77,6 +77,32 @@ def test_the_loss_falls_and_is_reported(whole: Run) -> None:
     assert cost["parameters"] > 0 and cost["tokens_per_s"] > 0
 
 
+def gates(run: Run) -> list[dict[str, Any]]:
+    return pq.read_table(run.output / "gates.parquet").to_pylist()
+
+
+def test_the_gates_of_every_head_are_kept_from_before_the_first_step_to_the_end(whole: Run) -> None:
+    from model import checkpoint
+
+    found, last = gates(whole), checkpoint.load(whole.output / "model").gates()
+    assert last is not None
+    monitored = [step for step, gate in whole.log("step", "gate_mean") if gate is not None]
+    assert sorted({row["step"] for row in found}) == [0, *monitored]
+    assert len(found) == 3 * last.numel()
+    for row in found:
+        if row["step"] == 12:
+            assert row["gate"] == pytest.approx(last[row["layer"], row["head"]].item(), rel=1e-6)
+    moved = {(row["layer"], row["head"]): row["gate"] for row in found if row["step"] == 0}
+    assert any(abs(row["gate"] - moved[row["layer"], row["head"]]) > 1e-3 for row in found)
+
+
+def test_resume_points_without_gates_are_whole_and_those_with_some_keep_them() -> None:
+    before = {name: value for name, value in asdict(RunState(step=3)).items() if name not in ("gates", "digest")}
+    assert RunState(step=3).own_digest() == RunState(**before).own_digest()
+    some = RunState(step=3, gates=[{"step": 0, "gates": [[0.5]]}])
+    assert some.own_digest() != RunState(step=3).own_digest()
+
+
 @pytest.mark.parametrize("rule", ["linear", "delta"])
 def test_rows_read_in_pieces_train_the_same_model(inputs: dict[str, LocalArtifact], tmp_path: Path, rule: str) -> None:
     once = Run(inputs, tmp_path / "once", pretrain_config({"rule": rule}, steps=4))()
@@ -113,6 +139,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     columns = ("step", "tokens", "loss", "lr", "grad_norm", "gate_mean", "z_min")
     assert again.log(*columns) == whole.log(*columns)
     assert again.samples() == whole.samples()
+    assert gates(again) == gates(whole)
     assert again.weights() == whole.weights()
 
 

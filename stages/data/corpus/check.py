@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from stages.data.corpus.config import IngestConfig, JsonLines, CorpusSource, Parquet
+from stages.data.corpus.config import CorpusSource, IngestConfig, JsonLines, Parquet
 from stages.data.corpus.files import ExternalFile, glob_of, is_remote, local_glob, split_of_file
 from stages.data.corpus.frames import SPLIT_BYTES, alone
 from stages.data.corpus.opened import packed

@@ -49,7 +49,10 @@ def check_encodings(names: tuple[str, ...]) -> tuple[str, ...]:
 
 Encodings = Annotated[
     tuple[str, ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    # a tuple, since what a validator hands on is no JSON any more, where a list would do
+    BeforeValidator(
+        lambda value: (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+    ),
     AfterValidator(check_encodings),
     Field(
         min_length=1,
@@ -106,6 +109,19 @@ class SourceBase(Config):
         return self.model_dump(mode="json", exclude={"url", "weight"})
 
 
+class WithPapers(SourceBase):
+    """A source whose texts may be LaTeX (see ``stages.data.corpus.latex``)."""
+
+    papers: bool = Field(default=False, description="LaTeX: a folder, or what begins with \\documentclass, is a paper")
+
+    def key_fields(self) -> dict[str, Any]:
+        """``papers`` counts where it is set."""
+        fields = super().key_fields()
+        if not self.papers:
+            fields.pop("papers")
+        return fields
+
+
 class PythonDocs(SourceBase):
     """The manuals every machine with this environment has: no network needed.
 
@@ -142,7 +158,7 @@ class Pg19(SourceBase):
         return self
 
 
-class TableSource(SourceBase):
+class TableSource(WithPapers):
     """Files found by a glob; ``split`` names one split for all documents or shares by a stable hash."""
 
     url: str = Field(description="path, glob or fsspec URL; relative paths start at the study file")
@@ -172,7 +188,7 @@ class JsonLines(TableSource):
     encoding: Encodings = ("utf-8",)
 
 
-class TextFiles(SourceBase):
+class TextFiles(WithPapers):
     """Plain text files, one file a document; its id is the path below the glob's fixed part."""
 
     kind: Literal["text"] = "text"
@@ -181,7 +197,7 @@ class TextFiles(SourceBase):
     encoding: Encodings = ("utf-8",)
 
 
-class Hub(SourceBase):
+class Hub(WithPapers):
     """A data set on the Hugging Face Hub, or a local folder of the same layout, read by ``datasets.load_dataset``."""
 
     kind: Literal["hub"] = "hub"
@@ -207,7 +223,7 @@ class Hub(SourceBase):
 
     def key_fields(self) -> dict[str, Any]:
         # The pin covers path and revision (on the Hub) or every file (in a folder, which may lie anywhere).
-        return self.model_dump(mode="json", exclude={"path", "weight"})
+        return {name: value for name, value in super().key_fields().items() if name != "path"}
 
 
 CorpusSource = Annotated[PythonDocs | Pg19 | Parquet | JsonLines | TextFiles | Hub, Field(discriminator="kind")]

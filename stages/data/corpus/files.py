@@ -156,7 +156,11 @@ def split_of_file(source: CorpusSource, name: str) -> str | None:
     if isinstance(source, Pg19):
         return name.split("/", maxsplit=1)[0] if "/" in name else None
     if isinstance(source, TextFiles):
-        return split_of(without_suffix(name), source.split)
+        return (
+            None
+            if source.papers and not isinstance(source.split, str)
+            else split_of(without_suffix(name), source.split)
+        )
     if isinstance(source, Parquet | JsonLines) and isinstance(source.split, str):
         return source.split
     return None

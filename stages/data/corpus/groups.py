@@ -7,6 +7,7 @@ data set; a file in pieces gives the very table that it gives in one (``assemble
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,19 +21,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.data.corpus import documents, frames, hub
-from stages.data.corpus.config import CorpusSource, Hub, JsonLines, Parquet, Pg19, SplitName
+from stages.data.corpus.config import CorpusSource, Hub, JsonLines, Parquet, Pg19, SplitName, TextFiles
 from stages.data.corpus.documents import DocumentsWriter, part_name, write_documents, write_table
 from stages.data.corpus.files import ExternalFile
 from stages.data.corpus.frames import SPLIT_BYTES
+from stages.data.corpus.latex import paper_folders
 from stages.data.corpus.opened import opened, packed
-from stages.data.corpus.readers import (
-    Piece,
-    Raw,
-    pg19_metadata,
-    printable,
-    read,
-    year_of,
-)
+from stages.data.corpus.readers import Piece, Raw, pg19_metadata, printable, read, read_folder, year_of
 from stages.data.saved import on_disk
 
 _BLOCK = 2**22
@@ -219,11 +214,34 @@ def _raws(group: Group, seen: set[str]) -> Iterator[Raw]:
     if isinstance(group.source, Hub) and group.split is not None:
         yield from hub.read_hub(group.source, group.split, group.piece)
         return
+    if isinstance(group.source, TextFiles) and group.source.papers:
+        yield from _papers(group.source, group.files, seen)
+        return
     for file in group.files:
         if group.piece is None:
             yield from read(group.source, file, seen)
         else:
             yield from read(group.source, file, seen, group.piece)
+
+
+def _papers(source: TextFiles, files: Sequence[ExternalFile], seen: set[str]) -> Iterator[Raw]:
+    """``files``: of folders as a whole (see ``whole_folders``), in order."""
+    folders = paper_folders(file.name for file in files)
+    for folder, some in itertools.groupby(files, key=lambda file: folders[file.name]):
+        if folder:
+            yield from read_folder(source, folder, list(some))
+            continue
+        for file in some:
+            yield from read(source, file, seen)
+
+
+def whole_folders(source: Source, files: Sequence[ExternalFile]) -> list[bool]:
+    """May a group of files end behind each of ``files``? Not within a folder that is one paper."""
+    if not (isinstance(source, TextFiles) and source.papers):
+        return [True] * len(files)
+    folders = paper_folders(file.name for file in files)
+    following = [folders[file.name] for file in files[1:]] + [""]
+    return [not (folder := folders[file.name]) or folder != after for file, after in zip(files, following, strict=True)]
 
 
 def _described(raw: Raw, about: dict[str, str] | None) -> Raw:

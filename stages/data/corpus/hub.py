@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from stages.data.corpus.config import Hub, SplitName
-from stages.data.corpus.readers import Piece, Raw, check_columns, table_row
+from stages.data.corpus.readers import Piece, Raw, check_columns, papers_in, table_row
 from stages.stage import StageError
 
 MOST_PIECES = 1024  # of a split: row groups may be small, and each piece asks the Hub for the list of files
@@ -69,7 +69,7 @@ def read_hub(source: Hub, split: SplitName, piece: Piece | None = None) -> Itera
     index = piece.first if piece is not None else 0
     for part in _parts(rows, source, split, piece):
         for row in part:
-            yield table_row(row, source.columns, f"{split}:{index:07d}", split)
+            yield from papers_in(source, table_row(row, source.columns, f"{split}:{index:07d}", split))
             index += 1
 
 

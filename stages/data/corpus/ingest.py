@@ -232,10 +232,10 @@ def _groups(source: CorpusSource, files: list[ExternalFile]) -> list[Group]:
     groups: list[Group] = []
     current: list[ExternalFile] = []
     size = 0
-    for file in files:
+    for file, may_end in zip(files, reading.whole_folders(source, files), strict=True):
         current.append(file)
         size += file.size
-        if size >= GROUP_BYTES:
+        if size >= GROUP_BYTES and may_end:
             groups.append(Group(source, tuple(current)))
             current, size = [], 0
     if current:

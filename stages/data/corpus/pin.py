@@ -170,7 +170,7 @@ def list_files(source: CorpusSource, digests: DigestCache, field: str) -> list[E
 def _url_files(source: Pg19 | Parquet | JsonLines | TextFiles, digests: DigestCache, field: str) -> list[ExternalFile]:
     if isinstance(source, Pg19):
         return _described(_pg19_files(source, field), digests)
-    found = list(_glob(source.url))
+    found = list(_glob(_pattern(source)))
     if not found:
         raise StageError(
             "no such file, or nothing matches",
@@ -180,6 +180,19 @@ def _url_files(source: Pg19 | Parquet | JsonLines | TextFiles, digests: DigestCa
             fix="correct the path; relative paths start at the folder of the study file",
         )
     return _described(found, digests)
+
+
+def _pattern(source: Parquet | JsonLines | TextFiles) -> str:
+    """The source's url; of a folder of papers the glob of its LaTeX files."""
+    if not (isinstance(source, TextFiles) and source.papers):
+        return source.url
+    there = os.path.isdir(source.url) if not is_remote(source.url) else _remote_folder(source.url)
+    return f"{source.url.rstrip('/')}/**/*.tex" if there else source.url
+
+
+def _remote_folder(url: str) -> bool:
+    filesystem, path = remote(url)
+    return not globbing.has_magic(path) and bool(filesystem.isdir(path))
 
 
 def _described(found: Iterable[Found], digests: DigestCache) -> list[ExternalFile]:
@@ -273,7 +286,8 @@ def possible_splits(source: CorpusSource) -> set[SplitName]:
     """Splits the resolved source may have documents of, as far as that is known without reading them."""
     if isinstance(source, Hub):
         return set(source.splits)
-    if isinstance(source, Pg19 | TextFiles) and not is_remote(source.url):
+    by_name = isinstance(source, Pg19) or (isinstance(source, TextFiles) and not source.papers)
+    if isinstance(source, Pg19 | TextFiles) and by_name and not is_remote(source.url):
         from stages.data.corpus.files import split_of_file
 
         names = [name for name, *_ in (_pg19_files(source, "") if isinstance(source, Pg19) else _glob(source.url))]
@@ -281,6 +295,19 @@ def possible_splits(source: CorpusSource) -> set[SplitName]:
         return {split for split in SPLITS if split in found}
     split = getattr(source, "split", None)
     return {split} if split in SPLITS else set(SPLITS)
+
+
+def most_test_bytes(source: Source) -> int | None:
+    """At most so many bytes of text the resolved source has in the test split; None where only reading it says that."""
+    if not isinstance(source, Pg19 | TextFiles) or is_remote(source.url) or source.encoding != ("utf-8",):
+        return None
+    from stages.data.corpus.files import split_of_file
+
+    found = _pg19_files(source, "") if isinstance(source, Pg19) else list(_glob(_pattern(source)))
+    own = [(name, location) for name, location, _ in found if split_of_file(source, name) in ("test", None)]
+    if any(location.lower().endswith((".gz", ".bz2", ".xz", ".zst")) for _, location in own):
+        return None
+    return sum(os.path.getsize(location) for _, location in own)
 
 
 def _python_files(source: PythonDocs, field: str) -> Iterator[Found]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from stages.data.corpus import frames
+from stages.data.corpus import frames, latex
 from stages.data.corpus.config import (
     SPLITS,
     Columns,
@@ -119,11 +119,40 @@ def _documents(source: CorpusSource, file: ExternalFile, seen: set[str], piece: 
             yield _text_file(file, book_id(file.name), file.name.split("/")[0], source.encoding)
     elif isinstance(source, TextFiles):
         where = split_of(without_suffix(file.name), source.split)
-        yield _text_file(file, file.name, where, source.encoding)
+        yield from papers_in(source, _text_file(file, file.name, where, source.encoding))
     elif isinstance(source, Parquet):
         yield from _parquet(source, file, seen, piece)
     elif isinstance(source, JsonLines):
         yield from _json_lines(source, file, seen, piece)
+
+
+def papers_in(source: CorpusSource, raw: Raw) -> Iterator[Raw]:
+    """The document, or with ``papers`` the papers that its text is; each is on the side of its own id."""
+    parts = latex.cut(raw.text) if source.papers and not raw.problem else [raw.text]
+    if len(parts) == 1:
+        yield raw
+        return
+    shares = getattr(source, "split", None)
+    for number, text in enumerate(parts):
+        name = latex.numbered(raw.id, number)
+        where = split_of(name, shares) if number and isinstance(shares, SplitShares) else raw.split
+        yield checked(replace(raw, id=name, text=text, split=where))
+
+
+def read_folder(source: TextFiles, folder: str, files: Sequence[ExternalFile]) -> Iterator[Raw]:
+    """The papers that the files of one folder are; a file that cannot be read, or is in no paper, is a problem."""
+    texts: dict[str, bytes] = {}
+    for file in files:
+        for raw in read(source.model_copy(update={"papers": False}), file):
+            if raw.problem and raw.problem != "empty":
+                yield raw
+            elif not raw.problem:
+                texts[file.name] = raw.text
+    found = latex.together(folder, texts)
+    for name, text in found.texts.items():
+        yield checked(Raw(name, text, latex.split_of_paper(name, folder, source.split)))
+    for name in found.unused:
+        yield Raw(name, problem="unused", detail=f"no paper of the folder {folder} takes this file in")
 
 
 def pg19_metadata(file: ExternalFile) -> dict[str, dict[str, str]]:
@@ -238,7 +267,7 @@ def _parquet(source: Parquet, file: ExternalFile, seen: set[str], piece: Piece |
             columns = {name: _as_bytes(_column(batch, name)) for name in wanted}
             for place in range(batch.num_rows):
                 row = {name: column[place].as_py() for name, column in columns.items()}
-                yield table_row(row, source.columns, f"{file.name}:{index:07d}", source.split)
+                yield from papers_in(source, table_row(row, source.columns, f"{file.name}:{index:07d}", source.split))
                 index += 1
 
 
@@ -301,7 +330,7 @@ def _json_lines(source: JsonLines, file: ExternalFile, seen: set[str], piece: Pi
                 yield Raw(name, problem="undecodable", detail=detail)
                 continue
             seen.update(column for column in wanted - seen if _has(row, column))
-            yield table_row(row, source.columns, name, source.split)
+            yield from papers_in(source, table_row(row, source.columns, name, source.split))
 
 
 def _deep(line: bytes) -> bool:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,16 +63,19 @@ def task_of_file(name: str, file: PromptFile) -> Task:
     )
 
 
-def file_items(file: FilePrompts, codec: Codec) -> Iterator[Item]:
-    """Its prompts as they stand behind what documents begin with, each as long as it is; ``length`` is that of the
-    longest, with the answer. Where an output stands in a prompt, the last one that does is its needle; else all of the
-    prompt is."""
-    prompts = [(*codec.begin, *codec.encode(text)) for text, _ in file.rows]
+def file_items(
+    file: FilePrompts, codec: Codec, around: tuple[Sequence[int], Sequence[int]] = ((), ())
+) -> Iterator[Item]:
+    """Its prompts as they stand behind what documents begin with, and within ``around`` (a chat template), each as
+    long as it is; ``length`` is that of the longest, with the answer. Where an output stands in a prompt, the last one
+    that does is its needle; else all of the prompt is."""
+    begin, end_of = (*around[0], *codec.begin), around[1]
+    prompts = [(*begin, *codec.encode(text), *end_of) for text, _ in file.rows]
     longest = max(map(len, prompts))
     for number, ((text, outputs), tokens) in enumerate(zip(file.rows, prompts, strict=True)):
         answer = tuple(codec.encode(f" {', '.join(outputs)}"))[: file.budget]
         found = [text.rfind(one) + len(one) for one in outputs if one in text]
-        end = len(codec.begin) + len(codec.encode(text[: max(found)])) if found else len(tokens)
+        end = len(begin) + len(codec.encode(text[: max(found)])) if found else len(tokens)
         end = min(len(tokens), end)
         yield Item(
             task=file.task.name,

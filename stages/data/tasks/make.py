@@ -83,7 +83,7 @@ def make_prompts(drawing: DrawnFrom, output: Path, context: Context) -> tuple[in
                     writer.write_table(pq.read_table(file, schema=PROMPTS))
                 context.progress(min(tokens, total), total, "tokens")
             for file_name, file_config in files.items():
-                items = list(file_items(prompts_of(file_name, file_config), maker.haystack.codec))
+                items = list(file_items(prompts_of(file_name, file_config), maker.haystack.codec, maker.around))
                 writer.write_table(to_table(items))
                 prompts, tokens = prompts + len(items), tokens + sum(len(item.prompt) for item in items)
     return prompts, tokens
@@ -95,14 +95,13 @@ def all_prompts(
     """The same without tables, drawn one after another: passkeys and bindings; further tasks and files."""
     asked = config.retrieval
     haystack = _haystack(tokens, tokenizer)
-    PromptMaker(tokenizer, haystack, asked.format, config.seed, "evaluation").check_grids(
-        grids_of(config), "evaluate.retrieval"
-    )
+    maker = PromptMaker(tokenizer, haystack, asked.format, config.seed, "evaluation")
+    maker.check_grids(grids_of(config), "evaluate.retrieval")
 
     def further() -> Iterator[Item]:
         yield from evaluation_items(asked, tokenizer, haystack, config.seed, grids=asked.further)
         for name, file in asked.files.items():
-            yield from file_items(prompts_of(name, file), tokenizer)
+            yield from file_items(prompts_of(name, file), maker.haystack.codec, maker.around)
 
     return evaluation_items(asked, tokenizer, haystack, config.seed), further()
 

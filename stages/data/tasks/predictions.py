@@ -16,6 +16,9 @@ from stages.data.jsonlines import filled, parsed
 from stages.data.tasks.registry import RULER, task_of
 from stages.data.tasks.scoring import all_in, any_in, everything, set_f1
 
+KINDS = ("niah", "variable_tracking", "common_words_extraction", "freq_words_extraction", "qa")
+"""What RULER itself calls its kinds of task."""
+
 FIELDS = ("task", "pred", "outputs")
 
 
@@ -53,11 +56,14 @@ class Mean:
 
 
 def score_lines(lines: Iterable[str]) -> tuple[list[Scored], list[Broken]]:
-    """Every line of a JSON Lines file but the empty ones, in order."""
+    """Every line of a JSON Lines file but the empty ones, in order; read with ``surrogateescape``, so that a line which
+    is not UTF-8 is one broken row."""
     rows, broken = [], []
     for number, text in filled(lines):
         task = ""
         try:
+            if any("\udc80" <= character <= "\udcff" for character in text):  # bytes that were no UTF-8
+                raise ValueError("not UTF-8 text")
             row = parsed(text)
             task = str(row.get("task", ""))
             rows.append(_scored(number, row))
@@ -99,10 +105,11 @@ def _scored(line: int, row: dict[str, Any]) -> Scored:
 
 def rules_of(task: str) -> tuple[Callable[[str], str], Callable[[str, Sequence[str]], float], bool]:
     """How a prediction of a task is read and scored, and whether its outputs are alternatives: RULER's own rules for
-    its thirteen, also under names such as ``qa_squad``, else those of the task. Raises ValueError for a task that
-    there is not."""
-    if any(task == record.name for record in RULER) or task.startswith(("niah_", "qa_")):
-        alternatives = task.startswith("qa_")
+    its thirteen, also under names such as ``qa_squad``, ``ruler_vt`` or ``variable_tracking``, else those of the task.
+    Raises ValueError for a task that there is not."""
+    name = task.removeprefix("ruler_")
+    if any(name == record.name for record in RULER) or name in KINDS or name.startswith(("niah_", "qa_")):
+        alternatives = name == "qa" or name.startswith("qa_")
         return everything, any_in if alternatives else all_in, alternatives
     record = task_of(task)
     return record.read, record.score, False

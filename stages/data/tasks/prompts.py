@@ -16,6 +16,7 @@ from stages.data.tasks.config import Asked, Grid, RetrievalConfig, spread
 from stages.data.tasks.haystack import Codec, Format, Haystack, Trial, recorded
 from stages.data.tasks.registry import task_of
 from stages.data.tasks.task import CONTROL, Task
+from stages.data.tokens.load import StudyTokenizer
 from stages.stage import StageError
 
 if TYPE_CHECKING:
@@ -108,8 +109,16 @@ class PromptMaker:
     def __init__(
         self, codec: Codec, haystack: NDArray[np.int32], format: Format, seed: int, namespace: Namespace
     ) -> None:
-        self.haystack, self.format = Haystack(codec, haystack, format), format
+        chat = codec.chat if isinstance(codec, StudyTokenizer) and namespace == "evaluation" else None
+        self.around: tuple[Sequence[int], Sequence[int]] = chat or ((), ())
+        inner = codec.in_chat() if chat and isinstance(codec, StudyTokenizer) else codec
+        self.haystack, self.format = Haystack(inner, haystack, format), format
         self.seed, self.namespace = seed, namespace
+
+    @property
+    def wrapped(self) -> int:
+        """Tokens that stand around every prompt: the tokenizer's chat template."""
+        return sum(map(len, self.around))
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -125,7 +134,7 @@ class PromptMaker:
 
     def check(self, task: Task, length: int, k: int, *, field: str) -> None:
         """StageError unless a prompt of ``length`` holds what the task puts into it, its budget and some haystack."""
-        least = task.shortest(self.haystack, k) + task.free(self.haystack, k)
+        least = task.shortest(self.haystack, k) + task.free(self.haystack, k) + self.wrapped
         if length < least:
             what = f" with k = {k}" if task.most > 1 else ""
             raise StageError(
@@ -135,7 +144,7 @@ class PromptMaker:
                 allowed=f">= {least} tokens with this tokenizer",
                 fix="raise the length" + ("" if self.format == "compact" else " or set format: compact"),
             )
-        most = task.longest(self.haystack, k)
+        most = task.longest(self.haystack, k) + self.wrapped
         if most < length:
             raise StageError(
                 f"the {self.namespace} haystack has only {len(self.haystack.tokens)} tokens",
@@ -178,7 +187,7 @@ class PromptMaker:
         digest = hashlib.sha256(f"{self.namespace}/{self.seed}/{stream}".encode()).digest()
         rng = random.Random(int.from_bytes(digest[:16], "big"))
         budget = task.free(self.haystack, k)
-        room = length - budget
+        room = length - budget - self.wrapped
         prompt = task.draw(self.haystack, Trial(room, k, place, absent, needle), rng)
         answer = self.haystack.encode(prompt.said or f" {', '.join(prompt.answers)}")
         if len(prompt.tokens) > room or len(answer) > budget:
@@ -189,21 +198,22 @@ class PromptMaker:
                 allowed=f"at most {room} (trial.length) and {budget} (its budget)",
                 fix=f"mend the task {task.name}",
             )
+        before, behind = self.around
         return Item(
             task=known,
-            item=name,
+            item=f"{name}/chat" if self.wrapped else name,
             length=length,
             budget=budget,
             depth=prompt.depth if depth is None else depth,
             k=k,
-            prompt=prompt.tokens,
+            prompt=(*before, *prompt.tokens, *behind),
             answers=prompt.answers,
             answer_ids=answer,
             counted=tuple(any(c.isalnum() for c in self.haystack.codec.decode([i])) for i in answer),
-            needle_end=prompt.needle_end,
+            needle_end=prompt.needle_end + len(before),
             values=prompt.values,
             asked_rank=max(prompt.asked, default=-1),
-            offsets=prompt.offsets,
+            offsets=tuple(offset + len(before) for offset in prompt.offsets),
         )
 
 

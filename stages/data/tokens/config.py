@@ -44,14 +44,21 @@ class TokenizerConfig(Config):
         description="file, hub: token that begins a document (default: the one that the file itself puts before a "
         'text, if it does; "": none)',
     )
+    chat_template: bool = Field(
+        default=False,
+        description="file, hub: prompts of evaluate and ablate are a user's message by the tokenizer's chat template, "
+        "whose tokens are within the length",
+    )
+    chat_pin: Pin | None = Field(default=None, description="file: digest of the chat template")
 
     @model_validator(mode="after")
     def _fields_of_kind(self) -> TokenizerConfig:
         needed = {"bpe": {"vocab_size"}, "file": {"path", "eos_token"}, "hub": {"path", "revision", "eos_token"}}
         possible = {
             "bpe": {"train_bytes", "number_digits"},
-            "file": {"pin", "pad_token", "bos_token"},
-            "hub": {"pad_token", "bos_token"},
+            "file": {"pin", "pad_token", "bos_token", "chat_template"}
+            | ({"chat_pin"} if self.chat_template else set()),
+            "hub": {"pad_token", "bos_token", "chat_template"},
         }
         here = needed.get(self.kind, set())
         for name in sorted(here):
@@ -76,8 +83,10 @@ class TokenizerConfig(Config):
         return 258 if self.number_digits == 1 else 258 + 2 * numbers - 10
 
     def key_fields(self) -> dict[str, Any]:
-        """A file counts by its digest, not by where it lies; a repository by its name and commit."""
-        return self.model_dump(mode="json", exclude={"path"} if self.kind == "file" else set())
+        """A file counts by its digest, not by where it lies; a repository by its name and commit; a chat template where
+        it is used."""
+        unused = set() if self.chat_template else {"chat_template", "chat_pin"}
+        return self.model_dump(mode="json", exclude=unused | ({"path"} if self.kind == "file" else set()))
 
 
 class TokenizeConfig(Config):

@@ -49,3 +49,22 @@ def tokenizer_json(config: TokenizerConfig, *, needed: bool) -> Path | None:
             value=config.path,
             fix="connect to the network, or fetch the file elsewhere and use kind: file",
         ) from error
+
+
+def file_beside(config: TokenizerConfig, name: str) -> bytes | None:
+    """Another file of the repository at this commit; None where there is none. Raises StageError where the Hub does not
+    answer."""
+    from huggingface_hub import errors, hf_hub_download
+
+    assert config.path is not None
+    try:
+        return Path(hf_hub_download(config.path, name, revision=config.revision)).read_bytes()
+    except errors.RemoteEntryNotFoundError:
+        return None
+    except Exception as error:  # no network, offline mode, timeouts: each layer raises its own
+        raise StageError(
+            f"{name} is not in the local cache and the Hub does not answer: {' '.join(str(error).split())[:200]}",
+            field="tokenizer.chat_template",
+            value=True,
+            fix="connect to the network, or fetch the files elsewhere and use kind: file",
+        ) from error

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
+from stages.data.tokens.chat import Around
 from stages.stage import Artifact
 
 if TYPE_CHECKING:
@@ -22,6 +23,12 @@ class StudyTokenizer:
     eos_id: int
     pad_id: int
     bos_id: int | None = None
+    chat: Around | None = None
+    """What an evaluation's prompts stand in: the tokenizer's chat template; None: nothing."""
+
+    def in_chat(self) -> Self:
+        """The same without a token of its own before a text: the template says what stands there."""
+        return replace(self, bos_id=None, chat=None)
 
     @property
     def begin(self) -> list[int]:
@@ -45,7 +52,9 @@ def load_tokenizer(artifact: Artifact) -> StudyTokenizer:
 
     meta = json.loads(artifact.path("meta.json").read_text())
     backend = text_only(Tokenizer.from_file(str(artifact.path("tokenizer.json"))))
-    return StudyTokenizer(backend, meta["vocab_size"], meta["eos_id"], meta["pad_id"], meta.get("bos_id"))
+    chat = meta.get("chat")
+    around = None if chat is None else (tuple(chat["before"]), tuple(chat["behind"]))
+    return StudyTokenizer(backend, meta["vocab_size"], meta["eos_id"], meta["pad_id"], meta.get("bos_id"), around)
 
 
 def token_meta(artifact: Artifact) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 from stages.data.pinned import agreed, digest_of
+from stages.data.tokens.chat import ChatTemplate, template_beside
 from stages.data.tokens.config import TokenizerConfig
+from stages.data.tokens.library import read_library, rows
 from stages.stage import StageError
 
 
@@ -27,8 +29,13 @@ def pin_tokenizer(config: TokenizerConfig, base_dir: Path) -> TokenizerConfig:
     config = config.model_copy(update={"path": place})
     content = read_tokenizer(config, said=said)
     assert content is not None
-    digest = agreed(digest_of(content), config.pin, field="tokenizer.pin")
-    return config.model_copy(update={"pin": digest})
+    pins = {"pin": agreed(digest_of(content), config.pin, field="tokenizer.pin")}
+    if config.chat_template:
+        template = chat_template(config)
+        template.around(read_library(place, content), field="tokenizer.chat_template")
+        what = "the chat template"
+        pins["chat_pin"] = agreed(template.digest, config.chat_pin, field="tokenizer.chat_pin", what=what)
+    return config.model_copy(update=pins)
 
 
 def read_tokenizer(config: TokenizerConfig, *, needed: bool = True, said: str | None = None) -> bytes | None:
@@ -55,6 +62,29 @@ def read_tokenizer(config: TokenizerConfig, *, needed: bool = True, said: str | 
             allowed="a tokenizer.json or a folder that holds one",
             fix=f"put a tokenizer.json at {config.path}",
         ) from error
+
+
+def chat_template(config: TokenizerConfig) -> ChatTemplate:
+    """The chat template beside the tokenizer.json of kinds ``file`` and ``hub``."""
+    return template_beside(lambda name: _beside(config, name))
+
+
+def _beside(config: TokenizerConfig, name: str) -> bytes | None:
+    if config.kind == "hub":
+        from stages.data.tokens.hub import file_beside
+
+        return file_beside(config, name)
+    assert config.path is not None
+    place = f"{config.path.rpartition('/')[0] or '.'}/{name}"
+    try:
+        if "://" in place:
+            import fsspec
+
+            with fsspec.open(place, "rb") as file:
+                return bytes(file.read())
+        return Path(place).read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def vocabulary_size(config: TokenizerConfig) -> int | None:
@@ -89,6 +119,4 @@ def vocabulary_size(config: TokenizerConfig) -> int | None:
                 allowed=special[:300],
                 fix="name one it has",
             )
-    from stages.data.tokens.library import read_library, rows
-
     return rows(read_library(str(config.path), content))

@@ -7,7 +7,7 @@ from typing import Any
 from stages.data.tokens.config import TokenizerConfig
 from stages.data.tokens.library import read_library, rows, text_only
 from stages.data.tokens.load import StudyTokenizer
-from stages.data.tokens.pin import read_tokenizer
+from stages.data.tokens.pin import chat_template, read_tokenizer
 from stages.data.tokens.tokenizer import begin_id, byte_level, token_id
 
 
@@ -43,4 +43,6 @@ def preview(config: TokenizerConfig) -> StudyTokenizer | None:
     backend.no_truncation()
     assert config.eos_token is not None
     eos = token_id(backend, "eos_token", config.eos_token)
-    return StudyTokenizer(text_only(backend), rows(backend), eos, eos, begin_id(backend, config))
+    field = "tokenizer.chat_template"
+    chat = chat_template(config).around(backend, field=field) if config.chat_template else None
+    return StudyTokenizer(text_only(backend), rows(backend), eos, eos, begin_id(backend, config), chat)

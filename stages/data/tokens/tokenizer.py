@@ -6,12 +6,13 @@ import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.data.pinned import digest_of, unchanged
+from stages.data.tokens.chat import TEMPLATE
 from stages.data.tokens.config import TokenizerConfig
 from stages.data.tokens.library import control_strings, looks_like_control, put_before, read_library, rows, text_only
-from stages.data.tokens.pin import read_tokenizer
+from stages.data.tokens.pin import chat_template, read_tokenizer
 from stages.stage import Artifact, Context, StageError, Summary
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, c
         pad = eos if config.pad_token is None else token_id(tokenizer, "pad_token", config.pad_token)
         bos = begin_id(tokenizer, config)
         tokenizer = _with_control(tokenizer, [i for i in (eos, pad, bos) if i is not None], context)
+        chat = _chat(config, tokenizer, output) if config.chat_template else {}
     else:
-        bos = None
+        bos, chat = None, {}
         tokenizer = byte_level()
         if config.kind == "bpe":
             tokenizer = _with_numbers(_train(tokenizer, config, documents, context), config.number_digits)
@@ -46,11 +48,22 @@ def make_tokenizer(config: TokenizerConfig, documents: Artifact, output: Path, c
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.save(str(output / "tokenizer.json"))
-    meta = {"kind": config.kind, "vocab_size": rows(tokenizer), "eos_id": eos, "pad_id": pad, "bos_id": bos}
+    meta = {"kind": config.kind, "vocab_size": rows(tokenizer), "eos_id": eos, "pad_id": pad, "bos_id": bos} | chat
     (output / "meta.json").write_text(json.dumps(meta, indent=1))
     size = rows(tokenizer)
     begins = f", documents begin with {tokenizer.id_to_token(bos)}" if bos is not None else ""
-    return Summary(f"{config.kind} tokenizer, {size} tokens{begins}", {"vocab_size": float(size)})
+    within = ", prompts within its chat template" if chat else ""
+    return Summary(f"{config.kind} tokenizer, {size} tokens{begins}{within}", {"vocab_size": float(size)})
+
+
+def _chat(config: TokenizerConfig, tokenizer: Library, output: Path) -> dict[str, Any]:
+    """What meta.json says of the chat template, which is kept beside it. Raises StageError where it is not the pinned
+    one."""
+    template = chat_template(config)
+    unchanged(template.digest, config.chat_pin, field="tokenizer.chat_pin", what="the chat template")
+    before, behind = template.around(tokenizer, field="tokenizer.chat_template")
+    (output / TEMPLATE).write_text(template.text, encoding="utf-8")
+    return {"chat": {"before": list(before), "behind": list(behind), "template": template.digest}}
 
 
 def begin_id(tokenizer: Library, config: TokenizerConfig) -> int | None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stages.data.tasks.config import RetrievalConfig
+from stages.data.tasks.needles import MOST_RIVALS
 from stages.evidence.evaluate.config import PerplexityConfig
 from stages.stage import Config
 
@@ -21,14 +22,30 @@ class HeadsConfig(Config):
     max_items: int | None = Field(
         default=32, ge=2, description="prompts asked per head and knock-out, spread over tasks and lengths; null: all"
     )
+    layers: bool = Field(default=False, description="each layer's memory alone too, all of its heads together")
+
+    def key_fields(self) -> dict[str, Any]:
+        """Layers only where they are asked."""
+        fields = super().key_fields()
+        if not self.layers:
+            fields.pop("layers")
+        return fields
 
 
 class SaturationConfig(Config):
     """The memory along held-out documents, far beyond the trained length."""
 
     documents: int = Field(default=3, ge=1, description="the longest held-out ones, of all scored splits")
-    max_tokens: int = Field(default=8192, ge=2, description="longer documents are cut here")
+    max_tokens: int | None = Field(default=8192, ge=2, description="longer documents are cut here; null: whole books")
     points: int = Field(default=32, ge=2, description="segments measured per document: dense at first, then ever fewer")
+    spectrum: bool = Field(default=False, description="also the singular values of the memory, and the growth of z")
+
+    def key_fields(self) -> dict[str, Any]:
+        """The spectrum only where it is measured."""
+        fields = super().key_fields()
+        if not self.spectrum:
+            fields.pop("spectrum")
+        return fields
 
 
 class TrainedKeysConfig(Config):
@@ -51,6 +68,18 @@ class TrainedKeysConfig(Config):
         return value
 
 
+class RecallConfig(Config):
+    """Item i asked after j segments: needles in a prompt's first segment, one of them asked so many segments later."""
+
+    items: tuple[Annotated[int, Field(ge=1, le=MOST_RIVALS)], ...] = Field(
+        default=(1, 4), min_length=1, description="needles written: one is the passkey, several are bindings"
+    )
+    segments: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 2, 4, 8, 16, 32), min_length=1, description="segments between the needles' and the question's"
+    )
+    trials: int = Field(default=16, ge=2, description="prompts per item and number of segments")
+
+
 class ProbesConfig(Config):
     """The trained model read as it was not trained, on the items of the knock-outs; and long documents with the memory
     carried through them against emptied at every window."""
@@ -62,8 +91,16 @@ class ProbesConfig(Config):
     window: int | None = Field(
         default=None, ge=2, description="tokens after which the memory is emptied (default: training's sequences)"
     )
+    recall: RecallConfig | None = Field(default=None, description="recall of item i after j segments")
     documents: int = Field(default=3, ge=1, description="the longest held-out ones, of two windows at least")
-    max_tokens: int = Field(default=8192, ge=2, description="longer documents are cut here")
+    max_tokens: int | None = Field(default=8192, ge=2, description="longer documents are cut here; null: whole books")
+
+    def key_fields(self) -> dict[str, Any]:
+        """Recall only where it is asked."""
+        fields = super().key_fields()
+        if self.recall is None:
+            fields.pop("recall")
+        return fields
 
 
 class AblateConfig(Config):

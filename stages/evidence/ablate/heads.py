@@ -47,6 +47,10 @@ def choose(items: Sequence[Item], config: HeadsConfig) -> list[Item]:
     return chosen
 
 
+LAYERS = HEADS.remove(HEADS.get_field_index("head"))
+"""Of whole layers."""
+
+
 @torch.inference_mode()
 def score(
     decoder: Decoder,
@@ -55,39 +59,40 @@ def score(
     config: HeadsConfig,
     intact: Mapping[str, Mapping[str, Any]],
     progress: Callable[[int], None],
+    *,
+    layers: bool = False,
 ) -> list[dict[str, Any]]:
-    """Rows of heads.parquet. ``intact``: the retrieval row of each item without a knock-out. ``progress`` is called
-    with the tokens of each batch of prompts."""
+    """Rows of heads.parquet, or with ``layers`` of layers.parquet. ``intact``: the retrieval row of each item without
+    a knock-out. ``progress`` is called with the tokens of each batch of prompts."""
     trunk, device = decoder.config.trunk, next(decoder.parameters()).device
     by_length: dict[int, list[Item]] = {}
     for item in items:
         by_length.setdefault(len(item.prompt), []).append(item)
+    heads: list[int | None] = [None] if layers else [*range(trunk.heads)]
     rows = []
     for name in config.knockouts:
-        for layer in range(trunk.layers):
-            for head in range(trunk.heads):
-                knockout = HeadKnockout(Knockout(name), layer, head)
-                for length, members in by_length.items():
-                    for batch in batches([length] * len(members), PASS_TOKENS[device.type], pairs=name == "swap"):
-                        asked = [members[i] for i in batch]
-                        prompts = torch.tensor([item.prompt for item in asked], device=device)
-                        hidden, state = prefill(decoder, prompts, knockout, budget=PASS_TOKENS[device.type])
-                        said = said_and_nll(decoder, hidden, state, asked, knockout)
-                        for item, (tokens, nats) in zip(asked, said, strict=True):
-                            before = intact[item.item]
-                            answer = item.record.read(tokenizer.decode(tokens))
-                            rows.append(
-                                {
-                                    "layer": layer,
-                                    "head": head,
-                                    "knockout": name,
-                                    "task": item.task,
-                                    "item": item.item,
-                                    "correct": int(answer == item.expected),
-                                    "intact": before["correct"],
-                                    "answer_nll": nats,
-                                    "intact_nll": before["answer_nll"],
-                                }
-                            )
-                        progress(length * len(asked))
+        for layer, head in ((layer, head) for layer in range(trunk.layers) for head in heads):
+            knockout = HeadKnockout(Knockout(name), layer, head)
+            for length, members in by_length.items():
+                for batch in batches([length] * len(members), PASS_TOKENS[device.type], pairs=name == "swap"):
+                    asked = [members[i] for i in batch]
+                    prompts = torch.tensor([item.prompt for item in asked], device=device)
+                    hidden, state = prefill(decoder, prompts, knockout, budget=PASS_TOKENS[device.type])
+                    said = said_and_nll(decoder, hidden, state, asked, knockout)
+                    for item, (tokens, nats) in zip(asked, said, strict=True):
+                        before = intact[item.item]
+                        answer = item.record.read(tokenizer.decode(tokens))
+                        row = {
+                            "layer": layer,
+                            "head": head,
+                            "knockout": name,
+                            "task": item.task,
+                            "item": item.item,
+                            "correct": int(answer == item.expected),
+                            "intact": before["correct"],
+                            "answer_nll": nats,
+                            "intact_nll": before["answer_nll"],
+                        }
+                        rows.append({name: value for name, value in row.items() if name != "head" or not layers})
+                    progress(length * len(asked))
     return rows

@@ -3,6 +3,7 @@ every window. Unlike the knock-outs no claim rests on these; they say what the t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -57,7 +58,8 @@ def _twin(decoder: Decoder, config: ModelConfig) -> Decoder:
 
 def long_enough(documents: Sequence[ScoredDocument], config: ProbesConfig, window: int) -> list[ScoredDocument]:
     """The longest ``documents`` of two windows at least, cut to whole windows within ``max_tokens``."""
-    size = {id(d): min(len(d.tokens), max(config.max_tokens, 2 * window)) // window * window for d in documents}
+    most = math.inf if config.max_tokens is None else max(config.max_tokens, 2 * window)
+    size = {id(d): int(min(len(d.tokens), most)) // window * window for d in documents}
     fit = sorted((d for d in documents if size[id(d)] >= 2 * window), key=lambda d: (-size[id(d)], d.doc_id))
     return [ScoredDocument(d.doc_id, d.split, d.tokens[: size[id(d)]]) for d in fit[: config.documents]]
 

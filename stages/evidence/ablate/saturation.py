@@ -30,9 +30,18 @@ SATURATION = pa.schema(
 )
 
 
+SPECTRUM = pa.schema(
+    [
+        *(SATURATION.field(name) for name in ("doc_id", "segment", "tokens", "layer", "head")),
+        ("z_norm", pa.float64()),
+        ("singular_values", pa.list_(pa.float64())),
+    ]
+)
+
+
 def longest(documents: Sequence[ScoredDocument], config: SaturationConfig, segment: int) -> list[ScoredDocument]:
     """The longest ``documents`` of two segments at least, cut to whole segments within ``max_tokens``."""
-    size = {id(d): min(len(d.tokens), config.max_tokens) // segment * segment for d in documents}
+    size = {id(d): len(d.tokens[: config.max_tokens]) // segment * segment for d in documents}
     fit = [d for d in documents if size[id(d)] >= 2 * segment]
     fit.sort(key=lambda d: (-size[id(d)], d.doc_id))
     return [ScoredDocument(d.doc_id, d.split, d.tokens[: size[id(d)]]) for d in fit[: config.documents]]
@@ -50,8 +59,9 @@ def picked(segments: int, points: int) -> list[int]:
 def score(
     decoder: Decoder, documents: Sequence[ScoredDocument], config: SaturationConfig, progress: Callable[[int], None]
 ) -> list[dict[str, Any]]:
-    """Rows of saturation.parquet. The first segment has no z_min and erase_lambda_max (null): nothing is read there.
-    ``progress`` is called with the tokens of each chunk."""
+    """Rows of saturation.parquet, and of spectrum.parquet where the config asks for it (see ``spectra``). The first
+    segment has no z_min and erase_lambda_max (null): nothing is read there. ``progress`` is called with the tokens of
+    each chunk."""
     device = next(decoder.parameters()).device
     segment = decoder.config.mixer.segment_length
     rows: list[dict[str, Any]] = []
@@ -59,10 +69,15 @@ def score(
         tokens = torch.from_numpy(document.tokens.astype("int64")).to(device)
         segments = picked(len(tokens) // segment, config.points)
         chunk = max(1, PASS_TOKENS[device.type] // segment)
-        for row in memory_along(decoder, tokens, segments, chunk, progress):
-            known = {name: None if math.isnan(value) else value for name, value in row.items()}
+        for row in memory_along(decoder, tokens, segments, chunk, progress, spectrum=config.spectrum):
+            known = {n: None if isinstance(value, float) and math.isnan(value) else value for n, value in row.items()}
             rows.append({"doc_id": document.doc_id} | known)
     return rows
+
+
+def spectra(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of ``score`` as those of spectrum.parquet."""
+    return [{**{n: row[n] for n in SPECTRUM.names[:-1]}, "singular_values": row["spectrum"]} for row in rows]
 
 
 def numbers(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

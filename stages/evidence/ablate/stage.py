@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.evidence.ablate.config import AblateConfig
 from stages.record import Record
 from stages.stage import Artifact, Context, Execution, Resources, Stage, StageError, Summary
+
+if TYPE_CHECKING:
+    from stages.data.tasks.prompts import Item
 
 __all__ = ["STAGE", "Ablate", "AblateConfig"]
 
@@ -33,7 +36,7 @@ class Ablate(Stage[AblateConfig]):
     def run(self, config: AblateConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         from stages.data.tasks.prompts import evaluation_items, haystack_of
         from stages.data.tokens.load import document_tokens, load_tokenizer, token_meta
-        from stages.evidence.ablate import heads, keys, probes, saturation
+        from stages.evidence.ablate import heads, keys, probes, recall, saturation
         from stages.evidence.evaluate import perplexity, retrieval, tables
         from stages.evidence.evaluate.forward import load_model
         from stages.training.device import torch_device
@@ -61,7 +64,12 @@ class Ablate(Stage[AblateConfig]):
         documents: list[perplexity.ScoredDocument] = []
         whole: list[perplexity.ScoredDocument] = []  # of every length, uncut
         uncut = config.perplexity.model_copy(
-            update={"min_tokens_per_document": 2, "max_tokens_per_document": None, "max_documents": None}
+            update={
+                "min_tokens_per_document": 2,
+                "max_tokens_per_document": None,
+                "max_documents": None,
+                "max_documents_per_source": None,
+            }
         )
         for split in config.perplexity.splits:
             found, short = perplexity.choose(
@@ -100,11 +108,18 @@ class Ablate(Stage[AblateConfig]):
                     allowed=f"multiples of {segment}, half of a held-out document at most",
                     fix="another window, or longer held-out documents",
                 )
+        recalled: list[Item] = []
+        if config.probes and config.probes.recall:
+            recalled = recall.items_of(
+                config.probes.recall, tokenizer, haystack, config.retrieval.format, segment, config.seed
+            )
         one_by_one = heads.choose(items, config.heads) if config.heads else []
         count = decoder.config.trunk.layers * decoder.config.trunk.heads
         total = (sum(len(d.tokens) for d in documents) + sum(len(i.prompt) for i in items)) * len(config.knockouts)
         if config.heads:
-            total += sum(len(i.prompt) for i in one_by_one) * len(config.heads.knockouts) * count
+            several = count + config.heads.layers * decoder.config.trunk.layers
+            total += sum(len(i.prompt) for i in one_by_one) * len(config.heads.knockouts) * several
+        total += sum(len(item.prompt) for item in recalled)
         total += sum(len(d.tokens) for d in long) + 2 * sum(len(d.tokens) for d in windowed)
         if config.probes:
             many = len(config.probes.gates) + config.probes.other_rule
@@ -156,15 +171,27 @@ class Ablate(Stage[AblateConfig]):
                 "probes retrieval": "probe_retrieval.parquet",
                 "memory carried or emptied": "windows.parquet",
             }
+        if recalled:
+            asked_later = recall.score(decoder, tokenizer, recalled, progress)
+            tables.write(output / "recall.parquet", asked_later, recall.RECALL)
+            made["recall of an item after segments"] = "recall.parquet"
         if config.heads:
             intact = {row["item"]: row for row in asked if row["knockout"] == "none"}
             by_head = heads.score(decoder, tokenizer, one_by_one, config.heads, intact, progress)
             tables.write(output / "heads.parquet", by_head, heads.HEADS)
             made["heads"] = "heads.parquet"
+            if config.heads.layers:
+                by_layer = heads.score(decoder, tokenizer, one_by_one, config.heads, intact, progress, layers=True)
+                tables.write(output / "layers.parquet", by_layer, heads.LAYERS)
+                made["layers"] = "layers.parquet"
         if config.saturation:
             along = saturation.score(decoder, long, config.saturation, progress)
             context.log(f"memory along {len(long)} documents of up to {max(len(d.tokens) for d in long)} tokens")
-            tables.write(output / "saturation.parquet", along, saturation.SATURATION)
+            if config.saturation.spectrum:
+                tables.write(output / "spectrum.parquet", saturation.spectra(along), saturation.SPECTRUM)
+                made["spectrum of the memory"] = "spectrum.parquet"
+            own = [{name: row[name] for name in saturation.SATURATION.names} for row in along]
+            tables.write(output / "saturation.parquet", own, saturation.SATURATION)
             metrics |= saturation.numbers(along)
             made["saturation"] = "saturation.parquet"
         if config.trained_keys:

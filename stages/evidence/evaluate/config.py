@@ -19,6 +19,9 @@ class PerplexityConfig(Config):
 
     splits: tuple[Literal["validation", "test"], ...] = Field(default=("test",), min_length=1)
     max_documents: int | None = Field(default=None, ge=1, description="per split; a stable sample by hashed id")
+    max_documents_per_source: int | None = Field(
+        default=None, ge=1, description="per split and source of the corpus, so that each is among those scored"
+    )
     min_tokens_per_document: int = Field(default=2, ge=2, description="shorter documents are left out, counted")
     max_tokens_per_document: int | None = Field(default=None, ge=2, description="longer documents are cut here")
     buckets: tuple[int, ...] | None = Field(
@@ -41,6 +44,13 @@ class PerplexityConfig(Config):
                 f"{longest}, where longer documents are cut"
             )
         return self
+
+    def key_fields(self) -> dict[str, Any]:
+        """``max_documents_per_source`` counts where it is set."""
+        fields = super().key_fields()
+        if self.max_documents_per_source is None:
+            fields.pop("max_documents_per_source")
+        return fields
 
     def edges(self, longest: int) -> list[int]:
         """Bucket borders [0, ..., longest] in tokens."""

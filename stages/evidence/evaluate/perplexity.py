@@ -34,7 +34,8 @@ def choose(
 ) -> tuple[list[ScoredDocument], int]:
     """The documents of a split to score, sorted by id, and the number left out as too short.
 
-    With ``max_documents`` those with the smallest sha256 of the id: a stable sample that a new document hardly changes.
+    With ``max_documents``, or ``max_documents_per_source``, those with the smallest sha256 of the id: a stable sample
+    that a new document hardly changes.
     """
     chosen, short = [], 0
     for doc_id, tokens in documents:
@@ -44,6 +45,12 @@ def choose(
         else:
             chosen.append(ScoredDocument(doc_id, split, text))
     chosen.sort(key=lambda d: hashlib.sha256(d.doc_id.encode()).digest())
+    if (most := config.max_documents_per_source) is not None:
+        several: dict[str, list[ScoredDocument]] = {}
+        for document in chosen:
+            several.setdefault(source_of(document.doc_id), []).append(document)
+        kept = {document.doc_id for some in several.values() for document in some[:most]}
+        chosen = [document for document in chosen if document.doc_id in kept]
     return sorted(chosen[: config.max_documents], key=lambda d: d.doc_id), short
 
 
@@ -128,6 +135,21 @@ def score_batch(
                     }
                 )
     return rows
+
+
+def source_of(doc_id: str) -> str:
+    """The source of the corpus that a document is from."""
+    return doc_id.partition("/")[0]
+
+
+def totals_by_source(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """``totals`` of each source by itself, as ``source.SOURCE.perplexity`` and so on; {} where there is but one."""
+    sources = sorted({source_of(row["doc_id"]) for row in rows})
+    return {
+        f"source.{source}.{name}": value
+        for source in (sources if len(sources) > 1 else ())
+        for name, value in totals([row for row in rows if source_of(row["doc_id"]) == source]).items()
+    }
 
 
 def totals(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -65,7 +65,7 @@ class Evaluate(Stage[EvaluateConfig]):
         tables.write(output / "retrieval.parquet", asked, tables.RETRIEVAL)
 
         text = perplexity.totals(scored)
-        metrics = text | retrieval.summarise(asked)
+        metrics = text | perplexity.totals_by_source(scored) | retrieval.summarise(asked)
         made = {"perplexity": "perplexity.parquet", "retrieval": "retrieval.parquet"}
         if further or config.retrieval.files:
             tables.write(output / "tasks.parquet", answered, tables.TASKS)

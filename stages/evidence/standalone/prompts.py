@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from stages.data.tasks.checked import Checked
 from stages.data.tasks.config import Grid
-from stages.data.tasks.haystack import Codec
 from stages.data.tasks.prompts import Item, PromptMaker
+from stages.data.tokens.chat import Around
 from stages.evidence.evaluate.forward import PASS_TOKENS
 from stages.evidence.standalone.config import Questions
-from stages.stage import StageError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from stages.evidence.standalone.tokenizer import CheckpointTokenizer
+
+
+FIX = "leave the task out, or use a checkpoint whose tokenizer has these characters"
 
 
 class Prompts:
@@ -28,10 +30,10 @@ class Prompts:
         """``haystack`` [tokens]. Raises StageError for a length that a task does not fit, a haystack that is too
         short, text that the tokenizer cannot write, a chat template that is not there."""
         self.questions = questions
-        self.around: tuple[list[int], list[int]] = tokenizer.around() if questions.chat_template else ([], [])
+        self.around: Around = tokenizer.around() if questions.chat_template else ((), ())
         codec = tokenizer.in_chat() if questions.chat_template else tokenizer
         self.maker = PromptMaker(codec, haystack, questions.format, questions.seed, "evaluation")
-        self._check(_Checked(codec), haystack)
+        self._check(Checked(codec, "--tasks", FIX), haystack)
 
     @property
     def wrapped(self) -> int:
@@ -70,7 +72,7 @@ class Prompts:
             offsets=tuple(offset + len(before) for offset in item.offsets),
         )
 
-    def _check(self, codec: _Checked, haystack: NDArray[np.int32]) -> None:
+    def _check(self, codec: Checked, haystack: NDArray[np.int32]) -> None:
         """Every task at its shortest and longest, before any work; one prompt of each shows what a tokenizer lacks."""
         checked = PromptMaker(codec, haystack, self.questions.format, self.questions.seed, "evaluation")
         for grid in self.questions.grids:
@@ -79,34 +81,3 @@ class Prompts:
                 checked.check(grid.task, room, max(grid.ks), field="--lengths")
             for k in grid.ks:
                 checked.item(grid.task, max(1, grid.lengths[0] - self.wrapped), k, 0, grid.depth_of(0))
-
-
-class _Checked:
-    """A codec that refuses text it does not give back, apart from space and from forms of one character."""
-
-    def __init__(self, inner: Codec) -> None:
-        self.inner, self.begin = inner, inner.begin
-        self.known: set[str] = set()
-
-    def encode(self, text: str) -> list[int]:
-        ids = self.inner.encode(text)
-        if not self.known.issuperset(text):
-            back = _plain(self.inner.decode(ids))
-            lacking = sorted({c for c in _plain(text) if c not in back})
-            if lacking or back != _plain(text):
-                raise StageError(
-                    f"the tokenizer does not give {text.strip()[:60]!r} back"
-                    + (f": it lacks {' '.join(map(repr, lacking[:8]))}" if lacking else ""),
-                    field="--tasks",
-                    value=text.strip()[:20],
-                    fix="leave the task out, or use a checkpoint whose tokenizer has these characters",
-                )
-            self.known.update(text)
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.inner.decode(ids)
-
-
-def _plain(text: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", text).split())

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.llama import BLOCK
+from stages.data.tokens.chat import Around, ChatTemplate, template_beside, token_text, with_control
 from stages.data.tokens.library import put_before, read_library, rows, text_only
 from stages.data.tokens.load import StudyTokenizer
 from stages.stage import StageError
 
 FILE = "tokenizer.json"
-TEMPLATE = "chat_template.jinja"
-_CONTENT = "\x00the prompt stands here\x00"
 
 
 @dataclass(frozen=True)
@@ -34,68 +34,14 @@ class CheckpointTokenizer(StudyTokenizer):
         end = next((at for at, token in enumerate(ids) if token in self.stops), len(ids))
         return super().decode(list(ids)[:end])
 
-    def around(self) -> tuple[list[int], list[int]]:
+    def around(self) -> Around:
         """Tokens before and behind a user's message, by the chat template. Raises StageError where there is none, or
         it does not repeat the message."""
-        text = self._rendered()
-        before, found, behind = text.partition(_CONTENT)
-        if not found:
-            raise StageError(
-                "the chat template does not repeat the message",
-                field="--chat-template",
-                value=True,
-                fix="leave --chat-template out",
-            )
-        return self.with_control(before), self.with_control(behind)
-
-    def in_chat(self) -> CheckpointTokenizer:
-        """The same without a token of its own before a text: the template says what stands there."""
-        return replace(self, bos_id=None)
+        return ChatTemplate(self.template, self.marks).around(self.backend, field="--chat-template")
 
     def with_control(self, text: str) -> list[int]:
         """Tokens of a text whose control strings are control tokens."""
-        self.backend.encode_special_tokens = False
-        try:
-            return list(self.backend.encode(text, add_special_tokens=False).ids)
-        finally:
-            self.backend.encode_special_tokens = True
-
-    def _rendered(self) -> str:
-        if not self.template:
-            raise StageError(
-                "the tokenizer has no chat template",
-                field="--chat-template",
-                value=True,
-                allowed=f"models with chat_template in tokenizer_config.json, or a {TEMPLATE}",
-                fix="leave --chat-template out",
-            )
-        return render(self.template, [{"role": "user", "content": _CONTENT}], dict(self.marks))
-
-
-def render(template: str, messages: Sequence[dict[str, str]], marks: dict[str, str], *, answer: bool = True) -> str:
-    """``messages`` by a chat template, with what begins the answer where ``answer``. Raises StageError for a template
-    that cannot be rendered."""
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: ""  # the same prompts every day
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-    try:
-        return environment.from_string(template).render(messages=messages, add_generation_prompt=answer, **marks)
-    except Exception as error:  # templates raise whatever Python does
-        raise StageError(
-            f"the chat template cannot be rendered: {' '.join(str(error).split())[:200]}",
-            field="--chat-template",
-            value=True,
-            fix="leave --chat-template out",
-        ) from error
+        return list(with_control(self.backend, text))
 
 
 def read_tokenizer(folder: Path, model_fields: dict[str, Any], stops_of: Path | None = None) -> CheckpointTokenizer:
@@ -112,7 +58,7 @@ def read_tokenizer(folder: Path, model_fields: dict[str, Any], stops_of: Path | 
     backend.no_padding()
     backend.no_truncation()
     said = _json(file.parent / "tokenizer_config.json")
-    names = {name: _text(said.get(f"{name}_token")) for name in ("bos", "eos")}
+    names = {name: token_text(said.get(f"{name}_token")) for name in ("bos", "eos")}
     if begins is None and said.get("add_bos_token") and names["bos"]:
         begins = backend.token_to_id(names["bos"])
     if begins is None and BLOCK in model_fields:
@@ -122,11 +68,7 @@ def read_tokenizer(folder: Path, model_fields: dict[str, Any], stops_of: Path | 
         stops += _ids(_json(stops_of / "generation_config.json").get("eos_token_id"))
     eos = backend.token_to_id(names["eos"]) if names["eos"] else None
     stops = list(dict.fromkeys([*([] if eos is None else [eos]), *stops]))
-    template = said.get("chat_template") or ""
-    if isinstance(template, list):  # several by name
-        template = next((one["template"] for one in template if one.get("name") == "default"), "")
-    if not template and (file.parent / TEMPLATE).is_file():
-        template = (file.parent / TEMPLATE).read_text(encoding="utf-8")
+    template = template_beside(lambda name: _bytes(file.parent / name))
     known = json.dumps([hashlib.sha256(content).hexdigest(), begins, stops])
     end = stops[0] if stops else -1
     return CheckpointTokenizer(
@@ -136,18 +78,17 @@ def read_tokenizer(folder: Path, model_fields: dict[str, Any], stops_of: Path | 
         pad_id=end,
         bos_id=begins,
         stops=tuple(stops),
-        template=str(template),
+        template=template.text,
         digest=f"sha256:{hashlib.sha256(known.encode()).hexdigest()}",
-        marks=tuple((f"{name}_token", text) for name, text in names.items()),
+        marks=template.marks,
     )
 
 
 def of_study(tokenizer: StudyTokenizer, key: str) -> CheckpointTokenizer:
     """A study's own, by the key of its artifact. Its models are asked as their study asks them: no token ends an
     answer."""
-    return CheckpointTokenizer(
-        tokenizer.backend, tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos_id, digest=key
-    )
+    fields = {field.name: getattr(tokenizer, field.name) for field in dataclasses.fields(StudyTokenizer)}
+    return CheckpointTokenizer(**fields, digest=key)
 
 
 def _converted(folder: Path) -> bytes:
@@ -177,9 +118,8 @@ def _json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _text(token: Any) -> str:
-    """A token in tokenizer_config.json: a text, or an object with one."""
-    return str(token.get("content", "")) if isinstance(token, dict) else token or ""
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 def _ids(value: Any) -> list[int]:

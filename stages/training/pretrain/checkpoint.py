@@ -47,12 +47,15 @@ class RunState:
     wall_s: float = 0.0
     rows: list[dict[str, float | int | None]] = field(default_factory=list)
     samples: list[str] = field(default_factory=list)
+    gates: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     digest: str = ""
 
     def own_digest(self) -> str:
         """xxh3 of the fields but this one."""
         fields = {name: value for name, value in asdict(self).items() if name != "digest"}
+        if not self.gates:  # as in resume points that were written before there were any
+            fields.pop("gates")
         return xxhash.xxh3_64(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -112,7 +115,11 @@ class Checkpoints:
                 tensors, storage_writer=writer, process_group=self._group, no_dist=alone
             )
         assert isinstance(future, Future)
-        self._pending = future, folder, replace(state, rows=list(state.rows), samples=list(state.samples))
+        self._pending = (
+            future,
+            folder,
+            replace(state, rows=list(state.rows), samples=list(state.samples), gates=list(state.gates)),
+        )
 
     def finish(self) -> None:
         """Wait for a resume point that is being written in the background, and have it count. Every rank calls it.

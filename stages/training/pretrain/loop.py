@@ -91,6 +91,8 @@ def train(
         )
         if carried is not None:
             carried.restore(kept)
+    if state.step == 0:
+        state.gates += monitor.gates(decoder, 0)
     for done in state.rows:  # what an earlier attempt already did
         runtime.on_row(done)
     began = time.perf_counter() - state.wall_s
@@ -141,6 +143,7 @@ def train(
         }
         if (step + 1) % recipe.monitor_every == 0 or step + 1 == recipe.steps:
             row |= monitor.read(decoder, watched)
+            state.gates += monitor.gates(decoder, step + 1)
         state.rows.append(row)
         state.samples.append(digest(batch.ids))
         state.step, state.wall_s = step + 1, time.perf_counter() - began

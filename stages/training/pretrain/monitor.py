@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,14 @@ def read(decoder: Decoder, tokens: torch.Tensor) -> dict[str, float | None]:
     with _whole(decoder):
         values = decoder.monitor(tokens)
     return {name: values.get(name) for name in COLUMNS}
+
+
+def gates(decoder: Decoder, step: int) -> list[dict[str, Any]]:
+    """One entry: ``step``, and ``gates`` of each gated layer and head as ``Decoder.gates`` has them; none for arms
+    without a gate. Every rank calls it."""
+    with _whole(decoder):
+        found = decoder.gates()
+    return [] if found is None else [{"step": step, "gates": found.tolist()}]
 
 
 def diagnosis(decoder: Decoder, tokens: torch.Tensor) -> str:

@@ -87,6 +87,8 @@ def summary(output: Path) -> Summary:
     cost = json.loads((output / "cost.json").read_text())
     metrics = {name: float(cost[name]) for name in ("parameters", "flops_per_token", "tokens_per_s", "wall_s")}
     tables = {"training log": "train_log.parquet", "samples": "samples.parquet"}
+    if (output / "gates.parquet").is_file():
+        tables["gates by head"] = "gates.parquet"
     losses = [row["loss"] for row in log if row["loss"] is not None]
     if not losses:
         return Summary(f"{cost['parameters']:,} parameters", metrics, tables)

@@ -291,7 +291,7 @@ def export(job: TrainingJob, config: ModelConfig, weights: dict[str, Any], state
 
 
 def write_tables(folder: Path, config: ModelConfig, sequence_length: int, state: RunState) -> None:
-    """train_log.parquet, samples.parquet and cost.json of ``docs/formats.md``."""
+    """train_log.parquet, samples.parquet, gates.parquet (arms with gates) and cost.json of ``docs/formats.md``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -306,6 +306,15 @@ def write_tables(folder: Path, config: ModelConfig, sequence_length: int, state:
         pa.table(samples, pa.schema([("step", pa.int64()), ("sample_ids_digest", pa.string())])),
         folder / "samples.parquet",
     )
+    if state.gates:
+        heads = [
+            {"step": row["step"], "layer": layer, "head": head, "gate": gate}
+            for row in state.gates
+            for layer, of_layer in enumerate(row["gates"])
+            for head, gate in enumerate(of_layer)
+        ]
+        columns = [("step", pa.int64()), ("layer", pa.int64()), ("head", pa.int64()), ("gate", pa.float64())]
+        pq.write_table(pa.Table.from_pylist(heads, pa.schema(columns)), folder / "gates.parquet")
     known = dataclasses.asdict(cost(config, sequence_length))
     rates = [float(row["tokens_per_s"] or 0) for row in state.rows[1:] or state.rows]
     known |= {

@@ -234,6 +234,12 @@ class Evidence:
         return self._scored(self.stacked("evaluate", "perplexity.parquet"))
 
     @cached_property
+    def corpora(self) -> list[str]:
+        """Sources of the scored documents, in order of their names."""
+        ids = self.perplexity["doc_id"].unique() if len(self.perplexity) else ()
+        return sorted({corpus_of(doc_id) for doc_id in ids} - {""})
+
+    @cached_property
     def scheduled_perplexity(self) -> pd.DataFrame:
         """arm, seed + ``perplexity.parquet`` of evaluate, arms on other schedules (``arm@schedule``) included."""
         return self._with_schedules(self.perplexity, "perplexity.parquet")
@@ -305,6 +311,16 @@ class Evidence:
         return self.stacked("ablate", "gates.parquet")
 
     @cached_property
+    def gates_over_training(self) -> pd.DataFrame:
+        """arm, seed, step (0: before the first), layer, head, gate."""
+        return self.stacked("pretrain", "gates.parquet")
+
+    @cached_property
+    def spectrum(self) -> pd.DataFrame:
+        """arm, seed + ``spectrum.parquet`` of ablate: singular values of the memory along long held-out documents."""
+        return self.stacked("ablate", "spectrum.parquet")
+
+    @cached_property
     def heads(self) -> pd.DataFrame:
         """arm, seed + ``heads.parquet`` of ablate: one head knocked out at a time."""
         return self.stacked("ablate", "heads.parquet")
@@ -363,6 +379,21 @@ class Evidence:
         if not len(table) or not self.contaminated:
             return table
         return table[~table["doc_id"].isin(self.contaminated)].reset_index(drop=True)
+
+
+def corpus_of(doc_id: str) -> str:
+    """The source of a document: what its id begins with; "" where it names none."""
+    return str(doc_id).rpartition("/")[0].partition("/")[0]
+
+
+def of_corpus(table: pd.DataFrame, corpus: str) -> pd.DataFrame:
+    """Rows of the documents of one source; all for ""."""
+    return table[table["doc_id"].str.startswith(f"{corpus}/")] if corpus and len(table) else table
+
+
+def corpus_filter(corpus: str) -> str:
+    """The same as a row filter: ids that begin with the source's name and "/", which "0" follows."""
+    return f"doc_id >= '{corpus}/' and doc_id < '{corpus}0'" if corpus else ""
 
 
 def crossed(

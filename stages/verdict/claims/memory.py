@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stages.display.numbers import percent, signed_percent
 from stages.verdict.claims.bracket import behind, control_bracket
 from stages.verdict.claims.effects import Effect, accuracy, effect, family, needed
-from stages.verdict.claims.evidence import BEYOND, Evidence, paired
+from stages.verdict.claims.evidence import BEYOND, Evidence, corpus_filter, of_corpus, paired
 from stages.verdict.claims.verdict import Finding, Number, conclude, decided, not_measured
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ def retrieval_cost(evidence: Evidence, arm: str, knockout: str, margin: float = 
     ), found
 
 
-def perplexity_cost(evidence: Evidence, arm: str, knockout: str) -> tuple[Number, Effect] | None:
-    """Relative perplexity added by a knock-out after the first segment, same documents."""
-    table = evidence.knocked_perplexity
+def perplexity_cost(evidence: Evidence, arm: str, knockout: str, corpus: str = "") -> tuple[Number, Effect] | None:
+    """Relative perplexity added by a knock-out after the first segment, same documents: all, or those of one source."""
+    table = of_corpus(evidence.knocked_perplexity, corpus)
     if not len(table):
         return None
     table = table[(table["arm"] == arm) & (table["bucket_start"] >= evidence.segment_length())]
@@ -55,10 +55,12 @@ def perplexity_cost(evidence: Evidence, arm: str, knockout: str) -> tuple[Number
         return None
     found = effect(pair, evidence.rules)
     rows = f"bucket_start >= {evidence.segment_length()} and knockout in ['none', '{knockout}']"
-    name, label = f"knockout.perplexity.{arm}.{knockout}", f"{arm}, {knockout}: perplexity"
+    rows += f" and {corpus_filter(corpus)}" if corpus else ""
+    name = f"corpus.{corpus}.knockout.{arm}.{knockout}" if corpus else f"knockout.perplexity.{arm}.{knockout}"
+    label = f"{arm}, {knockout}: perplexity" + (f" on {corpus}" if corpus else "")
     sources = evidence.sources("ablate", "perplexity.parquet", rows, arm)
     return found.added(name, label, PERPLEXITY_UNIT, sources).of(
-        kind="knockout", measure="perplexity", arm=arm, knockout=knockout
+        kind="corpus_knockout" if corpus else "knockout", measure="perplexity", arm=arm, knockout=knockout
     ), found
 
 

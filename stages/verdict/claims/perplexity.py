@@ -7,21 +7,24 @@ relative perplexity of the first arm against the second, exp(d) - 1: negative is
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from stages.display.numbers import signed_percent
 from stages.verdict.claims.bracket import FLOOR, behind, control_bracket, perplexity_bracket
 from stages.verdict.claims.effects import Effect, effect, family, needed
-from stages.verdict.claims.evidence import Evidence, Paired, paired
+from stages.verdict.claims.evidence import Evidence, Paired, corpus_filter, of_corpus, paired
 from stages.verdict.claims.verdict import Finding, Number, conclude, decided, not_measured
 
 TABLE = "perplexity.parquet"
 UNIT = "relative perplexity"
 
 
-def pair_of_arms(evidence: Evidence, arm: str, baseline: str, *, beyond: bool = False) -> Paired | None:
+def pair_of_arms(
+    evidence: Evidence, arm: str, baseline: str, *, beyond: bool = False, corpus: str = ""
+) -> Paired | None:
     """nats that ``arm`` saves per document: baseline - arm. ``beyond``: only positions after the first segment, where
-    a memory can act."""
-    table = evidence.perplexity
+    a memory can act. ``corpus``: documents of this source alone."""
+    table = of_corpus(evidence.perplexity, corpus)
     if not len(table):
         return None
     if beyond:
@@ -35,11 +38,16 @@ def relative(found: Effect, name: str, label: str, evidence: Evidence, *arms: st
     return found.saved(name, label, UNIT, evidence.sources("evaluate", TABLE, rows, *arms))
 
 
-def difference(evidence: Evidence, arm: str, baseline: str, *, beyond: bool = False) -> Number | None:
+def difference(evidence: Evidence, arm: str, baseline: str, *, beyond: bool = False, corpus: str = "") -> Number | None:
     """Relative perplexity of ``arm`` against ``baseline``; None where they share no documents."""
-    pair = pair_of_arms(evidence, arm, baseline, beyond=beyond)
+    pair = pair_of_arms(evidence, arm, baseline, beyond=beyond, corpus=corpus)
     if pair is None:
         return None
+    if corpus:
+        label, name = f"{arm} against {baseline} on {corpus}", f"corpus.{corpus}.difference.{arm}.{baseline}"
+        number = relative(effect(pair, evidence.rules), name, label, evidence, arm, baseline)
+        rows = evidence.sources("evaluate", TABLE, corpus_filter(corpus), arm, baseline)
+        return replace(number, sources=rows).of(kind="corpus_difference", arm=arm, other=baseline, corpus=corpus)
     where = "_beyond" if beyond else ""
     label = f"{arm} against {baseline}" + (" beyond the first segment" if beyond else "")
     found = effect(pair, evidence.rules)

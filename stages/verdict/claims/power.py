@@ -41,7 +41,7 @@ DRAWS = 1000  # simulated studies per power: exact to 1.3 points at 80%
 
 @dataclass(frozen=True)
 class Size:
-    """What of a study file sets its power. ``control_arms``: the arms of the positive control, by name."""
+    """What of a study file sets its power. ``control_arms``: of the control; ``schedules``: with their arms."""
 
     arms: Mapping[str, MixerConfig]
     seeds: tuple[int, ...]
@@ -50,6 +50,7 @@ class Size:
     ablate: AblateConfig | None = None
     control: ControlSettings | None = None
     control_arms: Mapping[str, MixerConfig] | None = None
+    schedules: Mapping[str, Sequence[str]] | None = None
 
     @property
     def memory_arms(self) -> list[str]:
@@ -139,7 +140,7 @@ def _used(size: Size, earlier: Evidence | None) -> Sensitivity | None:
         costs = [retrieval_cost(earlier, arm, out) for arm in size.memory_arms for out in rule.knockouts]
         pairs = [one[1].pair for one in costs if one is not None]
     seen, origin = _widest(pairs) or (_answers(size.rules.pilot), "claims.pilot")
-    return _difference(
+    return difference(
         size,
         "C1",
         "memory-is-used",
@@ -158,9 +159,9 @@ def _used(size: Size, earlier: Evidence | None) -> Sensitivity | None:
 
 def _perplexity(size: Size, earlier: Evidence | None) -> Sensitivity:
     """C2: lower perplexity than local."""
-    seen, origin, items = _losses(size, earlier)
+    seen, origin, items = losses(size, earlier)
     limit = -math.log1p(-size.rules.perplexity_from_memory.margin)
-    return _difference(
+    return difference(
         size,
         "C2",
         "perplexity-from-memory",
@@ -171,7 +172,7 @@ def _perplexity(size: Size, earlier: Evidence | None) -> Sensitivity:
         "documents",
         null=0.0,
         limit=limit,
-        show=_relative,
+        show=relative,
     )
 
 
@@ -179,7 +180,7 @@ def _seeds(size: Size, earlier: Evidence | None) -> Sensitivity:
     """C13: the same with a margin, and by the spread of the seeds alone."""
     from stages.statistics.intervals import hierarchical_many
 
-    seen, origin, items = _losses(size, earlier)
+    seen, origin, items = losses(size, earlier)
     margin, rules = -math.log1p(-size.rules.seeds.margin), size.rules
     both = comparison(rules, null=margin, limit=-math.inf, arms=len(size.memory_arms))
 
@@ -193,7 +194,7 @@ def _seeds(size: Size, earlier: Evidence | None) -> Sensitivity:
         decided: Decisions = hierarchical_many(gaps, level=1 - 2 * rules.alpha)[1] < margin
         return decided
 
-    return _difference(
+    return difference(
         size,
         "C13",
         "seeds",
@@ -204,7 +205,7 @@ def _seeds(size: Size, earlier: Evidence | None) -> Sensitivity:
         "documents",
         null=margin,
         limit=margin,
-        show=_relative,
+        show=relative,
         supported=supported,
         refuted=refuted,
     )
@@ -231,7 +232,7 @@ def _passkey(size: Size, earlier: Evidence | None) -> Sensitivity:
     usable = [pilot(table) for table in tables if min(table.shape) >= 2 and 0 < table.mean() < 1]
     if usable:
         seen = max(usable, key=lambda one: one.seed_sd**2 + (one.item_sd**2 + one.residual_sd**2) / items)
-        origin = _earlier(seen)
+        origin = earlier_run(seen)
     alpha = min(rules.alpha, 2 * rules.alpha / len(size.memory_arms))
     enough = items >= rule.minimum_trials
 
@@ -293,7 +294,7 @@ def _control(size: Size, earlier: Evidence | None) -> Sensitivity | None:
             least = int(spread.count().min())
             seen, origin = Pilot(0.0, float(found.max()), 0.0, 0.0), f"earlier run: {least} seeds, widest arm and k"
     margin = size.rules.binding.margin
-    row = _difference(
+    row = difference(
         size,
         "C5a",
         "binding-in-control",
@@ -328,7 +329,7 @@ def _binding(size: Size, earlier: Evidence | None) -> Sensitivity | None:
             pairs.append(paired(many, many.assign(correct=1 / int(k)), "item", "correct"))
     seen, origin = _widest(pairs) or (_answers(size.rules.pilot), "claims.pilot")
     # the readers of one k are compared on the very same answers, so they count as one comparison
-    return _difference(
+    return difference(
         size,
         "C5b",
         "binding-in-text",
@@ -346,7 +347,7 @@ def _binding(size: Size, earlier: Evidence | None) -> Sensitivity | None:
 
 
 # --- what they share ----------------------------------------------------------------------------------------------
-def _difference(
+def difference(
     size: Size,
     claim: str,
     name: str,
@@ -407,7 +408,7 @@ def jointly(rule: Decides, comparisons: int) -> Decides:
     return decides
 
 
-def _losses(size: Size, earlier: Evidence | None) -> tuple[Pilot, str, int]:
+def losses(size: Size, earlier: Evidence | None) -> tuple[Pilot, str, int]:
     """Spread of the documents' differences memory arm against local, where it is from, and how many documents."""
     from stages.statistics.power import Pilot
 
@@ -418,8 +419,8 @@ def _losses(size: Size, earlier: Evidence | None) -> tuple[Pilot, str, int]:
         Pilot(0.0, plan.loss_seed_sd, plan.loss_item_sd, plan.loss_residual_sd),
         "claims.pilot",
     )
-    if scored.max_documents is not None:
-        return seen, origin, scored.max_documents * len(scored.splits)
+    if most := scored.max_documents or scored.max_documents_per_source:
+        return seen, origin, most * len(scored.splits)
     return seen, origin, seen.items if seen.items else plan.documents
 
 
@@ -432,10 +433,10 @@ def _widest(pairs: Sequence[Paired | None]) -> tuple[Pilot, str] | None:
     if not seen:
         return None
     widest = max(seen, key=lambda one: one.seed_sd**2 + (one.item_sd**2 + one.residual_sd**2) / one.items)
-    return widest, _earlier(widest)
+    return widest, earlier_run(widest)
 
 
-def _earlier(seen: Pilot) -> str:
+def earlier_run(seen: Pilot) -> str:
     return f"earlier run: {seen.seeds} seeds x {seen.items} items, widest arm"
 
 
@@ -466,7 +467,7 @@ def _points(what: str) -> Callable[[float], str]:
     return lambda value: f"{100 * value:.1f} points {what}"
 
 
-def _relative(value: float) -> str:
+def relative(value: float) -> str:
     return f"{-math.expm1(-value):.2%} lower perplexity"
 
 

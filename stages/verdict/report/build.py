@@ -126,6 +126,11 @@ def setup(evidence: Evidence) -> dict[str, str]:
             rows[f"task {task}"] = TASKS[task].sentence
     if tokenizer:
         rows["tokenizer"] = f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens"
+        if tokenizer.get("bos_id") is not None:
+            rows["tokenizer"] += f"; documents and prompts begin with token {tokenizer['bos_id']}"
+        if chat := tokenizer.get("chat"):
+            around = len(chat["before"]) + len(chat["behind"])
+            rows["chat template"] = f"{around} tokens around each prompt of evaluate and ablate, {chat['template']}"
     if tokens:
         rows["sequence length"] = f"{tokens['sequence_length']:,} tokens"
         for split, numbers in tokens.get("splits", {}).items():

@@ -23,7 +23,11 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("comparison", "Paired differences", ("scores compared", "texts compared")),
     ("retrieval", "Retrieval and binding", ("passkey", "bindings", "tasks", "effective length")),
     ("memory", "Is the memory used?", ("gates", "probes")),
-    ("perplexity", "Perplexity", ("perplexity", "perplexity differences", "schedules", "perplexity by position")),
+    (
+        "perplexity",
+        "Perplexity",
+        ("perplexity", "perplexity by corpus", "perplexity differences", "schedules", "perplexity by position"),
+    ),
     ("tuning", "Fine-tuning and alignment: before and after, on the same items", ("fine-tuning", "alignment")),
     ("mechanism", "Capacity of the mechanism", ("capacity",)),
     ("data", "Data", ()),

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stages.display.numbers import percent
-from stages.verdict.claims import binding, mechanism, perplexity, retrieval
+from stages.verdict.claims import binding, mechanism, memory, perplexity, retrieval
 from stages.verdict.claims.effects import accuracy, effect, proportion
-from stages.verdict.claims.evidence import BEYOND, Evidence, paired
+from stages.verdict.claims.evidence import BEYOND, Evidence, corpus_filter, of_corpus, paired
 from stages.verdict.claims.verdict import Number, Source, Verdict
 from stages.verdict.report import calibration, probes, schedules, summaries, tuned
 
@@ -55,6 +55,7 @@ def collect(evidence: Evidence, verdicts: Iterable[Verdict]) -> Collected:
         "perplexity differences": differences(evidence),
         "schedules": schedules.numbers(evidence),
         "perplexity by position": by_position(evidence),
+        "perplexity by corpus": by_corpus(evidence),
         "passkey": passkey_by_length(evidence),
         "bindings": bindings(evidence),
         "tasks": tasks(evidence),
@@ -86,9 +87,10 @@ def collect(evidence: Evidence, verdicts: Iterable[Verdict]) -> Collected:
     return Collected({name: numbers for name, numbers in sections.items() if numbers}, named)
 
 
-def perplexities(evidence: Evidence) -> list[Number]:
-    """Per arm: token perplexity, word perplexity (PG-19's convention) and bits per byte, over seeds and documents."""
-    table = evidence.perplexity
+def perplexities(evidence: Evidence, corpus: str = "") -> list[Number]:
+    """Per arm: token perplexity, word perplexity (PG-19's convention) and bits per byte, over seeds and documents, all
+    or those of one source."""
+    table, before = of_corpus(evidence.perplexity, corpus), f"corpus.{corpus}." if corpus else ""
     if not len(table):
         return []
     sizes = table.drop_duplicates(["arm", "seed", "doc_id"])[["arm", "seed", "doc_id", "words", "bytes"]]
@@ -108,12 +110,12 @@ def perplexities(evidence: Evidence) -> list[Number]:
                 number = _exponential(number)
             name = {"tokens": "perplexity", "words": "word_perplexity", "bytes": "bits_per_byte"}[weight]
             what = {"tokens": "perplexity per token", "words": "perplexity per word", "bytes": "bits per byte"}[weight]
-            sources = evidence.sources("evaluate", perplexity.TABLE, "", arm)
+            sources = evidence.sources("evaluate", perplexity.TABLE, corpus_filter(corpus), arm)
             found.append(
                 replace(
                     number,
-                    name=f"{name}.{arm}",
-                    label=f"{arm}: {what}",
+                    name=f"{before}{name}.{arm}",
+                    label=f"{arm}{f' on {corpus}' if corpus else ''}: {what}",
                     unit=unit if not power else what.split(" per ")[0] + "/" + what.split(" per ")[1],
                     sources=sources,
                 )
@@ -153,13 +155,16 @@ def differences(evidence: Evidence) -> list[Number]:
     return [number for number in found if number is not None]
 
 
-def by_position(evidence: Evidence) -> list[Number]:
-    """Perplexity of every arm in every position bucket, and of the others against local, paired."""
-    table = evidence.perplexity
+def by_position(evidence: Evidence, corpus: str = "") -> list[Number]:
+    """Perplexity of every arm in every position bucket, and of the others against local, paired; on all documents or
+    those of one source."""
+    table = of_corpus(evidence.perplexity, corpus)
+    before, on = (f"corpus.{corpus}.", f" on {corpus}") if corpus else ("", "")
+    about = {"corpus": corpus} if corpus else {}
     local = next(iter(evidence.arms_of_kind("local")), None)
     found = []
     for start, bucket in table.groupby("bucket_start") if len(table) else ():
-        where = f"bucket_start == {start}"
+        where = " and ".join(part for part in (f"bucket_start == {start}", corpus_filter(corpus)) if part)
         end = int(bucket["bucket_end"].max())
         for arm in evidence.arms:
             rows = bucket[bucket["arm"] == arm]
@@ -169,25 +174,77 @@ def by_position(evidence: Evidence) -> list[Number]:
             found.append(
                 replace(
                     _exponential(number),
-                    name=f"position.{arm}.{start}",
-                    label=f"{arm}, tokens {start:,} to {end:,}",
+                    name=f"{before}position.{arm}.{start}",
+                    label=f"{arm}{on}, tokens {start:,} to {end:,}",
                     unit="perplexity/token",
                     sources=evidence.sources("evaluate", perplexity.TABLE, where, arm),
-                ).of(kind="position", arm=arm, start=int(start))
+                ).of(kind=f"{'corpus_' if corpus else ''}position", arm=arm, start=int(start), **about)
             )
             pair = paired(bucket[bucket["arm"] == local], rows, "doc_id", "nll_sum", "tokens") if local else None
             if pair is None or arm == local:
                 continue
             gap = perplexity.relative(
                 effect(pair, evidence.rules),
-                f"position_gap.{arm}.{start}",
-                f"{arm} against {local}, tokens {start:,} to {end:,}",
+                f"{before}position_gap.{arm}.{start}",
+                f"{arm} against {local}{on}, tokens {start:,} to {end:,}",
                 evidence,
                 arm,
                 str(local),
             )
             sources = evidence.sources("evaluate", perplexity.TABLE, where, arm, str(local))
-            found.append(replace(gap, sources=sources).of(kind="position_gap", arm=arm, start=int(start)))
+            kind = f"{'corpus_' if corpus else ''}position_gap"
+            found.append(replace(gap, sources=sources).of(kind=kind, arm=arm, start=int(start), **about))
+    return found
+
+
+def by_corpus(evidence: Evidence) -> list[Number]:
+    """Where documents of several sources are scored, each source by itself: every arm per token, word and byte, the
+    memory arms against local and with their memory knocked out, paired, and all arms by position."""
+    corpora = evidence.corpora if len(evidence.corpora) > 1 else []
+    local = next(iter(evidence.arms_of_kind("local")), None)
+    found: list[Number] = []
+    for corpus in corpora:
+        found += perplexities(evidence, corpus)
+        others = [arm for arm in evidence.arms if arm != local] if local is not None else []
+        found += [n for arm in others if (n := perplexity.difference(evidence, arm, str(local), corpus=corpus))]
+        found += [
+            cost[0]
+            for arm in evidence.memory_arms
+            for knockout in memory.KNOCKOUTS
+            if (cost := memory.perplexity_cost(evidence, arm, knockout, corpus))
+        ]
+    for corpus in corpora:
+        found += [*by_position(evidence, corpus), *memory_off(evidence, corpus)]
+    return found
+
+
+def memory_off(evidence: Evidence, corpus: str = "") -> list[Number]:
+    """What closing every gate adds to the perplexity of the memory arms in each position bucket, on the documents of
+    one source (all for "")."""
+    table = of_corpus(evidence.knocked_perplexity, corpus)
+    found = []
+    for (arm, start), rows in table.groupby(["arm", "bucket_start"], sort=False) if len(table) else ():
+        on, off = (rows[rows["knockout"] == knockout] for knockout in ("none", "gate_closed"))
+        pair = paired(off, on, "doc_id", "nll_sum", "tokens")
+        if pair is None:
+            continue
+        end = int(rows["bucket_end"].max())
+        cost = effect(pair, evidence.rules)
+        where = f"bucket_start == {start} and knockout in ['none', 'gate_closed']"
+        number = Number(
+            f"corpus.{corpus}.memory_off.{arm}.{start}",
+            f"{arm}, memory off, on {corpus or 'all'}, tokens {start:,} to {end:,}",
+            math.expm1(cost.estimate),
+            math.expm1(cost.low),
+            math.expm1(cost.high),
+            cost.items,
+            memory.PERPLEXITY_UNIT,
+            cost.method,
+            evidence.sources(
+                "ablate", perplexity.TABLE, " and ".join(filter(None, (where, corpus_filter(corpus)))), str(arm)
+            ),
+        )
+        found.append(number.of(kind="corpus_memory_off", arm=str(arm), start=int(start), end=end, corpus=corpus))
     return found
 
 

@@ -26,49 +26,13 @@ SMOOTHED = 8  # windows of the loss curve's moving average in a run
 
 def by_position(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     """Perplexity over token position with intervals, and relative to the local arm, paired over seeds."""
-    points: dict[tuple[str, str], list[tuple[int, Number]]] = {}
-    shown = arm_styles(evidence)
-    ends = _ends(evidence)
-    for number in numbers.values():
-        kind, arm = number.text("kind"), number.text("arm")
-        if kind in ("position", "position_gap") and arm in shown:
-            points.setdefault((kind, arm), []).append((ends[number.integer("start")], number))
+    points = _points(evidence, numbers, "", "position", "position_gap")
     if not points:
         return None
     baseline = next(iter(evidence.arms_of_kind("local")), None)
     panels = [("position", "Perplexity by position", "perplexity per token", 1.0)]
     if any(kind == "position_gap" for kind, _ in points):
         panels.append(("position_gap", f"Against {baseline}", "difference (%)", 100.0))
-
-    def of(kind: str, title: str, unit: str, scale: float) -> Callable[[Axes], None]:
-        def panel(axis: Axes) -> None:
-            for arm, look in shown.items():
-                found = sorted(points.get((kind, arm), ()), key=lambda point: point[0])
-                if not found:
-                    continue
-                x = [end for end, _ in found]
-                axis.plot(
-                    x,
-                    [scale * n.estimate for _, n in found],
-                    color=look.colour,
-                    marker=look.marker,
-                    ls=look.dash,
-                    label=arm,
-                )
-                low, high = (
-                    [scale * (n.estimate if (v := getattr(n, end)) is None else v) for _, n in found]
-                    for end in ("low", "high")
-                )
-                axis.fill_between(x, low, high, color=look.colour, alpha=0.1, lw=0)
-            axis.axvline(evidence.segment_length(), color=MUTED, lw=0.8, ls=":")
-            if kind == "position_gap":
-                axis.axhline(0, color=BASELINE, lw=1.2, ls=(0, (2, 1.5)))
-            power_axis(axis, {end for found in points.values() for end, _ in found})
-            axis.set(title=title, ylabel=unit, xlabel="position (tokens)")
-
-        return panel
-
-    data = [row(n, panel=kind, arm=arm, until=end) for (kind, arm), found in points.items() for end, n in found]
     return Drawing(
         "perplexity-by-position",
         "Perplexity by token position",
@@ -76,10 +40,88 @@ def by_position(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         "the end "
         f"of the first segment ({evidence.segment_length()} tokens), where the memory is empty. Right: paired on the "
         "same documents; below zero is better than the arm without memory.",
-        [of(*panel) for panel in panels],
-        data,
+        [_curves(evidence, points, *panel) for panel in panels],
+        [row(n, panel=kind, arm=arm, until=end) for (kind, arm), found in points.items() for end, n in found],
         [s for found in points.values() for _, n in found for s in n.sources],
     )
+
+
+def by_corpus(evidence: Evidence, numbers: Numbers) -> Drawing | None:
+    """The same on the documents of each source by itself, where there are several."""
+    baseline = next(iter(evidence.arms_of_kind("local")), None)
+    panels, data, sources = [], [], []
+    for corpus in evidence.corpora if len(evidence.corpora) > 1 else ():
+        points = _points(evidence, numbers, corpus, "corpus_position", "corpus_position_gap", "corpus_memory_off")
+        for kind, what, unit, scale in (
+            ("corpus_position", "by position", "perplexity per token", 1.0),
+            ("corpus_position_gap", f"against {baseline}", "difference (%)", 100.0),
+            ("corpus_memory_off", "memory off", "perplexity added (%)", 100.0),
+        ):
+            if any(known == kind for known, _ in points):
+                panels.append(_curves(evidence, points, kind, f"{corpus}: {what}", unit, scale))
+        for (kind, arm), found in points.items():
+            data += [row(n, panel=kind, corpus=corpus, arm=arm, until=end) for end, n in found]
+            sources += [s for _, n in found for s in n.sources]
+    if not panels:
+        return None
+    return Drawing(
+        "perplexity-by-corpus",
+        "Perplexity by token position on each source",
+        "Documents of one source at a time; bands: intervals over seeds and its documents. Against the arm without "
+        "memory below zero is better; memory off: what closing every gate adds.",
+        panels,
+        data,
+        sources,
+    )
+
+
+Points = dict[tuple[str, str], list[tuple[int, Number]]]
+"""(kind of number, arm) -> (end of the bucket, number)."""
+
+
+def _points(evidence: Evidence, numbers: Numbers, corpus: str, *kinds: str) -> Points:
+    points: Points = {}
+    shown, ends = arm_styles(evidence), _ends(evidence)
+    for number in numbers.values():
+        kind, arm = number.text("kind"), number.text("arm")
+        if kind in kinds and arm in shown and number.text("corpus") == corpus:
+            start = number.integer("start")
+            end = number.integer("end") if "end" in dict(number.about) else ends[start]  # the ablation's own buckets
+            points.setdefault((kind, arm), []).append((end, number))
+    return points
+
+
+def _curves(
+    evidence: Evidence, points: Points, kind: str, title: str, unit: str, scale: float
+) -> Callable[[Axes], None]:
+    shown = arm_styles(evidence)
+
+    def panel(axis: Axes) -> None:
+        for arm, look in shown.items():
+            found = sorted(points.get((kind, arm), ()), key=lambda point: point[0])
+            if not found:
+                continue
+            x = [end for end, _ in found]
+            axis.plot(
+                x,
+                [scale * n.estimate for _, n in found],
+                color=look.colour,
+                marker=look.marker,
+                ls=look.dash,
+                label=arm,
+            )
+            low, high = (
+                [scale * (n.estimate if (v := getattr(n, end)) is None else v) for _, n in found]
+                for end in ("low", "high")
+            )
+            axis.fill_between(x, low, high, color=look.colour, alpha=0.1, lw=0)
+        axis.axvline(evidence.segment_length(), color=MUTED, lw=0.8, ls=":")
+        if kind.endswith(("gap", "off")):
+            axis.axhline(0, color=BASELINE, lw=1.2, ls=(0, (2, 1.5)))
+        power_axis(axis, {end for found in points.values() for end, _ in found})
+        axis.set(title=title, ylabel=unit, xlabel="position (tokens)")
+
+    return panel
 
 
 def _ends(evidence: Evidence) -> dict[int, int]:

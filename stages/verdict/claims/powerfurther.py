@@ -1,0 +1,171 @@
+"""The same of claims that rest on further tasks (C4) and on other schedules (C12); all claims together.
+
+C4: every cell (task, k) must clear the threshold, in one arm, at the first Holm-like step over the arms. Cells are
+simulated as independent and their scores as right or wrong, which shares of answers are not: both err on the side of a
+larger effect. C12: an arm must be ahead of every schedule of the baseline (an intersection-union test), the first Holm
+step being over all schedules of the memory arms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from stages.training.pretrain.schedule import scheduled
+from stages.verdict.claims.compositional import composed
+from stages.verdict.claims.effects import Decided, Floats
+from stages.verdict.claims.evidence import Evidence
+from stages.verdict.claims.power import (
+    DRAWS,
+    Sensitivity,
+    Size,
+    difference,
+    earlier_run,
+    jointly,
+    losses,
+    relative,
+    sensitivities,
+)
+
+if TYPE_CHECKING:
+    from stages.statistics.power import Pilot
+
+
+@dataclass(frozen=True)
+class AskedCell:
+    """A compositional task at one k: prompts at its deciding length."""
+
+    kind: str
+    length: int
+    prompts: int
+
+
+def every_sensitivity(size: Size, earlier: Evidence | None = None) -> Iterator[Sensitivity]:
+    """One row per claim; see ``stages.verdict.claims.power.sensitivities``."""
+    yield from sensitivities(size, earlier)
+    for row in (_compositional, _schedule):
+        if (found := row(size, earlier)) is not None:
+            yield found
+
+
+def cells_of(size: Size) -> list[AskedCell]:
+    """What C4 would be decided on."""
+    rule = size.rules.compositional
+    found = []
+    for grid in size.evaluate.retrieval.further:
+        if not grid.task.composes or grid.task.name not in (rule.tasks or (grid.task.name,)):
+            continue
+        length = rule.length or max(grid.lengths)
+        if length in grid.lengths:
+            found += [AskedCell(grid.task.composes, length, grid.trials) for _ in grid.ks]
+    return found
+
+
+def _compositional(size: Size, earlier: Evidence | None) -> Sensitivity | None:
+    """C4: the true score of every task that is shown to clear the threshold."""
+    from stages.statistics.intervals import accuracy_many
+    from stages.statistics.power import smallest_effect
+
+    cells, rules, rule = cells_of(size), size.rules, size.rules.compositional
+    if not cells:
+        return None
+    arms, seeds, items = len(size.memory_arms), len(size.seeds), min(cell.prompts for cell in cells)
+    seen, origin = _spread_of_cells(size, earlier, items)
+    alpha = min(rules.alpha, 2 * rules.alpha / arms)
+    kinds = len({cell.kind for cell in cells})
+
+    def clears(tables: Floats, weights: Floats) -> Decided:
+        decided: Decided = accuracy_many(tables, level=1 - alpha)[0] >= rule.threshold
+        return decided
+
+    def fails(tables: Floats, weights: Floats) -> Decided:
+        decided: Decided = accuracy_many(tables, level=1 - rules.alpha / len(cells))[1] < rule.threshold
+        return decided
+
+    up, down = (
+        smallest_effect(
+            jointly(one, together),
+            seen,
+            seeds=seeds,
+            items=items,
+            null=rule.threshold,
+            largest=largest,
+            power=rules.power,
+            draws=DRAWS,
+            seed=rules.seed,
+        )
+        for one, together, largest in ((clears, len(cells), 1.0), (fails, arms, 0.0))
+    )
+    lack = ""
+    if kinds < rule.kinds:
+        lack = f"none: {kinds} of {rule.kinds} kinds of task"
+    elif items < rule.minimum_trials:
+        lack = f"none: {items} of claims.compositional.minimum_trials = {rule.minimum_trials} prompts"
+    elif not math.isfinite(up):
+        lack = "none"
+    return Sensitivity(
+        "C4",
+        "compositional",
+        ("evaluate", "control"),
+        seeds,
+        items,
+        f"prompts in each of {len(cells)} tasks",
+        math.inf if lack else up,
+        lack or f"{up:.1%} in every task is shown to reach {rule.threshold:.0%}",
+        down,
+        f"{down:.1%} in one task is shown to stay below" if math.isfinite(down) else "none",
+        origin,
+    )
+
+
+def _spread_of_cells(size: Size, earlier: Evidence | None, items: int) -> tuple[Pilot, str]:
+    from stages.statistics.power import Pilot, pilot
+
+    plan = size.rules.pilot
+    table = composed(earlier) if earlier is not None else None
+    usable = []
+    if table is not None and len(table):
+        for _, rows in table[table["arm"].isin(size.memory_arms)].groupby(["arm", "task", "k", "length"]):
+            crossed = rows.pivot_table(index="seed", columns="item", values="correct").dropna(axis=1)
+            if min(crossed.shape) >= 2 and 0 < crossed.mean().mean() < 1:
+                usable.append(pilot(crossed.to_numpy(float)))
+    if usable:
+        widest = max(usable, key=lambda one: one.seed_sd**2 + (one.item_sd**2 + one.residual_sd**2) / items)
+        return widest, earlier_run(widest)
+    made = Pilot(plan.accuracy, plan.accuracy_seed_sd, plan.accuracy_item_sd, plan.accuracy_residual_sd, binary=True)
+    return made, "claims.pilot"
+
+
+def _schedule(size: Size, earlier: Evidence | None) -> Sensitivity | None:
+    """C12: the gap to every schedule of the baseline, in perplexity."""
+    rule = size.rules.schedule
+    floors = [arm for arm, mixer in size.arms.items() if mixer.kind in rule.baselines]
+    baselines = [name for arm in floors for name in _on_schedules(size, arm)]
+    candidates = [name for arm in size.memory_arms for name in _on_schedules(size, arm)]
+    if not size.schedules or len(baselines) == len(floors):
+        return None
+    seen, origin, items = losses(size, earlier)
+    found = difference(
+        size,
+        "C12",
+        "schedule",
+        ("evaluate", "control", "schedules"),
+        seen,
+        origin,
+        items,
+        f"documents, {len(baselines)} schedules of {' and '.join(floors)}",
+        null=0.0,
+        limit=-math.log1p(-rule.margin),
+        comparisons=len(baselines),
+        arms=len(candidates),
+        show=relative,
+    )
+    if (others := len(baselines) - len(floors)) < rule.minimum:
+        return replace(found, smallest=math.inf, shown=f"none: {others} of {rule.minimum} other schedules")
+    return found
+
+
+def _on_schedules(size: Size, arm: str) -> list[str]:
+    return [arm, *(scheduled(arm, name) for name, arms in (size.schedules or {}).items() if arm in arms)]
