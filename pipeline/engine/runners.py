@@ -11,7 +11,7 @@ import queue
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from cluster import connect
+from cluster import connect, groups
 from pipeline.engine.worker import Cancelled, Done, Failed, Job, Message, run_step
 from pipeline.errors import ClusterUnreachable, StudyError
 from stages.stage import Resources
@@ -122,6 +122,7 @@ class RayRunner:
         self._task: Any = ray.remote(max_retries=max_retries, retry_exceptions=False)(_task)
         self._running: dict[Any, str] = {}
         self._fetching: Any = None
+        self._groups: Any = None  # workers that trainings of several share, from the first of them on
 
     def check(self, wanted: Iterable[tuple[str, Resources]]) -> None:
         if not self.connection.embedded:
@@ -137,6 +138,10 @@ class RayRunner:
                     )
 
     def submit(self, job: Job, resources: Resources) -> None:
+        if job.execution.train_workers > 1 and self._groups is None:
+            self._groups = groups.start_groups(groups.NAME)
+        elif self._groups is not None and resources.cpus > self._ray.available_resources().get("CPU", 0.0):
+            self._groups.release.remote()
         task = self._task.options(num_cpus=resources.cpus, num_gpus=resources.gpus, name=job.step)
         self._running[task.remote(job, _MailboxSink(self._mailbox))] = job.step
 
@@ -181,8 +186,9 @@ class RayRunner:
 
     def close(self) -> None:
         if not self.connection.embedded:
-            with contextlib.suppress(Exception):
-                self._ray.kill(self._mailbox)
+            for actor in (self._mailbox, self._groups):
+                with contextlib.suppress(Exception):
+                    self._ray.kill(actor)
         self.connection.close()
 
 

@@ -147,8 +147,7 @@ def test_a_killed_worker_is_restarted_to_the_same_losses(
         {"job": job, "marker": str(tmp_path / "killed")},
         workers=1,
         resources={"CPU": 1},
-        storage_url=str(tmp_path / "ray"),
-        name="train",
+        name=str(tmp_path),
         max_failures=1,
     )
     assert (tmp_path / "killed").exists()

@@ -121,6 +121,13 @@ class Checkpoints:
         if self._pending is not None and self._pending[0].done():
             self.finish()
 
+    def close(self) -> None:
+        """``finish``, and leave the background's group. Every rank calls it."""
+        self.finish()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
+
     def _complete(self, folder: str, state: RunState) -> None:
         """On rank 0: the files of every rank are there."""
         if self.rank == 0:

@@ -68,13 +68,11 @@ class TrainingData(Protocol):
         """Batches and objective; ``decoder``: the model as it is before training, on ``device``."""
 
 
-class TrainingCancelled(Exception):
-    """The step was cancelled; its resume points stay."""
-
-
 def ray_worker(config: dict[str, Any]) -> None:
     """Entry point of a Ray Train worker."""
     import ray.train
+
+    from stages.training.pretrain.loop import TrainingCancelled
 
     job: TrainingJob = config["job"]
     context = ray.train.get_context()
@@ -137,25 +135,30 @@ def run(
 
     ``on_row`` and ``on_warning`` replace the progress file where the step runs in this very process.
     """
+    import torch
+
     from model.allocator import keep_freed_memory
     from stages.training.pretrain.checkpoint import Checkpoints
     from stages.training.pretrain.loop import Runtime, full_state_dict, train
+    from stages.training.pretrain.notice import awaited
     from stages.training.pretrain.objective import LIKELIHOOD
 
     device = choose_device(job.execution, local_rank)
+    torch.manual_seed(job.recipe.seed)  # as in a new process, whatever ran in this one before
     if device.type == "cpu":
         keep_freed_memory()
     channel = Writer(join(job.work_url, PROGRESS))
     cancel_fs, cancel_path = filesystem(join(job.work_url, CANCEL))
 
+    cancelled = rank == 0 and cancel_fs.exists(cancel_path)
+
     def tell(row: dict[str, Any]) -> None:
+        nonlocal cancelled
         if on_row is not None:
             on_row(row)
-        elif rank == 0 and channel.row(row, job.recipe.steps) and cancel_fs.exists(cancel_path):
-            raise TrainingCancelled
+        elif rank == 0 and channel.row(row, job.recipe.steps):
+            cancelled = cancelled or cancel_fs.exists(cancel_path)
 
-    if cancel_fs.exists(cancel_path):
-        raise TrainingCancelled
     decoder, execution = build(job), job.execution
     sharing = ranks_of_a_sequence(execution, decoder.config.mixer) if job.data is None else 1
     recompute = execution.recompute_activations
@@ -177,6 +180,7 @@ def run(
             background=execution.async_checkpoints,
         ),
         on_row=tell,
+        cancelled=lambda: cancelled,
     )
     batches: BatchSource
     objective: Objective
@@ -184,7 +188,8 @@ def run(
         batches, objective = open_batches(job), LIKELIHOOD
     else:
         batches, objective = job.data.open(job, decoder.to(device), device)
-    state = train(job.recipe, decoder, batches, runtime, objective)
+    with awaited() as runtime.preempted:
+        state = train(job.recipe, decoder, batches, runtime, objective)
     weights = full_state_dict(decoder, world_size)
     if rank == 0:
         export(job, decoder.config, weights, state)
