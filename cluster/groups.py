@@ -5,8 +5,8 @@ to 35 s, a small run two. So one training function takes run after run in the sa
 group. Ray Train goes on doing what it did: it places them, notices that one died and starts all again; then they take
 up the run they were at. A group that had nothing to do for ``IDLE_S``, or whose cores somebody waits for, ends.
 
-One actor, ``Groups``, has them all; it lives with the driver that made it. Runs of one shape (number of workers and what
-each asks for) wait in one line, and the next group of that shape that is free takes the first.
+One actor, ``Groups``, has them all; it lives with the driver that made it. Runs of one shape (number of workers and
+what each asks for) wait in one line, and the next group of that shape that is free takes the first.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from pipeline.cli import (
     scan,
     score,
     view,
+    watch,
 )
 from pipeline.cli.render import spell_what_cannot_be_shown
 from pipeline.errors import UserError
@@ -38,9 +39,9 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 for command in (
-    init.init, run.validate, run.plan, power.power, run.run, inspect.status, inspect.explain, inspect.ls, inspect.show,
-    inspect.lineage, inspect.verify, inspect.logs, inspect.gc, view.report, view.ui, export.export, score.score,
-    judge.judge, evaluate.evaluate, compare.compare,
+    init.init, run.validate, run.plan, power.power, run.run, inspect.status, watch.watch, inspect.explain, inspect.ls,
+    inspect.show, inspect.lineage, inspect.verify, inspect.logs, inspect.gc, view.report, view.ui, export.export,
+    score.score, judge.judge, evaluate.evaluate, compare.compare,
 ):  # fmt: skip
     app.command()(command)
 app.command("import")(convert.import_)

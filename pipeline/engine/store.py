@@ -141,6 +141,14 @@ def _sha256(commit: Mapping[str, Any]) -> str:
     return hashlib.sha256(storage.to_json({k: v for k, v in commit.items() if k != "sha256"})).hexdigest()
 
 
+_OWN_LINE = re.compile(rb'^ "sha256": "[0-9a-f]*",\n', re.M)
+
+
+def _sha256_of_rest(data: bytes) -> str:
+    """``_sha256`` of a commit as it was written, from the bytes alone: the line of the digest left out."""
+    return hashlib.sha256(_OWN_LINE.sub(b"", data, count=1)).hexdigest()
+
+
 def default_cache() -> Path:
     """Where files of remote stores are kept on this machine."""
     base = os.environ.get("INFINI_STUDY_CACHE") or os.path.join(
@@ -204,7 +212,7 @@ class Store:
                 raise ValueError(f"its schema is not {SCHEMA}")
             commit = typed(Commit, value)
             typed(_Meta, commit.meta)
-            if "sha256" in value and commit.sha256 != _sha256(value):
+            if "sha256" in value and commit.sha256 != _sha256_of_rest(data) and commit.sha256 != _sha256(value):
                 raise ValueError("it was changed after it was committed")
             if (commit.stage, commit.key) != (stage, key):
                 raise ValueError(f"it belongs to {commit.stage} {commit.key[:12]}")

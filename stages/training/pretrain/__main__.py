@@ -27,8 +27,8 @@ from stages.training.pretrain.notice import Preempted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0; 2 for a fault that the user can mend, which is printed; 143 where a notice (SIGTERM) stopped it
-    with a resume point."""
+    """The exit status: 0; 2 for a fault that the user can mend, which is printed; 143 where a notice (SIGTERM) to some
+    rank stopped it with a resume point."""
     parser = argparse.ArgumentParser(prog="python -m stages.training.pretrain", description=__doc__.split("\n\n")[0])
     parser.add_argument("--config", type=Path, required=True, help="JSON file of the pretrain step's fields")
     for name in ("tokens", "tokenizer", "base"):

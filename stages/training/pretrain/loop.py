@@ -40,8 +40,8 @@ Row = dict[str, Any]
 class Runtime:
     """Where this rank runs. micro_batch: sequences per forward pass (None: the rank's whole slice). sequence_ranks:
     consecutive ranks that share each sequence. recompute: activations are made again in the backward pass.
-    compiled: every layer by torch.compile. preempted, cancelled: is this rank told to stop, with a resume point or without?
-    All ranks stop after the same step."""
+    compiled: every layer by torch.compile. preempted, cancelled: is this rank told to stop, with a resume point or
+    without? All ranks stop after the same step."""
 
     device: torch.device
     rank: int = 0
@@ -78,7 +78,7 @@ def train(
     if sharers is not None:
         decoder.split_sequences(Ranks(sharers))
     if runtime.compiled:
-        torch.compiler.reset()  # an earlier run's graphs in this process would count against the limit of recompilations
+        torch.compiler.reset()  # an earlier run's graphs in this process count against the limit of recompilations
         for layer in decoder.layers:
             layer.compile(dynamic=True)
     if runtime.world_size > 1:

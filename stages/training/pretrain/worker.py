@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cluster.storage import filesystem, is_local, join, put_tree, read_json, remove_tree, write_atomic
 from model.config import MixerConfig, ModelConfig, RopeScaling
 from stages.stage import Artifact, Execution, StageError
-from stages.training.pretrain.channel import Writer
+from stages.training.pretrain.channel import PROGRESS, Writer
 from stages.training.pretrain.config import ranks_of_a_sequence
 from stages.training.pretrain.recipe import Recipe
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from stages.training.pretrain.mixture import Batches, BatchSource
     from stages.training.pretrain.objective import Objective
 
-EXPORT, EXPORTED, FAILURE, PROGRESS, CANCEL = "export", "export.json", "failure.json", "progress.json", "cancel"
+EXPORT, EXPORTED, FAILURE, CANCEL = "export", "export.json", "failure.json", "cancel"
 HAYSTACK_TOKENS = 2_000_000  # training text that prompts are hidden in
 # Recomputing layers in the backward pass costs a third more time; long rows do not fit without.
 RECOMPUTE_FROM_TOKENS = 16_384
@@ -133,7 +133,7 @@ def run(
 ) -> None:
     """Train and, on rank 0, export to ``<work_url>/export``.
 
-    ``on_row`` and ``on_warning`` replace the progress file where the step runs in this very process.
+    ``on_row`` and ``on_warning``: told as well as the progress file, where the step runs in this very process.
     """
     import torch
 
@@ -156,7 +156,7 @@ def run(
         nonlocal cancelled
         if on_row is not None:
             on_row(row)
-        elif rank == 0 and channel.row(row, job.recipe.steps):
+        if rank == 0 and channel.row(row, job.recipe.steps) and on_row is None:
             cancelled = cancelled or cancel_fs.exists(cancel_path)
 
     decoder, execution = build(job), job.execution
