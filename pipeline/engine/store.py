@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster import storage
 from pipeline.engine.artifact import StoredArtifact, build_manifest
-from pipeline.engine.records import read_object, typed
+from pipeline.engine.records import read_object, typed, typed_json
 from pipeline.errors import IntegrityError, StudyError
 
 if TYPE_CHECKING:
@@ -112,6 +112,13 @@ class _Meta:
     arm: str | None = None
     seed: int | None = None
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _OfMeta:
+    """A commit's ``meta`` alone."""
+
+    meta: _Meta
 
 
 @dataclass(frozen=True)
@@ -210,8 +217,8 @@ class Store:
             value = read_object(data)
             if value.get("schema") != SCHEMA:
                 raise ValueError(f"its schema is not {SCHEMA}")
-            commit = typed(Commit, value)
-            typed(_Meta, commit.meta)
+            commit = typed_json(Commit, data)
+            typed_json(_OfMeta, data)
             if "sha256" in value and commit.sha256 != _sha256_of_rest(data) and commit.sha256 != _sha256(value):
                 raise ValueError("it was changed after it was committed")
             if (commit.stage, commit.key) != (stage, key):

@@ -323,6 +323,8 @@ def write_tables(folder: Path, config: ModelConfig, sequence_length: int, state:
         "tokens_per_s": statistics.median(rates) if rates else 0.0,
         "wall_s": state.wall_s,
     }
+    if state.resized:
+        known["resized"] = state.resized
     (folder / "cost.json").write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
