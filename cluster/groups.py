@@ -122,10 +122,8 @@ class Groups:
 
     async def failed(self, number: int, reason: str, counts: bool) -> None:
         """Ray Train lost workers of a group and will start it again. ``counts``: against the run's ``max_failures``."""
-        group = self._groups.get(number)
-        if group is None or group.failing:
-            return
-        group.failing = True
+        group = self._groups[number]
+        group.failing = True  # until its new workers ask
         run = group.run or next((r for r in self._waiting if r.shape == group.shape and not group.up), None)
         if run is not None and counts:
             run.failures += 1
@@ -159,7 +157,8 @@ class Groups:
             for group in self._groups.values():
                 if group.up and group.run is None and now - group.idle_since > IDLE_S:
                     group.ending = True
-            await self._settle()
+            with contextlib.suppress(Exception):  # the cluster may not answer just now; this must go on
+                await self._settle()
 
     async def _settle(self) -> None:
         """Give runs to groups that are free, and start groups for those that remain."""
