@@ -150,7 +150,7 @@ def run(
     channel = Writer(join(job.work_url, PROGRESS))
     cancel_fs, cancel_path = filesystem(join(job.work_url, CANCEL))
 
-    cancelled = rank == 0 and cancel_fs.exists(cancel_path)
+    cancelled = rank == 0 and on_row is None and cancel_fs.exists(cancel_path)
 
     def tell(row: dict[str, Any]) -> None:
         nonlocal cancelled
