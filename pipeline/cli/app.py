@@ -25,6 +25,7 @@ from pipeline.cli import (
     scan,
     score,
     view,
+    watch,
 )
 from pipeline.cli.render import spell_what_cannot_be_shown
 from pipeline.errors import UserError
@@ -44,6 +45,7 @@ for command in (
     power.power,
     run.run,
     inspect.status,
+    watch.watch,
     inspect.explain,
     inspect.ls,
     inspect.show,

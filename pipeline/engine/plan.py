@@ -220,11 +220,13 @@ def decide(plan: Plan, store: Store, selection: Selection | None = None) -> dict
 
 
 class History:
-    """What a store has of steps like one that is to run. Reads the artifacts of a stage once, when first asked."""
+    """What a store has of steps like one that is to run. Reads the artifacts of a stage once, when first asked: all of
+    them in a local store; in a remote one, where each costs a request, those that are in the last plan of a study."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._made: dict[str, dict[tuple[Any, Any], list[Commit]]] = {}  # by stage, then arm and seed, the newest first
+        self._recorded: list[tuple[str, str]] | None = None
 
     def nearest(self, name: str, key: str, record: Mapping[str, Any], anyone: bool = False) -> Commit | None:
         """The artifact of stage ``name``, of the same arm and seed, with the fewest differences to the step of this
@@ -232,7 +234,7 @@ class History:
         of its own."""
         if name not in self._made:
             self._made[name] = {}
-            for c in sorted(self.store.commits(name), key=lambda c: c.created, reverse=True):
+            for c in sorted(self._read(name), key=lambda c: c.created, reverse=True):
                 if "config" in c.meta:
                     self._made[name].setdefault((c.meta.get("arm"), c.meta.get("seed")), []).append(c)
         made = self._made[name]
@@ -241,6 +243,14 @@ class History:
             others = [c for commits in made.values() for c in commits if c.key != key]
             candidates = sorted(others, key=lambda c: c.created, reverse=True)
         return min(candidates, key=lambda commit: len(differences(commit.meta, record)), default=None)
+
+    def _read(self, name: str) -> Iterable[Commit]:
+        if self.store.local:
+            return self.store.commits(name)
+        if self._recorded is None:
+            records = self.store.map(self.store.study_record, self.store.studies())
+            self._recorded = [(s["stage"], s["key"]) for record in records for s in record.get("steps", {}).values()]
+        return self.store.lookup_many(pair for pair in self._recorded if pair[0] == name).values()
 
     def changes(self, step: Step, before: Commit) -> list[str]:
         """Lines a person reads: what the stage says has changed outside its config, then field by field."""

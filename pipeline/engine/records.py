@@ -26,10 +26,15 @@ def read_object(data: bytes) -> dict[str, Any]:
 def typed(kind: type[T], value: Any) -> T:
     """The dataclass ``kind`` made of ``value``; fields it does not know are left out. Raises ValueError naming the
     first field that is missing or of another type."""
+    return typed_json(kind, json.dumps(value))
+
+
+def typed_json(kind: type[T], data: bytes | str) -> T:
+    """``typed`` of what the JSON in ``data`` says."""
     from pydantic import ValidationError
 
     try:
-        made: T = _adapter(cast(Any, kind)).validate_json(json.dumps(value), strict=True)
+        made: T = _adapter(cast(Any, kind)).validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

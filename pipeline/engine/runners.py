@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from cluster import connect
+from cluster import connect, groups
 from pipeline.engine.worker import Cancelled, Done, Failed, Job, Message, run_step
 from pipeline.errors import ClusterUnreachable, StudyError
 from stages.stage import Resources
@@ -122,6 +123,9 @@ class RayRunner:
         self._task: Any = ray.remote(max_retries=max_retries, retry_exceptions=False)(_task)
         self._running: dict[Any, str] = {}
         self._fetching: Any = None
+        self._groups: Any = None  # workers that trainings of several share, from the first of them on
+        self._reserved, self._released = 0.0, 0.0  # cores of such a group; when those that idle were last told to end
+        self._asked: dict[str, float] = {}  # cores, by running step
 
     def check(self, wanted: Iterable[tuple[str, Resources]]) -> None:
         if not self.connection.embedded:
@@ -137,6 +141,10 @@ class RayRunner:
                     )
 
     def submit(self, job: Job, resources: Resources) -> None:
+        if job.execution.train_workers > 1 and self._groups is None:
+            self._groups = groups.start_groups(groups.NAME)
+            self._reserved = job.execution.train_workers * job.execution.cpus_per_worker
+        self._asked[job.step] = resources.cpus
         task = self._task.options(num_cpus=resources.cpus, num_gpus=resources.gpus, name=job.step)
         self._running[task.remote(job, _MailboxSink(self._mailbox))] = job.step
 
@@ -144,8 +152,18 @@ class RayRunner:
         if not self._running:
             _pause(seconds)
             return []
+        self._make_room()
         ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds, fetch_local=False)
         return [(self._running.pop(reference), self._result(reference)) for reference in ready]
+
+    def _make_room(self) -> None:
+        """Let training workers that idle end where their cores are wanted."""
+        wanted = sum(self._asked[step] for step in self._running.values())
+        if self._groups is None or not wanted or time.monotonic() - self._released < 1:
+            return
+        self._released = time.monotonic()
+        if wanted + self._reserved > self._ray.cluster_resources().get("CPU", 0.0):
+            self._groups.release.remote()
 
     def _result(self, reference: Any) -> Result:
         errors = self._ray.exceptions
@@ -181,8 +199,9 @@ class RayRunner:
 
     def close(self) -> None:
         if not self.connection.embedded:
-            with contextlib.suppress(Exception):
-                self._ray.kill(self._mailbox)
+            for actor in (self._mailbox, self._groups):
+                with contextlib.suppress(Exception):
+                    self._ray.kill(actor)
         self.connection.close()
 
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster import storage
 from pipeline.engine.artifact import StoredArtifact, build_manifest
-from pipeline.engine.records import read_object, typed
+from pipeline.engine.records import read_object, typed, typed_json
 from pipeline.errors import IntegrityError, StudyError
 
 if TYPE_CHECKING:
@@ -115,6 +115,13 @@ class _Meta:
 
 
 @dataclass(frozen=True)
+class _OfMeta:
+    """A commit's ``meta`` alone."""
+
+    meta: _Meta
+
+
+@dataclass(frozen=True)
 class _RecordedStep:
     """What the record of a study must say of each step."""
 
@@ -139,6 +146,14 @@ class _StudyRecord:
 def _sha256(commit: Mapping[str, Any]) -> str:
     """The digest of a commit's fields but this one."""
     return hashlib.sha256(storage.to_json({k: v for k, v in commit.items() if k != "sha256"})).hexdigest()
+
+
+_OWN_LINE = re.compile(rb'^ "sha256": "[0-9a-f]*",\n', re.M)
+
+
+def _sha256_of_rest(data: bytes) -> str:
+    """``_sha256`` of a commit as it was written, from the bytes alone: the line of the digest left out."""
+    return hashlib.sha256(_OWN_LINE.sub(b"", data, count=1)).hexdigest()
 
 
 def default_cache() -> Path:
@@ -202,9 +217,9 @@ class Store:
             value = read_object(data)
             if value.get("schema") != SCHEMA:
                 raise ValueError(f"its schema is not {SCHEMA}")
-            commit = typed(Commit, value)
-            typed(_Meta, commit.meta)
-            if "sha256" in value and commit.sha256 != _sha256(value):
+            commit = typed_json(Commit, data)
+            typed_json(_OfMeta, data)
+            if "sha256" in value and commit.sha256 != _sha256_of_rest(data) and commit.sha256 != _sha256(value):
                 raise ValueError("it was changed after it was committed")
             if (commit.stage, commit.key) != (stage, key):
                 raise ValueError(f"it belongs to {commit.stage} {commit.key[:12]}")

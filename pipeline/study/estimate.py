@@ -25,7 +25,7 @@ from stages.training.pretrain.config import BaseConfig, PretrainConfig
 
 ASSUMED: Mapping[str, float] = {"bf16": 0.4 * 989e12, "fp32": 0.4 * 67e12}
 """FLOP/s of a GPU where none was measured: 40% of what an H100 is sold for in that type."""
-_OPTIMIZED = 16  # bytes a parameter in fp32: weight, gradient, two moments of AdamW
+_OPTIMIZED = 16  # bytes a parameter in fp32, shared out over the workers: weight, gradient, two moments of AdamW
 _RESUME = 12  # of these in a resume point
 _RESUME_POINTS = 3  # two that are kept, and the one being written
 _CHECKPOINTED_FROM = 16_384  # tokens; longer rows keep a layer's input only
@@ -118,7 +118,9 @@ def _add_training(
     found.resume = max(found.resume, _RESUME_POINTS * _RESUME * costs.parameters)
     share = max(1, rows // study.execution.train_workers)
     at_once = min(share, study.execution.micro_batch or share)
-    found.memory = max(found.memory, _OPTIMIZED * costs.parameters + activations(model, length, dtype) * at_once)
+    workers = study.execution.train_workers
+    held = _OPTIMIZED * costs.parameters / workers + (4 * costs.parameters / model.trunk.layers if workers > 1 else 0)
+    found.memory = max(found.memory, held + activations(model, length, dtype) * at_once)
 
 
 def activations(model: ModelConfig, length: int, dtype: str) -> float:

@@ -71,6 +71,13 @@ def test_a_plan_lists_each_stage_once_and_reads_what_is_there(tmp_path: Path, mo
     asked.clear()
     assert set(actions(decide(whole, store)).values()) == {"reuse"}
     assert (asked.count("ls"), asked.count("cat_file")) == (3, len({step.key for step in whole.steps}))
+    for lr in range(2, 12):  # what nobody's last plan has is not read to say why a step runs
+        make(store, plan(lr=lr))
+    asked.clear()
+    decisions = decide(plan(lr=99), store)
+    assert decisions["pretrain/local/0"].reason == "amount: 11 -> 99"
+    assert asked.count("cat_file") <= 4, "ingest, the study's record, its last training and report"
+    assert asked.count("ls") <= 3 + 1 + 2 + 2
 
 
 def test_a_change_reaches_the_keys_of_everything_downstream_and_nothing_else():

@@ -169,6 +169,9 @@ def test_another_world_size_is_refused_unless_asked_for(
     (tmp_path / "output").rmdir()
     allowed = Run(inputs, tmp_path, whole.config, allow_world_size_change=True)()
     assert allowed.samples() == whole.samples()
+    assert json.loads((allowed.output / "cost.json").read_text())["resized"] == [[5, 1, 1]]
+    assert any("from step 5 on 1 workers train what 2 began" in line for line in allowed.context.warned)
+    assert "resized" not in json.loads((whole.output / "cost.json").read_text())
 
 
 def test_micro_batches_do_not_change_the_training(whole: Run, inputs: dict[str, LocalArtifact], tmp_path: Path) -> None:

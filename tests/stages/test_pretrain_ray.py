@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from cluster import groups
 from cluster.train import run_distributed
 from stages.stage import Execution, Resources, StageError
 from stages.training.pretrain import recipe, worker
@@ -147,8 +148,7 @@ def test_a_killed_worker_is_restarted_to_the_same_losses(
         {"job": job, "marker": str(tmp_path / "killed")},
         workers=1,
         resources={"CPU": 1},
-        storage_url=str(tmp_path / "ray"),
-        name="train",
+        name=str(tmp_path),
         max_failures=1,
     )
     assert (tmp_path / "killed").exists()
@@ -169,6 +169,29 @@ def test_two_workers_train_as_one(inputs: dict[str, LocalArtifact], whole: Path,
             [v for v in theirs.values() if v is not None], rel=1e-4
         )
     assert [done for done, *_ in context.progressed] == list(range(1, 13))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_workers_that_trained_before_train_the_same_to_the_bit(
+    inputs: dict[str, LocalArtifact], tmp_path: Path
+) -> None:
+    """Arm after arm in the same two processes; the third training is the first one again."""
+    import ray
+
+    standing, models = groups.start_groups(groups.NAME), []
+    try:
+        for name, mixer in (("first", {}), ("other", {"kind": "window"}), ("again", {})):
+            folder = tmp_path / name
+            (folder / "output").mkdir(parents=True)
+            execution = Execution(train_workers=2, sequence_parallel=2, async_checkpoints=True)
+            PRETRAIN.run(
+                pretrain_config(mixer), inputs, folder / "output", LocalContext(str(folder / "work"), execution)
+            )
+            models.append((folder / "output" / "model" / "model.safetensors").read_bytes())
+        assert log(tmp_path / "first" / "output") == log(tmp_path / "again" / "output")
+        assert models[0] == models[2] != models[1]
+    finally:
+        ray.kill(standing)
 
 
 @pytest.mark.usefixtures("ray_session")

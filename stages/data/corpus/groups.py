@@ -235,7 +235,7 @@ def _papers(source: TextFiles, files: Sequence[ExternalFile], seen: set[str]) ->
             yield from read(source, file, seen)
 
 
-def whole_folders(source: Source, files: Sequence[ExternalFile]) -> list[bool]:
+def whole_folders(source: CorpusSource, files: Sequence[ExternalFile]) -> list[bool]:
     """May a group of files end behind each of ``files``? Not within a folder that is one paper."""
     if not (isinstance(source, TextFiles) and source.papers):
         return [True] * len(files)

@@ -297,7 +297,7 @@ def possible_splits(source: CorpusSource) -> set[SplitName]:
     return {split} if split in SPLITS else set(SPLITS)
 
 
-def most_test_bytes(source: Source) -> int | None:
+def most_test_bytes(source: CorpusSource) -> int | None:
     """At most so many bytes of text the resolved source has in the test split; None where only reading it says that."""
     if not isinstance(source, Pg19 | TextFiles) or is_remote(source.url) or source.encoding != ("utf-8",):
         return None

@@ -23,10 +23,12 @@ from pydantic import ValidationError
 from stages.folder import FolderArtifact
 from stages.stage import Execution, StageError
 from stages.training.pretrain.config import PretrainConfig
+from stages.training.pretrain.notice import Preempted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0, or 2 for a fault that the user can mend, which is printed."""
+    """The exit status: 0; 2 for a fault that the user can mend, which is printed; 143 where a notice (SIGTERM) to some
+    rank stopped it with a resume point."""
     parser = argparse.ArgumentParser(prog="python -m stages.training.pretrain", description=__doc__.split("\n\n")[0])
     parser.add_argument("--config", type=Path, required=True, help="JSON file of the pretrain step's fields")
     for name in ("tokens", "tokenizer", "base"):
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         execution = Execution(**args.execution | {"train_workers": ranks["WORLD_SIZE"]})
         folders = {name: FolderArtifact(getattr(args, name)) for name in ("tokens", "tokenizer", "base")}
         _train(config, execution, folders, args.out, ranks)
+    except Preempted:
+        return 143
     except (StageError, ValidationError, OSError, ValueError) as error:
         if ranks["RANK"] == 0:
             print(error, file=sys.stderr)

@@ -1,7 +1,8 @@
-"""How far a training run is, told from its workers to the waiting step through a small file in the work folder.
+"""How far a training run is, told through a small file in the work folder to the waiting step, where there are several
+workers, and to ``infini-study watch``.
 
 A file, because the work folder is the one place that every worker on every node and the step itself can reach, and
-it is there again after any of them was killed. Rank 0 replaces it about once a second; the step reads it.
+it is there again after any of them was killed. Rank 0 replaces it about once a second.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.storage import filesystem, write_atomic
+from cluster.storage import filesystem, is_local, read_json, write_atomic
 from stages.stage import Context
 
+PROGRESS = "progress.json"
 ROWS = 500  # the file holds the newest rows only; a reader that looks once a second misses none
 
 
 @dataclass
 class Writer:
-    """Rank 0's end. ``row`` is called every step and writes at most every ``interval`` seconds."""
+    """Rank 0's end. ``row`` is called every step and writes at most every ``interval`` seconds, to object storage a
+    third as often: training waits for the write."""
 
     url: str
     interval: float = 1.0
@@ -32,7 +35,8 @@ class Writer:
         """Note ``row``; True if the file was written."""
         self.rows = [*self.rows[-ROWS + 1 :], row]
         self.total = total
-        if time.monotonic() - self._last < self.interval and row["step"] != total:
+        interval = self.interval if is_local(filesystem(self.url)[0]) else 3 * self.interval
+        if time.monotonic() - self._last < interval and row["step"] != total:
             return False
         self.flush()
         return True
@@ -48,6 +52,16 @@ class Writer:
         self._last = time.monotonic()
 
 
+def told(url: str) -> dict[str, Any] | None:
+    """What the file at ``url`` says: {total, rows, warnings}; None while there is none that can be read."""
+    try:
+        value = read_json(*filesystem(url))
+    except ValueError:
+        return None
+    sound = isinstance(value, dict) and {"total", "rows", "warnings"} <= value.keys()
+    return value if sound else None
+
+
 @dataclass
 class Relay:
     """The step's end: passes what is new on to the context."""
@@ -58,19 +72,17 @@ class Relay:
     _warned: set[str] = field(default_factory=set)
 
     def poll(self) -> None:
-        fs, path = filesystem(self.url)
-        try:
-            told = json.loads(fs.cat_file(path))
-        except (FileNotFoundError, ValueError):
+        found = told(self.url)
+        if found is None:
             return
-        for message in told["warnings"]:
+        for message in found["warnings"]:
             if message not in self._warned:
                 self._warned.add(message)
                 self.context.warn(message)
-        for row in told["rows"]:
+        for row in found["rows"]:
             if row["step"] > self._step:
                 self._step = row["step"]
-                relay(self.context, row, told["total"])
+                relay(self.context, row, found["total"])
 
 
 def relay(context: Context, row: dict[str, Any], total: int) -> None:

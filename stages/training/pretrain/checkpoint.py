@@ -39,7 +39,8 @@ def quiet() -> Iterator[None]:
 @dataclass
 class RunState:
     """What a resumed run needs besides tensors. step: optimiser steps done; wall_s: seconds of training so far;
-    sequence_ranks: ranks that share a sequence; digest: of all else here, "" in one written before there was such."""
+    sequence_ranks: ranks that share a sequence; resized: [step, world size, ranks of a sequence] from which another
+    number of ranks went on; digest: of all else here, "" in one written before there was such."""
 
     step: int = 0
     world_size: int = 1
@@ -49,13 +50,15 @@ class RunState:
     samples: list[str] = field(default_factory=list)
     gates: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    resized: list[list[int]] = field(default_factory=list)
     digest: str = ""
 
     def own_digest(self) -> str:
-        """xxh3 of the fields but this one."""
+        """xxh3 of the other fields."""
         fields = {name: value for name, value in asdict(self).items() if name != "digest"}
-        if not self.gates:  # as in resume points that were written before there were any
-            fields.pop("gates")
+        for name in ("gates", "resized"):  # as in resume points that were written before there were such
+            if not fields[name]:
+                fields.pop(name)
         return xxhash.xxh3_64(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -135,6 +138,13 @@ class Checkpoints:
         if self._pending is not None and self._pending[0].done():
             self.finish()
 
+    def close(self) -> None:
+        """``finish``, and leave the background's group. Every rank calls it."""
+        self.finish()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
+
     def _complete(self, folder: str, state: RunState) -> None:
         """On rank 0: the files of every rank are there."""
         if self.rank == 0:
@@ -183,11 +193,19 @@ class Checkpoints:
                 allowed=str(state.sequence_ranks),
                 fix="set it back, or set execution.allow_world_size_change",
             )
+        resized = (state.world_size, state.sequence_ranks) != (self.world_size, sequence_ranks)
+        if resized:  # sums of gradients are rounded otherwise from here on: said and recorded
+            state.resized.append([state.step, self.world_size, sequence_ranks])
+            if self.rank == 0:
+                self.warn(
+                    f"from step {state.step} on {self.world_size} workers train what {state.world_size} began; the "
+                    "losses are not to the bit those of an unbroken run (recorded in cost.json)"
+                )
         state.sequence_ranks = sequence_ranks
         from torch.distributed.checkpoint import state_dict_loader
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
-        tensors = self._tensors(decoder, optimizers, resized=state.world_size != self.world_size)
+        tensors = self._tensors(decoder, optimizers, resized=resized)
         reader = self._reader(f"{self.root}/step-{state.step:08d}")
         if kept is not None:
             found, wanted = kept

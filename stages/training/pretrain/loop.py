@@ -30,6 +30,7 @@ from stages.training.pretrain.carry import Carried, Numbers, of_rows
 from stages.training.pretrain.checkpoint import Checkpoints, RunState
 from stages.training.pretrain.data import digest
 from stages.training.pretrain.mixture import Batch, BatchSource
+from stages.training.pretrain.notice import Preempted
 from stages.training.pretrain.objective import LIKELIHOOD, Objective
 from stages.training.pretrain.recipe import Recipe
 
@@ -40,7 +41,8 @@ LogRow = dict[str, Any]
 class Runtime:
     """Where this rank runs. micro_batch: sequences per forward pass (None: the rank's whole slice). sequence_ranks:
     consecutive ranks that share each sequence. recompute: activations are made again in the backward pass.
-    compiled: every layer by torch.compile."""
+    compiled: every layer by torch.compile. preempted, cancelled: is this rank told to stop, with a resume point or
+    without? All ranks stop after the same step."""
 
     device: torch.device
     rank: int = 0
@@ -52,6 +54,12 @@ class Runtime:
     any_world_size: bool = False
     checkpoints: Checkpoints | None = None
     on_row: Callable[[LogRow], None] = field(default=lambda row: None)
+    preempted: Callable[[], bool] = field(default=lambda: False)
+    cancelled: Callable[[], bool] = field(default=lambda: False)
+
+
+class TrainingCancelled(Exception):
+    """The step was cancelled; its resume points stay."""
 
 
 def train(
@@ -61,14 +69,17 @@ def train(
     The global batch divides by the world size.
 
     Raises StageError, with a diagnosis of the layers, if loss or gradient stop being finite, before they reach the
-    weights, or if the loss rises by more than ``recipe.spike_nats``. The resume points before stay.
+    weights, or if the loss rises by more than ``recipe.spike_nats``; Preempted and TrainingCancelled where a rank was
+    told to stop. The resume points before stay.
     """
     decoder.to(runtime.device).train()
     decoder.chunk_tokens = recipe.chunk_tokens
     decoder.activation_checkpointing = runtime.recompute or recipe.chunk_tokens is not None
-    if runtime.sequence_ranks > 1:
-        decoder.split_sequences(Ranks(sequence_group(runtime)))
+    sharers = sequence_group(runtime) if runtime.sequence_ranks > 1 else None
+    if sharers is not None:
+        decoder.split_sequences(Ranks(sharers))
     if runtime.compiled:
+        torch.compiler.reset()  # an earlier run's graphs in this process count against the limit of recompilations
         for layer in decoder.layers:
             layer.compile(dynamic=True)
     if runtime.world_size > 1:
@@ -115,7 +126,7 @@ def train(
         whole = lengths.text == width
         if carried is not None and whole:
             batch = replace(batch, before=np.minimum(batch.before, recipe.whole_before(step)))
-        losses, grad_norm = _gradients(
+        losses, grad_norm, stop = _gradients(
             recipe, decoder, batch, runtime, lengths, recipe.share_at(step), objective, carried if whole else None
         )
         watched = _watched(batch, lengths, runtime)
@@ -150,13 +161,31 @@ def train(
         runtime.on_row(row | speed(row["tokens_per_s"]))
         if runtime.checkpoints is not None:
             runtime.checkpoints.advance()
+        if stop.cancelled:
+            raise TrainingCancelled
         # no resume point after the last step: what follows is the export, which is then as quick to redo
-        if runtime.checkpoints is not None and state.step % recipe.checkpoint_every == 0 and state.step < recipe.steps:
+        due = (stop.preempted or state.step % recipe.checkpoint_every == 0) and state.step < recipe.steps
+        if runtime.checkpoints is not None and due:
             runtime.checkpoints.save(state, decoder, optimizers, carried.to_tensors() if carried else None)
+            if stop.preempted:
+                runtime.checkpoints.finish()
+                stopped = Preempted(state.step)
+                if runtime.rank == 0:
+                    runtime.checkpoints.warn(str(stopped))
+                raise stopped
     if runtime.checkpoints is not None:
-        runtime.checkpoints.finish()
+        runtime.checkpoints.close()
     decoder.split_sequences(None)
+    if sharers is not None:
+        dist.destroy_process_group(sharers)
     return state
+
+
+class Stop(NamedTuple):
+    """Whether some rank was told to stop."""
+
+    preempted: bool
+    cancelled: bool
 
 
 SPIKE_STEPS = 50
@@ -201,9 +230,9 @@ def _gradients(
     prompts: float,
     objective: Objective,
     carried: Carried | None,
-) -> tuple[tuple[float | None, float | None], float]:
+) -> tuple[tuple[float | None, float | None], float, Stop]:
     """Clipped gradients of one step; ``prompts``: their share of the loss. Returns ((text loss, answer loss), gradient
-    norm before clipping); None: no such tokens."""
+    norm before clipping, whether to stop); None: no such tokens."""
     sharers = runtime.world_size // runtime.sequence_ranks
     share = len(batch.tokens) // sharers
     text, answer = objective.weights(batch, lengths.text)
@@ -240,6 +269,8 @@ def _gradients(
             loss = loss + auxiliary * (counted * runtime.world_size / batch.tokens.size)
         loss.backward()
         sums += torch.stack([text_loss.detach(), answer_loss.detach()]).double()
+    told = torch.tensor([runtime.preempted(), runtime.cancelled()], dtype=sums.dtype, device=sums.device)
+    sums = torch.cat([sums, told])
     if runtime.world_size > 1:
         dist.all_reduce(sums)
     gradients = [p.grad for p in decoder.parameters() if p.grad is not None]
@@ -247,8 +278,9 @@ def _gradients(
     whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if whole.isfinite():  # else the clipping would spread what is wrong over all of them
         nn.utils.clip_grads_with_norm_(decoder.parameters(), recipe.clip, norm)
-    text_sum, answer_sum = sums.tolist()
-    return (text_sum if has_text else None, answer_sum if has_answer else None), float(whole)
+    text_sum, answer_sum, *told_any = sums.tolist()
+    losses = text_sum if has_text else None, answer_sum if has_answer else None
+    return losses, float(whole), Stop(*map(bool, told_any))
 
 
 def _wanted(weights: torch.Tensor) -> torch.Tensor | None:
@@ -258,7 +290,7 @@ def _wanted(weights: torch.Tensor) -> torch.Tensor | None:
 
 
 class MicroBatch(NamedTuple):
-    """BatchRows of the batch by number, and arrays of theirs, cut into pieces."""
+    """Rows of the batch by number, and arrays of theirs, cut into pieces."""
 
     rows: Numbers
     arrays: tuple[NDArray[Any], ...]

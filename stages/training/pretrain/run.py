@@ -17,7 +17,7 @@ from model.arms import why_whole
 from stages.data.tokens.load import token_meta
 from stages.stage import Artifact, Context, StageError, Summary
 from stages.training.pretrain import worker
-from stages.training.pretrain.channel import Relay, relay
+from stages.training.pretrain.channel import PROGRESS, Relay, relay
 from stages.training.pretrain.recipe import check_execution
 from stages.training.pretrain.worker import TrainingJob
 
@@ -68,10 +68,9 @@ def _by_ray(job: TrainingJob, context: Context) -> None:
         {"job": job},
         workers=execution.train_workers,
         resources=resources,
-        storage_url=join(job.work_url, "ray"),
-        name="train",
+        name=job.work_url,
         max_failures=execution.max_failures,
-        poll=Relay(join(job.work_url, worker.PROGRESS), context).poll,
+        poll=Relay(join(job.work_url, PROGRESS), context).poll,
         cancel=lambda: write_atomic(*filesystem(join(job.work_url, worker.CANCEL)), b""),
     )
     fault: dict[str, Any] | None = read_json(*filesystem(join(job.work_url, worker.FAILURE)))

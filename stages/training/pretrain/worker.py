@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cluster.storage import filesystem, is_local, join, put_tree, read_json, remove_tree, write_atomic
 from model.config import MixerConfig, ModelConfig, RopeScaling
 from stages.stage import Artifact, Execution, StageError
-from stages.training.pretrain.channel import Writer
+from stages.training.pretrain.channel import PROGRESS, Writer
 from stages.training.pretrain.config import ranks_of_a_sequence
 from stages.training.pretrain.recipe import Recipe
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from stages.training.pretrain.mixture import Batches, BatchSource
     from stages.training.pretrain.objective import Objective
 
-EXPORT, EXPORTED, FAILURE, PROGRESS, CANCEL = "export", "export.json", "failure.json", "progress.json", "cancel"
+EXPORT, EXPORTED, FAILURE, CANCEL = "export", "export.json", "failure.json", "cancel"
 HAYSTACK_TOKENS = 2_000_000  # training text that prompts are hidden in
 # Recomputing layers in the backward pass costs a third more time; long rows do not fit without.
 RECOMPUTE_FROM_TOKENS = 16_384
@@ -68,13 +68,11 @@ class TrainingData(Protocol):
         """Batches and objective; ``decoder``: the model as it is before training, on ``device``."""
 
 
-class TrainingCancelled(Exception):
-    """The step was cancelled; its resume points stay."""
-
-
 def ray_worker(config: dict[str, Any]) -> None:
     """Entry point of a Ray Train worker."""
     import ray.train
+
+    from stages.training.pretrain.loop import TrainingCancelled
 
     job: TrainingJob = config["job"]
     context = ray.train.get_context()
@@ -135,27 +133,32 @@ def run(
 ) -> None:
     """Train and, on rank 0, export to ``<work_url>/export``.
 
-    ``on_row`` and ``on_warning`` replace the progress file where the step runs in this very process.
+    ``on_row`` and ``on_warning``: told as well as the progress file, where the step runs in this very process.
     """
+    import torch
+
     from model.allocator import keep_freed_memory
     from stages.training.pretrain.checkpoint import Checkpoints
     from stages.training.pretrain.loop import Runtime, full_state_dict, train
+    from stages.training.pretrain.notice import awaited
     from stages.training.pretrain.objective import LIKELIHOOD
 
     device = choose_device(job.execution, local_rank)
+    torch.manual_seed(job.recipe.seed)  # as in a new process, whatever ran in this one before
     if device.type == "cpu":
         keep_freed_memory()
     channel = Writer(join(job.work_url, PROGRESS))
     cancel_fs, cancel_path = filesystem(join(job.work_url, CANCEL))
 
+    cancelled = rank == 0 and on_row is None and cancel_fs.exists(cancel_path)
+
     def tell(row: dict[str, Any]) -> None:
+        nonlocal cancelled
         if on_row is not None:
             on_row(row)
-        elif rank == 0 and channel.row(row, job.recipe.steps) and cancel_fs.exists(cancel_path):
-            raise TrainingCancelled
+        if rank == 0 and channel.row(row, job.recipe.steps) and on_row is None:
+            cancelled = cancelled or cancel_fs.exists(cancel_path)
 
-    if cancel_fs.exists(cancel_path):
-        raise TrainingCancelled
     decoder, execution = build(job), job.execution
     sharing = ranks_of_a_sequence(execution, decoder.config.mixer) if job.data is None else 1
     recompute = execution.recompute_activations
@@ -177,6 +180,7 @@ def run(
             background=execution.async_checkpoints,
         ),
         on_row=tell,
+        cancelled=lambda: cancelled,
     )
     batches: BatchSource
     objective: Objective
@@ -184,7 +188,8 @@ def run(
         batches, objective = open_batches(job), LIKELIHOOD
     else:
         batches, objective = job.data.open(job, decoder.to(device), device)
-    state = train(job.recipe, decoder, batches, runtime, objective)
+    with awaited() as runtime.preempted:
+        state = train(job.recipe, decoder, batches, runtime, objective)
     weights = full_state_dict(decoder, world_size)
     if rank == 0:
         export(job, decoder.config, weights, state)
@@ -322,6 +327,8 @@ def write_tables(folder: Path, config: ModelConfig, sequence_length: int, state:
         "tokens_per_s": statistics.median(rates) if rates else 0.0,
         "wall_s": state.wall_s,
     }
+    if state.resized:
+        known["resized"] = state.resized
     (folder / "cost.json").write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
