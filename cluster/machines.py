@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.connect import ENVIRONMENT, ClusterError
-from cluster.noted import Cluster, Process, alive, noted, state_folder, token_file
+from cluster.noted import Cluster, Process, alive, birth, noted, state_folder, token_file
 from cluster.storage import filesystem, write_atomic
 
 PATIENCE = 120.0  # seconds a node may take to join; it takes about five
@@ -169,8 +169,6 @@ def _await(cluster: Cluster, count: int) -> None:
 
 
 def _start(command: list[str], name: str, folder: Path, environment: Mapping[str, str]) -> Process:
-    import psutil
-
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
             [*command, f"--node-name={name}"],
@@ -180,7 +178,7 @@ def _start(command: list[str], name: str, folder: Path, environment: Mapping[str
             env=dict(environment),
             start_new_session=True,
         )
-    return Process(process.pid, psutil.Process(process.pid).create_time(), name)
+    return Process(process.pid, birth(process.pid), name)
 
 
 def _note(cluster: Cluster) -> None:

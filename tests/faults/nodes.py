@@ -153,6 +153,10 @@ class Nodes:
         if self.isolated:
             self._unplug(number)
 
+    def node_of(self, pid: int) -> int:
+        """The node that the process runs on."""
+        return next(n for n in self.running if pid in {process.pid for process in self._processes(n)})
+
     def cut(self, number: int) -> None:
         """Take the node's network cable out; its processes go on."""
         _ip("link", "set", self._cable(number), "down")

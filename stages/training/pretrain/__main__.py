@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         execution = Execution(**args.execution | {"train_workers": ranks["WORLD_SIZE"]})
         folders = {name: FolderArtifact(getattr(args, name)) for name in ("tokens", "tokenizer", "base")}
         _train(config, execution, folders, args.out, ranks)
-    except (StageError, ValidationError, OSError, ValueError) as error:
+    except (StageError, ValidationError, OSError, ValueError, RecursionError) as error:
         if ranks["RANK"] == 0:
             print(error, file=sys.stderr)
         return 2
