@@ -42,7 +42,7 @@ COMMANDS = (
     "show report", "show report --table report.json", "show evaluate/local/0 --json", "lineage report", "verify",
     "logs report", "gc", "validate tiny.yaml --resolved", "plan tiny.yaml", "power tiny.yaml", "run tiny.yaml -n",
     "run tiny.yaml --address nowhere:1", "audit quickstart", "audit scan books/train --against books/test",
-    "audit scan books/train --against books/test --json", "score said.jsonl", "compare quickstart quickstart",
+    "audit scan books/train --against books/test --json", "score said.jsonl", "compare quickstart nothing",
     "evaluate nothing", "export report out", "import nothing out", "init --list", "human export quickstart out",
     "judge quickstart", "cluster status", "cluster submit tiny.yaml", "ui", "show λ−字\ud800", "stätus",
 )  # fmt: skip

@@ -55,10 +55,25 @@ def unbroken(study: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return contents(Store(folder / "root"))
 
 
+@pytest.fixture(scope="module")
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """A head and two nodes, which know an S3 server where there is one. To start them takes longer than a test."""
+    with contextlib.ExitStack() as stack:
+
+        def storage_of_nodes(cluster: Nodes) -> None:
+            if seaweed.binary() is not None:
+                server = request.getfixturevalue("s3_server")
+                proxy = stack.enter_context(proxying(server, Weather(), host=cluster.gateway))
+                cluster.environment |= seaweed.environment(proxy.url)
+
+        yield stack.enter_context(several(tmp_path_factory.mktemp("cluster"), before=storage_of_nodes))
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Nodes]:
-    with several(tmp_path / "cluster") as cluster:
-        yield cluster
+def cluster(whole: Nodes) -> Nodes:
+    """The same after every node that a test before left dead has come back."""
+    whole.await_nodes(3)
+    return whole
 
 
 def until(true: Callable[[], Any], running: subprocess.Popen[str], patience: float = 300) -> Any:
@@ -144,41 +159,33 @@ def test_a_head_that_dies_ends_the_run_and_the_next_one_goes_on(
 
 
 def test_on_object_storage_a_network_cut_and_healed_in_training_changes_nothing(
-    s3_server: str, study: Path, unbroken: dict[str, str], tmp_path: Path, monkeypatch
+    s3_server: str, cluster: Nodes, study: Path, unbroken: dict[str, str], tmp_path: Path, monkeypatch
 ):
     """The node that is cut off loses its place in the training; the link is healed while the others go on."""
     import s3fs
 
-    with contextlib.ExitStack() as stack:
-
-        def storage_of_nodes(cluster: Nodes) -> None:
-            proxy = stack.enter_context(proxying(s3_server, Weather(), host=cluster.gateway))
-            cluster.environment |= seaweed.environment(proxy.url)
-
-        cluster = stack.enter_context(several(tmp_path / "cluster", before=storage_of_nodes))
-        for name, value in cluster.environment.items():
-            if name.startswith("AWS"):
-                monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        files = s3fs.S3FileSystem()
-        if not files.exists("nodes"):
-            files.mkdir("nodes")
-        root = f"s3://nodes/{tmp_path.name}"
-        fs, base = storage.filesystem(root)
-        told = Told()
-        running = cluster.driver(root, Faults(tmp_path / "faults"), f"study={study}", "until=evaluate")
-        until(lambda: fs.glob(f"{base}/pretrain/*/work/checkpoints/step-*/state.json"), running)
-        told("node 2 cut off in training" if cluster.isolated else "node 2 killed in training")
-        if cluster.isolated:
-            cluster.cut(2)
-            time.sleep(20)  # longer than a node may be silent
-            cluster.heal(2)
-            told("healed")
-        else:
-            cluster.kill(2)
-            cluster.add(2)
-        done = result(running, timeout=500)
-        told(f"ended with {done['exit']}")
-        assert done["exit"] == 0, done["errors"][-4000:]
-        models_equal(Store(root, tmp_path / "cache"), unbroken)
+    for name, value in cluster.environment.items():
+        if name.startswith("AWS"):
+            monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    files = s3fs.S3FileSystem()
+    if not files.exists("nodes"):
+        files.mkdir("nodes")
+    root, told = f"s3://nodes/{tmp_path.name}", Told()
+    fs, base = storage.filesystem(root)
+    running = cluster.driver(root, Faults(tmp_path / "faults"), f"study={study}", "until=evaluate")
+    until(lambda: fs.glob(f"{base}/pretrain/*/work/checkpoints/step-*/state.json"), running)
+    told("node 2 cut off in training" if cluster.isolated else "node 2 killed in training")
+    if cluster.isolated:
+        cluster.cut(2)
+        time.sleep(20)  # longer than a node may be silent
+        cluster.heal(2)
+        told("healed")
+    else:
+        cluster.kill(2)
+        cluster.add(2)
+    done = result(running, timeout=500)
+    told(f"ended with {done['exit']}")
+    assert done["exit"] == 0, done["errors"][-4000:]
+    models_equal(Store(root, tmp_path / "cache"), unbroken)
     s3fs.S3FileSystem.clear_instance_cache()
