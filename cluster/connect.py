@@ -31,6 +31,9 @@ ENVIRONMENT: Mapping[str, str] = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_task_oom_retries": "2",  # a step that needs more memory than there is would be tried for ever
+    # A step that is being handed to a node when it vanishes waits for this ping (ray-project/ray#63405), by default
+    # five minutes; Ray's servers take one a minute.
+    "RAY_grpc_client_keepalive_time_ms": "65000",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_USE_DATASOURCE_V2": "0",  # the V2 Parquet reader takes 2-3 s for a small read
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leave CUDA_VISIBLE_DEVICES alone for tasks without a GPU

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.connect import ENVIRONMENT, ClusterError
-from cluster.noted import Cluster, Process, alive, note, noted, state_folder, token_file
+from cluster.noted import Cluster, Process, alive, birth, note, noted, state_folder, token_file
 
 PATIENCE = 120.0  # seconds a node may take to join; it takes about five
 LOOPBACK = "127.0.0.1"
@@ -168,8 +168,6 @@ def _await(cluster: Cluster, count: int) -> None:
 
 
 def _start(command: list[str], name: str, folder: Path, environment: Mapping[str, str]) -> Process:
-    import psutil
-
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
             [*command, f"--node-name={name}"],
@@ -179,7 +177,7 @@ def _start(command: list[str], name: str, folder: Path, environment: Mapping[str
             env=dict(environment),
             start_new_session=True,
         )
-    return Process(process.pid, psutil.Process(process.pid).create_time(), name)
+    return Process(process.pid, birth(process.pid), name)
 
 
 def _authentication() -> dict[str, str]:

@@ -13,7 +13,7 @@ from cluster.storage import filesystem, write_atomic
 
 @dataclass(frozen=True)
 class Process:
-    """One ``ray start``: its id, when it began (seconds since the epoch) and what its node is called."""
+    """One ``ray start``: its id, when it began (``birth``) and what its node is called."""
 
     pid: int
     started: float
@@ -65,16 +65,35 @@ def noted() -> Cluster | None:
         value = json.loads((state_folder() / "cluster.json").read_text(encoding="utf-8"))
         processes = tuple(Process(**process) for process in value.pop("processes"))
         cluster = Cluster(**value, processes=processes)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return cluster if any(map(alive, cluster.processes)) else None
 
 
 def alive(process: Process) -> bool:
     """Is it still that process, and not another that was given its number?"""
+    return is_running(process.pid, process.started)
+
+
+def birth(pid: int) -> float:
+    """When the process began, in seconds since this machine did; where that is not known, since the epoch. The system
+    tells of the second by its clock as it is now, so that after the clock was set every process began at another time.
+    Raises psutil.NoSuchProcess."""
+    import psutil
+
+    created = float(psutil.Process(pid).create_time())
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # the 22nd of proc(5)
+    return created
+
+
+def is_running(pid: int, started: float) -> bool:
+    """Does the process run that began at ``started`` (``birth``, or seconds since the epoch in older notes)?"""
     import psutil
 
     with contextlib.suppress(psutil.NoSuchProcess):
-        found = psutil.Process(process.pid)
-        return bool(found.status() != psutil.STATUS_ZOMBIE and abs(found.create_time() - process.started) < 2.0)
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return any(abs(began - started) < 2.0 for began in (birth(pid), process.create_time()))
     return False

@@ -81,6 +81,17 @@ def redacted(text: str) -> str:
     return _PARAMETER.sub(r"\1***", _TOKEN.sub(r"\1***@", _PASSWORD.sub(r"\1***@", text)))
 
 
+def check_bare(url: str, field: str) -> None:
+    """Raises StorageError for a URL with a password, token or key in it: it would stand in logs, in error messages and
+    beside what is made."""
+    if "://" in url and (shown := redacted(url)) != url:
+        raise StorageError(
+            f"{field} = {shown!r}: holds a password, which would be written down wherever the URL is (allowed: a URL "
+            "without). Fix: take it out; storage finds credentials in its own variables or files (AWS_*, "
+            "~/.config/fsspec)"
+        )
+
+
 def join(url: str | Path, *names: str) -> str:
     """``url`` with ``names`` below it."""
     return "/".join([str(url).rstrip("/"), *names])

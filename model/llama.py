@@ -47,7 +47,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such file (allowed: a folder with config.json and *.safetensors)")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # brackets a thousand deep
         raise ValueError(f"{path}: not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: not the configuration of a model (allowed: a JSON object)")
@@ -114,7 +114,7 @@ def weight_files(directory: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{index}: not an index of safetensors: no weight_map of names and files") from error
     for name in names:
         if (directory / name).is_file():

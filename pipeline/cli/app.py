@@ -134,9 +134,11 @@ def _usage(error: typer.TyperException) -> None:
 
 
 def _fail(message: str, code: int) -> None:
+    from cluster.storage import redacted
     from pipeline.cli.render import print_json
     from pipeline.engine.escape import escaped
 
+    message = redacted(message)
     if "--json" in sys.argv:
         print_json("error", {"message": message, "errors": message.splitlines(), "exit_code": code})
     else:

@@ -126,8 +126,13 @@ def submit(
     resuming."""
     from cluster import jobs
     from cluster.noted import noted
+    from cluster.storage import StorageError, check_bare, redacted
     from pipeline.study.load import load
 
+    try:
+        check_bare(root or "", "--root")  # it will stand on the job's command line
+    except StorageError as error:
+        raise StudyError(str(error)) from error
     load(study, set_ or ())  # what is wrong with it is said here, not in a log elsewhere
     here = noted()
     if to is None and here is None:
@@ -157,10 +162,10 @@ def submit(
         env |= {name: os.environ[name] for name in _FORWARDED if same_machine and name in os.environ}
         job = jobs.submit(url, command, files=None if same_machine else folder, env=env)
         if not json:
-            line(f"job {job} submitted; its log: ray job logs --address {url} -f {job}")
+            line(f"job {job} submitted; its log: ray job logs --address {redacted(url)} -f {job}")
         state, code = ("RUNNING", 0) if detach else _follow(url, job)
     if json:
-        print_json("cluster", {"job": job, "dashboard": url, "status": state, "exit_code": code})
+        print_json("cluster", {"job": job, "dashboard": redacted(url), "status": state, "exit_code": code})
     elif not detach:
         line(f"job {job}: {state}")
     if code:
@@ -173,6 +178,7 @@ _FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", 
 
 def _follow(url: str, job: str) -> tuple[str, int]:
     from cluster import jobs
+    from cluster.storage import redacted
 
     def write(text: str) -> None:
         sys.stderr.write(text)
@@ -181,7 +187,7 @@ def _follow(url: str, job: str) -> tuple[str, int]:
     try:
         return jobs.follow(url, job, write)
     except KeyboardInterrupt:
-        note(f"no longer followed, the job goes on; end it with: ray job stop --address {url} {job}")
+        note(f"no longer followed, the job goes on; end it with: ray job stop --address {redacted(url)} {job}")
         raise
 
 

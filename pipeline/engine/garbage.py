@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -94,11 +96,22 @@ def _garbage(store: Store, stage: str, key: str, keep: set[str]) -> Iterator[Gar
 
 def _cut_off(store: Store, folders: Iterable[str]) -> Iterator[Garbage]:
     """Files that a process killed in the middle of a write left in ``folders``; only local files are written beside
-    their place. One younger than an hour may still be written."""
+    their place. One younger than an hour, by the clock of the disk that they lie on, may still be written."""
+    now = None
     for folder in folders if store.local else ():
         for name in store.names(folder):
             path = Path(folder) / name
             if re.fullmatch(r"\..+\.tmp|\.writable-.+", name):
+                now = now or _time_there(store)
                 with contextlib.suppress(FileNotFoundError):  # written to its end meanwhile
-                    if time.time() - path.stat().st_mtime > 3600:
+                    if now - path.stat().st_mtime > 3600:
                         yield Garbage(str(path), path.stat().st_size, "left by a write that was cut off")
+
+
+def _time_there(store: Store) -> float:
+    """What time a file gets that is written into the store now: a shared folder has its server's."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=store.base, prefix=".time-") as file:
+            return os.stat(file.name).st_mtime
+    except OSError:  # a store that can only be read
+        return time.time()

@@ -24,6 +24,7 @@ from functools import cache
 from typing import Any, Literal
 
 from cluster import storage
+from cluster.noted import birth, is_running
 from pipeline.engine.records import read_object, typed
 from pipeline.errors import IntegrityError
 
@@ -38,17 +39,14 @@ class Owner:
     host: str
     machine: str
     pid: int
-    started: float  # of the process, seconds since the epoch; tells a reused pid apart
+    started: float  # of the process, as ``birth`` tells it; tells a reused pid apart
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
     def dead(self) -> bool:
         """True only if it ran on this machine and is certainly gone."""
-        if self.machine != machine_id():
-            return False
-        started = _process_start(self.pid)
-        return started is None or abs(started - self.started) > 2.0
+        return self.machine == machine_id() and not is_running(self.pid, self.started)
 
 
 @dataclass(frozen=True)
@@ -73,21 +71,9 @@ def machine_id() -> str:
     return " ".join(parts)
 
 
-def _process_start(pid: int) -> float | None:
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except psutil.NoSuchProcess:
-        return None
-
-
 def this_process() -> Owner:
     """A new owner identity of this process."""
-    started = _process_start(os.getpid())
-    assert started is not None
-    return Owner(uuid.uuid4().hex, platform.node(), machine_id(), os.getpid(), started)
+    return Owner(uuid.uuid4().hex, platform.node(), machine_id(), os.getpid(), birth(os.getpid()))
 
 
 def _numbers(fs: Any, folder: str) -> list[int]:

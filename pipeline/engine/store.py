@@ -172,6 +172,7 @@ class Store:
         self.root = str(local) if local is not None else str(root_url).rstrip("/")
         self.cache = str(cache_dir or default_cache())
         try:
+            storage.check_bare(self.root, "root")
             self.fs, self.base = storage.filesystem(self.root)
         except storage.StorageError as error:
             raise StudyError(str(error)) from error

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from cluster.storage import StorageError, check_bare
 from model.config import check_reach
 from pipeline.errors import suggestion
 from pipeline.study import tuning
 from pipeline.study.schedules import faults as schedule_faults
 from pipeline.study.schedules import variants
-from pipeline.study.study import StudyConfig
+from pipeline.study.study import LONGEST_NAME, StudyConfig
 from stages.data.corpus.config import IngestConfig
 from stages.data.corpus.files import DigestCache
 from stages.data.corpus.pin import most_test_bytes, possible_splits
@@ -43,6 +44,7 @@ def disagreements(study: StudyConfig) -> list[str]:
     return [
         *_repeats(values, ""),
         *_sizes(values, ""),
+        *_passwords(values, ""),
         *_models(study),
         *_warmup(study),
         *_mixture(study),
@@ -65,14 +67,39 @@ def _sizes(value: Any, place: str) -> Iterator[str]:
     """Numbers and texts that cannot be meant: work with them would end in no memory, or never."""
     if isinstance(value, dict):
         for name, item in value.items():
+            if len(name) > LONGEST_NAME:
+                yield (
+                    f"{place}: a name of {len(name)} characters, {name[:40]!r}... (allowed: at most {LONGEST_NAME}). "
+                    "Fix: a shorter one"
+                )
+                return
             yield from _sizes(item, f"{place}.{name}" if place else name)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _sizes(item, f"{place}.{index}")
     elif isinstance(value, int) and value > (most := _LARGEST_OF.get(place, _LARGEST)):
         yield f"{place} = {value:.6g}: cannot be meant (allowed: at most {most:,}). Fix: a smaller number"
-    elif isinstance(value, str) and len(value) > _LONGEST and place != "description":
-        yield f"{place} = {value[:40]!r}...: {len(value)} characters (allowed: at most {_LONGEST})"
+    elif (
+        isinstance(value, str)
+        and place != "description"
+        and len(value) > (most := LONGEST_NAME if place.endswith(".name") else _LONGEST)
+    ):
+        yield f"{place} = {value[:40]!r}...: {len(value)} characters (allowed: at most {most})"
+
+
+def _passwords(value: Any, place: str) -> Iterator[str]:
+    """URLs that nobody else should see: MLflow and the step's log show them."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _passwords(item, f"{place}.{name}" if place else name)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _passwords(item, f"{place}.{index}")
+    elif isinstance(value, str):
+        try:
+            check_bare(value, place)
+        except StorageError as error:
+            yield str(error)
 
 
 def _models(study: StudyConfig) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from cluster.storage import redacted
 from pipeline.errors import suggestion
 
 Location = tuple[int | str, ...]
@@ -123,7 +124,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return f" = {str(value).lower()}"
     if isinstance(value, str | int | float):
-        text = repr(value)
+        text = redacted(repr(value))
         return f" = {text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + '...'}"
     if isinstance(value, list | tuple):
         return " = a list" if value else " = []"

@@ -178,6 +178,7 @@ class Harness:
                     self.failures.append(f"soak: the study ends with {ended} though nothing fails")
                     return {"came": came, "studies": studies}
             studies += 1
+            print(f"soak: {sum(came.values())} of {count} faults, study {studies}", file=sys.stderr, flush=True)
             for step in self.plan.steps:
                 try:
                     if step.stage.name != "report":

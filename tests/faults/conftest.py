@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.engine.store import Store
+from pipeline.study.yamlfile import parse
 from tests.faults import Faults
 from tests.faults.drivers import contents, driver, result
 from tests.tiny import write_study
@@ -29,15 +32,19 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny study's file, its books beside it."""
-    return write_study(tmp_path_factory.mktemp("tiny"))
+    """The tiny study's file, its books beside it; of its arms one that has a memory and one that has none."""
+    path = write_study(tmp_path_factory.mktemp("tiny"))
+    study: dict[str, Any] = parse(path.read_text(), path.name)
+    study["arms"] = {name: study["arms"][name] for name in ("infini-delta", "local")}
+    path.write_text(json.dumps(study))
+    return path
 
 
 @pytest.fixture(scope="session")
 def clean(tiny: Path) -> Path:
     """The local store of an undisturbed run of the tiny study."""
     root = tiny.parent / "clean"
-    done = result(driver(root, Faults(tiny.parent / "faults"), f"study={tiny}"), timeout=280)
+    done = result(driver(root, Faults(tiny.parent / "faults"), f"study={tiny}"), timeout=500)
     assert done["exit"] == 0, done["errors"][-4000:]
     return root
 

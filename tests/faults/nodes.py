@@ -69,6 +69,7 @@ class Nodes:
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_timeout_ms": "3000",  # a busy machine answers late
             "RAY_health_check_failure_threshold": "4",
+            "RAY_grpc_client_keepalive_time_ms": "10000",  # notices a node that vanished while work was handed to it
             "RAY_memory_monitor_refresh_ms": "0",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -152,6 +153,10 @@ class Nodes:
         self.running.pop(number).wait()
         if self.isolated:
             self._unplug(number)
+
+    def node_of(self, pid: int) -> int:
+        """The node that the process runs on."""
+        return next(n for n in self.running if pid in {process.pid for process in self._processes(n)})
 
     def cut(self, number: int) -> None:
         """Take the node's network cable out; its processes go on."""

@@ -142,4 +142,4 @@ def test_a_disk_that_fills_up_in_a_real_stage(
     done = result(driver(disk.root, faults, f"study={tiny}", "until=pretrain"), timeout=280)
     assert done["exit"] == 0, done["errors"][-2000:]
     made = contents(Store(disk.root))
-    assert "pretrain/xl/0" in made and made == {step: promised[step] for step in made}
+    assert "pretrain/local/0" in made and made == {step: promised[step] for step in made}

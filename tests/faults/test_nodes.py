@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -54,19 +55,51 @@ def unbroken(study: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return contents(Store(folder / "root"))
 
 
+@pytest.fixture(scope="module")
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """A head and two nodes, which know an S3 server where there is one. To start them takes longer than a test."""
+    with contextlib.ExitStack() as stack:
+
+        def storage_of_nodes(cluster: Nodes) -> None:
+            if seaweed.binary() is not None:
+                server = request.getfixturevalue("s3_server")
+                proxy = stack.enter_context(proxying(server, Weather(), host=cluster.gateway))
+                cluster.environment |= seaweed.environment(proxy.url)
+
+        yield stack.enter_context(several(tmp_path_factory.mktemp("cluster"), before=storage_of_nodes))
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Nodes]:
-    with several(tmp_path / "cluster") as cluster:
-        yield cluster
+def cluster(whole: Nodes) -> Nodes:
+    """The same after every node that a test before left dead has come back."""
+    whole.await_nodes(3)
+    return whole
 
 
-def until(true: Callable[[], Any], running: subprocess.Popen[str], patience: float = 300) -> None:
-    """Return once ``true``. Fails if the driver ends before."""
+def until(true: Callable[[], Any], running: subprocess.Popen[str], patience: float = 300) -> Any:
+    """What ``true`` says once it is true. Fails if the driver ends before."""
     end = time.monotonic() + patience
-    while not true():
+    while not (found := true()):
         if running.poll() is not None or time.monotonic() > end:
             raise AssertionError(running.communicate(timeout=20)[1][-4000:] if running.poll() is not None else "late")
         time.sleep(0.2)
+    return found
+
+
+class Told:
+    """Prints what happened, and how many seconds after this was made."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+
+    def __call__(self, what: str) -> None:
+        print(f"[{time.monotonic() - self.began:5.0f} s] {what}", flush=True)
+
+
+def evaluating(root: Path) -> list[int]:
+    """Process of the evaluation that is under way, as its log names it."""
+    logs = [log for log in root.glob("evaluate/*/logs/*.log") if not (log.parents[1] / "COMMIT.json").exists()]
+    return [int(found[1]) for log in logs if (found := re.search(r"process (\d+)\n", log.read_text()))][:1]
 
 
 def models_equal(store: Store, unbroken: dict[str, str]) -> None:
@@ -79,11 +112,7 @@ def models_equal(store: Store, unbroken: dict[str, str]) -> None:
 def test_nodes_that_die_in_training_and_evaluation_change_nothing(
     cluster: Nodes, study: Path, unbroken: dict[str, str], tmp_path: Path
 ):
-    root, faults, began = tmp_path / "root", Faults(tmp_path / "faults"), time.monotonic()
-
-    def told(what: str) -> None:
-        print(f"[{time.monotonic() - began:5.0f} s] {what}")
-
+    root, faults, told = tmp_path / "root", Faults(tmp_path / "faults"), Told()
     running = cluster.driver(root, faults, f"study={study}", "until=evaluate")
     until(lambda: list(root.glob("pretrain/*/work/checkpoints/step-*/state.json")), running)
     cluster.kill(1)
@@ -91,71 +120,72 @@ def test_nodes_that_die_in_training_and_evaluation_change_nothing(
     cluster.add(1)
     until(lambda: list(root.glob("pretrain/*/COMMIT.json")), running)
     told("the model is trained")
-    until(lambda: len(list(root.glob("evaluate/*/attempts/*"))) >= 2, running)
-    cluster.kill(2)
-    told("node 2 killed in evaluation")
-    cluster.add(2)
+    node = cluster.node_of(*until(lambda: evaluating(root), running))
+    cluster.kill(node)
+    told(f"node {node} killed in evaluation")
+    cluster.add(node)
     done = result(running, timeout=500)
     told(f"ended with {done['exit']}")
     assert done["exit"] == 0, done["errors"][-4000:]
     models_equal(Store(root), unbroken)
-    steps = len(list(root.glob("evaluate/*/COMMIT.json")))
-    print(f"{len(list(root.glob('evaluate/*/logs/*.log')))} attempts of {steps} evaluations")
+    attempts, steps = (len(list(root.glob(f"evaluate/*/{what}"))) for what in ("logs/*.log", "COMMIT.json"))
+    told(f"{attempts} attempts of {steps} evaluations")
+    assert attempts > steps
 
 
 def test_a_head_that_dies_ends_the_run_and_the_next_one_goes_on(
     cluster: Nodes, study: Path, unbroken: dict[str, str], tmp_path: Path
 ):
-    root, faults = tmp_path / "root", Faults(tmp_path / "faults")
+    root, faults, told = tmp_path / "root", Faults(tmp_path / "faults"), Told()
     running = cluster.driver(root, faults, f"study={study}", "until=evaluate")
     until(lambda: list(root.glob("pretrain/*/work/checkpoints/step-*/state.json")), running)
     for number in (HEAD, 1, 2):  # the workers of a head that is gone end too
         cluster.kill(number)
+    told("head and nodes killed in training")
     assert running.wait(timeout=120) != 0
+    told("the driver has ended")
     running.communicate()
     cluster.add(HEAD)
     cluster.await_nodes(1)
     cluster.add(1)
     cluster.add(2)
     cluster.await_nodes(3)
+    told("head and nodes are back")
     done = result(cluster.driver(root, faults, f"study={study}", "until=evaluate"), timeout=500)
+    told(f"the next run ended with {done['exit']}")
     assert done["exit"] == 0, done["errors"][-4000:]
     assert done["states"]["base/0"] == "reused"
     models_equal(Store(root), unbroken)
 
 
 def test_on_object_storage_a_network_cut_and_healed_in_training_changes_nothing(
-    s3_server: str, study: Path, unbroken: dict[str, str], tmp_path: Path, monkeypatch
+    s3_server: str, cluster: Nodes, study: Path, unbroken: dict[str, str], tmp_path: Path, monkeypatch
 ):
     """The node that is cut off loses its place in the training; the link is healed while the others go on."""
     import s3fs
 
-    with contextlib.ExitStack() as stack:
-
-        def storage_of_nodes(cluster: Nodes) -> None:
-            proxy = stack.enter_context(proxying(s3_server, Weather(), host=cluster.gateway))
-            cluster.environment |= seaweed.environment(proxy.url)
-
-        cluster = stack.enter_context(several(tmp_path / "cluster", before=storage_of_nodes))
-        for name, value in cluster.environment.items():
-            if name.startswith("AWS"):
-                monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        files = s3fs.S3FileSystem()
-        if not files.exists("nodes"):
-            files.mkdir("nodes")
-        root = f"s3://nodes/{tmp_path.name}"
-        fs, base = storage.filesystem(root)
-        running = cluster.driver(root, Faults(tmp_path / "faults"), f"study={study}", "until=evaluate")
-        until(lambda: fs.glob(f"{base}/pretrain/*/work/checkpoints/step-*/state.json"), running)
-        if cluster.isolated:
-            cluster.cut(2)
-            time.sleep(20)  # longer than a node may be silent
-            cluster.heal(2)
-        else:
-            cluster.kill(2)
-            cluster.add(2)
-        done = result(running, timeout=500)
-        assert done["exit"] == 0, done["errors"][-4000:]
-        models_equal(Store(root, tmp_path / "cache"), unbroken)
+    for name, value in cluster.environment.items():
+        if name.startswith("AWS"):
+            monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    files = s3fs.S3FileSystem()
+    if not files.exists("nodes"):
+        files.mkdir("nodes")
+    root, told = f"s3://nodes/{tmp_path.name}", Told()
+    fs, base = storage.filesystem(root)
+    running = cluster.driver(root, Faults(tmp_path / "faults"), f"study={study}", "until=evaluate")
+    until(lambda: fs.glob(f"{base}/pretrain/*/work/checkpoints/step-*/state.json"), running)
+    told("node 2 cut off in training" if cluster.isolated else "node 2 killed in training")
+    if cluster.isolated:
+        cluster.cut(2)
+        time.sleep(20)  # longer than a node may be silent
+        cluster.heal(2)
+        told("healed")
+    else:
+        cluster.kill(2)
+        cluster.add(2)
+    done = result(running, timeout=500)
+    told(f"ended with {done['exit']}")
+    assert done["exit"] == 0, done["errors"][-4000:]
+    models_equal(Store(root, tmp_path / "cache"), unbroken)
     s3fs.S3FileSystem.clear_instance_cache()

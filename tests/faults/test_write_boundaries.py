@@ -11,12 +11,49 @@ from typing import Any
 
 import pytest
 
+from pipeline.study.yamlfile import parse
 from tests.faults import Faults
 from tests.faults.drivers import REPOSITORY, driver, result
 from tests.faults.writes import point
 
 SOAK = 200
-STAGES = set(("ingest decontaminate certify tokenizer tokenize base pretrain evaluate ablate summarize report").split())
+STAGES = {
+    "ingest",
+    "decontaminate",
+    "dedup",
+    "certify",
+    "tokenizer",
+    "tokenize",
+    "prompts",
+    "references",
+    "capacity",
+    "base",
+    "pretrain",
+    "finetune",
+    "align",
+    "evaluate",
+    "ablate",
+    "summarize",
+    "report",
+}
+FURTHER = """
+dedup: {}
+capacity:
+  {keys: [random], feature_maps: [elu1], rules: [linear], associations: [2, 4], overwrite_associations: [2], seeds: [0]}
+finetune:
+  {steps: 2, batch_sequences: 2, lr: 1e-3, tasks: {format: compact, phases: [{until: 1, length: 128}], text_share: 0.5}}
+align:
+  variants: {sft: {method: sft, steps: 2, batch_sequences: 2, lr: 1e-3, length: 192, examples: 6}}
+"""
+
+
+@pytest.fixture(scope="module")
+def further(tiny: Path) -> Path:
+    """That study with nearly every stage there is."""
+    study = {**parse(tiny.read_text(), tiny.name), **parse(FURTHER, "further")}
+    path = tiny.with_name("further.yaml")
+    path.write_text(json.dumps(study))
+    return path
 
 
 def boundaries(study: Path, folder: Path, count: int, *stages: str, timeout: float) -> dict[str, Any]:
@@ -61,8 +98,8 @@ def test_a_driver_killed_before_a_write_leaves_what_the_next_completes(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_every_stage_survives_death_before_each_kind_of_write(tiny: Path, tmp_path: Path):
-    found = boundaries(tiny, tmp_path / "boundaries", 0, timeout=2900)
+def test_every_stage_survives_death_before_each_kind_of_write(further: Path, tmp_path: Path):
+    found = boundaries(further, tmp_path / "boundaries", 0, timeout=2900)
     print(json.dumps(found["stages"]), f"{found['seconds']} s")
     assert found["failures"] == [] and set(found["stages"]) == STAGES
     for stage in found["stages"].values():

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cluster import machines, noted
@@ -52,7 +51,7 @@ def test_deployment_files_are_written_once(tmp_path: Path):
 
 def test_a_process_that_has_the_number_of_one_that_is_gone_is_not_taken_for_it(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("INFINI_STUDY_CACHE", str(tmp_path))
-    mine = noted.Process(os.getpid(), psutil.Process().create_time(), "head")
+    mine = noted.Process(os.getpid(), noted.birth(os.getpid()), "head")
     assert noted.alive(mine) and not noted.alive(noted.Process(os.getpid(), mine.started - 60, "head"))
     made = noted.Cluster("127.0.0.1:1", "http://127.0.0.1:2", (mine,), str(tmp_path))
     noted.state_folder().mkdir()

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster import storage
@@ -85,6 +86,15 @@ def test_the_lease_of_a_dead_process_of_this_machine_is_free_at_once(place, cloc
     for owner in (gone, reused_pid):
         assert isinstance(take(place, clock, owner), Lease)
     assert isinstance(take(place, clock), Lease)
+
+
+@pytest.mark.parametrize("step", [4 * 3600, -4 * 3600])
+def test_a_clock_that_is_set_takes_no_lease_from_a_process_that_lives(place, clock, monkeypatch, step):
+    """After it the system says of every process that it began at another time."""
+    take(place, clock)
+    began = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: began(self) + step)
+    assert isinstance(take(place, clock), Holder)
 
 
 def test_failed_heartbeats_are_retried_and_reported_after_the_time_to_live(place, clock, monkeypatch):

@@ -304,6 +304,20 @@ def test_gc_finds_what_cut_off_writes_left(tmp_path: Path):
     assert young.is_file() and not any(path.exists() for path in left) and collect(store, {KEY}) == []
 
 
+@pytest.mark.parametrize("ahead", [4 * 3600, -4 * 3600])
+def test_gc_with_a_clock_that_is_hours_off_knows_old_writes_from_those_under_way(tmp_path: Path, monkeypatch, ahead):
+    store = Store(tmp_path)
+    make(store)
+    folder, true = Path(store.folder("ingest", KEY)), time.time
+    old, young = folder / ".COMMIT.json.00ff.tmp", folder / ".mlflow.json.00ff.tmp"
+    for path in (old, young):
+        path.write_text("half")
+    os.utime(old, (true() - 7200,) * 2)
+    monkeypatch.setattr(time, "time", lambda: true() + ahead)
+    collect(store, {KEY}, delete=True)
+    assert young.is_file() and not old.exists()
+
+
 def test_the_record_of_a_study_holds_its_last_plan(store: Store):
     assert store.study_record("toy") == {}
     store.record_study(toy_plan().record())

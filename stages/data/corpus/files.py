@@ -56,7 +56,7 @@ class DigestCache:
         if path is not None:
             try:
                 known = json.loads(path.read_text())
-            except (OSError, ValueError):
+            except (OSError, ValueError, RecursionError):
                 known = {}  # a missing, torn or forbidden cache costs one more hashing, nothing else
             self._known = known if isinstance(known, dict) else {}
 
@@ -75,7 +75,7 @@ class DigestCache:
 
     def _remembered(self, path: str, status: os.stat_result) -> str:
         known = self._known.get(path)
-        if isinstance(known, list) and known[:2] == [status.st_size, status.st_mtime_ns]:
+        if isinstance(known, list) and len(known) == 3 and known[:2] == [status.st_size, status.st_mtime_ns]:
             return str(known[2])
         return ""
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cluster.storage import StorageError, check_bare
 from stages.data.corpus.config import Columns, JsonLines, Parquet, TextFiles
 from stages.data.corpus.files import ExternalFile, glob_of, is_remote, local_glob, remote, walk
 from stages.data.corpus.readers import Raw, read
@@ -100,7 +101,10 @@ def _listed(place: str, option: str) -> tuple[bool, list[tuple[str, int, str]]]:
     """(whether the place is a folder or a glob, (location, size, stamp) of its files)."""
     if is_remote(place):
         try:
+            check_bare(place, option)
             return _remote(place)
+        except StorageError as error:
+            raise StageError(str(error)) from error
         except Exception as error:  # each kind of storage raises its own; all mean: cannot be read from here
             raise StageError(
                 f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())}",

@@ -22,7 +22,7 @@ class Cache:
         data = storage.read_bytes(self._files, self._path(digest))
         try:
             value = None if data is None else json.loads(data)["reply"]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             return None
         return value if isinstance(value, dict) and {"text", "read", "written"} <= set(value) else None
 

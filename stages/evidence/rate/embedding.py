@@ -110,7 +110,10 @@ def _settings(folder: Path, field: str) -> tuple[str, int]:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (ValueError, RecursionError) as error:
+        raise StageError(f"{path} is not JSON: {error}", fix="mend the file, or choose another model") from error
 
 
 def similarities(

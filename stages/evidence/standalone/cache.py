@@ -23,7 +23,8 @@ class Answers:
         if said.is_file():
             try:
                 before = json.loads(said.read_text(encoding="utf-8"))
-            except ValueError:
+                before = before if isinstance(before, dict) else {}
+            except (ValueError, RecursionError):
                 before = {}
             changed = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
             if changed:
@@ -54,7 +55,7 @@ class Answers:
         for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
             try:
                 item, row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise StageError(
                     f"line {number} is damaged", field="--out", value=str(self.file), fix="delete the file"
                 ) from error

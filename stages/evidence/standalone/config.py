@@ -84,7 +84,7 @@ def parse_arm(said: str, separator: str = ",") -> MixerConfig:
             )
         try:
             given[name] = json.loads(value)
-        except ValueError:  # a word
+        except (ValueError, RecursionError):  # a word
             given[name] = value
     if kind == "full":
         given.setdefault("segment_length", 1)

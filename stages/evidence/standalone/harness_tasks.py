@@ -5,7 +5,6 @@ A prompt is text there, so that its tokens may differ from ours by a few where a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,10 +98,9 @@ def made(asked: Questions, tokenizer: Path, text: tuple[str, ...]) -> list[dict[
 
     from stages.evidence.standalone.prompts import Prompts
     from stages.evidence.standalone.texts import python_manual, read_texts
-    from stages.evidence.standalone.tokenizer import read_tokenizer
+    from stages.evidence.standalone.tokenizer import read_json, read_tokenizer
 
-    config = tokenizer / "config.json"
-    codec = read_tokenizer(tokenizer, json.loads(config.read_text()) if config.is_file() else {})
+    codec = read_tokenizer(tokenizer, read_json(tokenizer / "config.json"))
     texts = read_texts([Path(one) for one in text]) or python_manual()
     haystack = np.concatenate([np.array(codec.encode(one), np.int32) for _, one in texts])
     begins = len(codec.begin)

@@ -57,7 +57,7 @@ def read_tokenizer(folder: Path, model_fields: dict[str, Any], stops_of: Path | 
     begins = put_before(backend)
     backend.no_padding()
     backend.no_truncation()
-    said = _json(file.parent / "tokenizer_config.json")
+    said = read_json(file.parent / "tokenizer_config.json")
     names = {name: token_text(said.get(f"{name}_token")) for name in ("bos", "eos")}
     if begins is None and said.get("add_bos_token") and names["bos"]:
         begins = backend.token_to_id(names["bos"])
@@ -65,7 +65,7 @@ def read_tokenizer(folder: Path, model_fields: dict[str, Any], stops_of: Path | 
         begins = model_fields.get("bos_token_id")
     stops = _ids(model_fields.get("eos_token_id"))
     if stops_of is not None:
-        stops += _ids(_json(stops_of / "generation_config.json").get("eos_token_id"))
+        stops += _ids(read_json(stops_of / "generation_config.json").get("eos_token_id"))
     eos = backend.token_to_id(names["eos"]) if names["eos"] else None
     stops = list(dict.fromkeys([*([] if eos is None else [eos]), *stops]))
     template = template_beside(lambda name: _bytes(file.parent / name))
@@ -108,12 +108,13 @@ def _converted(folder: Path) -> bytes:
         ) from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file, {} where there is none. Raises StageError."""
     if not path.is_file():
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StageError(f"{path} is not JSON: {error}", fix="mend the file") from error
     return value if isinstance(value, dict) else {}
 

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _train(config, execution, folders, args.out, ranks)
     except Preempted:
         return 143
-    except (StageError, ValidationError, OSError, ValueError) as error:
+    except (StageError, ValidationError, OSError, ValueError, RecursionError) as error:
         if ranks["RANK"] == 0:
             print(error, file=sys.stderr)
         return 2

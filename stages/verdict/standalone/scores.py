@@ -151,7 +151,7 @@ def read_facts(folder: Path, field: str) -> dict[str, Any]:
     try:
         facts = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         facts["questions"], facts["model"]["mixer"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StageError(
             f"holds no finished evaluation ({RECORD})",
             field=field,
