@@ -120,6 +120,7 @@ def plan(
 def _print_plan(opened: Loaded, decisions: dict[str, StepDecision], json: bool) -> None:
     from pipeline.study.estimate import estimate, lines
     from stages.data.corpus.check import in_one_task
+    from stages.data.corpus.config import IngestConfig
 
     plan = opened.plan
     counts = Counter(decision.action for decision in decisions.values())
@@ -136,7 +137,7 @@ def _print_plan(opened: Loaded, decisions: dict[str, StepDecision], json: bool) 
     table(["step", "key", "action", "why"], rows, ACTION_STYLE)
     _note_changed_source(plan, decisions)
     for step in plan.steps:
-        if step.stage.name == "ingest":
+        if isinstance(step.config, IngestConfig):
             for file, size, why in in_one_task(step.config):
                 note(f"one task reads all of {file} ({size / 1e6:,.0f} MB): {why}")
     if costs_shown := lines(costs):

@@ -23,6 +23,7 @@ from stages.data.corpus.config import (
     SPLITS,
     Columns,
     CorpusSource,
+    Hub,
     JsonLines,
     Parquet,
     Pg19,
@@ -126,7 +127,7 @@ def _documents(source: CorpusSource, file: ExternalFile, seen: set[str], piece: 
         yield from _json_lines(source, file, seen, piece)
 
 
-def papers_in(source: CorpusSource, raw: Raw) -> Iterator[Raw]:
+def papers_in(source: TextFiles | Parquet | JsonLines | Hub, raw: Raw) -> Iterator[Raw]:
     """The document, or with ``papers`` the papers that its text is; each is on the side of its own id."""
     parts = latex.cut(raw.text) if source.papers and not raw.problem else [raw.text]
     if len(parts) == 1:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from stages.training.pretrain.schedule import scheduled
 from stages.verdict.claims.compositional import composed
-from stages.verdict.claims.effects import Decided, Floats
+from stages.verdict.claims.effects import Decisions, Floats
 from stages.verdict.claims.evidence import Evidence
 from stages.verdict.claims.power import (
     DRAWS,
@@ -76,12 +76,12 @@ def _compositional(size: Size, earlier: Evidence | None) -> Sensitivity | None:
     alpha = min(rules.alpha, 2 * rules.alpha / arms)
     kinds = len({cell.kind for cell in cells})
 
-    def clears(tables: Floats, weights: Floats) -> Decided:
-        decided: Decided = accuracy_many(tables, level=1 - alpha)[0] >= rule.threshold
+    def clears(tables: Floats, weights: Floats) -> Decisions:
+        decided: Decisions = accuracy_many(tables, level=1 - alpha)[0] >= rule.threshold
         return decided
 
-    def fails(tables: Floats, weights: Floats) -> Decided:
-        decided: Decided = accuracy_many(tables, level=1 - rules.alpha / len(cells))[1] < rule.threshold
+    def fails(tables: Floats, weights: Floats) -> Decisions:
+        decided: Decisions = accuracy_many(tables, level=1 - rules.alpha / len(cells))[1] < rule.threshold
         return decided
 
     up, down = (
