@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tenacity.wait import wait_random_exponential
 from stages.evidence.judge.cache import Cache
 from stages.evidence.judge.config import Endpoint
 from stages.evidence.judge.ledger import Ledger, Usage, estimate
+from stages.evidence.judge.reachable import api_key
 from stages.evidence.judge.requests import Asked
 from stages.stage import StageError
 
@@ -54,21 +54,6 @@ class _TryAgain(Exception):
     def __init__(self, reason: str, *, after: float | None = None, charged: bool = True) -> None:
         super().__init__(reason)
         self.after, self.charged = after, charged
-
-
-def api_key(endpoint: Endpoint) -> str | None:
-    """The key from the environment. Raises StageError where the variable is empty."""
-    if endpoint.key_env is None:
-        return None
-    key = os.environ.get(endpoint.key_env, "").strip()
-    if not key:
-        raise StageError(
-            "the environment has no such variable, which should hold the API key",
-            field="judge.endpoint.key_env",
-            value=endpoint.key_env,
-            fix=f"export {endpoint.key_env}=..., or key_env: null for a server that wants none",
-        )
-    return key
 
 
 def ask_all(

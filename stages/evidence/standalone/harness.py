@@ -26,7 +26,7 @@ from stages.evidence.evaluate.forward import PASS_TOKENS
 from stages.evidence.standalone.config import Source, parse_arm
 from stages.evidence.standalone.opened import open_reader
 from stages.evidence.standalone.readers import DecoderReader
-from stages.evidence.standalone.tokenizer import read_tokenizer, render
+from stages.evidence.standalone.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from model.decoder import Decoder, DecoderState

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from model.llama import BLOCK
+from stages.data.tokens.chat import CONFIG, MARKS, read_json, render, template_of
+from stages.data.tokens.chat import FILE as TEMPLATE_FILE
 from stages.data.tokens.library import put_before, read_library, rows, text_only
 from stages.data.tokens.load import StudyTokenizer
 from stages.stage import StageError
 
 FILE = "tokenizer.json"
-TEMPLATE = "chat_template.jinja"
 _CONTENT = "\x00the prompt stands here\x00"
 
 
@@ -54,11 +55,7 @@ class CheckpointTokenizer(StudyTokenizer):
 
     def with_control(self, text: str) -> list[int]:
         """Tokens of a text whose control strings are control tokens."""
-        self.backend.encode_special_tokens = False
-        try:
-            return list(self.backend.encode(text, add_special_tokens=False).ids)
-        finally:
-            self.backend.encode_special_tokens = True
+        return [token for token, _ in self.encode_with_control(text)]
 
     def _rendered(self) -> str:
         if not self.template:
@@ -66,36 +63,10 @@ class CheckpointTokenizer(StudyTokenizer):
                 "the tokenizer has no chat template",
                 field="--chat-template",
                 value=True,
-                allowed=f"models with chat_template in tokenizer_config.json, or a {TEMPLATE}",
+                allowed=f"models with chat_template in tokenizer_config.json, or a {TEMPLATE_FILE}",
                 fix="leave --chat-template out",
             )
         return render(self.template, [{"role": "user", "content": _CONTENT}], dict(self.marks))
-
-
-def render(template: str, messages: Sequence[dict[str, str]], marks: dict[str, str], *, answer: bool = True) -> str:
-    """``messages`` by a chat template, with what begins the answer where ``answer``. Raises StageError for a template
-    that cannot be rendered."""
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: ""  # the same prompts every day
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-    try:
-        return environment.from_string(template).render(messages=messages, add_generation_prompt=answer, **marks)
-    except Exception as error:  # templates raise whatever Python does
-        raise StageError(
-            f"the chat template cannot be rendered: {' '.join(str(error).split())[:200]}",
-            field="--chat-template",
-            value=True,
-            fix="leave --chat-template out",
-        ) from error
 
 
 def read_tokenizer(folder: Path, model_fields: dict[str, Any], stops_of: Path | None = None) -> CheckpointTokenizer:
@@ -111,22 +82,18 @@ def read_tokenizer(folder: Path, model_fields: dict[str, Any], stops_of: Path | 
     begins = put_before(backend)
     backend.no_padding()
     backend.no_truncation()
-    said = _json(file.parent / "tokenizer_config.json")
-    names = {name: _text(said.get(f"{name}_token")) for name in ("bos", "eos")}
+    said = read_json(file.parent / CONFIG)
+    template, marks = template_of(file.parent)
+    names = {name: marks[f"{name}_token"] for name in MARKS}
     if begins is None and said.get("add_bos_token") and names["bos"]:
         begins = backend.token_to_id(names["bos"])
     if begins is None and BLOCK in model_fields:
         begins = model_fields.get("bos_token_id")
     stops = _ids(model_fields.get("eos_token_id"))
     if stops_of is not None:
-        stops += _ids(_json(stops_of / "generation_config.json").get("eos_token_id"))
+        stops += _ids(read_json(stops_of / "generation_config.json").get("eos_token_id"))
     eos = backend.token_to_id(names["eos"]) if names["eos"] else None
     stops = list(dict.fromkeys([*([] if eos is None else [eos]), *stops]))
-    template = said.get("chat_template") or ""
-    if isinstance(template, list):  # several by name
-        template = next((one["template"] for one in template if one.get("name") == "default"), "")
-    if not template and (file.parent / TEMPLATE).is_file():
-        template = (file.parent / TEMPLATE).read_text(encoding="utf-8")
     known = json.dumps([hashlib.sha256(content).hexdigest(), begins, stops])
     end = stops[0] if stops else -1
     return CheckpointTokenizer(
@@ -136,9 +103,9 @@ def read_tokenizer(folder: Path, model_fields: dict[str, Any], stops_of: Path | 
         pad_id=end,
         bos_id=begins,
         stops=tuple(stops),
-        template=str(template),
+        template=template,
         digest=f"sha256:{hashlib.sha256(known.encode()).hexdigest()}",
-        marks=tuple((f"{name}_token", text) for name, text in names.items()),
+        marks=tuple(marks.items()),
     )
 
 
@@ -165,21 +132,6 @@ def _converted(folder: Path) -> bytes:
             allowed=f"a folder with {FILE}",
             fix="give --tokenizer (of a trained model's folder: infini-study export writes both)",
         ) from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StageError(f"{path} is not JSON: {error}", fix="mend the file") from error
-    return value if isinstance(value, dict) else {}
-
-
-def _text(token: Any) -> str:
-    """A token in tokenizer_config.json: a text, or an object with one."""
-    return str(token.get("content", "")) if isinstance(token, dict) else token or ""
 
 
 def _ids(value: Any) -> list[int]:

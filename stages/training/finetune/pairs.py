@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,31 +18,17 @@ if TYPE_CHECKING:
     from stages.data.tokens.load import StudyTokenizer
 
 FIELD = "finetune.pairs"
+_ALLOWED = '{"text": ..., "summary": ...} a line'
 
 
 def read_pairs(pairs: SummaryPairs, codec: StudyTokenizer) -> Read:
     """An example for each summary: text, cue, summary and the end of the text, the last two of them targets. Raises
     StageError for other bytes than the pinned ones, for a line that is no object, and where no row can be used."""
-    content = read_unchanged(Path(pairs.path), pairs.pin, field=f"{FIELD}.pin")
     cue = codec.encode(pairs.cue)
     read = Read()
-    for number, line in enumerate(content.splitlines(), 1):
-        if not line.strip():
-            continue
-        row = _object(line, number, pairs.path)
-        if (split := row.get("split", "train")) != "train":
-            read.skip(f"of the split {split}")
-            continue
-        text, found = row.get("text"), row.get("summary")
-        summaries = [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, str)]
-        if not isinstance(text, str) or not text.strip():
-            read.skip("no text")
-            continue
-        if not any(one.strip() for one in summaries):
-            read.skip("no summary")
-            continue
+    for text, summaries in _rows(pairs, read):
         ids = codec.encode(text)
-        for summary in filter(str.strip, summaries):
+        for summary in summaries:
             answer = [*codec.encode(f" {summary.strip()}"), codec.eos_id]
             if len(answer) > pairs.summary_tokens:
                 read.skip("summary longer than summary_tokens")
@@ -51,8 +39,39 @@ def read_pairs(pairs: SummaryPairs, codec: StudyTokenizer) -> Read:
                 continue
             read.cut += len(ids) > room
             read.examples.append((Row.of([([*codec.begin, *ids[:room], *cue], False), (answer, True)]),))
-    read.check(f"{FIELD}.path", pairs.path, '{"text": ..., "summary": ...} a line')
+    read.check(f"{FIELD}.path", pairs.path, _ALLOWED)
     return read
+
+
+@functools.cache  # every arm and seed asks
+def fault(pairs: SummaryPairs) -> StageError | None:
+    """What ``read_pairs`` would raise whatever the tokenizer."""
+    read = Read()
+    try:
+        if not sum(1 for _ in _rows(pairs, read)):
+            read.check(f"{FIELD}.path", pairs.path, _ALLOWED)
+    except StageError as error:
+        return error
+    return None
+
+
+def _rows(pairs: SummaryPairs, read: Read) -> Iterator[tuple[str, list[str]]]:
+    """Text and summaries of each row that has both; the others are counted in ``read``."""
+    content = read_unchanged(Path(pairs.path), pairs.pin, field=f"{FIELD}.pin")
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        row = _object(line, number, pairs.path)
+        text, found = row.get("text"), row.get("summary")
+        summaries = [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, str)]
+        if (split := row.get("split", "train")) != "train":
+            read.skip(f"of the split {split}")
+        elif not isinstance(text, str) or not text.strip():
+            read.skip("no text")
+        elif not any(one.strip() for one in summaries):
+            read.skip("no summary")
+        else:
+            yield text, [one for one in summaries if one.strip()]
 
 
 def _object(line: bytes, number: int, path: str) -> dict[str, Any]:
@@ -65,7 +84,7 @@ def _object(line: bytes, number: int, path: str) -> dict[str, Any]:
             f"line {number} is no JSON object",
             field=f"{FIELD}.path",
             value=path,
-            allowed='{"text": ..., "summary": ...} a line',
+            allowed=_ALLOWED,
             fix="mend the line",
         )
     return row

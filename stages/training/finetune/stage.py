@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from stages.stage import Artifact, Context, Execution, Resources, Stage, Summary
+from stages.stage import Artifact, Context, Execution, Resources, Stage, StageError, Summary
 from stages.training.finetune.config import FinetuneConfig, FinetuneSettings
 from stages.training.tuning import run as tuning
 
@@ -26,6 +26,14 @@ class Finetune(Stage[FinetuneConfig]):
 
     def needs(self, config: FinetuneConfig, execution: Execution) -> Resources:
         return tuning.needs(execution)
+
+    def missing(self, config: FinetuneConfig, *, at_once: bool) -> StageError | None:
+        """Rows of the pairs that can be trained on."""
+        if config.pairs is None:
+            return None
+        from stages.training.finetune.pairs import fault
+
+        return fault(config.pairs)
 
     def run(self, config: FinetuneConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         """The tuned model, its log and cost. Raises StageError for pairs or lengths that cannot be trained on, or if
