@@ -160,7 +160,7 @@ def _file_rows(file: Path, field: str) -> Iterator[tuple[int, Mapping[str, Any]]
 
             yield from enumerate(pq.read_table(file).to_pylist(), 1)
             return
-        for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):  # U+2028 ends no line
             if line.strip():
                 row = json.loads(line)
                 yield number, row if isinstance(row, dict) else {}
@@ -203,9 +203,9 @@ def _flat(value: Any) -> str:
 def _read(root: Path, name: Any, field: str) -> str:
     try:
         return (root / str(name)).read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise StageError(
-            f"no such text ({error.strerror})",
+            f"no such text ({getattr(error, 'strerror', None) or error})",
             field=f"{field}.texts",
             value=str(root / str(name)),
             fix=f"name the folder that {name} lies in",

@@ -22,7 +22,10 @@ from tests.tiny import write_study
 JUDGE = "judge={{endpoint: {{url: '{url}', model: m, key_env: {key}}}}}"
 GONE = "http://127.0.0.1:9/v1"
 PAIRS = "{steps: 2, batch_sequences: 1, lr: 1e-3, pairs: {path: pairs.jsonl, max_tokens: 64, summary_tokens: 16}}"
-TUNED = "align={{variants: {{x: {{method: {method}, steps: 1, batch_sequences: 1, lr: 1e-3, length: 64, data: {{path: {path}}}}}}}}}"
+TUNED = (
+    "align={{variants: {{x: {{method: {method}, steps: 1, batch_sequences: 1, lr: 1e-3, length: 64, "
+    "data: {{path: {path}}}}}}}}}"
+)
 
 
 @pytest.fixture

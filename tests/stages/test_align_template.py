@@ -1,4 +1,4 @@
-"""Conversations by an imported tokenizer's chat template: the same ids as transformers, and only answers are learned."""
+"""Conversations by an imported tokenizer's chat template: ids are transformers', and only answers are learned."""
 
 from __future__ import annotations
 
@@ -33,13 +33,20 @@ MARKED = (  # begins with bos, trims, ends answers with eos, refuses a system tu
     "{% if m['role'] == 'user' %}[INST] {{ m['content'] | trim }} [/INST]{% else %} {{ m['content'] | trim }}"
     "{{ eos_token }}{% endif %}{% endfor %}"
 )
-TALK = [Turn("user", "Hello there, 12 of you"), Turn("assistant", "Hi."), Turn("user", "Bye"), Turn("assistant", "Bye!")]
+TALK = [
+    Turn("user", "Hello there, 12 of you"),
+    Turn("assistant", "Hi."),
+    Turn("user", "Bye"),
+    Turn("assistant", "Bye!"),
+]
 
 
 def folder_of(path: Path, template: str = CHATML) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = byte_level()
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<|im_start|>", "<|im_end|>")])
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in ("<|im_start|>", "<|im_end|>")]
+    )
     tokenizer.save(str(path / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<pad>", "eos_token": "<eos>"}
     (path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
@@ -113,7 +120,9 @@ def test_a_template_that_rewrites_what_was_said_is_not_learned_from(tmp_path):
 def test_preferences_and_plain_texts_by_a_template(tmp_path):
     folder = folder_of(tmp_path)
     codec, chat = codec_of(folder), template(folder)
-    ask, good, bad = ({"role": r, "content": c} for r, c in (("user", "Yes?"), ("assistant", "Yes."), ("assistant", "No.")))
+    ask, good, bad = (
+        {"role": r, "content": c} for r, c in (("user", "Yes?"), ("assistant", "Yes."), ("assistant", "No."))
+    )
     rows = [
         {"prompt": [ask], "chosen": [good], "rejected": [bad]},
         {"prompt": "Yes?", "chosen": " Yes.", "rejected": " No."},
@@ -147,7 +156,9 @@ def test_a_model_is_aligned_by_a_template(tmp_path):
 
 def test_the_template_counts_by_its_words_and_not_by_its_place(tmp_path):
     one, two, other = (folder_of(tmp_path / name) for name in ("one", "two", "other"))
-    (other / "tokenizer_config.json").write_text(json.dumps({"chat_template": MARKED, "eos_token": {"content": "</s>"}}))
+    (other / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": MARKED, "eos_token": {"content": "</s>"}})
+    )
     found = [pin_align(settings({"template": str(f)}), tmp_path).chat.key_fields() for f in (one, two, other)]
     assert found[0] == found[1] != found[2] and list(found[0]) == ["template"]
     assert ChatFormat().key_fields() == {"system": "\nSystem:", "user": "\nUser:", "assistant": "\nAssistant:"}

@@ -25,7 +25,10 @@ def template_of(file: Path) -> tuple[str, dict[str, str]]:
         template = next((one["template"] for one in template if one.get("name") == "default"), "")
     beside = file if file.suffix == ".jinja" else folder / FILE
     if (file.suffix == ".jinja" or not template) and beside.is_file():
-        template = beside.read_text(encoding="utf-8")
+        try:
+            template = beside.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise StageError(f"{beside} is not a text in UTF-8", fix="mend the file") from error
     return str(template), {f"{name}_token": token_text(said.get(f"{name}_token")) for name in MARKS}
 
 

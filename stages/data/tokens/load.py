@@ -56,7 +56,6 @@ def load_tokenizer(artifact: Artifact) -> StudyTokenizer:
     """Open a tokenizer artifact."""
     from tokenizers import Tokenizer
 
-
     meta = json.loads(artifact.path("meta.json").read_text())
     backend = text_only(Tokenizer.from_file(str(artifact.path("tokenizer.json"))))
     return StudyTokenizer(backend, meta["vocab_size"], meta["eos_id"], meta["pad_id"], meta.get("bos_id"))

@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from cluster import storage
+
+_KINDS: dict[str, type | UnionType] = {
+    "text": str | None, "read": int, "written": int, "estimated": bool, "model": str, "reason": str
+}  # fmt: skip
+"""Fields of a reply."""
 
 
 class Cache:
@@ -24,7 +30,9 @@ class Cache:
             value = None if data is None else json.loads(data)["reply"]
         except (ValueError, LookupError, TypeError):
             return None
-        return value if isinstance(value, dict) and {"text", "read", "written"} <= set(value) else None
+        return (
+            value if isinstance(value, dict) and all(isinstance(value.get(n), k) for n, k in _KINDS.items()) else None
+        )
 
     def put(self, digest: str, value: dict[str, Any]) -> None:
         """Keep request and reply. Two that write the same at once write the same."""

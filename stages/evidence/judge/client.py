@@ -156,7 +156,8 @@ class _Asking:
 
     async def _sent(self, session: aiohttp.ClientSession, one: Asked, reserved: Usage) -> Reply:
         try:
-            async with session.post(f"{self.endpoint.url}/chat/completions", json=one.body) as response:
+            to = f"{self.endpoint.url}/chat/completions"
+            async with session.post(to, json=one.body, allow_redirects=False) as response:  # the key goes nowhere else
                 content = await response.read()
                 status, after = response.status, response.headers.get("Retry-After")
         except TimeoutError as error:
@@ -189,7 +190,7 @@ def _reply(content: bytes, reserved: Usage) -> Reply:
         raise _TryAgain("the answer is not JSON of the protocol, or is cut") from error
     usage = value.get("usage") or {}
     said = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
-    used = Usage(*said) if all(isinstance(n, int) for n in said) else reserved
+    used = Usage(*said) if all(type(n) is int and n >= 0 for n in said) else reserved
     plain = "" if text is None else str(text).encode("utf-8", "replace").decode()  # JSON may hold half a character
     return Reply(plain, used, str(value.get("model", "")))
 

@@ -98,7 +98,10 @@ def _described(folder: Path, field: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         reason = "holds no config.json" if isinstance(error, OSError) else "its config.json is not JSON"
         raise StageError(
-            reason, field=f"{field}.path", value=str(folder), fix="name the folder of a model as Hugging Face lays it out"
+            reason,
+            field=f"{field}.path",
+            value=str(folder),
+            fix="name the folder of a model as Hugging Face lays it out",
         ) from error
     return value if isinstance(value, dict) else {}
 
@@ -117,7 +120,8 @@ def _has_layer(described: dict[str, Any], layer: int, path: str) -> None:
 
 def entailment(id2label: Any, path: str) -> int:
     """Place of the label that begins with ``entail``. Raises StageError where there is none."""
-    labels = {int(i): str(name).lower() for i, name in dict(id2label or {}).items()}
+    said = id2label.items() if isinstance(id2label, dict) else ()
+    labels = {int(i): str(name).lower() for i, name in said if str(i).isdecimal()}
     found = next((i for i, name in labels.items() if name.startswith("entail")), None)
     if found is None:
         raise StageError(

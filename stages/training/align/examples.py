@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from stages.data.pinned import read_unchanged
@@ -90,7 +91,7 @@ class _NoTokens:
 
     eos_id = 0
     begin: tuple[int, ...] = ()
-    control: dict[str, int] = {}
+    control: Mapping[str, int] = MappingProxyType({})
 
     def encode(self, text: str) -> list[int]:
         return []
