@@ -203,9 +203,9 @@ class Stage(ABC, Generic[ConfigT]):
         return self.resources(config, execution)
 
     def missing(self, config: ConfigT, *, at_once: bool) -> StageError | None:
-        """What the step cannot do without and this machine does not have: a variable of the environment, a package, rows
-        in a file that can be used. Asked before a run starts anything, of the steps that it would make, so that
-        nobody learns of it hours later. ``at_once``: are all inputs of the step made, so that it would say so itself now?"""
+        """What the step cannot do without and this machine does not have: a variable of the environment, a package,
+        rows in a file that can be used. Asked before a run starts anything, of the steps that it would make, so that
+        nobody learns of it hours later. ``at_once``: are all its inputs made, so that it would say so itself now?"""
         return None
 
     def publish(self, folder: Path, place: Place) -> None:

@@ -37,8 +37,7 @@ STORIES = {
         "them.",
         "A ferrywoman loses her living to a bridge and sells her oars; when ice breaks the bridge she is needed "
         "again, and the buyer returns them.",
-        "Marta's ferry is made useless by a new bridge. She sells her oars, the bridge breaks, and she gets them "
-        "back.",
+        "Marta's ferry is made useless by a new bridge. She sells her oars, the bridge breaks, and she gets them back.",
         "The mayor walked down to the landing with his hat in his hand and wanted nothing for them.",
     ),
     "The clock": (
@@ -48,10 +47,8 @@ STORIES = {
         "could was on the train.",
         "A town lives by a clock that is slow; a punctual stationmaster makes it miss its train, and the "
         "clockmaker leaves on it.",
-        "People miss the train since their clock is late. The council wants it mended, but the clockmaker has "
-        "gone.",
-        "A clock is a thing that tells the time, and the time is four minutes, and the minutes are on the "
-        "platform.",
+        "People miss the train since their clock is late. The council wants it mended, but the clockmaker has gone.",
+        "A clock is a thing that tells the time, and the time is four minutes, and the minutes are on the platform.",
     ),
     "The wall": (
         "Two brothers who shared a garden quarrelled over a pear tree and built a wall through it, each from his "

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from model import generate
 from model.llama import read_config
-from stages.evidence.evaluate.forward import PASS_TOKENS
 from stages.data.tokens.chat import render
+from stages.evidence.evaluate.forward import PASS_TOKENS
 from stages.evidence.standalone.config import Source, parse_arm
 from stages.evidence.standalone.opened import open_reader
 from stages.evidence.standalone.readers import DecoderReader
