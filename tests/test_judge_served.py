@@ -78,7 +78,15 @@ def test_a_real_server_and_model_are_judged_for_what_they_are_worth(model: Path,
         proxy = Proxy(upstream, deque(["429", "ok", "cut", "broken", "hang", "500"]), hang_s=PATIENCE_S + 30)
         with serving(proxy.app()) as url:
             config = JudgeConfig.model_validate(
-                {"endpoint": {"url": url, "model": str(model), "key_env": None, "concurrency": 1, "timeout_s": PATIENCE_S}}
+                {
+                    "endpoint": {
+                        "url": url,
+                        "model": str(model),
+                        "key_env": None,
+                        "concurrency": 1,
+                        "timeout_s": PATIENCE_S,
+                    }
+                }
                 | {"cache": str(tmp_path / "cache"), "documents": 1, "baselines": [], "sentences": False}
                 | {"answer_tokens": 40, "source_words": 60, "reference_words": 30}
             )

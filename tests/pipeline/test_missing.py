@@ -76,6 +76,17 @@ def test_a_server_is_looked_for_where_it_is_needed_later_and_not_where_answers_m
     assert missing(plan, skipped) == [], "the judge is not run"
 
 
+def test_a_place_where_paid_answers_could_not_be_kept_is_an_error(study):
+    (study.parent / "taken").write_text("a file")
+    with serving(ChatServer().app()) as url:
+        judge = JUDGE.format(url=url, key="null").replace("judge={", "judge={cache: CACHE, ")
+        for cache, wrong in (("taken", True), ("taken/deeper", True), ("new/folder", False), ("s3://bucket/x", False)):
+            found = lacks(study, judge.replace("CACHE", cache))
+            assert bool(found) == wrong, cache
+            assert not wrong or ("judge.cache" in found[0] and "is no folder" in found[0])
+    assert not (study.parent / "new").exists(), "only looked at"
+
+
 def test_rows_that_cannot_be_trained_on_are_found_before_hours_of_training(study):
     pairs, rows = study.parent / "pairs.jsonl", study.parent / "rows.jsonl"
     for content, message in (

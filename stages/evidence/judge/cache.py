@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from types import UnionType
 from typing import Any
 
 from cluster import storage
+from stages.evidence.judge.config import home
 
 _KINDS: dict[str, type | UnionType] = {
     "text": str | None, "read": int, "written": int, "estimated": bool, "model": str, "reason": str
@@ -20,7 +19,7 @@ class Cache:
     """``url``: a folder or fsspec URL; None: ``infini-study/judge`` below the user's cache folder."""
 
     def __init__(self, url: str | None) -> None:
-        self.url = url or str(_home())
+        self.url = url or str(home())
         self._files, self._root = storage.filesystem(self.url)
 
     def get(self, digest: str) -> dict[str, Any] | None:
@@ -40,8 +39,3 @@ class Cache:
 
     def _path(self, digest: str) -> str:
         return f"{self._root.rstrip('/')}/{digest[:2]}/{digest}.json"
-
-
-def _home() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "infini-study" / "judge"

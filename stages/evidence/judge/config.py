@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,12 @@ from stages.evidence.summarize.config import Decoding, Task
 from stages.stage import Config
 
 Baseline = Literal["lead", "central", "shuffled"]
+
+
+def home() -> Path:
+    """Folder of paid answers where none is named: below the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "infini-study" / "judge"
 
 
 class Budget(Config):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from stages.evidence.judge.config import Endpoint, JudgeConfig
+from stages.evidence.judge.config import Endpoint, JudgeConfig, home
 from stages.evidence.rate.config import without_transformers
 from stages.stage import StageError
 
@@ -16,6 +17,8 @@ PATIENCE_S = 5.0
 def missing(config: JudgeConfig, *, at_once: bool) -> StageError | None:
     """The first of them. A server that does not answer is none where the judge begins ``at_once``: it may have all
     answers already, and tries again."""
+    if (lost := unwritable(config.cache)) is not None:
+        return lost
     if config.endpoint is None:
         return without_transformers("judge.local")
     try:
@@ -45,6 +48,22 @@ def api_key(endpoint: Endpoint) -> str | None:
             fix=f"export {endpoint.key_env}=... with the key alone",
         )
     return key
+
+
+def unwritable(cache: str | None) -> StageError | None:
+    """The error where answers could not be kept once they are paid: a local folder that is none, or is not ours."""
+    url = cache or str(home())
+    if "://" in url:
+        return None
+    place = next(path for path in (Path(url), *Path(url).absolute().parents) if path.exists())
+    if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+        return None
+    return StageError(
+        f"answers cannot be kept there: {place} is {'not writable' if place.is_dir() else 'no folder'}",
+        field="judge.cache",
+        value=url,
+        fix="name a folder of yours, or an fsspec URL",
+    )
 
 
 def silent(endpoint: Endpoint) -> StageError | None:
