@@ -85,7 +85,6 @@ class Proxy:
     upstream: str
     faults: deque[str] = field(default_factory=deque)
     requests: int = 0
-    hang_s: float = 30.0
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -98,7 +97,7 @@ class Proxy:
         if fault.isdigit():
             return web.Response(status=int(fault), headers={"Retry-After": "0"}, text="busy")
         if fault == "hang":
-            await asyncio.sleep(self.hang_s)
+            await asyncio.sleep(30)
         content = await request.read()
         headers = {n: request.headers[n] for n in ("Authorization", "Content-Type") if n in request.headers}
         async with (
