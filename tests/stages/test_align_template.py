@@ -144,8 +144,11 @@ def test_a_model_is_aligned_by_a_template(tmp_path):
     (tmp_path / "tokenizer" / "meta.json").write_text(json.dumps(meta))
     model = save(decoder("infini", vocab_size=codec.vocab_size), tmp_path)
     section = pin_align(settings({"template": str(folder)}), tmp_path)
-    config = AlignConfig(**{n: getattr(section.variants["sft"], n) for n in type(section.variants["sft"]).model_fields},
-                         chat=section.chat, seed=0)  # fmt: skip
+    config = AlignConfig(
+        **{n: getattr(section.variants["sft"], n) for n in type(section.variants["sft"]).model_fields},
+        chat=section.chat,
+        seed=0,
+    )
     (tmp_path / "out").mkdir()
     context = LocalContext(str(tmp_path / "work"))
     given = {**inputs, "tokenizer": LocalArtifact(tmp_path / "tokenizer"), "model": model}

@@ -96,7 +96,7 @@ def own(root: Path) -> dict[str, LocalArtifact]:
             | {"reference": item.references[0], "hypothesis": (text := STORIES[item.title][2 + place])}
             | measured(item.references, text, Source.of(item.text))
             for item in items
-        ]  # fmt: skip
+        ]
         made[f"summarize/{arm}/0"] = table(root / arm, "summaries.parquet", rows, SUMMARIES)
     return made
 

@@ -134,7 +134,7 @@ ORACLE: list[tuple[str, dict[str, Any], str, str]] = [
     ("few books", {"gain": 0.6, "books": 8}, I, "underpowered"),
     ("one book of many chapters", {"books": 1, "chapters": 60}, I, ""),
     ("every book in the training corpus", {"trained": 40}, I, ""),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("what", "truth", "expected", "qualifier"), ORACLE, ids=[row[0] for row in ORACLE])
@@ -229,8 +229,10 @@ def test_the_figure_by_length_has_every_length_of_every_arm(tmp_path):
     made = study(Truth(sources=(), books=6), tmp_path)
     for step in [step for step in made.tables if step.startswith("summarize/")]:
         rows = made.tables[step]["summaries.parquet"].assign(rouge=0.1)
-        longer = [rows.assign(length=name, prompt_tokens=read, rouge=rouge) for name, read, rouge in
-                  (("800", 800, 0.2), ("whole", 5000, 0.3))]  # fmt: skip
+        longer = [
+            rows.assign(length=name, prompt_tokens=read, rouge=rouge)
+            for name, read, rouge in (("800", 800, 0.2), ("whole", 5000, 0.3))
+        ]
         made.add(step, {"summaries.parquet": pd.concat([rows, *longer])})
     found = [n for n in numbers(made.evidence(RULES)) if n.name.startswith("summary_length.")]
     seen = {(n.text("arm"), n.integer("read"), round(n.estimate, 3)) for n in found}

@@ -10,8 +10,13 @@ from cluster import storage
 from stages.evidence.judge.config import home
 
 _KINDS: dict[str, type | UnionType] = {
-    "text": str | None, "read": int, "written": int, "estimated": bool, "model": str, "reason": str
-}  # fmt: skip
+    "text": str | None,
+    "read": int,
+    "written": int,
+    "estimated": bool,
+    "model": str,
+    "reason": str,
+}
 """Fields of a reply."""
 
 

@@ -37,9 +37,13 @@ class Reply:
     def to_dict(self) -> dict[str, Any]:
         """For the cache."""
         return {
-            "text": self.text, "read": self.usage.read, "written": self.usage.written,
-            "estimated": self.usage.estimated, "model": self.model, "reason": self.reason,
-        }  # fmt: skip
+            "text": self.text,
+            "read": self.usage.read,
+            "written": self.usage.written,
+            "estimated": self.usage.estimated,
+            "model": self.model,
+            "reason": self.reason,
+        }
 
     @classmethod
     def of(cls, value: dict[str, Any]) -> Reply:
