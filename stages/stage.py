@@ -202,6 +202,12 @@ class Stage(ABC, Generic[ConfigT]):
         """What the step and its own Ray workers ask for at the same time: more than a machine has is refused early."""
         return self.resources(config, execution)
 
+    def missing(self, config: ConfigT, *, at_once: bool) -> StageError | None:
+        """What the step cannot do without and this machine does not have: a variable of the environment, a package,
+        rows in a file that can be used. Asked before a run starts anything, of the steps that it would make, so that
+        nobody learns of it hours later. ``at_once``: are all its inputs made, so that it would say so itself now?"""
+        return None
+
     def publish(self, folder: Path, place: Place) -> None:
         """Adapt ``folder``, a copy of an artifact's files, to where its readers are: commands that work when pasted,
         links that lead somewhere. Most artifacts are the same everywhere."""

@@ -90,6 +90,8 @@ def import_(
     from stages.evidence.human.results import rows_of, said
     from stages.stage import StageError
 
+    if out.resolve() in [file.resolve() for file in (key, *ratings)]:
+        raise StudyError(f"--out = {str(out)!r}: is a file that is read here. Fix: name another")
     try:
         results = merged(key, ratings)
     except StageError as error:

@@ -35,8 +35,8 @@ def judge(
     looked = Looked(RecordedStudy.of_plan(opened.plan), opened.store, opened.plan)
     inputs = summaries_of(looked)
 
-    from stages.evidence.judge.client import api_key
     from stages.evidence.judge.config import JudgeConfig
+    from stages.evidence.judge.reachable import missing as lacking
     from stages.evidence.judge.run import dry
     from stages.evidence.summarize.written import everything
     from stages.stage import StageError
@@ -47,12 +47,8 @@ def judge(
         cost = dry(config, everything(inputs))
     except StageError as error:
         raise StudyError(str(error)) from error
-    missing = ""
-    if config.endpoint is not None:
-        try:
-            api_key(config.endpoint)
-        except StageError as error:
-            missing = str(error)
+    lack = lacking(config, at_once=False)
+    missing = "" if lack is None else str(lack)
     if json:
         print_json("judge", {**cost, "key": missing or None})
         return
@@ -60,6 +56,8 @@ def judge(
     line(f"at most {cost['tokens_read']:,} tokens read, {cost['tokens_written_at_most']:,} written (estimated)")
     if cost["money_at_most"] is not None:
         line(f"at most {cost['money_at_most']:.2f} in the currency of the prices")
+    elif config.endpoint is not None:
+        line("what that costs is not known: the endpoint has no price_input and price_output")
     budget = config.endpoint.budget if config.endpoint else None
     if budget is not None and (budget.tokens or budget.money):
         line(f"budget: {budget.tokens or 'any number of'} tokens, {budget.money or 'any'} money")

@@ -118,6 +118,7 @@ def plan(
 
 
 def _print_plan(opened: Loaded, decisions: dict[str, StepDecision], json: bool) -> None:
+    from pipeline.engine.plan import missing
     from pipeline.study.estimate import estimate, lines
     from stages.data.corpus.check import in_one_task
     from stages.data.corpus.config import IngestConfig
@@ -131,7 +132,7 @@ def _print_plan(opened: Loaded, decisions: dict[str, StepDecision], json: bool) 
             for s in plan.steps
         ]
         body = {"study": plan.study, "study_key": plan.study_key, "counts": counts, "steps": steps}
-        print_json("plan", body | {"cost": costs.as_dict()})
+        print_json("plan", body | {"cost": costs.as_dict(), "missing": missing(plan, decisions)})
         return
     rows = [[s.id, s.key[:12], decisions[s.id].action, decisions[s.id].reason] for s in plan.steps]
     table(["step", "key", "action", "why"], rows, ACTION_STYLE)
@@ -142,6 +143,8 @@ def _print_plan(opened: Loaded, decisions: dict[str, StepDecision], json: bool) 
                 note(f"one task reads all of {file} ({size / 1e6:,.0f} MB): {why}")
     if costs_shown := lines(costs):
         table(["cost", ""], costs_shown)
+    for lack in missing(plan, decisions):
+        note(f"before the run: {lack}")
     line(f"{plan.study}: " + ", ".join(f"{n} to {action}" for action, n in sorted(counts.items())))
 
 
@@ -196,6 +199,7 @@ def run(
     blocked = [(step, d.reason) for step, d in decisions.items() if d.action == "blocked"]
     if blocked:
         raise StudyError(f"{blocked[0][0]} {blocked[0][1]}. Fix: select it too, or run without the selection")
+    _refuse_missing(opened.plan, decisions, address)
     _note_changed_source(opened.plan, decisions)
     display = _display(quiet, verbose, no_progress)
     try:
@@ -206,6 +210,17 @@ def run(
     _print_outcome(opened, outcome, tracking, json)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
+
+
+def _refuse_missing(plan: Plan, decisions: dict[str, StepDecision], address: str) -> None:
+    """Raises StudyError for what the run would come to lack; on a cluster, whose nodes may have it, says so only."""
+    from pipeline.engine.plan import missing
+
+    lacks = missing(plan, decisions)
+    if lacks and address in ("local", "inline"):
+        raise StudyError("\n".join(lacks))
+    for lack in lacks:
+        note(f"warning: on this machine (the cluster's nodes may differ): {lack}")
 
 
 def _display(quiet: bool, verbose: bool, no_progress: bool) -> Any:

@@ -219,6 +219,17 @@ def decide(plan: Plan, store: Store, selection: Selection | None = None) -> dict
     return decisions
 
 
+def missing(plan: Plan, decisions: Mapping[str, StepDecision]) -> list[str]:
+    """What steps that are to run cannot do without and this machine does not have, a line each (``Stage.missing``)."""
+    found: dict[str, None] = {}
+    for step in plan.steps:
+        if decisions[step.id].action == "run":
+            at_once = all(decisions[source].action == "reuse" for source in step.inputs.values())
+            if (lack := step.stage.missing(step.config, at_once=at_once)) is not None:
+                found[str(lack)] = None
+    return list(found)
+
+
 class History:
     """What a store has of steps like one that is to run. Reads the artifacts of a stage once, when first asked: all of
     them in a local store; in a remote one, where each costs a request, those that are in the last plan of a study."""

@@ -42,6 +42,8 @@ _SAYINGS: Mapping[str, str] = {
 }
 _SECTIONS = ("model_type", "model_attributes_type", "dataclass_type", "dict_type")
 _LONGEST_VALUE = 80  # characters
+_SECRET = (("endpoint", "key_env"), ("endpoint", "url"))
+"""Fields in which a key or a password may stand by mistake: an error about them does not repeat it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +115,8 @@ def _line(fault: Fault, name: str, origins: Mapping[str, str]) -> str:
         return f"{where}: {dotted}.{fault.text}" if dotted else f"{where}: {fault.text}"
     if fault.kind == "value_error" and isinstance(fault.value, dict | list):
         return f"{where}: {dotted}: {fault.text}" if dotted else f"{where}: {fault.text}"
-    return f"{where}: {dotted or 'study'}{_shown(fault.value)}: {fault.text}"
+    shown = "" if fault.kind == "value_error" and fault.place[-2:] in _SECRET else _shown(fault.value)
+    return f"{where}: {dotted or 'study'}{shown}: {fault.text}"
 
 
 def _shown(value: Any) -> str:

@@ -171,6 +171,7 @@ def recipes(study: StudyConfig) -> dict[str, Any]:
             for part in (found[name].get("pairs"), *(v.get("data") for v in found[name].get("variants", {}).values())):
                 if part:
                     part.pop("path")
+            found[name].get("chat", {}).pop("template", None)
     return found
 
 

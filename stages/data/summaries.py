@@ -202,9 +202,9 @@ def _flat(value: Any) -> str:
 def _read(root: Path, name: Any, field: str) -> str:
     try:
         return (root / str(name)).read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise StageError(
-            f"no such text ({error.strerror})",
+            f"no such text ({getattr(error, 'strerror', None) or error})",
             field=f"{field}.texts",
             value=str(root / str(name)),
             fix=f"name the folder that {name} lies in",

@@ -195,3 +195,46 @@ def test_the_report_says_what_judge_and_people_are_worth(tmp_path):
     assert found["human.metric.rouge1"].estimate == 1 and found["human.metric.words"].estimate == 0
     assert found["human.strength.infini-delta"].estimate > 0
     assert all(n.sources for n in found.values())
+
+
+def test_a_metric_that_another_books_summary_wins_is_marked_and_one_that_none_wins_is_not(tmp_path):
+    made = study(Truth(sources=()), tmp_path)
+    others = made.tables["references"]["baselines.parquet"]
+    low = others.assign(rougeL=[0.3 if system == "shuffled" else 0.01 for system in others["system"]], rouge1=0.01)
+    made.add("references", dict(made.tables["references"]) | {"baselines.parquet": low})
+    found = {n.name: n for n in numbers(made.evidence(RULES))}
+    for arm in ARMS:
+        assert found[f"rouge.{arm}.condense.rougeL"].note == "no evidence: shuffled has 30.0%"
+        assert found[f"rouge.{arm}.condense.rouge1"].note == ""
+
+
+def test_books_in_the_training_corpus_stand_apart_in_every_table(tmp_path):
+    """Their scores are others: 0.9 where the others' are 0.1 to 0.15."""
+    made = study(Truth(sources=(), books=10, trained=4), tmp_path)
+    known = [f"book-{n}" for n in range(4)]
+    for step in [step for step in made.tables if step.startswith("summarize/")]:
+        rows = made.tables[step]["summaries.parquet"]
+        higher = rows.assign(
+            rougeL=[0.9 if book in known else r for book, r in zip(rows["book"], rows["rougeL"], strict=True)]
+        )
+        made.add(step, {"summaries.parquet": higher})
+    found = {n.name: n for n in numbers(made.evidence(RULES))}
+    for arm in ARMS:
+        own, apart = (found[f"rouge.{arm}.condense.rougeL{end}"] for end in ("", ".in_training"))
+        assert 0.1 < own.estimate < 0.15 and own.n == 6
+        assert apart.estimate == pytest.approx(0.9) and apart.n == 4 and "books in the training corpus" in apart.label
+
+
+def test_the_figure_by_length_has_every_length_of_every_arm(tmp_path):
+    made = study(Truth(sources=(), books=6), tmp_path)
+    for step in [step for step in made.tables if step.startswith("summarize/")]:
+        rows = made.tables[step]["summaries.parquet"].assign(rouge=0.1)
+        longer = [
+            rows.assign(length=name, prompt_tokens=read, rouge=rouge)
+            for name, read, rouge in (("800", 800, 0.2), ("whole", 5000, 0.3))
+        ]
+        made.add(step, {"summaries.parquet": pd.concat([rows, *longer])})
+    found = [n for n in numbers(made.evidence(RULES)) if n.name.startswith("summary_length.")]
+    seen = {(n.text("arm"), n.integer("read"), round(n.estimate, 3)) for n in found}
+    assert seen == {(arm, read, r) for arm in ARMS for read, r in ((400, 0.1), (800, 0.2), (5000, 0.3))}
+    assert all(n.n == 6 and n.low is not None for n in found)

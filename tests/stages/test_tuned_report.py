@@ -39,10 +39,30 @@ def test_what_alignment_changed_is_printed_by_length_position_head_and_knockout(
     assert abs(numbers["align.position.infini-delta.sft.0"].estimate) < 0.01  # the first segment did not change
     assert numbers["align.gates_mean.infini-delta.sft"].estimate == pytest.approx(0.02)
     assert len(gates) * len(study.seeds) == numbers["align.gates_mean.infini-delta.sft"].n
+    heads = {name: number for name, number in numbers.items() if name.startswith("align.gate.infini-delta.sft.")}
+    assert len(heads) == len(gates) and all(n.estimate == pytest.approx(0.02) for n in heads.values())
+    first = gates.iloc[0]
+    was = pd.concat([study.tables[f"ablate/infini-delta/{seed}"]["gates.parquet"].iloc[[0]] for seed in study.seeds])[
+        "gate"
+    ].mean()
+    one = heads[f"align.gate.infini-delta.sft.{first.layer:.0f}.{first['head']:.0f}"]
+    assert one.note == f"{was:.3f} before, {was + 0.02:.3f} after" and one.n == len(study.seeds)
     assert numbers["align.knockout.infini-delta.sft.swap"].estimate > 0.5
+    assert "% before" in numbers["align.knockout.infini-delta.sft.swap"].note
     assert abs(numbers["align.perplexity.local.sft"].estimate) < 0.01
     steps = {source.step for source in numbers["align.length.infini-delta.sft.512"].sources}
     assert steps == {f"evaluate/infini-delta{of}/{seed}" for of in ("", "@sft") for seed in study.seeds}
+
+
+def test_gates_of_many_heads_are_printed_by_layer(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(tuned, "LISTED_HEADS", 1)
+    study = Synthetic(tmp_path, aligned={}, aligned_nats={}).ablate().align()
+    for seed in study.seeds:
+        study.add(f"ablate/infini-delta@sft/{seed}", dict(study.tables[f"ablate/infini-delta/{seed}"]))
+    gates = study.tables["ablate/infini-delta/0"]["gates.parquet"]
+    found = [n for n in tuned.alignment_numbers(study.evidence(RULES)) if n.name.startswith("align.gate.")]
+    assert [n.name.rpartition(".")[2] for n in found] == [str(layer) for layer in sorted(set(gates["layer"]))]
+    assert all(n.estimate == 0 and n.n == len(study.seeds) * (gates["layer"] == 0).sum() for n in found)
 
 
 def test_the_cost_of_fine_tuning_is_printed_for_every_arm_and_the_base(tmp_path: Path):

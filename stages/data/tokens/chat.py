@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.stage import StageError
@@ -60,7 +62,7 @@ def template_beside(read: Callable[[str], bytes | None]) -> ChatTemplate:
     content = read(SETTINGS)
     try:
         said: Any = {} if content is None else json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StageError(f"{SETTINGS} is not JSON: {error}", fix="mend the file") from error
     said = said if isinstance(said, dict) else {}
     marks = tuple((f"{name}_token", token_text(said.get(f"{name}_token"))) for name in ("bos", "eos"))
@@ -68,7 +70,7 @@ def template_beside(read: Callable[[str], bytes | None]) -> ChatTemplate:
     if isinstance(template, list):  # several by name
         template = next((one["template"] for one in template if one.get("name") == "default"), "")
     if not template and (alone := read(TEMPLATE)) is not None:
-        template = alone.decode()
+        template = _text(alone, TEMPLATE)
     return ChatTemplate(str(template), marks)
 
 
@@ -86,6 +88,22 @@ def token_text(token: Any) -> str:
     return str(token.get("content", "")) if isinstance(token, dict) else token or ""
 
 
+def template_of(file: Path) -> tuple[str, dict[str, str]]:
+    """The chat template in a tokenizer_config.json, a .jinja file, or a folder with one of them ("" for none), and the
+    texts of bos and eos token, which templates ask for. Raises StageError for a file that cannot be read as such."""
+    folder = file if file.is_dir() else file.parent
+
+    def read(name: str) -> bytes | None:
+        path = file if name == SETTINGS and file.suffix == ".json" else folder / name
+        return path.read_bytes() if path.is_file() else None
+
+    found = template_beside(read)
+    text = found.text
+    if file.suffix == ".jinja":
+        text = _text(read(file.name) or b"", file.name)
+    return text, dict(found.marks)
+
+
 def render(
     template: str,
     messages: Sequence[dict[str, str]],
@@ -93,9 +111,24 @@ def render(
     *,
     answer: bool = True,
     field: str = "--chat-template",
+    value: object = True,
+    fix: str | None = None,
 ) -> str:
-    """``messages`` by a chat template, with what begins the answer where ``answer``. Raises StageError, naming
-    ``field``, for a template that cannot be rendered."""
+    """``messages`` by a chat template, with what begins the answer where ``answer``. Raises StageError, with the last
+    three, for a template that cannot be rendered."""
+    try:
+        return str(_compiled(template).render(messages=messages, add_generation_prompt=answer, **marks))
+    except Exception as error:  # templates raise whatever Python does
+        raise StageError(
+            f"the chat template cannot be rendered: {' '.join(str(error).split())[:200]}",
+            field=field,
+            value=value,
+            fix=fix or f"leave {field} out",
+        ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -108,12 +141,11 @@ def render(
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: ""  # the same prompts every day
     environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+    return environment.from_string(template)
+
+
+def _text(content: bytes, name: str) -> str:
     try:
-        return environment.from_string(template).render(messages=messages, add_generation_prompt=answer, **marks)
-    except Exception as error:  # templates raise whatever Python does
-        raise StageError(
-            f"the chat template cannot be rendered: {' '.join(str(error).split())[:200]}",
-            field=field,
-            value=True,
-            fix=f"leave {field} out",
-        ) from error
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise StageError(f"{name} is not a text in UTF-8", fix="mend the file") from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from stages.data.tokens.chat import Around
+from stages.data.tokens.library import control_strings, text_only
 from stages.stage import Artifact
 
 if TYPE_CHECKING:
@@ -39,6 +40,20 @@ class StudyTokenizer:
         """Token ids of ``text``."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
+    def encode_with_control(self, text: str) -> list[tuple[int, int]]:
+        """Token ids of ``text`` whose control strings are control tokens, each with the character it begins at."""
+        self.backend.encode_special_tokens = False
+        try:
+            found = self.backend.encode(text, add_special_tokens=False)
+        finally:
+            self.backend.encode_special_tokens = True
+        return [(token, begin) for token, (begin, _) in zip(found.ids, found.offsets, strict=True)]
+
+    @property
+    def control(self) -> dict[str, int]:
+        """Strings of the control tokens, and their ids."""
+        return {text: self.backend.token_to_id(text) for text in control_strings(self.backend)}
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; specials are left out."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
@@ -47,8 +62,6 @@ class StudyTokenizer:
 def load_tokenizer(artifact: Artifact) -> StudyTokenizer:
     """Open a tokenizer artifact."""
     from tokenizers import Tokenizer
-
-    from stages.data.tokens.library import text_only
 
     meta = json.loads(artifact.path("meta.json").read_text())
     backend = text_only(Tokenizer.from_file(str(artifact.path("tokenizer.json"))))

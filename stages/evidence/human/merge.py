@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from stages.evidence.human.export import KEY, RATINGS, VERSION
 from stages.stage import StageError
@@ -26,7 +28,7 @@ def merged(key_file: Path, rating_files: Sequence[Path]) -> dict[str, Any]:
         raise StageError(
             "not a key of this version", field="KEY", value=str(key_file), fix="name key.json of the export"
         )
-    items = {item["id"]: item for item in key["items"]}
+    items = {item["id"]: item for item in items_of(key, "KEY", str(key_file), "name key.json of the export")}
     answers: dict[str, dict[str, str]] = {}
     for file in rating_files:
         content = _json(file, "ratings")
@@ -52,6 +54,40 @@ def merged(key_file: Path, rating_files: Sequence[Path]) -> dict[str, Any]:
     return {**head, "raters": counts, "items": rows}
 
 
+class Side(BaseModel):
+    """A summary as the key knows it."""
+
+    system: str
+    seed: int
+    sha256: str
+    measured: dict[str, float]
+
+
+class Rated(BaseModel):
+    """An item of the key, or of the results, where it has answers by rater."""
+
+    id: str
+    task: str
+    level: str
+    doc_id: str
+    book: str
+    left: Side
+    right: Side
+    answers: dict[str, Literal["left", "right", "tie"]] = {}
+
+
+def items_of(value: Mapping[str, Any], field: str, name: str, fix: str) -> list[dict[str, Any]]:
+    """The items of a key or of results. Raises StageError for what export or import did not write so."""
+    try:
+        TypeAdapter(list[Rated]).validate_python(value.get("items"), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, ("items", *first["loc"])))
+        raise StageError(f"{place}: {first['msg']}", field=field, value=name, fix=fix) from error
+    found: list[dict[str, Any]] = value["items"]
+    return found
+
+
 def _answers(content: Any, file: Path) -> Iterator[tuple[str, str, str, str]]:
     """(rater, item, choice, export) of a file of either kind."""
     if isinstance(content, list):
@@ -72,15 +108,27 @@ def _label_studio(tasks: list[Any], file: Path) -> Iterator[tuple[str, str, str,
         data = task.get("data") if isinstance(task, dict) else None
         if not isinstance(data, dict) or "item" not in data or "export" not in data:
             raise _fault(file, "a task lacks the fields item and export: not of this kit, or not exported as JSON")
-        for annotation in task.get("annotations") or ():
+        for annotation in _objects(task.get("annotations"), file):
             if annotation.get("was_cancelled"):
                 continue
             by = annotation.get("completed_by", "")
-            rater = str(by.get("email") or by.get("id") if isinstance(by, Mapping) else by)
-            for result in annotation.get("result") or ():
+            rater = str((by.get("email") or by.get("id") or "") if isinstance(by, Mapping) else by).strip()
+            if not rater:
+                raise _fault(file, f"item {data['item']}: its annotation names no rater (completed_by)")
+            for result in _objects(annotation.get("result"), file):
                 if result.get("from_name") == "choice":
-                    chosen = (result.get("value") or {}).get("choices") or [""]
-                    yield rater, str(data["item"]), str(chosen[0]), str(data["export"])
+                    value = result.get("value")
+                    chosen = value.get("choices") if isinstance(value, dict) else None
+                    said = chosen[0] if isinstance(chosen, list) and chosen else ""
+                    yield rater, str(data["item"]), str(said), str(data["export"])
+
+
+def _objects(value: Any, file: Path) -> list[dict[str, Any]]:
+    """A list of objects, or nothing."""
+    found = [] if value is None else value
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise _fault(file, "not an export of Label Studio in JSON: annotations and results are lists of objects")
+    return found
 
 
 def _json(file: Path, what: str) -> Any:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from stages.data.pinned import read_unchanged
 from stages.evidence.human.config import HumanConfig
-from stages.evidence.human.merge import RESULTS
+from stages.evidence.human.merge import RESULTS, items_of
 from stages.evidence.summarize.written import everything
 from stages.stage import Artifact, Context, StageError, Summary
 from stages.statistics.agreement import Game, bradley_terry, krippendorff_alpha, preferences_agree
@@ -146,11 +146,12 @@ def read_results(content: bytes, name: str) -> dict[str, Any]:
         value = json.loads(content)
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict) or value.get("format") != RESULTS:
+    if not isinstance(value, dict) or value.get("format") != RESULTS or not isinstance(value.get("raters"), dict):
         raise StageError(
             "not results of human import",
             field="human.results",
             value=name,
             fix="infini-study human import KEY RATINGS",
         )
+    items_of(value, "human.results", name, "infini-study human import KEY RATINGS")
     return value

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from cluster import storage
+from stages.evidence.judge.config import home
+
+_KINDS: dict[str, type | UnionType] = {
+    "text": str | None,
+    "read": int,
+    "written": int,
+    "estimated": bool,
+    "model": str,
+    "reason": str,
+}
+"""Fields of a reply."""
 
 
 class Cache:
     """``url``: a folder or fsspec URL; None: ``infini-study/judge`` below the user's cache folder."""
 
     def __init__(self, url: str | None) -> None:
-        self.url = url or str(_home())
+        self.url = url or str(home())
         self._files, self._root = storage.filesystem(self.url)
 
     def get(self, digest: str) -> dict[str, Any] | None:
@@ -24,7 +34,9 @@ class Cache:
             value = None if data is None else json.loads(data)["reply"]
         except (ValueError, LookupError, TypeError, RecursionError):
             return None
-        return value if isinstance(value, dict) and {"text", "read", "written"} <= set(value) else None
+        return (
+            value if isinstance(value, dict) and all(isinstance(value.get(n), k) for n, k in _KINDS.items()) else None
+        )
 
     def put(self, digest: str, value: dict[str, Any]) -> None:
         """Keep request and reply. Two that write the same at once write the same."""
@@ -32,8 +44,3 @@ class Cache:
 
     def _path(self, digest: str) -> str:
         return f"{self._root.rstrip('/')}/{digest[:2]}/{digest}.json"
-
-
-def _home() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "infini-study" / "judge"

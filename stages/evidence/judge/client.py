@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tenacity.wait import wait_random_exponential
 from stages.evidence.judge.cache import Cache
 from stages.evidence.judge.config import Endpoint
 from stages.evidence.judge.ledger import Ledger, Usage, estimate
+from stages.evidence.judge.reachable import api_key
 from stages.evidence.judge.requests import Request
 from stages.stage import StageError
 
@@ -58,21 +58,6 @@ class _TryAgain(Exception):
     def __init__(self, reason: str, *, after: float | None = None, charged: bool = True) -> None:
         super().__init__(reason)
         self.after, self.charged = after, charged
-
-
-def api_key(endpoint: Endpoint) -> str | None:
-    """The key from the environment. Raises StageError where the variable is empty."""
-    if endpoint.key_env is None:
-        return None
-    key = os.environ.get(endpoint.key_env, "").strip()
-    if not key:
-        raise StageError(
-            "the environment has no such variable, which should hold the API key",
-            field="judge.endpoint.key_env",
-            value=endpoint.key_env,
-            fix=f"export {endpoint.key_env}=..., or key_env: null for a server that wants none",
-        )
-    return key
 
 
 def ask_all(
@@ -175,7 +160,8 @@ class _Asking:
 
     async def _sent(self, session: aiohttp.ClientSession, one: Request, reserved: Usage) -> Reply:
         try:
-            async with session.post(f"{self.endpoint.url}/chat/completions", json=one.body) as response:
+            to = f"{self.endpoint.url}/chat/completions"
+            async with session.post(to, json=one.body, allow_redirects=False) as response:  # the key goes nowhere else
                 content = await response.read()
                 status, after = response.status, response.headers.get("Retry-After")
         except TimeoutError as error:
@@ -208,7 +194,7 @@ def _reply(content: bytes, reserved: Usage) -> Reply:
         raise _TryAgain("the answer is not JSON of the protocol, or is cut") from error
     usage = value.get("usage") or {}
     said = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
-    used = Usage(*said) if all(isinstance(n, int) for n in said) else reserved
+    used = Usage(*said) if all(type(n) is int and n >= 0 for n in said) else reserved
     plain = "" if text is None else str(text).encode("utf-8", "replace").decode()  # JSON may hold half a character
     return Reply(plain, used, str(value.get("model", "")))
 

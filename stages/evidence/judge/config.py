@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -13,6 +15,12 @@ from stages.evidence.summarize.config import Decoding, SummaryTask
 from stages.stage import Config
 
 Baseline = Literal["lead", "central", "shuffled"]
+
+
+def home() -> Path:
+    """Folder of paid answers where none is named: below the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "infini-study" / "judge"
 
 
 class Budget(Config):
@@ -45,13 +53,25 @@ class Endpoint(Config):
     def _an_address(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError(f"url = {url!r}: allowed is an address that begins with http:// or https://")
+            raise ValueError("allowed is an address that begins with http:// or https://")
         if parts.username or parts.password:
-            raise ValueError("url: holds a password (fix: take it out, and name the variable that holds the key)")
+            raise ValueError("holds a password (fix: take it out, and name the variable that holds the key)")
         return url.rstrip("/")
+
+    @field_validator("key_env")
+    @classmethod
+    def _a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(  # perhaps the key itself: it is not repeated
+                "not the name of an environment variable (fix: export the key under a name, and give the name)"
+            )
+        return name
 
     @model_validator(mode="after")
     def _prices_for_money(self) -> Endpoint:
+        if (self.price_input is None) != (self.price_output is None):
+            given, lacks = ("output", "input") if self.price_input is None else ("input", "output")
+            raise ValueError(f"price_{given} has no effect without price_{lacks} (fix: give both, 0 where it is free)")
         if self.budget.money is not None and (self.price_input is None or self.price_output is None):
             raise ValueError("budget.money has no effect without price_input and price_output (fix: give both)")
         return self
@@ -95,6 +115,12 @@ class JudgeConfig(Config):
             )
         if not self.source_words and not self.reference_words:
             raise ValueError("source_words, reference_words: the judge sees neither text nor reference")
+        most = self.endpoint.budget.tokens if self.endpoint is not None else None
+        if most is not None and most <= self.answer_tokens:
+            raise ValueError(
+                f"endpoint.budget.tokens = {most}: no question fits, an answer alone may take answer_tokens = "
+                f"{self.answer_tokens} (fix: raise the budget, or lower answer_tokens)"
+            )
         return self
 
     def key_fields(self) -> dict[str, Any]:

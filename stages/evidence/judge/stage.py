@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stages.evidence.judge.config import JudgeConfig, pin_judge
 from stages.record import Record
-from stages.stage import Artifact, Context, Execution, Resources, Stage, Summary
+from stages.stage import Artifact, Context, Execution, Resources, Stage, StageError, Summary
 
 
 class Judge(Stage[JudgeConfig]):
@@ -21,6 +21,12 @@ class Judge(Stage[JudgeConfig]):
 
     def resources(self, config: JudgeConfig, execution: Execution) -> Resources:
         return Resources(cpus=execution.task_cpus, gpus=execution.gpus_per_worker if config.local else 0.0)
+
+    def missing(self, config: JudgeConfig, *, at_once: bool) -> StageError | None:
+        """The API key; a server that answers, where it is needed later; transformers for a local judge."""
+        from stages.evidence.judge.reachable import missing
+
+        return missing(config, at_once=at_once)
 
     def run(self, config: JudgeConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         """See ``stages.evidence.judge.run.judge``."""

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from stages.evidence.rate.config import without_transformers
 from stages.stage import StageError
 
 
 def open_model(path: str, kind: str, device: str, field: str) -> tuple[Any, Any]:
     """(tokenizer, model in evaluation mode) of a local folder; ``kind``: the name of an Auto class. Raises StageError
     where the library is missing or cannot read the folder."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise StageError(
-            "local models are read by the package transformers, which is not installed",
-            field=field,
-            value=path,
-            fix="pip install 'infini-study[rate]'",
-        ) from error
+    if (lack := without_transformers(field)) is not None:
+        raise lack
+    import transformers
+
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
         model = getattr(transformers, kind).from_pretrained(path, local_files_only=True)

@@ -12,11 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stages.evidence.rate.config import Nli
+from stages.evidence.rate.config import Nli, entailment
 from stages.evidence.rate.encoder import longest_input, open_model
 from stages.evidence.summarize.lexical import words
 from stages.evidence.summarize.rouge import sentences
-from stages.stage import StageError
 
 if TYPE_CHECKING:
     from stages.evidence.summarize.written import Everything
@@ -97,16 +96,7 @@ def classifier(path: str, device: str) -> Entails:
     import torch
 
     tokenizer, model = open_model(path, "AutoModelForSequenceClassification", device, "rate.nli")
-    labels = {int(i): str(name).lower() for i, name in model.config.id2label.items()}
-    entailment = next((i for i, name in labels.items() if name.startswith("entail")), None)
-    if entailment is None:
-        raise StageError(
-            "the model has no label that says entailment",
-            field="rate.nli.path",
-            value=path,
-            allowed=f"a label entailment; it has {', '.join(labels.values())}",
-            fix="name a model of natural-language inference",
-        )
+    label = entailment(model.config.id2label, path)
     room = longest_input(tokenizer, model)
 
     def entails(pairs: Sequence[tuple[str, str]]) -> list[float]:
@@ -124,7 +114,7 @@ def classifier(path: str, device: str) -> Entails:
                 return_tensors="pt",
             ).to(model.device)
             with torch.inference_mode():
-                p = model(**read).logits.float().softmax(-1)[:, entailment].tolist()
+                p = model(**read).logits.float().softmax(-1)[:, label].tolist()
             for place, value in zip(chosen, p, strict=True):
                 found[place] = value
         return found

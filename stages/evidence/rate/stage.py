@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from stages.evidence.rate.config import RateConfig, pin_models
+from stages.evidence.rate.config import RateConfig, pin_models, without_transformers
 from stages.record import Record
-from stages.stage import Artifact, Context, Execution, Resources, Stage, Summary
+from stages.stage import Artifact, Context, Execution, Resources, Stage, StageError, Summary
 
 
 class Rate(Stage[RateConfig]):
@@ -19,6 +19,10 @@ class Rate(Stage[RateConfig]):
 
     def resources(self, config: RateConfig, execution: Execution) -> Resources:
         return Resources(cpus=execution.task_cpus, gpus=execution.gpus_per_worker)
+
+    def missing(self, config: RateConfig, *, at_once: bool) -> StageError | None:
+        """The library that reads the models."""
+        return without_transformers("rate")
 
     def run(self, config: RateConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         """See ``stages.evidence.rate.run.rate``."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stages.evidence.summarize.config import ItemsConfig, SummarizeConfig, pin_pairs
 from stages.record import Record
-from stages.stage import Artifact, Context, Execution, Resources, Stage, Summary
+from stages.stage import Artifact, Context, Execution, Resources, Stage, StageError, Summary
 
 __all__ = ["REFERENCES", "STAGE", "ItemsConfig", "References", "Summarize", "SummarizeConfig", "pin_pairs"]
 
@@ -23,6 +23,18 @@ class References(Stage[ItemsConfig]):
     name = "references"
     code_version = 1
     inputs = ("documents", "tokenizer")
+
+    def missing(self, config: ItemsConfig, *, at_once: bool) -> StageError | None:
+        """Pairs of which every row has text and summary."""
+        if config.pairs is None:
+            return None
+        from stages.data.summaries import read
+
+        try:
+            read(Path(config.pairs.path), config.pairs.root, "summarize.pairs", config.pairs.splits)
+        except StageError as error:
+            return error
+        return None
 
     def run(self, config: ItemsConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         """See ``stages.evidence.summarize.write.references``."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.data.pinned import Pin, pin_file
-from stages.stage import Config
+from stages.data.pinned import Pin, agreed, digest_of, pin_file
+from stages.data.tokens.chat import render, template_of
+from stages.stage import Config, StageError
 from stages.training.tuning.config import TuningSettings
 
 Method = Literal["sft", "dpo"]
@@ -18,11 +20,35 @@ LONGEST_NAME = 40
 
 class ChatFormat(Config):
     """What stands before a turn of each role; a space and the turn's text follow. An answer ends with the end-of-text
-    token. Rows whose prompt and answers are plain texts are taken as they stand."""
+    token. Rows whose prompt and answers are plain texts are taken as they stand.
+
+    With ``template`` turns are written as an imported tokenizer's own chat template writes them instead."""
 
     system: str = "\nSystem:"
     user: str = "\nUser:"
     assistant: str = Field(default="\nAssistant:", min_length=1)
+    template: str | None = Field(
+        default=None, description="folder with a chat template, or that file (tokenizer_config.json, *.jinja)"
+    )
+    pin: Pin | None = Field(default=None, description="digest of the template; filled in by the plan")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> ChatFormat:
+        said = [name for name in ROLE_FIELDS if name in self.model_fields_set]
+        if self.template is not None and said:
+            raise ValueError(f"{said[0]} has no effect with template (fix: remove one of them)")
+        if self.template is None and self.pin is not None:
+            raise ValueError("pin has no effect without template (fix: remove it)")
+        return self
+
+    def key_fields(self) -> dict[str, Any]:
+        """The words, or the digest of the template: where it lies does not count."""
+        if self.template is not None:
+            return {"template": self.pin}
+        return {name: getattr(self, name) for name in ROLE_FIELDS}
+
+
+ROLE_FIELDS = ("system", "user", "assistant")
 
 
 class AlignFile(Config):
@@ -104,7 +130,8 @@ class AlignConfig(Variant):
 
 
 def pin_align(section: AlignSettings, folder: Path) -> AlignSettings:
-    """``section`` with the digests of its files. Raises StageError where one is missing or not the pinned one."""
+    """``section`` with the digests of its files. Raises StageError where one is missing or not the pinned one, or the
+    template cannot write a question and its answer."""
     variants = {}
     for name, variant in section.variants.items():
         variants[name] = variant
@@ -112,4 +139,43 @@ def pin_align(section: AlignSettings, folder: Path) -> AlignSettings:
             field = f"align.variants.{name}.data"
             path, pin = pin_file(variant.data.path, folder, variant.data.pin, field=field, kind="JSON Lines or Parquet")
             variants[name] = variant.model_copy(update={"data": AlignFile(path=path, pin=pin)})
-    return section.model_copy(update={"variants": variants})
+    return section.model_copy(update={"variants": variants, "chat": _pin_chat(section.chat, folder)})
+
+
+def _pin_chat(chat: ChatFormat, folder: Path) -> ChatFormat:
+    if chat.template is None:
+        return chat
+    path = (folder / chat.template).absolute()
+    template, marks = read_template(str(path))
+    render(
+        template,
+        [{"role": "user", "content": "Yes?"}, {"role": "assistant", "content": "Yes."}],
+        marks,
+        field=TEMPLATE,
+        value=chat.template,
+        fix="correct it, or leave it out",
+    )
+    pin = agreed(template_digest(template, marks), chat.pin, field="align.chat.pin", what="the chat template")
+    return ChatFormat(template=str(path), pin=pin)
+
+
+TEMPLATE = "align.chat.template"
+
+
+def read_template(path: str) -> tuple[str, dict[str, str]]:
+    """The template and its marks. Raises StageError, naming the field, where there is none."""
+    template, marks = template_of(Path(path)) if Path(path).exists() else ("", {})
+    if not template:
+        raise StageError(
+            "no chat template there" if Path(path).exists() else "no such file or folder",
+            field=TEMPLATE,
+            value=path,
+            allowed="a folder with chat_template in tokenizer_config.json or with chat_template.jinja, or such a file",
+            fix="correct it, or leave it out: turns then stand behind align.chat's plain words",
+        )
+    return template, marks
+
+
+def template_digest(template: str, marks: dict[str, str]) -> str:
+    """Over the template and the tokens that it is given."""
+    return digest_of(json.dumps([template, marks], sort_keys=True).encode())

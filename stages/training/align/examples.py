@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from stages.training.align.chat import ChatCodec, Turn, encode, turns_of
-from stages.training.align.config import ChatFormat, Method
-from stages.training.tuning.data import Read
+from stages.stage import StageError
+from stages.training.align.chat import ChatCodec, Template, Turn, Unfit, encode, turns_of
+from stages.training.align.config import AlignFile, ChatFormat, Method
+from stages.training.tuning.data import Read, rows_of
 
 FORMS = {
     "sft": '{"messages": [{"role": ..., "content": ...}, ...]} a row',
@@ -17,21 +20,53 @@ FIELD = "align.data"
 
 
 def read_examples(
-    rows: Iterable[dict[str, Any]], method: Method, codec: ChatCodec, chat: ChatFormat, length: int, value: object
+    rows: Iterable[dict[str, Any]],
+    method: Method,
+    codec: ChatCodec,
+    chat: ChatFormat | Template,
+    length: int,
+    value: object,
 ) -> Read:
     """Examples of ``rows`` within ``length`` tokens: one row each, or chosen and rejected. What cannot be used is
     counted by reason. ``value``: where they are from, for the error where none can."""
     read = Read()
     for row in rows:
-        if method == "sft":
-            _conversation(read, row, codec, chat, length)
-        else:
-            _preference(read, row, codec, chat, length)
+        try:
+            if method == "sft":
+                _conversation(read, row, codec, chat, length)
+            else:
+                _preference(read, row, codec, chat, length)
+        except Unfit as reason:
+            read.skip(str(reason))
     read.check(FIELD, value, FORMS[method])
     return read
 
 
-def _conversation(read: Read, row: dict[str, Any], codec: ChatCodec, chat: ChatFormat, length: int) -> None:
+@functools.cache  # every arm and seed asks
+def fault(file: AlignFile, method: Method) -> StageError | None:
+    """What ``read_examples`` would raise of the file whatever the tokenizer."""
+    try:
+        read_examples(rows_of(file.path, file.pin, FIELD), method, _NoTokens(), ChatFormat(), 1, file.path)
+    except StageError as error:
+        return error
+    return None
+
+
+class _NoTokens:
+    """A codec for which every text is short."""
+
+    eos_id = 0
+    begin: tuple[int, ...] = ()
+    control: Mapping[str, int] = MappingProxyType({})
+
+    def encode(self, text: str) -> list[int]:
+        return []
+
+    def encode_with_control(self, text: str) -> list[tuple[int, int]]:
+        return []
+
+
+def _conversation(read: Read, row: dict[str, Any], codec: ChatCodec, chat: ChatFormat | Template, length: int) -> None:
     turns = turns_of(row.get("messages"))
     if turns is None or not isinstance(row.get("messages"), list):
         read.skip("no messages of role and content")
@@ -45,7 +80,7 @@ def _conversation(read: Read, row: dict[str, Any], codec: ChatCodec, chat: ChatF
         read.examples.append((made,))
 
 
-def _preference(read: Read, row: dict[str, Any], codec: ChatCodec, chat: ChatFormat, length: int) -> None:
+def _preference(read: Read, row: dict[str, Any], codec: ChatCodec, chat: ChatFormat | Template, length: int) -> None:
     given = {name: turns_of(row[name]) for name in ("prompt", "chosen", "rejected") if row.get(name) is not None}
     absent = [name for name in ("chosen", "rejected") if not given.get(name)]
     if absent:

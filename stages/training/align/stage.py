@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from stages.stage import Artifact, Context, Summary
+from stages.stage import Artifact, Context, StageError, Summary
 from stages.training.align.config import AlignConfig, AlignSettings
 from stages.training.tuning import run as tuning
 from stages.training.workers import Training
@@ -22,6 +22,14 @@ class Align(Training[AlignConfig]):
     code_version: ClassVar[int] = 1
     inputs = ("model", "documents", "tokens", "tokenizer")
 
+    def missing(self, config: AlignConfig, *, at_once: bool) -> StageError | None:
+        """Rows of the data that can be aligned on."""
+        if config.data is None:
+            return None
+        from stages.training.align.examples import fault
+
+        return fault(config.data, config.method)
+
     def run(self, config: AlignConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         """The aligned model, its log and cost. Raises StageError for rows that cannot be used, or if training
         diverges."""
@@ -29,22 +37,27 @@ class Align(Training[AlignConfig]):
 
         from cluster.storage import join
         from stages.data.tokens.load import load_tokenizer
+        from stages.training.align.chat import around, foreign_end, opened
         from stages.training.align.examples import FIELD, read_examples
         from stages.training.align.preference import PreferenceData
-        from stages.training.align.templates import made, training_texts
+        from stages.training.align.templates import SLACK, made, training_texts
         from stages.training.pretrain.worker import TrainingData
         from stages.training.tuning.data import ExampleData, rows_of
         from stages.training.tuning.rows import write_examples
 
         codec = load_tokenizer(inputs["tokenizer"])
+        chat = opened(config.chat)
         if config.data is not None:
             rows = list(rows_of(config.data.path, config.data.pin, FIELD))
         else:
             texts = training_texts(inputs["documents"].path("documents"))
-            rows = list(made(texts, codec, config.length, config.examples, config.seed))
+            room = config.length - max(0, around(codec, chat) - SLACK)
+            rows = list(made(texts, codec, room, config.examples, config.seed))
         where = config.data.path if config.data is not None else "made from the training text"
-        read = read_examples(rows, config.method, codec, config.chat, config.length, where)
+        read = read_examples(rows, config.method, codec, chat, config.length, where)
         read.report(context, "alignment")
+        if (ends := foreign_end(codec, chat, read.examples)) is not None:
+            context.warn(f"alignment: answers end with {ends}, and not with the token that ends the study's documents")
         write_examples(url := join(context.work_url, "examples.parquet"), read.examples)
         data: TrainingData = (
             ExampleData(url) if config.method == "sft" else PreferenceData(url, config.beta, config.label_smoothing)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from stages.stage import StageError
 from stages.training.finetune.config import SummaryPairs
 from stages.training.tuning.data import Read, rows_of
 from stages.training.tuning.rows import Row
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
     from stages.data.tokens.load import StudyTokenizer
 
 FIELD = "finetune.pairs"
+_ALLOWED = '{"text": ..., "summary": ...} a line'
 
 
 def read_pairs(pairs: SummaryPairs, codec: StudyTokenizer) -> Read:
@@ -19,20 +23,9 @@ def read_pairs(pairs: SummaryPairs, codec: StudyTokenizer) -> Read:
     StageError for other bytes than the pinned ones, for a line that is no object, and where no row can be used."""
     cue = codec.encode(pairs.cue)
     read = Read()
-    for row in rows_of(pairs.path, pairs.pin, FIELD):
-        if (split := row.get("split", "train")) != "train":
-            read.skip(f"of the split {split}")
-            continue
-        text, found = row.get("text"), row.get("summary")
-        summaries = [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, str)]
-        if not isinstance(text, str) or not text.strip():
-            read.skip("no text")
-            continue
-        if not any(one.strip() for one in summaries):
-            read.skip("no summary")
-            continue
+    for text, summaries in _rows(pairs, read):
         ids = codec.encode(text)
-        for summary in filter(str.strip, summaries):
+        for summary in summaries:
             answer = [*codec.encode(f" {summary.strip()}"), codec.eos_id]
             if len(answer) > pairs.summary_tokens:
                 read.skip("summary longer than summary_tokens")
@@ -43,5 +36,32 @@ def read_pairs(pairs: SummaryPairs, codec: StudyTokenizer) -> Read:
                 continue
             read.cut += len(ids) > room
             read.examples.append((Row.of([([*codec.begin, *ids[:room], *cue], False), (answer, True)]),))
-    read.check(f"{FIELD}.path", pairs.path, '{"text": ..., "summary": ...} a line')
+    read.check(f"{FIELD}.path", pairs.path, _ALLOWED)
     return read
+
+
+@functools.cache  # every arm and seed asks
+def fault(pairs: SummaryPairs) -> StageError | None:
+    """What ``read_pairs`` would raise whatever the tokenizer."""
+    read = Read()
+    try:
+        if not sum(1 for _ in _rows(pairs, read)):
+            read.check(f"{FIELD}.path", pairs.path, _ALLOWED)
+    except StageError as error:
+        return error
+    return None
+
+
+def _rows(pairs: SummaryPairs, read: Read) -> Iterator[tuple[str, list[str]]]:
+    """Text and summaries of each row that has both; the others are counted in ``read``."""
+    for row in rows_of(pairs.path, pairs.pin, FIELD):
+        text, found = row.get("text"), row.get("summary")
+        summaries = [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, str)]
+        if (split := row.get("split", "train")) != "train":
+            read.skip(f"of the split {split}")
+        elif not isinstance(text, str) or not text.strip():
+            read.skip("no text")
+        elif not any(one.strip() for one in summaries):
+            read.skip("no summary")
+        else:
+            yield text, [one for one in summaries if one.strip()]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from stages.stage import Artifact, Context, Summary
+from stages.stage import Artifact, Context, StageError, Summary
 from stages.training.finetune.config import FinetuneConfig, FinetuneSettings
 from stages.training.tuning import run as tuning
 from stages.training.workers import Training
@@ -20,6 +20,14 @@ class Finetune(Training[FinetuneConfig]):
     name: ClassVar[str] = "finetune"
     code_version: ClassVar[int] = 1
     inputs = ("model", "tokens", "tokenizer")
+
+    def missing(self, config: FinetuneConfig, *, at_once: bool) -> StageError | None:
+        """Rows of the pairs that can be trained on."""
+        if config.pairs is None:
+            return None
+        from stages.training.finetune.pairs import fault
+
+        return fault(config.pairs)
 
     def run(self, config: FinetuneConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
         """The tuned model, its log and cost. Raises StageError for pairs or lengths that cannot be trained on, or if

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from stages.display.numbers import percent
 from stages.verdict.claims.alignment import ADDED, LOST, passkeys, perplexity_added, retrieval_lost
 from stages.verdict.claims.effects import effect
 from stages.verdict.claims.evidence import BASE, BEYOND, Evidence, Paired, paired
@@ -15,6 +16,7 @@ from stages.verdict.claims.verdict import Number, Source
 if TYPE_CHECKING:
     import pandas as pd
 
+LISTED_HEADS = 32  # of a model, above which gates are printed by layer
 BEFORE = "pretrained"
 """Under ARM@pretrained a fine-tuned arm was evaluated as it was before."""
 
@@ -88,7 +90,7 @@ def _perplexity(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
 
 
 def _gates(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
-    """How far the heads' gates moved: mean and largest."""
+    """How far the heads' gates moved: mean and largest, then each head's, or each layer's where there are many."""
     before, after = _of(evidence.gates, arm), _of(evidence.variant(variant, "ablate", "gates.parquet"), arm)
     if not len(before) or not len(after):
         return
@@ -105,21 +107,43 @@ def _gates(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
             method=f"{what} over heads and seeds",
             sources=sources,
         )
+    few = len(both[["layer", "head"]].drop_duplicates()) <= LISTED_HEADS
+    for place, rows in both.groupby(["layer", "head"] if few else ["layer"]):
+        layer, *head = (int(number) for number in place)
+        name = f"{layer}.{head[0]}" if few else str(layer)
+        was, became = rows["gate_before"].mean(), rows["gate_after"].mean()
+        yield Number(
+            f"align.gate.{arm}.{variant}.{name}",
+            f"{arm} after {variant}: gate of layer {layer}" + (f", head {head[0]}" if few else ""),
+            float(became - was),
+            n=len(rows),
+            unit="g",
+            method="mean over seeds" if few else "mean over heads and seeds",
+            sources=sources,
+            note=f"{was:.3f} before, {became:.3f} after",
+        )
 
 
 def _knockouts(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
-    """What each knock-out costs in retrieval after the alignment; before it stands in C1."""
+    """What each knock-out costs in retrieval after the alignment, with what it cost before."""
     table = _of(evidence.variant(variant, "ablate", "retrieval.parquet"), arm)
-    if not len(table):
-        return
-    table = table[table["beyond_local"].astype(bool) & ~table["task"].str.endswith("_absent")]
-    for knockout in (name for name in dict.fromkeys(table["knockout"]) if name != "none"):
-        pair = paired(table[table["knockout"] == "none"], table[table["knockout"] == knockout], "item", "correct")
+    earlier = _of(evidence.knocked_retrieval, arm)
+    for knockout in (name for name in dict.fromkeys(table["knockout"]) if name != "none") if len(table) else ():
+        pair, before = _knocked(table, knockout), _knocked(earlier, knockout)
         if pair is not None:
             where = f"{BEYOND} and knockout in ['none', '{knockout}']"
             name, label = f"align.knockout.{arm}.{variant}.{knockout}", f"{arm} after {variant}, {knockout}: retrieval"
             sources = evidence.variant_sources(variant, "ablate", "retrieval.parquet", where, arm)
-            yield _lost(evidence, pair, name, label, sources)
+            was = "" if before is None else f"{percent(effect(before, evidence.rules).estimate)} before"
+            yield replace(_lost(evidence, pair, name, label, sources), note=was)
+
+
+def _knocked(table: pd.DataFrame, knockout: str) -> Paired | None:
+    """Answers to the same prompts without and with a knock-out; needles beyond the last segment."""
+    if not len(table):
+        return None
+    rows = table[table["beyond_local"].astype(bool) & ~table["task"].str.endswith("_absent")]
+    return paired(rows[rows["knockout"] == "none"], rows[rows["knockout"] == knockout], "item", "correct")
 
 
 def _lost(evidence: Evidence, pair: Paired, name: str, label: str, sources: tuple[Source, ...]) -> Number:
