@@ -32,8 +32,8 @@ def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "DRAWS", 200)
 
 
-def asked(tasks: dict[str, TaskSettings], **rules: object) -> Size:
-    retrieval = ASKED.model_copy(update={"tasks": tasks})
+def asked(named: dict[str, TaskSettings], **rules: object) -> Size:
+    retrieval = ASKED.model_copy(update={"tasks": named})
     return replace(
         SIZE,
         evaluate=SIZE.evaluate.model_copy(update={"retrieval": retrieval}),
