@@ -34,10 +34,13 @@ def test_scores_equal_rulers_own_on_generated_rows() -> None:
     tasks = ["niah_single_1", "niah_multikey_3", "niah_multivalue", "vt", "cwe", "fwe", "qa_1", "qa_2"]
     parts = ["Ab", "12", "345", "12,345", "a\tb", "\x00", "\n", "none", "abc-d", "XYZ", ". ", ", "]
     rows = [
-        {"task": rng.choice(tasks), "pred": "".join(rng.choices(parts, k=rng.randint(0, 9))),
-         "outputs": rng.sample(["ab", "12", "345", "bc", "A\tB", "xyz", "a\nb"], rng.randint(1, 4))}
+        {
+            "task": rng.choice(tasks),
+            "pred": "".join(rng.choices(parts, k=rng.randint(0, 9))),
+            "outputs": rng.sample(["ab", "12", "345", "bc", "A\tB", "xyz", "a\nb"], rng.randint(1, 4)),
+        }
         for _ in range(600)
-    ]  # fmt: skip
+    ]
     scored, broken = score_lines(json.dumps(one) for one in rows)
     assert not broken and len(scored) == 600
     for task, mean in means(scored).items():
@@ -48,12 +51,19 @@ def test_scores_equal_rulers_own_on_generated_rows() -> None:
 @pytest.mark.parametrize(
     ("said", "answers", "f1"),
     [
-        ("12,345", ["12"], 0), ("12,345", ["12345"], 1), ("112", ["12"], 0), ("12.5", ["12"], 0), ("12.", ["12"], 1),
-        ("The numbers are 12 and 34, 56", ["12", "34"], 0.8), ("", ["12"], 0),
-        ("1. red 2. blue", ["red", "blue"], 1), ("red, blue, green", ["RED", "blue"], 0.8),
-        ("a-1b and c-2d", ["a-1b", "c-2d"], 1), ("the old mill, a gate", ["the old mill"], 2 / 3),
+        ("12,345", ["12"], 0),
+        ("12,345", ["12345"], 1),
+        ("112", ["12"], 0),
+        ("12.5", ["12"], 0),
+        ("12.", ["12"], 1),
+        ("The numbers are 12 and 34, 56", ["12", "34"], 0.8),
+        ("", ["12"], 0),
+        ("1. red 2. blue", ["red", "blue"], 1),
+        ("red, blue, green", ["RED", "blue"], 0.8),
+        ("a-1b and c-2d", ["a-1b", "c-2d"], 1),
+        ("the old mill, a gate", ["the old mill"], 2 / 3),
     ],
-)  # fmt: skip
+)
 def test_the_f1_of_the_set_counts_whole_answers_and_what_is_too_much(said, answers, f1) -> None:
     assert set_f1(said, answers) == pytest.approx(f1)
 
@@ -117,9 +127,17 @@ def test_a_row_nested_too_deep_is_broken_and_the_next_is_scored() -> None:
 
 @pytest.mark.parametrize(
     ("task", "score"),
-    [("variable_tracking", 0.5), ("niah", 0.5), ("ruler_vt", 0.5), ("common_words_extraction", 0.5),
-     ("freq_words_extraction", 0.5), ("qa", 1), ("ruler_qa_hotpot", 1), ("niah_multikey_2", 0.5)],
-)  # fmt: skip
+    [
+        ("variable_tracking", 0.5),
+        ("niah", 0.5),
+        ("ruler_vt", 0.5),
+        ("common_words_extraction", 0.5),
+        ("freq_words_extraction", 0.5),
+        ("qa", 1),
+        ("ruler_qa_hotpot", 1),
+        ("niah_multikey_2", 0.5),
+    ],
+)
 def test_tasks_go_by_the_names_that_ruler_and_others_give_them(task, score) -> None:
     scored, broken = score_lines([row(task, "it is A", "a", "zz")])
     assert not broken and scored[0].score == score
@@ -157,8 +175,14 @@ def test_a_line_that_is_no_utf8_is_one_broken_row(tmp_path: Path) -> None:
 
 
 def test_a_broken_row_is_named_and_counted(tmp_path: Path) -> None:
-    lines = [row("vt", "A", "A"), '{"task": "vt", "pred": "A"}', "{", row("vt", "A"), row("vtt", "A", "A"),
-             json.dumps({"task": "vt", "pred": None, "outputs": ["A"]})]  # fmt: skip
+    lines = [
+        row("vt", "A", "A"),
+        '{"task": "vt", "pred": "A"}',
+        "{",
+        row("vt", "A"),
+        row("vtt", "A", "A"),
+        json.dumps({"task": "vt", "pred": None, "outputs": ["A"]}),
+    ]
     done = run(tmp_path, "\n".join(lines), "--json")
     said = json.loads(done.stdout)
     assert done.returncode == 1 and said["tasks"]["vt"]["n"] == 1 and said["tasks"]["vt"]["broken"] == 3
@@ -186,8 +210,13 @@ def test_a_file_that_there_is_not_is_one_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("said", "answers", "score"),
-    [("12, 34. Then 56", ["34", "12"], 1), ("56, 12, 34", ["34", "12"], 0.5), ("1. red 2. blue", ["blue", "red"], 1),
-     ("12,345", ["12"], 0), ("", ["12"], 0)],
-)  # fmt: skip
+    [
+        ("12, 34. Then 56", ["34", "12"], 1),
+        ("56, 12, 34", ["34", "12"], 0.5),
+        ("1. red 2. blue", ["blue", "red"], 1),
+        ("12,345", ["12"], 0),
+        ("", ["12"], 0),
+    ],
+)
 def test_of_what_is_said_first_all_must_be_answers(said, answers, score) -> None:
     assert first_said(said, answers) == score

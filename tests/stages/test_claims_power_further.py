@@ -62,8 +62,11 @@ def test_what_a_study_does_not_ask_has_no_row():
 def test_every_cell_must_clear_so_that_more_of_them_need_a_higher_score():
     size = asked(TASKS)
     assert [(cell.kind, cell.length, cell.prompts) for cell in cells_of(size)] == [
-        ("hops", 512, 120), ("hops", 512, 120), ("keys", 512, 120), ("values", 512, 100),
-    ]  # fmt: skip
+        ("hops", 512, 120),
+        ("hops", 512, 120),
+        ("keys", 512, 120),
+        ("values", 512, 100),
+    ]
     row = c4(size)
     assert row.items == 100 and row.unit == "prompts in each of 4 tasks" and row.pilot == "claims.pilot"
     assert 0.9 < row.smallest < 1 and 0.1 < row.refutes < 0.9

@@ -125,8 +125,10 @@ def test_a_length_that_the_template_leaves_no_room_in_is_refused(folder: Path, t
         if name == "plain":
             STAGE.run(
                 PromptsConfig(retrieval=short.model_copy(update={"binding_trials": 0, "control_trials": 0}), seed=3),
-                source, tmp_path / f"out-{name}", context,
-            )  # fmt: skip
+                source,
+                tmp_path / f"out-{name}",
+                context,
+            )
         else:
             with pytest.raises(StageError, match=r"evaluate\.retrieval\.lengths = 70: .*does not fit"):
                 STAGE.run(PromptsConfig(retrieval=short, seed=3), source, tmp_path / f"out-{name}", context)

@@ -72,10 +72,14 @@ def inside(probed) -> Synthetic:
                 tables["gates.parquet"] = pd.DataFrame(gates, columns=["step", "layer", "head", "gate"])
                 continue
             tables["recall.parquet"] = pd.DataFrame(
-                [(f"i{asked}{count}{n}", 2, asked, count, int(asked == 1 or count == 1), 0.1, n)
-                 for asked in (0, 1) for count in (1, 4) for n in range(8)],
+                [
+                    (f"i{asked}{count}{n}", 2, asked, count, int(asked == 1 or count == 1), 0.1, n)
+                    for asked in (0, 1)
+                    for count in (1, 4)
+                    for n in range(8)
+                ],
                 columns=["item", "items", "asked", "segments", "correct", "answer_nll", "distance"],
-            )  # fmt: skip
+            )
             tables["layers.parquet"] = pd.DataFrame(
                 [(layer, "swap", "passkey", f"p{n}", int(layer == 0), 1) for layer in (0, 1) for n in range(8)],
                 columns=["layer", "knockout", "task", "item", "correct", "intact"],

@@ -63,9 +63,14 @@ class StudyLM(TemplateLM):  # type: ignore[misc]  # the harness is not installed
         wanted = "cpu" if device == "cpu" or not torch.cuda.is_available() else "auto"
         mixer = None if arm is None else parse_arm(arm, ";")
         source = Source.model_validate(
-            {"model": Path(checkpoint).expanduser(), "named": checkpoint, "arm": mixer, "device": wanted,
-             "dtype": None if dtype in (None, "auto") else dtype}
-        )  # fmt: skip
+            {
+                "model": Path(checkpoint).expanduser(),
+                "named": checkpoint,
+                "arm": mixer,
+                "device": wanted,
+                "dtype": None if dtype in (None, "auto") else dtype,
+            }
+        )
         reader = open_reader(source)
         if not isinstance(reader, DecoderReader):
             raise ValueError(
@@ -161,9 +166,13 @@ class StudyLM(TemplateLM):  # type: ignore[misc]  # the harness is not installed
         for piece, target in zip(torch.split(read, CHUNK, 1), torch.split(wanted, CHUNK, 1), strict=True):
             hidden, state = self.decoder.hidden(piece, state)
             logits = self.decoder.project(hidden).float()
-            nats += torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), target.flatten(), reduction="none"
-            ).view_as(target).double().sum(1).cpu()  # fmt: skip
+            nats += (
+                torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+                .view_as(target)
+                .double()
+                .sum(1)
+                .cpu()
+            )
             same &= (logits.argmax(-1) == target).all(1).cpu()
         return nats, same
 

@@ -194,11 +194,22 @@ def _write_numbers(numbers: Mapping[str, Sequence[Number]], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([
-        ("section", pa.string()), ("name", pa.string()), ("label", pa.string()), ("estimate", pa.float64()),
-        ("low", pa.float64()), ("high", pa.float64()), ("n", pa.int64()), ("unit", pa.string()),
-        ("method", pa.string()), ("verdict", pa.string()), ("note", pa.string()), ("sources", pa.string()),
-    ])  # fmt: skip
+    schema = pa.schema(
+        [
+            ("section", pa.string()),
+            ("name", pa.string()),
+            ("label", pa.string()),
+            ("estimate", pa.float64()),
+            ("low", pa.float64()),
+            ("high", pa.float64()),
+            ("n", pa.int64()),
+            ("unit", pa.string()),
+            ("method", pa.string()),
+            ("verdict", pa.string()),
+            ("note", pa.string()),
+            ("sources", pa.string()),
+        ]
+    )
     rows: list[dict[str, Any]] = [
         {
             "section": section,

@@ -163,8 +163,10 @@ def windows(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         for arm, own in lines.items():
             look = shown[arm]
             x = [n.integer("end") for n in own]
-            low, high = ([100 * (n.estimate if e is None else e) for n in own for e in (getattr(n, end),)] for end in
-                         ("low", "high"))  # fmt: skip
+            low, high = (
+                [100 * (n.estimate if e is None else e) for n in own for e in (getattr(n, end),)]
+                for end in ("low", "high")
+            )
             axis.plot(
                 x, [100 * n.estimate for n in own], color=look.colour, ls=look.dash, marker=look.marker, label=arm
             )
