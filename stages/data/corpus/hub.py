@@ -1,11 +1,13 @@
 """Data sets of the Hugging Face Hub, or local folders of their layout, read through ``datasets``.
 
 A split is streamed in shards: a file each, of Parquet a row group each. A task reads some shards of one file, nothing
-but what it needs is fetched and nothing is converted. A slice of a split (``train[:100]``) is loaded as a whole.
+but what it needs is fetched and nothing is converted. A slice of a split (``train[:100]``), and what was
+cached for work without a network, is loaded as a whole.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,12 +16,15 @@ from stages.data.corpus.config import Hub, SplitName
 from stages.data.corpus.readers import Piece, Raw, check_columns, table_row
 from stages.stage import StageError
 
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 MOST_PIECES = 1024  # of a split: row groups may be small, and each piece asks the Hub for the list of files
 
 
 def streamed(source: Hub, split: SplitName) -> bool:
-    """Can shards of the split be read by themselves?"""
-    return re.fullmatch(r"[\w.-]+", source.splits[split]) is not None
+    """Can shards of the split be read by themselves? Not of a slice, nor of what only the library's cache has."""
+    offline = any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in OFFLINE)
+    here = os.path.isabs(source.path)
+    return re.fullmatch(r"[\w.-]+", source.splits[split]) is not None and (here or not offline)
 
 
 def rows_of(source: Hub, split: SplitName, **options: Any) -> Any:
