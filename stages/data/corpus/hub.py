@@ -68,7 +68,9 @@ def pieces(source: Hub, split: SplitName, most: int) -> list[Piece]:
 def read_hub(source: Hub, split: SplitName, piece: Piece | None = None) -> Iterator[Raw]:
     """The documents of a split, or of a piece of it. Raises StageError as ``rows_of``, and for a missing column."""
     rows = rows_of(source, split)
-    features = rows.features or next(iter(rows), {})  # of what is streamed they may not be known before it is read
+    features: dict[str, Any] = rows.features or next(
+        iter(rows), {}
+    )  # of what is streamed they may not be known before it is read
     nested = [path for name, feature in features.items() for path in (name, *_below(name, feature))]
     check_columns(source.columns, nested, f"source {source.name!r}", every=True)
     index = piece.first if piece is not None else 0
@@ -92,11 +94,12 @@ def _shortest(rows: Any, source: Hub) -> str | None:
     import datasets
     from datasets.packaged_modules.parquet.parquet import Parquet
 
-    others = {name: feature for name, feature in (rows.features or {}).items() if name not in source.columns.text}
+    text = source.columns.text.split(".")[0]
+    others = {name: feature for name, feature in (rows.features or {}).items() if name != text}
     builder = datasets.load_dataset_builder(source.path, source.config, revision=source.revision)
     if not others or not isinstance(builder, Parquet):
         return None
-    return min(others, key=lambda name: ("int" not in str(getattr(others[name], "dtype", "")), name))
+    return str(min(others, key=lambda name: ("int" not in str(getattr(others[name], "dtype", "")), name)))
 
 
 def _parts(rows: Any, source: Hub, split: SplitName, piece: Piece | None) -> Iterator[Any]:
