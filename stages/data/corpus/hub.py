@@ -68,9 +68,8 @@ def pieces(source: Hub, split: SplitName, most: int) -> list[Piece]:
 def read_hub(source: Hub, split: SplitName, piece: Piece | None = None) -> Iterator[Raw]:
     """The documents of a split, or of a piece of it. Raises StageError as ``rows_of``, and for a missing column."""
     rows = rows_of(source, split)
-    features: dict[str, Any] = rows.features or next(
-        iter(rows), {}
-    )  # of what is streamed they may not be known before it is read
+    # Of what is streamed they may not be known before it is read.
+    features: dict[str, Any] = rows.features or next(iter(rows), {})
     nested = [path for name, feature in features.items() for path in (name, *_below(name, feature))]
     check_columns(source.columns, nested, f"source {source.name!r}", every=True)
     index = piece.first if piece is not None else 0
