@@ -23,7 +23,6 @@ from stages.data.corpus import documents, frames, hub
 from stages.data.corpus.config import Hub, JsonLines, Parquet, Pg19, Source, SplitName
 from stages.data.corpus.documents import DocumentsWriter, part_name, write_documents, write_table
 from stages.data.corpus.files import ExternalFile
-from stages.data.corpus.frames import SPLIT_BYTES
 from stages.data.corpus.opened import opened, packed
 from stages.data.corpus.readers import (
     Piece,
@@ -35,6 +34,7 @@ from stages.data.corpus.readers import (
 )
 from stages.data.saved import on_disk
 
+SPLIT_BYTES = frames.SPLIT_BYTES
 _BLOCK = 2**22
 FORMAT = 3  # of what a task leaves
 IDS_FILE, PROBLEMS_FILE, PART = "ids.arrow", "problems.parquet", part_name(0)
