@@ -238,8 +238,13 @@ def run_stage(stage: str, folder: Path, workers: int, address: str | None = None
             ray.init(address=address, log_to_driver=False)
             ray.get([ray.remote(num_cpus=1)(ready).remote(module.__name__) for _ in range(workers)])
         else:
-            ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False,
-                     object_store_memory=400 * 2**20)  # fmt: skip
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=400 * 2**20,
+            )
     else:
         from stages.data import parallel
 

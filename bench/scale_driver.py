@@ -173,8 +173,10 @@ def main() -> None:
         for documents in map(int, sys.argv[1:] or (10_000, 100_000, 1_000_000)):
             done = subprocess.run(
                 [sys.executable, "-m", "bench.scale_driver", "--one", stage, str(documents)],
-                check=True, stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
             memory, seconds = done.stdout.split()
             line = f"{stage:13} {documents:>11,} documents: {int(memory) / 2**20:8.1f} MiB, {float(seconds):6.1f} s"
             if before is not None:

@@ -205,10 +205,16 @@ def test_a_hub_data_set_is_read_shard_by_shard(tmp_path: Path, monkeypatch: pyte
     assert names[26] == "h/x1#2" and names[27] == "h/train:0000027", names[24:30]
 
 
-@pytest.mark.parametrize(("offline", "path", "wanted", "streamed"), [
-    ("", "owner/name", "train", True), ("1", "owner/name", "train", False), ("1", "/data/set", "train", True),
-    ("", "owner/name", "train[:10%]", False), ("0", "owner/name", "train", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("offline", "path", "wanted", "streamed"),
+    [
+        ("", "owner/name", "train", True),
+        ("1", "owner/name", "train", False),
+        ("1", "/data/set", "train", True),
+        ("", "owner/name", "train[:10%]", False),
+        ("0", "owner/name", "train", True),
+    ],
+)
 def test_what_is_only_in_the_cache_is_loaded_not_streamed(
     monkeypatch: pytest.MonkeyPatch, offline: str, path: str, wanted: str, streamed: bool
 ) -> None:

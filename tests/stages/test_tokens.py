@@ -237,9 +237,10 @@ def imported(folder: Path, kind: str) -> TokenizerConfig:
 
 @pytest.mark.parametrize("kind", ["bpe", "bytes", "file", "unigram"])
 def test_strings_of_control_tokens_are_text_and_counted(tmp_path, kind):
-    rows = [{"doc_id": f"a/{i}", "source": "a", "split": s, "text": text} for i, (s, text) in enumerate(
-        [("train", CONTROL), ("train", "Nothing of the kind. " * 30), ("test", CONTROL)]
-    )]  # fmt: skip
+    rows = [
+        {"doc_id": f"a/{i}", "source": "a", "split": s, "text": text}
+        for i, (s, text) in enumerate([("train", CONTROL), ("train", "Nothing of the kind. " * 30), ("test", CONTROL)])
+    ]
     (tmp_path / "c" / "documents").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c" / "documents" / "part-0.parquet")
     config = {"bpe": TokenizerConfig(kind="bpe", vocab_size=270), "bytes": TokenizerConfig(kind="bytes")}.get(kind)

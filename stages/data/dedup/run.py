@@ -99,9 +99,15 @@ def finding(
         def compare(jobs: Sequence[comparing.Job], work: Any) -> list[str]:
             place = storage.join(work_url, work.__name__)
             return comparing.compare_all(
-                jobs, work, corpus.runs, documents, config.ngram, place, worth_it and len(jobs) > 1,
+                jobs,
+                work,
+                corpus.runs,
+                documents,
+                config.ngram,
+                place,
+                worth_it and len(jobs) > 1,
                 lambda done, total: progress(done, total, f"lots of {work.__name__.replace('_', ' ')}"),
-            )  # fmt: skip
+            )
 
         yield Deduplicated(corpus, decide(corpus, config, compare, worth_it), worth_it)
 

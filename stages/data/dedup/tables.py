@@ -206,8 +206,12 @@ class Table:
                 "bytes_out": rows["bytes_out"],
             }
             nothing = pa.nulls(len(places))
-            arrays = [pa.chunked_array([columns.get(f.name, nothing)]) if f.name not in columns or not isinstance(
-                columns[f.name], pa.ChunkedArray) else columns[f.name] for f in DECISIONS]  # fmt: skip
+            arrays = [
+                pa.chunked_array([columns.get(f.name, nothing)])
+                if f.name not in columns or not isinstance(columns[f.name], pa.ChunkedArray)
+                else columns[f.name]
+                for f in DECISIONS
+            ]
             return pa.table(arrays, names=DECISIONS.names).cast(DECISIONS).combine_chunks()
         made = [
             self._row(place, FATES_OF_ROWS[kind], at, row)

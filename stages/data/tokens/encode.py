@@ -23,9 +23,29 @@ Encoded = tuple["NDArray[np.int32]", list[int], list[int], list[int]]
 like control tokens, which are text."""
 
 CONTROL = (
-    "<s>", "</s>", "<bos>", "<eos>", "<pad>", "<unk>", "<mask>", "<cls>", "<sep>", "<start_of_turn>", "<end_of_turn>",
-    "<<SYS>>", "<</SYS>>", "[INST]", "[/INST]", "[CLS]", "[SEP]", "[MASK]", "[PAD]", "[UNK]", "[BOS]", "[EOS]",
-)  # fmt: skip
+    "<s>",
+    "</s>",
+    "<bos>",
+    "<eos>",
+    "<pad>",
+    "<unk>",
+    "<mask>",
+    "<cls>",
+    "<sep>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<<SYS>>",
+    "<</SYS>>",
+    "[INST]",
+    "[/INST]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "[PAD]",
+    "[UNK]",
+    "[BOS]",
+    "[EOS]",
+)
 """Control tokens of common tokenizers: in a text they are what another pipeline left there."""
 BARRED = r"\|\w{1,40}\|>|\uff5c[\w\u2581]{1,40}\uff5c>"
 """What follows the ``<`` of those between bars: ``<|endoftext|>``, ``<|im_start|>``, DeepSeek's with wide ones."""
