@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from stages.data.corpus import documents as layout_of
 from stages.data.corpus import files as hashing
 from stages.data.corpus import groups as reading
+from stages.data.corpus import hub, readers
 from stages.data.corpus import ingest as ingesting
-from stages.data.corpus import readers
-from stages.data.corpus.config import IngestConfig, JsonLines
+from stages.data.corpus.config import Hub, IngestConfig, JsonLines
 from stages.data.corpus.documents import DocumentsWriter, document_files
 from stages.data.corpus.files import ExternalFile
 from stages.data.corpus.opened import lines_of
@@ -188,18 +188,36 @@ def test_a_hub_data_set_is_read_shard_by_shard(tmp_path: Path, monkeypatch: pyte
             lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
             path.write_bytes(gzip.compress(lines) if kind.endswith("gz") else lines)
     (tmp_path / "held.txt").write_text("Held out.")
-    hub = {"kind": "hub", "name": "h", "path": "set", "columns": {"text": "content.text", "id": "id"}}
+    source = {"kind": "hub", "name": "h", "path": "set", "columns": {"text": "content.text", "id": "id"}}
     held = {"kind": "text", "name": "t", "url": "held.txt", "split": "test"}
-    whole = run(tmp_path, [{**hub, "splits": {"train": "train"}}, held], "whole")
-    sliced = run(tmp_path, [{**hub, "splits": {"train": "train[:40]"}}, held], "sliced")
+    whole = run(tmp_path, [{**source, "splits": {"train": "train"}}, held], "whole")
+    sliced = run(tmp_path, [{**source, "splits": {"train": "train[:40]"}}, held], "sliced")
     pieces: list[Piece] = []
     original = reading.in_pieces
     monkeypatch.setattr(
         reading, "in_pieces", lambda *given: pieces.extend(g.piece for g in original(*given)) or original(*given)
     )
     monkeypatch.setattr(reading, "SPLIT_BYTES", 100)
-    assert run(tmp_path, [{**hub, "splits": {"train": "train"}}, held], "pieces") == whole
+    assert run(tmp_path, [{**source, "splits": {"train": "train"}}, held], "pieces") == whole
     assert len(pieces) == (6 if kind == "parquet" else 2)
-    assert run(tmp_path, [{**hub, "splits": {"train": "train[:40]"}}, held], "slices") == sliced
+    assert run(tmp_path, [{**source, "splits": {"train": "train[:40]"}}, held], "slices") == sliced
     names = pq.read_table(tmp_path / "pieces" / "documents")["doc_id"].to_pylist()
     assert names[26] == "h/x1#2" and names[27] == "h/train:0000027", names[24:30]
+
+
+@pytest.mark.parametrize(
+    ("offline", "path", "wanted", "streamed"),
+    [
+        ("", "owner/name", "train", True),
+        ("1", "owner/name", "train", False),
+        ("1", "/data/set", "train", True),
+        ("", "owner/name", "train[:10%]", False),
+        ("0", "owner/name", "train", True),
+    ],
+)
+def test_what_is_only_in_the_cache_is_loaded_not_streamed(
+    monkeypatch: pytest.MonkeyPatch, offline: str, path: str, wanted: str, streamed: bool
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    source = Hub(name="h", path=path, revision=None, splits={"train": wanted})
+    assert hub.streamed(source, "train") is streamed

@@ -24,12 +24,12 @@ from stages.data.corpus import documents, frames, hub
 from stages.data.corpus.config import CorpusSource, Hub, JsonLines, Parquet, Pg19, SplitName, TextFiles
 from stages.data.corpus.documents import DocumentsWriter, part_name, write_documents, write_table
 from stages.data.corpus.files import ExternalFile
-from stages.data.corpus.frames import SPLIT_BYTES
 from stages.data.corpus.latex import paper_folders
 from stages.data.corpus.opened import opened, packed
 from stages.data.corpus.readers import Piece, Raw, pg19_metadata, printable, read, read_folder, year_of
 from stages.data.saved import on_disk
 
+SPLIT_BYTES = frames.SPLIT_BYTES
 _BLOCK = 2**22
 FORMAT = 3  # of what a task leaves
 IDS_FILE, PROBLEMS_FILE, PART = "ids.arrow", "problems.parquet", part_name(0)

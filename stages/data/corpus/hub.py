@@ -1,11 +1,13 @@
 """Data sets of the Hugging Face Hub, or local folders of their layout, read through ``datasets``.
 
 A split is streamed in shards: a file each, of Parquet a row group each. A task reads some shards of one file, nothing
-but what it needs is fetched and nothing is converted. A slice of a split (``train[:100]``) is loaded as a whole.
+but what it needs is fetched and nothing is converted. A slice of a split (``train[:100]``), and what was
+cached for work without a network, is loaded as a whole.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,12 +16,15 @@ from stages.data.corpus.config import Hub, SplitName
 from stages.data.corpus.readers import Piece, Raw, check_columns, papers_in, table_row
 from stages.stage import StageError
 
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 MOST_PIECES = 1024  # of a split: row groups may be small, and each piece asks the Hub for the list of files
 
 
 def streamed(source: Hub, split: SplitName) -> bool:
-    """Can shards of the split be read by themselves?"""
-    return re.fullmatch(r"[\w.-]+", source.splits[split]) is not None
+    """Can shards of the split be read by themselves? Not of a slice, nor of what only the library's cache has."""
+    offline = any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in OFFLINE)
+    here = os.path.isabs(source.path)
+    return re.fullmatch(r"[\w.-]+", source.splits[split]) is not None and (here or not offline)
 
 
 def rows_of(source: Hub, split: SplitName, **options: Any) -> Any:
@@ -63,9 +68,8 @@ def pieces(source: Hub, split: SplitName, most: int) -> list[Piece]:
 def read_hub(source: Hub, split: SplitName, piece: Piece | None = None) -> Iterator[Raw]:
     """The documents of a split, or of a piece of it. Raises StageError as ``rows_of``, and for a missing column."""
     rows = rows_of(source, split)
-    features: dict[str, Any] = rows.features or next(
-        iter(rows), {}
-    )  # of what is streamed they may not be known before it is read
+    # Of what is streamed they may not be known before it is read.
+    features: dict[str, Any] = rows.features or next(iter(rows), {})
     nested = [path for name, feature in features.items() for path in (name, *_below(name, feature))]
     check_columns(source.columns, nested, f"source {source.name!r}", every=True)
     index = piece.first if piece is not None else 0
@@ -89,11 +93,12 @@ def _shortest(rows: Any, source: Hub) -> str | None:
     import datasets
     from datasets.packaged_modules.parquet.parquet import Parquet
 
-    others = {name: feature for name, feature in (rows.features or {}).items() if name not in source.columns.text}
+    text = source.columns.text.split(".")[0]
+    others = {name: feature for name, feature in (rows.features or {}).items() if name != text}
     builder = datasets.load_dataset_builder(source.path, source.config, revision=source.revision)
     if not others or not isinstance(builder, Parquet):
         return None
-    return min(map(str, others), key=lambda name: ("int" not in str(getattr(others[name], "dtype", "")), name))
+    return str(min(others, key=lambda name: ("int" not in str(getattr(others[name], "dtype", "")), name)))
 
 
 def _parts(rows: Any, source: Hub, split: SplitName, piece: Piece | None) -> Iterator[Any]:
