@@ -31,8 +31,13 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 _MOST_LAYERS = 10_000
 """Lists with an entry for each layer are made before the weights are read."""
 _CLASSES = {
-    "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3", "olmo2": "Olmo2",
-}  # fmt: skip
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "smollm3": "SmolLM3",
+    "olmo2": "Olmo2",
+}
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -141,9 +146,13 @@ def _check_types(fields: dict[str, Any], source: Path) -> None:
 
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
     optional = (
-        "num_key_value_heads", "head_dim", "sliding_window", "no_rope_layer_interval", "max_position_embeddings",
+        "num_key_value_heads",
+        "head_dim",
+        "sliding_window",
+        "no_rope_layer_interval",
+        "max_position_embeddings",
         "original_max_position_embeddings",
-    )  # fmt: skip
+    )
     wholes = {**{name: fields.get(name) for name in needed}, **_present(fields, optional)}
     flags = _present(fields, ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"))
     objects = _present(fields, ("rope_scaling", "rope_parameters"))
@@ -296,8 +305,21 @@ def family_of(config: ModelConfig) -> str | None:
 
 
 _NOT_CARRIED = {
-    "auto_map", "torch_dtype", "dtype", "transformers_version", "rope_scaling", "rope_parameters",
-    "original_max_position_embeddings", "sliding_window", "quantization_config", "_name_or_path", BLOCK,
-    "use_sliding_window", "max_window_layers", "layer_types", "no_rope_layers", "no_rope_layer_interval",
-}  # fmt: skip
+    "auto_map",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "rope_scaling",
+    "rope_parameters",
+    "original_max_position_embeddings",
+    "sliding_window",
+    "quantization_config",
+    "_name_or_path",
+    BLOCK,
+    "use_sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "no_rope_layers",
+    "no_rope_layer_interval",
+}
 """Fields of another config.json that hold only there, or that ours states in its own way."""

@@ -76,10 +76,20 @@ def test_halves_in_shards_are_read_as_they_are(tmp_path: Path, family: str, dtyp
 def test_fields_that_are_left_out_mean_what_they_mean_to_transformers(tmp_path: Path, family: str) -> None:
     theirs(family, **({"sliding_window": None} if family == "mistral" else {})).save_pretrained(tmp_path)
     stated = {
-        "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
-        "intermediate_size", "tie_word_embeddings", "head_dim", "attention_bias", "no_rope_layers", "rope_parameters",
+        "model_type",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+        "intermediate_size",
+        "tie_word_embeddings",
+        "head_dim",
+        "attention_bias",
+        "no_rope_layers",
+        "rope_parameters",
         "pad_token_id",  # smollm3's default is none of these few tokens
-    }  # fmt: skip
+    }
     fields = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in fields.items() if k in stated}))
     equal(tmp_path)

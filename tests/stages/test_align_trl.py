@@ -70,9 +70,12 @@ def test_the_loss_of_preferences_is_trls(made):
 
     folder, codec, tokenizer, models = made
     trainer = DPOTrainer(
-        models["policy"][1], models["reference"][1], options(folder, DPOConfig, beta=BETA, max_length=None),
-        train_dataset=Dataset.from_list(PAIRS), processing_class=tokenizer,
-    )  # fmt: skip
+        models["policy"][1],
+        models["reference"][1],
+        options(folder, DPOConfig, beta=BETA, max_length=None),
+        train_dataset=Dataset.from_list(PAIRS),
+        processing_class=tokenizer,
+    )
     inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
     models["policy"][1].zero_grad()
     theirs = trainer.compute_loss(models["policy"][1], inputs)
@@ -97,9 +100,11 @@ def test_the_loss_of_conversations_is_trls(made):
     folder, codec, tokenizer, models = made
     rows = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in PAIRS]
     trainer = SFTTrainer(
-        models["policy"][1], options(folder, SFTConfig, completion_only_loss=True, max_length=None),
-        train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
-    )  # fmt: skip
+        models["policy"][1],
+        options(folder, SFTConfig, completion_only_loss=True, max_length=None),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
     inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
     models["policy"][1].zero_grad()
     theirs = trainer.compute_loss(models["policy"][1], inputs)
