@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from model.decoder import Decoder
-from model.export import export
-from tests.model.tiny import ARMS, config
 from tests.pipeline import checkpoints
 from tests.pipeline.called import caller
 
@@ -118,52 +114,6 @@ def test_an_arm_of_bounded_memory_scores_a_text_of_any_length_in_one_pass(models
     choices = [asked(text[:3000], choice) for choice in (" a", " bc", " a", " de")]
     together, apart = lm.loglikelihood(choices), [lm.loglikelihood([one])[0] for one in choices]
     assert [one[0] for one in together] == pytest.approx([one[0] for one in apart])  # one reading of the context
-
-
-@WITH
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("arm", ARMS)
-def test_every_arms_export_is_read_as_by_the_harnesss_model_of_transformers(
-    models: Path, tmp_path: Path, arm: str, dtype: str
-) -> None:
-    """By ours, by segments, and by ``--model hf`` through the folder's code, in padded batches; saved again too."""
-    from lm_eval.models.huggingface import HFLM
-    from transformers import AutoModelForCausalLM
-
-    from infini_study import HarnessModel
-
-    special = {"bos": 1, "eos": 1, "pad": 0}
-    shape = replace(config(arm, trunk={"dim": 32, "tie_embeddings": False}), vocab_size=258)
-    export(Decoder(shape, seed=0), tmp_path / "arm", tokenizer=models / "tokenizer.json", special_tokens=special)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "arm", trust_remote_code=True)
-    again.save_pretrained(tmp_path / "again")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "again" / name).write_bytes((tmp_path / "arm" / name).read_bytes())
-    text = (models / "text" / "0.txt").read_text()
-    pairs = [asked(one["question"], choice) for one in QUESTIONS for choice in one["choices"]]
-    pairs += [asked("", " alone"), asked(text[:300], text[300:350])]
-    prompts = [
-        asked(text[start : start + length], {"max_gen_toks": 6, "until": []}) for start, length in ((0, 90), (7, 33))
-    ]
-    exact = dtype == "float32"
-    ours = HarnessModel(checkpoint=str(tmp_path / "arm"), device="cpu", dtype=dtype)
-    expected, said = ours.loglikelihood(pairs), ours.generate_until(prompts)
-    for folder in ("arm", "again"):
-        theirs = HFLM(
-            pretrained=str(tmp_path / folder),
-            trust_remote_code=True,
-            device="cpu",
-            dtype=dtype,
-            batch_size=3,
-            add_bos_token=True,
-        )
-        for mine, other in zip(expected, theirs.loglikelihood(pairs), strict=True):
-            assert mine[0] == pytest.approx(other[0], rel=1e-4 if exact else 2e-2)
-        if exact:
-            assert [mine[1] for mine in expected] == [other[1] for other in theirs.loglikelihood(pairs)]
-            assert said == theirs.generate_until(prompts)
-    assert len(said) == 2
 
 
 @WITH

@@ -27,7 +27,6 @@ from stages.data.corpus import groups as reading
 from stages.data.corpus.config import SPLITS, CorpusSource, Hub, IngestConfig, JsonLines, Parquet, Pg19
 from stages.data.corpus.documents import part_name, rows_at, write_documents, write_table
 from stages.data.corpus.files import DigestCache, ExternalFile, default_cache, digests_of
-from stages.data.corpus.frames import SPLIT_BYTES
 from stages.data.corpus.groups import IDS, IDS_FILE, PROBLEMS, PROBLEMS_FILE, Group, Slice, problem_row
 from stages.data.corpus.pin import list_files, listing_digest
 from stages.data.corpus.readers import NO_FIELD, column_names
@@ -142,7 +141,7 @@ def _read(
 
 def _in_pieces(groups: Sequence[Group], worth_it: bool) -> list[list[Group]]:
     large = [group for group in groups if reading.splittable(group)]
-    cut = spread(reading.in_pieces, large, SPLIT_BYTES, worth_it=worth_it)
+    cut = spread(reading.in_pieces, large, reading.SPLIT_BYTES, worth_it=worth_it)
     pieces = [next(cut) if reading.splittable(group) else [group] for group in groups]
     lined = [group for of_group in pieces if len(of_group) > 1 for group in of_group]
     begun = spread(reading.rows_of, lined, worth_it=worth_it)
