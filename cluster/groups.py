@@ -102,10 +102,8 @@ class Groups:
         """A worker's question, which run it is to take after its ``done``-th: (number, task); None: no more."""
         group = self._groups[number]
         mine = group.asked[rank] = group.asked.get(rank, 0) + 1
-        if not group.up:
-            group.up, group.idle_since = True, time.monotonic()
-        if done == 0:
-            group.failing = False
+        if done == 0:  # new workers
+            group.up, group.failing, group.idle_since = True, False, time.monotonic()
             group.returned.discard(rank)
         elif group.run is not None and done == group.runs:
             group.returned.add(rank)
@@ -155,7 +153,7 @@ class Groups:
             await asyncio.sleep(0.5)
             now = time.monotonic()
             for group in self._groups.values():
-                if group.up and group.run is None and now - group.idle_since > IDLE_S:
+                if group.up and not group.failing and group.run is None and now - group.idle_since > IDLE_S:
                     group.ending = True
             with contextlib.suppress(Exception):  # the cluster may not answer just now; this must go on
                 await self._settle()
