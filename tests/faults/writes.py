@@ -67,8 +67,8 @@ def watch_writes(faults: Faults, root: Path, record: Path | None = None) -> None
 
 
 def watch_nth_write(root: Path, number: int, kind: str, marker: Path) -> None:
-    """The ``number``-th write below ``root`` from now on fails (``kind`` of ``Faults.fail_at``); ``marker`` then is
-    there."""
+    """The ``number``-th write below ``root`` from now on fails (``kind`` of ``Faults.fail_at``); ``marker`` then
+    names the write."""
     base, seen = str(root.absolute()), 0
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -80,7 +80,7 @@ def watch_nth_write(root: Path, number: int, kind: str, marker: Path) -> None:
             return
         seen += 1
         if seen == number:
-            marker.touch()
+            marker.write_text(where)
             happen(kind, f"write {number}: {where}")
 
     sys.addaudithook(hook)
