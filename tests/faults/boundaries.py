@@ -141,6 +141,7 @@ class Harness:
                 survived += 1
             except AssertionError as error:
                 self.failures.append(f"{step_id}: {where}: {error}")
+                print(self.failures[-1], file=sys.stderr, flush=True)
         return {"points": len(points), "survived": survived}
 
     def soak(self, count: int, seed: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from stages.verdict.report.figures import (
     schedules,
     summaries,
 )
-from stages.verdict.report.figures.style import Drawing, FinishedFigure, Numbers, begin, finish
+from stages.verdict.report.figures.style import Drawing, FinishedFigure, Numbers, finish, settings
 
 Draw = Callable[[Evidence, Numbers], Drawing | None]
 
@@ -52,9 +52,9 @@ def draw(
 ) -> Iterator[tuple[str, FinishedFigure | None]]:
     """(section, figure) one by one; None where its tables are absent. ``numbers``: every number by its name;
     ``sections``: those drawn, None for all."""
-    begin()
-    for section, function in FIGURES:
-        if sections is not None and section not in sections:
-            continue
-        drawing = function(evidence, numbers)
-        yield section, None if drawing is None else finish(drawing, folder)
+    with settings():
+        for section, function in FIGURES:
+            if sections is not None and section not in sections:
+                continue
+            drawing = function(evidence, numbers)
+            yield section, None if drawing is None else finish(drawing, folder)
