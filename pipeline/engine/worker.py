@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import math
 import os
 import platform
@@ -176,6 +177,13 @@ def run_step(job: Job, sink: Sink, *, redirect: bool) -> Done | Failed:
 
     KeyboardInterrupt and SystemExit pass through, after the attempt is discarded: that is how a step is cancelled.
     """
+    try:
+        return _attempted(job, sink, redirect)
+    except OSError as error:  # no room for so much as its folder
+        return Failed(_disk_full(error, job.store) or _one_line(error))
+
+
+def _attempted(job: Job, sink: Sink, redirect: bool) -> Done | Failed:
     started = time.monotonic()
     attempt = job.store.attempt(job.stage.name, job.key, job.token)
     work_url = job.store.work_url(job.stage.name, job.key)
@@ -260,6 +268,23 @@ def _checked(summary: Summary, attempt: Attempt, context: StepContext) -> Summar
     return Summary(summary.headline, metrics, dict(summary.tables), [str(name) for name in summary.figures])
 
 
+class _Log(io.TextIOWrapper):
+    """A step's log. What a full disk does not take of it is lost: why the step fails, it says itself."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def _log_file(job: Job, attempt: Attempt) -> Iterator[tuple[IO[str], str]]:
     """The attempt's log, open for writing, and where a person finds it."""
@@ -268,7 +293,7 @@ def _log_file(job: Job, attempt: Attempt) -> Iterator[tuple[IO[str], str]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     place = str(path) if job.store.local else f"{job.store.url(job.stage.name, job.key)}/logs/{attempt.id}.log"
     try:
-        with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
+        with _Log(path.open("ab", 0), encoding="utf-8", errors="backslashreplace", line_buffering=True) as file:
             yield file, place
     finally:
         if not job.store.local:

@@ -141,11 +141,12 @@ class Harness:
                 survived += 1
             except AssertionError as error:
                 self.failures.append(f"{step_id}: {where}: {error}")
+                print(self.failures[-1], file=sys.stderr, flush=True)
         return {"points": len(points), "survived": survived}
 
     def soak(self, count: int, seed: int) -> dict[str, Any]:
         """``count`` faults at random moments of the whole study, which is begun anew each time it is done."""
-        rng, injected, came, studies, lengths = random.Random(seed), Counter[str](), Counter[str](), 0, [300]
+        rng, came, hit, studies = random.Random(seed), Counter[str](), Counter[str](), 0
         deadline = time.monotonic() + 3600
         while sum(came.values()) < count and time.monotonic() < deadline:
             root = self.folder / "soak"
@@ -153,7 +154,7 @@ class Harness:
             done = False
             while not done:
                 kind = rng.choice(SOAK_KINDS) if sum(came.values()) < count else None
-                number = rng.randrange(1, max(lengths))
+                number = round(2 ** rng.uniform(0, 9))  # mostly soon, at times after the longest step
                 marker = self.folder / "came"
                 marker.unlink(missing_ok=True)
                 if kind == "damage":
@@ -169,10 +170,10 @@ class Harness:
                         watch_nth_write(root, number, kind, marker)
                     return carry_out(self.plan, root).exit_code
 
-                if kind is not None:
-                    injected[kind] += 1
                 ended = forked(attempt, self.log)
-                came[kind or ""] += int(kind is not None and marker.exists())
+                if kind is not None and marker.exists():
+                    came[kind] += 1
+                    hit[marker.read_text().split(" ", 1)[1].split("/")[0]] += 1
                 done = ended == 0
                 if not done and kind is None:
                     self.failures.append(f"soak: the study ends with {ended} though nothing fails")
@@ -185,8 +186,7 @@ class Harness:
                         assert content(self._artifact(root, step.id)) == self.clean[step.id], "other files"
                 except AssertionError as error:
                     self.failures.append(f"soak: {step.id}: {error}")
-        came.pop("", None)
-        return {"injected": sum(came.values()), "by_kind": dict(came), "studies": studies}
+        return {"injected": sum(came.values()), "by_kind": dict(came), "by_stage": dict(hit), "studies": studies}
 
 
 def main() -> None:

@@ -66,6 +66,22 @@ def test_a_full_disk_is_one_line_with_its_fix(step: str, disk: Disk, faults: Fau
     assert sound(Store(disk.root)) == expected
 
 
+def test_a_disk_that_is_full_before_the_log_has_a_line_is_told_the_same(
+    disk: Disk, faults: Faults, expected: dict[str, str]
+):
+    faults.fail_at("driver", "leased", kind="wait")
+    running = driver(disk.root, faults)
+    faults.await_visit("driver", "leased")
+    disk.fill()
+    faults.release()
+    failed = result(running)
+    assert failed["exit"] == 1 and "Traceback" not in failed["errors"]
+    (message,) = failed["messages"].values()
+    assert message.startswith("No space left on device") and "Fix: make room and run again" in message
+    disk.free()
+    assert result(driver(disk.root, faults))["digests"] == expected
+
+
 def test_a_disk_that_turns_read_only_is_said_and_the_next_run_goes_on(
     disk: Disk, faults: Faults, expected: dict[str, str]
 ):

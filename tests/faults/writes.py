@@ -20,7 +20,9 @@ from tests.faults import Faults, happen
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _NAMES = {"os.rename": "rename", "os.link": "link", "os.remove": "remove", "os.rmdir": "rmdir", "os.mkdir": "mkdir"}
-_KEY = re.compile(r"[0-9a-f]{64}|\d{6}-[0-9a-f]{12}-[0-9a-f]{12}|[0-9a-f]{12,32}")
+_KEY = re.compile(
+    r"[0-9a-f]{64}|\d{6}-[0-9a-f]{12}-[0-9a-f]{12}|[0-9a-f]{12,32}|(?<=-)[a-z0-9_]{8}(?=/|$)"
+)  # the last: tempfile's
 
 
 def point(event: str, args: tuple[Any, ...], root: str) -> str | None:
@@ -67,8 +69,8 @@ def watch_writes(faults: Faults, root: Path, record: Path | None = None) -> None
 
 
 def watch_nth_write(root: Path, number: int, kind: str, marker: Path) -> None:
-    """The ``number``-th write below ``root`` from now on fails (``kind`` of ``Faults.fail_at``); ``marker`` then is
-    there."""
+    """The ``number``-th write below ``root`` from now on fails (``kind`` of ``Faults.fail_at``); ``marker`` then
+    names the write."""
     base, seen = str(root.absolute()), 0
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -80,7 +82,7 @@ def watch_nth_write(root: Path, number: int, kind: str, marker: Path) -> None:
             return
         seen += 1
         if seen == number:
-            marker.touch()
+            marker.write_text(where)
             happen(kind, f"write {number}: {where}")
 
     sys.addaudithook(hook)

@@ -52,8 +52,10 @@ def draw(folder: Path, rule: DecontaminateConfig) -> dict[str, str]:
     books = pq.read_table(folder / "books.parquet").to_pylist()
     pairs = pq.read_table(folder / "pairs.parquet").to_pylist()
     drawings = {}
-    with warnings.catch_warnings(), matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # a Literal of 300 names
+    with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.filterwarnings("ignore", "Glyph")  # of titles in scripts that the font does not have
+        matplotlib.rcdefaults()  # whatever a step before drew in this process
+        matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]  # its keys are a Literal of 300 names
         for name, figure in (("coverage", _coverage(books, rule)), ("margins", _margins(pairs, rule))):
             if figure is not None:
                 drawings[name] = _saved(figure, name, folder)

@@ -20,7 +20,7 @@ from stages.verdict.report.figures import (
     schedules,
     summaries,
 )
-from stages.verdict.report.figures.style import Drawing, FinishedFigure, Numbers, begin, finish
+from stages.verdict.report.figures.style import Drawing, FinishedFigure, Numbers, finish, settings
 
 Draw = Callable[[Evidence, Numbers], Drawing | None]
 
@@ -71,11 +71,10 @@ def draw(
 
 def _drawn(place: int, evidence: Evidence, numbers: Numbers) -> tuple[FinishedFigure | None, dict[str, bytes]]:
     """One of FIGURES and its files by their names."""
-    begin()
-    drawing = FIGURES[place][1](evidence, numbers)
-    if drawing is None:
-        return None, {}
-    with tempfile.TemporaryDirectory() as folder:
+    with settings(), tempfile.TemporaryDirectory() as folder:
+        drawing = FIGURES[place][1](evidence, numbers)
+        if drawing is None:
+            return None, {}
         figure = finish(drawing, Path(folder))
         names = (figure.png, figure.svg, figure.narrow, figure.data)
         return figure, {name: (Path(folder) / name).read_bytes() for name in names}

@@ -7,9 +7,10 @@ where the same letters would be half as large. Seeds are open markers or thin li
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,46 +103,52 @@ def styles(names: Iterable[str], grey: Iterable[str] = ()) -> dict[str, Style]:
     return found
 
 
-def begin() -> None:
-    """Settings of matplotlib for this process: no display, deterministic SVG ids."""
+@contextlib.contextmanager
+def settings() -> Iterator[None]:
+    """Settings of matplotlib for what is drawn meanwhile, whatever the process drew before, and for nothing that it
+    draws later: no display, deterministic SVG ids."""
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams.update(
-        {
-            "svg.hashsalt": "infini-study",
-            "svg.fonttype": "path",
-            "font.family": "DejaVu Sans",
-            "font.size": LETTERS,
-            "axes.titlesize": LETTERS + 0.5,
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "axes.labelsize": LETTERS,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.edgecolor": MUTED,
-            "axes.linewidth": 0.8,
-            "axes.labelcolor": INK,
-            "text.color": INK,
-            "axes.titlecolor": INK,
-            "xtick.color": MUTED,
-            "ytick.color": MUTED,
-            "xtick.labelcolor": INK,
-            "ytick.labelcolor": INK,
-            "xtick.labelsize": LETTERS,
-            "ytick.labelsize": LETTERS,
-            "axes.grid": True,
-            "grid.color": LINE,
-            "grid.linewidth": 0.6,
-            "axes.axisbelow": True,
-            "legend.frameon": False,
-            "legend.fontsize": LETTERS,
-            "lines.linewidth": 1.6,
-            "lines.markersize": 4.5,
-            "figure.constrained_layout.use": True,
-            "figure.dpi": 100,
-        }
-    )
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)
+        yield
+
+
+SETTINGS: Any = {
+    "svg.hashsalt": "infini-study",
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": LETTERS,
+    "axes.titlesize": LETTERS + 0.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": LETTERS,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": LETTERS,
+    "ytick.labelsize": LETTERS,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": LETTERS,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 100,
+}
 
 
 def finish(drawing: Drawing, folder: Path) -> FinishedFigure:
