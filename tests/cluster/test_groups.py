@@ -17,6 +17,8 @@ from cluster.train import TrainingLost, run_distributed
 
 PATIENCE = 120.0
 
+pytestmark = pytest.mark.timeout(900)  # five starts of Ray workers, each of which a busy machine takes a minute for
+
 
 def meet(config: dict[str, Any]) -> None:
     """Each of the workers notes its process and the sum of all ranks, which it has from the others. One dies on the way
