@@ -29,8 +29,13 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 }
 """model_type -> what a config.json means that does not say so, where that is not what it means of a Llama."""
 _CLASSES = {
-    "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3", "olmo2": "Olmo2",
-}  # fmt: skip
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "smollm3": "SmolLM3",
+    "olmo2": "Olmo2",
+}
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -244,10 +249,23 @@ def family_of(config: ModelConfig) -> str | None:
 
 
 _NOT_CARRIED = {
-    "auto_map", "torch_dtype", "dtype", "transformers_version", "rope_scaling", "rope_parameters",
-    "original_max_position_embeddings", "sliding_window", "quantization_config", "_name_or_path", BLOCK,
-    "use_sliding_window", "max_window_layers", "layer_types", "no_rope_layers", "no_rope_layer_interval",
-}  # fmt: skip
+    "auto_map",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "rope_scaling",
+    "rope_parameters",
+    "original_max_position_embeddings",
+    "sliding_window",
+    "quantization_config",
+    "_name_or_path",
+    BLOCK,
+    "use_sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "no_rope_layers",
+    "no_rope_layer_interval",
+}
 """Fields of another config.json that hold only there, or that ours states in its own way."""
 
 

@@ -71,10 +71,16 @@ def ray_session() -> None:
 
 
 LONGEST_FIRST = (
-    "test_write_boundaries.py", "test_nodes.py",  # with the slow tests, half an hour and a quarter
-    "test_end_to_end.py", "test_pretrain_ray.py", "test_cli_scan.py", "test_cli.py", "test_execute.py",
-    "test_adding.py", "test_export.py",
-)  # fmt: skip
+    "test_write_boundaries.py",
+    "test_nodes.py",  # with the slow tests, half an hour and a quarter
+    "test_end_to_end.py",
+    "test_pretrain_ray.py",
+    "test_cli_scan.py",
+    "test_cli.py",
+    "test_execute.py",
+    "test_adding.py",
+    "test_export.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -38,11 +38,19 @@ def disagreements(study: StudyConfig) -> list[str]:
     """All of them, one line each: field, value, what is wrong, the fix."""
     values = study.model_dump(mode="json")
     return [
-        *_repeats(values, ""), *_sizes(values, ""), *_passwords(values, ""),
-        *_models(study), *_warmup(study), *_mixture(study), *_arms(study),
-        *tuning.disagreements(study), *_claims(study), *study.match.faults(study.arms), *schedule_faults(study),
+        *_repeats(values, ""),
+        *_sizes(values, ""),
+        *_passwords(values, ""),
+        *_models(study),
+        *_warmup(study),
+        *_mixture(study),
+        *_arms(study),
+        *tuning.disagreements(study),
+        *_claims(study),
+        *study.match.faults(study.arms),
+        *schedule_faults(study),
         *_summaries(study),
-    ]  # fmt: skip
+    ]
 
 
 _LARGEST = 10**11  # of anything that is counted: tokens, steps, prompts

@@ -38,14 +38,40 @@ from tests.tiny import STUDY, write_study
 # Outputs
 
 COMMANDS = (
-    "status quickstart", "explain quickstart pretrain/local/0", "report quickstart", "report quickstart --json", "ls",
-    "show report", "show report --table report.json", "show evaluate/local/0 --json", "lineage report", "verify",
-    "logs report", "gc", "validate tiny.yaml --resolved", "plan tiny.yaml", "power tiny.yaml", "run tiny.yaml -n",
-    "run tiny.yaml --address nowhere:1", "audit quickstart", "audit scan books/train --against books/test",
-    "audit scan books/train --against books/test --json", "score said.jsonl", "compare quickstart nothing",
-    "evaluate nothing", "export report out", "import nothing out", "init --list", "human export quickstart out",
-    "judge quickstart", "cluster status", "cluster submit tiny.yaml", "ui", "show λ−字\ud800", "stätus",
-)  # fmt: skip
+    "status quickstart",
+    "explain quickstart pretrain/local/0",
+    "report quickstart",
+    "report quickstart --json",
+    "ls",
+    "show report",
+    "show report --table report.json",
+    "show evaluate/local/0 --json",
+    "lineage report",
+    "verify",
+    "logs report",
+    "gc",
+    "validate tiny.yaml --resolved",
+    "plan tiny.yaml",
+    "power tiny.yaml",
+    "run tiny.yaml -n",
+    "run tiny.yaml --address nowhere:1",
+    "audit quickstart",
+    "audit scan books/train --against books/test",
+    "audit scan books/train --against books/test --json",
+    "score said.jsonl",
+    "compare quickstart nothing",
+    "evaluate nothing",
+    "export report out",
+    "import nothing out",
+    "init --list",
+    "human export quickstart out",
+    "judge quickstart",
+    "cluster status",
+    "cluster submit tiny.yaml",
+    "ui",
+    "show λ−字\ud800",
+    "stätus",
+)
 
 
 @pytest.fixture
@@ -140,10 +166,19 @@ def test_brackets_without_end_in_what_is_only_remembered_are_as_nothing(
 # Names
 
 NASTY = {
-    "NUL": "a\0b", "surrogate": "a\ud800b", "newline": "a\nb", "end of line": "name\n", "long": "a" * 5000,
-    "longer than a file's": "a" * 300, "above": "../../a", "absolute": "/a", "nothing": "", "blank": " ",
-    "letters": "字", "an option": "--help",
-}  # fmt: skip
+    "NUL": "a\0b",
+    "surrogate": "a\ud800b",
+    "newline": "a\nb",
+    "end of line": "name\n",
+    "long": "a" * 5000,
+    "longer than a file's": "a" * 300,
+    "above": "../../a",
+    "absolute": "/a",
+    "nothing": "",
+    "blank": " ",
+    "letters": "字",
+    "an option": "--help",
+}
 PLACES = ("name", "corpus.sources.0.name", "arms", "schedules", "evaluate.retrieval.files", "pretrain.mixture.sources")
 
 
@@ -176,10 +211,31 @@ def test_a_name_that_no_file_or_run_can_have_is_one_clear_line(cli: Command, pla
 
 @pytest.mark.parametrize("nasty", NASTY)
 @pytest.mark.parametrize(
-    "command", ["status {}", "explain quickstart {}", "show {}", "show report --table {}", "lineage {}", "logs {}",
-    "ls {}", "ls --study {}", "verify {}", "export {} out", "plan {}", "run {}", "audit {}", "report {}", "score {}",
-    "show report --study {}", "compare {} quickstart", "evaluate {}", "power {}", "init {}", "cluster submit {}"],
-)  # fmt: skip
+    "command",
+    [
+        "status {}",
+        "explain quickstart {}",
+        "show {}",
+        "show report --table {}",
+        "lineage {}",
+        "logs {}",
+        "ls {}",
+        "ls --study {}",
+        "verify {}",
+        "export {} out",
+        "plan {}",
+        "run {}",
+        "audit {}",
+        "report {}",
+        "score {}",
+        "show report --study {}",
+        "compare {} quickstart",
+        "evaluate {}",
+        "power {}",
+        "init {}",
+        "cluster submit {}",
+    ],
+)
 def test_a_name_of_nothing_on_the_command_line_is_one_clear_line(cli: Command, command: str, nasty: str) -> None:
     if nasty == "an option":
         return
@@ -214,9 +270,22 @@ def _told(said: Said) -> str:
 
 @pytest.mark.parametrize("json_too", [(), ("--json",)], ids=["text", "json"])
 @pytest.mark.parametrize(
-    "command", ["plan tiny.yaml", "run tiny.yaml", "status quickstart", "ls", "show report", "lineage report", "verify",
-    "gc", "explain quickstart report", "report quickstart", "audit quickstart", "cluster submit tiny.yaml"],
-)  # fmt: skip
+    "command",
+    [
+        "plan tiny.yaml",
+        "run tiny.yaml",
+        "status quickstart",
+        "ls",
+        "show report",
+        "lineage report",
+        "verify",
+        "gc",
+        "explain quickstart report",
+        "report quickstart",
+        "audit quickstart",
+        "cluster submit tiny.yaml",
+    ],
+)
 def test_a_root_with_a_password_is_refused_and_never_shown(
     cli: Command, command: str, json_too: tuple[str, ...]
 ) -> None:

@@ -18,9 +18,24 @@ from tests.faults.writes import point
 
 SOAK = 200
 STAGES = {
-    "ingest", "decontaminate", "dedup", "certify", "tokenizer", "tokenize", "prompts", "references", "capacity", "base",
-    "pretrain", "finetune", "align", "evaluate", "ablate", "summarize", "report",
-}  # fmt: skip
+    "ingest",
+    "decontaminate",
+    "dedup",
+    "certify",
+    "tokenizer",
+    "tokenize",
+    "prompts",
+    "references",
+    "capacity",
+    "base",
+    "pretrain",
+    "finetune",
+    "align",
+    "evaluate",
+    "ablate",
+    "summarize",
+    "report",
+}
 FURTHER = """
 dedup: {}
 capacity:

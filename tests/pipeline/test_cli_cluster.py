@@ -71,8 +71,12 @@ def test_a_process_that_has_the_number_of_one_that_is_gone_is_not_taken_for_it(t
 
 def test_addresses_of_this_machine_alone():
     assert [machines.is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "10.0.0.4", "0.0.0.0")] == [
-        True, True, True, False, False
-    ]  # fmt: skip
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.slow

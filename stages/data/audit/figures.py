@@ -22,12 +22,26 @@ COLOURS = {"--c0": "#0072b2", "--c1": "#d55e00", "--c2": "#009e73", "--c4": "#b0
 LOOK = {"drop": ("dropped", "#d55e00", "o"), "excise": ("cut", "#b07a00", "s"), "note": ("noted", "#0072b2", "^")}
 TOP_BOOKS, TOP_POINTS = 30, 2000
 STYLE = {
-    "svg.hashsalt": "audit", "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 8.5,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED, "axes.labelcolor": INK,
-    "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False,
+    "svg.hashsalt": "audit",
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
     "figure.constrained_layout.use": True,
-}  # fmt: skip
+}
 
 
 def draw(folder: Path, rule: DecontaminateConfig) -> dict[str, str]:

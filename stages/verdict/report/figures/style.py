@@ -116,15 +116,38 @@ def settings() -> Iterator[None]:
 
 
 SETTINGS: Any = {
-    "svg.hashsalt": "infini-study", "svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": LETTERS,
-    "axes.titlesize": LETTERS + 0.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.labelsize": LETTERS, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8, "axes.labelcolor": INK, "text.color": INK, "axes.titlecolor": INK,
-    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "xtick.labelsize": LETTERS, "ytick.labelsize": LETTERS, "axes.grid": True, "grid.color": LINE,
-    "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": LETTERS,
-    "lines.linewidth": 1.6, "lines.markersize": 4.5, "figure.constrained_layout.use": True, "figure.dpi": 100,
-}  # fmt: skip
+    "svg.hashsalt": "infini-study",
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": LETTERS,
+    "axes.titlesize": LETTERS + 0.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": LETTERS,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": LETTERS,
+    "ytick.labelsize": LETTERS,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": LETTERS,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 100,
+}
 
 
 def finish(drawing: Drawing, folder: Path) -> FinishedFigure:
