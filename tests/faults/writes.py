@@ -20,9 +20,8 @@ from tests.faults import Faults, happen
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _NAMES = {"os.rename": "rename", "os.link": "link", "os.remove": "remove", "os.rmdir": "rmdir", "os.mkdir": "mkdir"}
-_KEY = re.compile(
-    r"[0-9a-f]{64}|\d{6}-[0-9a-f]{12}-[0-9a-f]{12}|[0-9a-f]{12,32}|(?<=-)[a-z0-9_]{8}(?=/|$)"
-)  # the last: tempfile's
+# Keys and attempts, and names that tempfile makes.
+_KEY = re.compile(r"[0-9a-f]{64}|\d{6}-[0-9a-f]{12}-[0-9a-f]{12}|[0-9a-f]{12,32}|(?<=-)[a-z0-9_]{8}(?=/|$)")
 
 
 def point(event: str, args: tuple[Any, ...], root: str) -> str | None:

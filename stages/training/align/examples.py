@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -61,6 +61,9 @@ class _NoTokens:
 
     def encode(self, text: str) -> list[int]:
         return []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return ""
 
     def encode_with_control(self, text: str) -> list[tuple[int, int]]:
         return []
