@@ -39,10 +39,28 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 for command in (
-    init.init, run.validate, run.plan, power.power, run.run, inspect.status, watch.watch, inspect.explain, inspect.ls,
-    inspect.show, inspect.lineage, inspect.verify, inspect.logs, inspect.gc, view.report, view.ui, export.export,
-    score.score, judge.judge, evaluate.evaluate, compare.compare,
-):  # fmt: skip
+    init.init,
+    run.validate,
+    run.plan,
+    power.power,
+    run.run,
+    inspect.status,
+    watch.watch,
+    inspect.explain,
+    inspect.ls,
+    inspect.show,
+    inspect.lineage,
+    inspect.verify,
+    inspect.logs,
+    inspect.gc,
+    view.report,
+    view.ui,
+    export.export,
+    score.score,
+    judge.judge,
+    evaluate.evaluate,
+    compare.compare,
+):
     app.command()(command)
 app.command("import")(convert.import_)
 app.command("lm-eval", context_settings=harness.PASSED_ON)(harness.lm_eval)
