@@ -5,8 +5,8 @@ to 35 s, a small run two. So one training function takes run after run in the sa
 group. Ray Train goes on doing what it did: it places them, notices that one died and starts all again; then they take
 up the run they were at. A group that had nothing to do for ``IDLE_S``, or whose cores somebody waits for, ends.
 
-One actor, ``Groups``, has them all; it lives with the driver that made it. Runs of one shape (number of workers and
-what each asks for) wait in one line, and the next group of that shape that is free takes the first.
+One actor, ``WorkerGroups``, has them all; it lives with the driver that made it. Runs of one shape (number of workers
+and what each asks for) wait in one line, and the next group of that shape that is free takes the first.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ IDLE_S = 15.0  # how long a group without a run keeps its workers
 PATIENCE_S = 20.0  # how long a run waits for a group that is at work, where there is no room for one more
 NAME = "infini-study-training"
 
-Shape = tuple[int, tuple[tuple[str, float], ...]]
+GroupShape = tuple[int, tuple[tuple[str, float], ...]]
 
 
 @dataclass
-class _Run:
+class _GroupRun:
     """A training run. task: its function and config, pickled. failures: times that workers were lost at it."""
 
     name: str
     task: bytes
-    shape: Shape
+    shape: GroupShape
     max_failures: int
     failures: int = 0
     since: float = field(default_factory=time.monotonic)
@@ -58,8 +58,8 @@ class _Group:
     asked: which of a rank's questions is the newest: those of a worker that died are never answered."""
 
     number: int
-    shape: Shape
-    run: _Run | None = None
+    shape: GroupShape
+    run: _GroupRun | None = None
     runs: int = 0
     up: bool = False
     ending: bool = False
@@ -69,7 +69,7 @@ class _Group:
     asked: dict[int, int] = field(default_factory=dict)
 
 
-class Groups:
+class WorkerGroups:
     """The actor. All of its methods are coroutines, so that any number of workers may be waiting."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Groups:
         for variable, value in TRAIN_ENVIRONMENT.items():
             os.environ.setdefault(variable, value)
         self._watch_drains = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER" not in os.environ
-        self._waiting: list[_Run] = []
+        self._waiting: list[_GroupRun] = []
         self._groups: dict[int, _Group] = {}
         self._made = 0
         self._changed = asyncio.Condition()
@@ -90,7 +90,7 @@ class Groups:
         why not."""
         run = next((r for r in self._all() if r.name == name), None)
         if run is None:
-            run = _Run(name, task, (workers, tuple(sorted(resources.items()))), max_failures)
+            run = _GroupRun(name, task, (workers, tuple(sorted(resources.items()))), max_failures)
             self._waiting.append(run)
             await self._settle()
         if self._minder is None:
@@ -140,7 +140,7 @@ class Groups:
             group.ending = group.ending or (group.up and group.run is None)
         await self._settle()
 
-    def _all(self) -> list[_Run]:
+    def _all(self) -> list[_GroupRun]:
         return [*self._waiting, *(group.run for group in self._groups.values() if group.run is not None)]
 
     def _end(self, group: _Group) -> None:
@@ -167,7 +167,7 @@ class Groups:
                 self._waiting.remove(run)
                 ready.run, ready.runs = run, ready.runs + 1
                 ready.returned.clear()
-        lacking: dict[Shape, list[_Run]] = {}
+        lacking: dict[GroupShape, list[_GroupRun]] = {}
         for run in self._waiting:
             lacking.setdefault(run.shape, []).append(run)
         for shape, runs in lacking.items():
@@ -181,7 +181,7 @@ class Groups:
         async with self._changed:
             self._changed.notify_all()
 
-    def _start(self, shape: Shape) -> None:
+    def _start(self, shape: GroupShape) -> None:
         import ray
 
         self._made += 1
@@ -208,7 +208,7 @@ class Groups:
         await self._settle()
 
 
-def _room(shape: Shape) -> bool:
+def _room(shape: GroupShape) -> bool:
     """Are there as many resources free as a group of this shape asks for?"""
     import ray
 
@@ -216,7 +216,7 @@ def _room(shape: Shape) -> bool:
     return all(free.get(name, 0.0) >= shape[0] * amount for name, amount in shape[1])
 
 
-def _fit(groups: Any, number: int, shape: Shape) -> str:
+def _fit(groups: Any, number: int, shape: GroupShape) -> str:
     """Ray Train's part: keep the workers until they end by themselves. Returns why it gave up, "" if it did not."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -287,8 +287,8 @@ def _reason(failures: Mapping[Any, BaseException]) -> str:
 
 
 def start_groups(name: str | None = None) -> Any:
-    """A new ``Groups`` actor on this node; it ends with this process at the latest. ``name``: under which ``groups``
-    finds it."""
+    """A new ``WorkerGroups`` actor on this node; it ends with this process at the latest. ``name``: under which
+    ``groups`` finds it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -296,12 +296,12 @@ def start_groups(name: str | None = None) -> Any:
     options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here}
     if name is not None:
         options |= {"name": name, "get_if_exists": True}
-    return ray.remote(Groups).options(**options).remote()
+    return ray.remote(WorkerGroups).options(**options).remote()
 
 
 @contextlib.contextmanager
 def groups() -> Iterator[Any]:
-    """The driver's ``Groups``, or where it has none, one for as long as the block lasts."""
+    """The driver's ``WorkerGroups``, or where it has none, one for as long as the block lasts."""
     import ray
 
     try:

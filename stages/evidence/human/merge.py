@@ -54,7 +54,7 @@ def merged(key_file: Path, rating_files: Sequence[Path]) -> dict[str, Any]:
     return {**head, "raters": counts, "items": rows}
 
 
-class Side(BaseModel):
+class RatedSide(BaseModel):
     """A summary as the key knows it."""
 
     system: str
@@ -71,8 +71,8 @@ class Rated(BaseModel):
     level: str
     doc_id: str
     book: str
-    left: Side
-    right: Side
+    left: RatedSide
+    right: RatedSide
     answers: dict[str, Literal["left", "right", "tie"]] = {}
 
 

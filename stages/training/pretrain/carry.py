@@ -21,7 +21,7 @@ from model.carried import from_tensors, to_tensors, together
 from model.decoder import Decoder, DecoderState
 from stages.training.pretrain.mixture import Batch
 
-Numbers = NDArray[np.int64]
+RowNumbers = NDArray[np.int64]
 PREFIX = "carried"
 
 
@@ -32,14 +32,14 @@ class Carried:
         self._decoder, self._alone = decoder, goes_on_alone(decoder.config.mixer)
         self._states: dict[int, DecoderState] = {}
 
-    def groups(self, batch: Batch) -> Numbers:
+    def groups(self, batch: Batch) -> RowNumbers:
         """[B]: rows of one number can be read in one pass: all that begin, all that go on, for some arms only those
         that go on after equally many tokens. Prompts have a group of their own."""
         before = batch.before if self._alone else np.minimum(batch.before, 1)
         return np.where(batch.answers, -1, before)
 
     def nll(
-        self, batch: Batch, rows: Numbers, tokens: Tensor, wanted: Tensor | None, *, z_loss: float
+        self, batch: Batch, rows: RowNumbers, tokens: Tensor, wanted: Tensor | None, *, z_loss: float
     ) -> tuple[Tensor, Tensor | None]:
         """``Decoder.training_nll`` of ``tokens`` [b, T], the rows ``rows`` of the batch, one group; of text, what they
         are left with is kept."""

@@ -26,7 +26,7 @@ from model.decoder import Decoder
 from model.ranks import Ranks
 from stages.stage import StageError
 from stages.training.pretrain import monitor, optim
-from stages.training.pretrain.carry import Carried, Numbers, of_rows
+from stages.training.pretrain.carry import Carried, RowNumbers, of_rows
 from stages.training.pretrain.checkpoint import Checkpoints, RunState
 from stages.training.pretrain.data import digest
 from stages.training.pretrain.mixture import Batch, BatchSource
@@ -292,7 +292,7 @@ def _wanted(weights: torch.Tensor) -> torch.Tensor | None:
 class MicroBatch(NamedTuple):
     """Rows of the batch by number, and arrays of theirs, cut into pieces."""
 
-    rows: Numbers
+    rows: RowNumbers
     arrays: tuple[NDArray[Any], ...]
 
 
@@ -302,7 +302,7 @@ def micro_batches(
     mine: slice,
     lengths: Lengths,
     micro: int | None,
-    apart: Numbers | None = None,
+    apart: RowNumbers | None = None,
 ) -> list[MicroBatch]:
     """Micro-batches of the rows ``mine`` of arrays [B, T], of the tokens of ``micro`` sequences each (None: all), cut
     into ``lengths``. Rows of prompts [B] go by themselves where they are cut otherwise than text, and so do rows of
