@@ -33,6 +33,7 @@ TRAIN_ENVIRONMENT: Mapping[str, str] = {
 }
 IDLE_S = 15.0  # how long a group without a run keeps its workers
 PATIENCE_S = 20.0  # how long a run waits for a group that is at work, where there is no room for one more
+CLOSE_S = 20.0  # how long groups may take to end
 NAME = "infini-study-training"
 
 GroupShape = tuple[int, tuple[tuple[str, float], ...]]
@@ -139,6 +140,14 @@ class WorkerGroups:
         for group in self._groups.values():
             group.ending = group.ending or (group.up and group.run is None)
         await self._settle()
+
+    async def close(self) -> None:
+        """End all groups and wait for it: killed with them, this actor would leave their cores reserved."""
+        for group in self._groups.values():
+            group.ending = True
+        await self._settle()
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._groups)
 
     def _all(self) -> list[_GroupRun]:
         return [*self._waiting, *(group.run for group in self._groups.values() if group.run is not None)]
@@ -315,4 +324,13 @@ def groups() -> Iterator[Any]:
     try:
         yield own
     finally:
-        ray.kill(own)
+        close(own)
+
+
+def close(keeper: Any) -> None:
+    """End a ``WorkerGroups`` actor and the workers it has."""
+    import ray
+
+    with contextlib.suppress(Exception):  # it is gone, or some run does not stop
+        ray.get(keeper.close.remote(), timeout=CLOSE_S)
+    ray.kill(keeper)

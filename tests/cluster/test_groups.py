@@ -60,10 +60,8 @@ def standing(ray_session: None) -> Iterator[Any]:
 
     keeper = groups.start_groups(groups.NAME)
     yield keeper
-    ray.kill(keeper)
-    end = time.monotonic() + PATIENCE
-    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < end:
-        time.sleep(0.1)
+    groups.close(keeper)
+    assert ray.available_resources().get("CPU") == 2, "their cores are free again"
 
 
 def test_runs_follow_each_other_in_the_same_workers_whatever_befalls_them(standing: Any, tmp_path: Path) -> None:

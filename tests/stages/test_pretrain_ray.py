@@ -176,8 +176,6 @@ def test_workers_that_trained_before_train_the_same_to_the_bit(
     inputs: dict[str, LocalArtifact], tmp_path: Path
 ) -> None:
     """Arm after arm in the same two processes; the third training is the first one again."""
-    import ray
-
     standing, models = groups.start_groups(groups.NAME), []
     try:
         for name, mixer in (("first", {}), ("other", {"kind": "window"}), ("again", {})):
@@ -191,7 +189,7 @@ def test_workers_that_trained_before_train_the_same_to_the_bit(
         assert log(tmp_path / "first" / "output") == log(tmp_path / "again" / "output")
         assert models[0] == models[2] != models[1]
     finally:
-        ray.kill(standing)
+        groups.close(standing)
 
 
 @pytest.mark.usefixtures("ray_session")
