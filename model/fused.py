@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model import gpu
+from model.gpu import on_gpu
 from model.autograd import apply, traced_as
 from model.config import FeatureMap
 from model.memory import MemoryState
@@ -98,7 +98,7 @@ def recall_in_place(
     def phi_of(i: int, j: int) -> Tensor:
         return features(name, q, unread + i, unread + j, states.M.dtype)
 
-    blocks = _ranges(segments, q[:, :1].numel(), whole=gpu.on_gpu(q))
+    blocks = _ranges(segments, q[:, :1].numel(), whole=on_gpu(q))
     return _mixed(local, phi_of, blocks, states, g, eps, local, literal=literal)
 
 
@@ -350,7 +350,7 @@ def _add_gate(d_g: Tensor, products: Tensor, first: int, last: int, sign: int = 
 
 def _blocks(x: Tensor) -> list[tuple[int, int]]:
     """Ranges of the segments of x [B, S, ...] that have about ``BLOCK`` numbers; all in one where that does not pay."""
-    return _ranges(x.shape[1], x[:, :1].numel(), whole=gpu.on_gpu(x))
+    return _ranges(x.shape[1], x[:, :1].numel(), whole=on_gpu(x))
 
 
 def _ranges(segments: int, numbers: int, *, whole: bool) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model import gpu
+from model.gpu import on_gpu
 from model.autograd import apply
 from model.config import Rule
 from model.fused import segment_sums, transition
@@ -132,7 +132,7 @@ def _evolve(
 ) -> Tensor:
     """M_0 .. M_S [B, S+1, H, F, E] of b [B, S, H, F, E] and m0 [B, H, F, E]. factors: none for A = I, (A,), or
     (Phi, P) for A = I - Phi^T P."""
-    if not factors and not cuts and store is None and gpu.on_gpu(b):  # on a CPU cumsum takes 4 to 9 times the loop
+    if not factors and not cuts and store is None and on_gpu(b):  # on a CPU cumsum takes 4 to 9 times the loop
         return torch.cat([m0.unsqueeze(1), b], dim=1).cumsum(1)
     return _in_steps(factors, b, m0, cuts, store)
 

@@ -192,6 +192,10 @@ class _Found:
 
 @contextmanager
 def _opened(model: str, study: str | None, root: str | None, revision: str | None) -> Iterator[_Found]:
+    if not model.strip():
+        raise StudyError(
+            f"MODEL = {model!r}: no name. Fix: give a checkpoint's folder, a Hub id, or a step of the store"
+        )
     folder = Path(model).expanduser()
     if study is None and folder.is_dir():
         yield _Found(folder, model)

@@ -273,7 +273,7 @@ def verify(
         raise StudyError(f"--study = {study!r}: says whose step KEY is. Fix: name a step, or leave --study out")
     checked, problems = 0, {}
     old: list[str] = []  # keys of commits without a digest
-    for name, whole in [(c.stage, c.key) for c in [find(store, key, study)]] if key else store.keys():
+    for name, whole in [(c.stage, c.key) for c in [find(store, key, study)]] if key is not None else store.keys():
         try:
             commit = store.lookup(name, whole)
         except IntegrityError as error:

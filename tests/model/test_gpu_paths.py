@@ -43,7 +43,8 @@ def test_the_places_where_code_looks_for_a_gpu_are_those_that_are_named() -> Non
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model takes the way that it takes on a GPU."""
-    monkeypatch.setattr("model.gpu.on_gpu", lambda x: True)
+    for place in ("model.scan", "model.fused"):
+        monkeypatch.setattr(f"{place}.on_gpu", lambda x: True)
 
 
 def found(arm: str, **options: Any) -> list[Tensor]:

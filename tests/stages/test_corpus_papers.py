@@ -14,12 +14,11 @@ import pytest
 from stages.data.corpus import groups
 from stages.data.corpus import ingest as ingesting
 from stages.data.corpus.config import IngestConfig
-from stages.data.corpus.documents import read_documents
 from stages.data.corpus.latex import cut, paper_folders, together
 from stages.data.corpus.pin import pin
 from stages.data.corpus.stage import STAGE
 from stages.stage import StageError
-from tests.support import LocalContext
+from tests.support import LocalContext, documents_of
 
 HALF = {"validation": 0.25, "test": 0.25}
 
@@ -39,7 +38,7 @@ def ingest(tmp_path: Path) -> Callable[..., tuple[dict[str, dict[str, Any]], lis
         config = pin(IngestConfig.model_validate({"sources": [books, *sources]}), tmp_path)
         (tmp_path / out).mkdir()
         STAGE.run(config, {}, tmp_path / out, LocalContext(str(tmp_path / "work" / out)))
-        documents = {row["doc_id"]: row for row in read_documents(tmp_path / out / "documents")}
+        documents = {row["doc_id"]: row for row in documents_of(tmp_path / out / "documents")}
         problems = pq.read_table(tmp_path / out / "problems.parquet").to_pylist()
         return {name: row for name, row in documents.items() if not name.startswith("books/")}, problems
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from pipeline.cli.app import app
 from stages.evidence.human.export import choose, write
 from stages.evidence.summarize import baselines
-from stages.evidence.summarize.items import Example
+from stages.evidence.summarize.items import SummaryExample
 from stages.evidence.summarize.items import write as write_items
 from stages.evidence.summarize.lexical import Source, measured
 from stages.evidence.summarize.write import BASELINES, SUMMARIES
@@ -65,11 +65,11 @@ STORIES = {
 def own(root: Path) -> dict[str, LocalArtifact]:
     """Artifacts of two arms over the stories."""
     items = [
-        Example("condense", "chapter", name, name, name, text, (summary,), rows=(row,))
+        SummaryExample("condense", "chapter", name, name, name, text, (summary,), rows=(row,))
         for row, (name, (text, summary, *_)) in enumerate(STORIES.items(), 1)
     ]
 
-    def named(item: Example) -> dict[str, Any]:
+    def named(item: SummaryExample) -> dict[str, Any]:
         return {"doc_id": item.doc_id, "book": item.book, "task": item.task, "level": item.level}
 
     def table(folder: Path, file: str, rows: list[dict[str, Any]], schema: pa.Schema) -> LocalArtifact:
