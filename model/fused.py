@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.gpu import on_gpu
 from model.autograd import apply, traced_as
 from model.config import FeatureMap
+from model.gpu import on_gpu
 from model.memory import MemoryState
 from model.plain import (
     plain_features,

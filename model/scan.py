@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.gpu import on_gpu
 from model.autograd import apply
 from model.config import Rule
 from model.fused import segment_sums, transition
+from model.gpu import on_gpu
 from model.memory import MemoryState, stored
 from model.ranks import Ranks, affine_before, sum_before, tied
 

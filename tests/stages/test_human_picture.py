@@ -22,7 +22,7 @@ from stages.evidence.human.export import choose, write
 from stages.evidence.summarize import baselines
 from stages.evidence.summarize.items import SummaryExample
 from stages.evidence.summarize.items import write as write_items
-from stages.evidence.summarize.lexical import Source, measured
+from stages.evidence.summarize.lexical import SourceText, measured
 from stages.evidence.summarize.write import BASELINES, SUMMARIES
 from stages.evidence.summarize.written import everything
 from tests.browser import BROWSER, browsing
@@ -85,7 +85,7 @@ def own(root: Path) -> dict[str, LocalArtifact]:
                     "system": system,
                     **named(item),
                     "hypothesis": text,
-                    **measured(item.references, text, Source.of(item.text)),
+                    **measured(item.references, text, SourceText.of(item.text)),
                 }
             )
     made = {"references": table(root / "references", "baselines.parquet", rows, BASELINES)}
@@ -94,7 +94,7 @@ def own(root: Path) -> dict[str, LocalArtifact]:
         rows = [
             {**named(item), "length": "96", "prompt_tokens": 96, "decoding": "sample", "tokens": 30}
             | {"reference": item.references[0], "hypothesis": (text := STORIES[item.title][2 + place])}
-            | measured(item.references, text, Source.of(item.text))
+            | measured(item.references, text, SourceText.of(item.text))
             for item in items
         ]
         made[f"summarize/{arm}/0"] = table(root / arm, "summaries.parquet", rows, SUMMARIES)
