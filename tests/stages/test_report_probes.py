@@ -93,7 +93,7 @@ def inside(probed) -> Synthetic:
 
 def test_what_is_inside_is_said_and_drawn(inside, tmp_path):
     from stages.verdict.report.figures import probes
-    from stages.verdict.report.figures.style import begin, finish
+    from stages.verdict.report.figures.style import finish, settings
 
     evidence = inside.evidence(RULES)
     found = {number.name: number for number in numbers(evidence)}
@@ -102,11 +102,11 @@ def test_what_is_inside_is_said_and_drawn(inside, tmp_path):
     assert found["recall.infini-delta.2.0.4"].label == "infini-delta, item 1 of 2 after 4 segments"
     assert found["layer.swap.0.infini-delta"].estimate == 0 and found["layer.swap.1.infini-delta"].estimate == 1
     assert found["gates.moved.infini-delta"].estimate == 0  # settled since step 30
-    begin()
-    for draw in (probes.gates_over_training, probes.recall, probes.spectrum, probes.windows):
-        drawing = draw(evidence, found)
-        assert drawing is not None and drawing.data
-        finish(drawing, tmp_path)
+    with settings():
+        for draw in (probes.gates_over_training, probes.recall, probes.spectrum, probes.windows):
+            drawing = draw(evidence, found)
+            assert drawing is not None and drawing.data
+            finish(drawing, tmp_path)
     spectrum = probes.spectrum(evidence, found)
     assert {(row["of_0.5"], row["of_0.9"]) for row in spectrum.data} == {(1.0, 3.0)}
     assert len(probes.gates_over_training(evidence, found).data) == 3 * 10

@@ -51,7 +51,7 @@ def test_a_line_separator_within_a_text_ends_no_row(tmp_path: Path) -> None:
         (b'{"summary": "b", "book_file": "nowhere.txt"}', "no such text"),
         (b'{"summary": "b", "book_file": "a\\u0000b"}', "no such text"),
         (b'{"summary": "b", "book_file": "."}', "no such text"),
-        (b'["text"]', "line 1 lacks text or summary"),
+        (b'["text"]', "line 1: no object"),
         (b"prose", "cannot be read"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"[" * 100_000, "cannot be read"),
