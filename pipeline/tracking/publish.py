@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.stage import Place, Stage
-
 if TYPE_CHECKING:
     from pipeline.engine.plan import Plan
     from pipeline.engine.recorded import RecordedStudy
     from pipeline.engine.store import Commit, Store
+    from stages.stage import Place, Stage
 
 DEFAULT_ROOT = "runs/store"
 VIEW = "workflowType=machine_learning"  # else MLflow shows its pages for language-model applications
@@ -40,6 +39,8 @@ def run_url(tracking_uri: str, experiment: str, run: str) -> str:
 
 def place(study: Plan | RecordedStudy, store: Store, commits: Mapping[str, Commit], file: str = "{}") -> Place:
     """For readers of a study's artifacts. ``commits``: by step id; ``file``: as in ``Place``."""
+    from stages.stage import Place
+
     runs = {}
     for commit in commits.values():
         made = store.mlflow(commit.stage, commit.key)
