@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.data.corpus import groups
 from stages.data.corpus import ingest as ingesting
 from stages.data.corpus.config import IngestConfig
 from stages.data.corpus.latex import cut, paper_folders, together
@@ -127,7 +126,6 @@ def test_a_group_of_files_never_ends_within_a_folder(ingest: Any, tmp_path: Path
     monkeypatch.setattr(ingesting, "GROUP_BYTES", 1)
     assert ingest(source, out="small") == expected
     assert all(f"inside {n}" in expected[0][f"math/p{n}"]["text"] for n in range(8))
-    assert groups.whole_folders  # what keeps them together
 
 
 def test_folders_are_the_topmost_that_hold_files() -> None:
