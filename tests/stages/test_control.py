@@ -245,6 +245,7 @@ def test_a_studys_control_binds_with_its_memory_and_guesses_without(tmp_path: Pa
         ({"distances": (0, 2)}, r"distances = \[0, 2\]"),
         ({"distance_pairs": 7, "segment_length": 16}, "none is left for the other pairs"),
         ({"dim": 30, "heads": 4}, "multiple of heads"),
+        ({"competitors": ("window", "window")}, r"competitors = \['window', 'window'\]: allowed are distinct names"),
     ],
 )
 def test_a_control_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -264,6 +265,13 @@ def test_an_arm_with_segments_of_another_length_is_refused() -> None:
             **small().of_arm(MixerConfig(kind="local", segment_length=8), 0).model_dump()
             | {"mixer": MixerConfig(kind="local", segment_length=16)}
         )
+
+
+def test_competitors_can_be_left_out_ceiling_and_floor_cannot() -> None:
+    every = {"full", "local", "window", "deltanet", "infini-linear", "infini-delta"}
+    assert {*control_arms(TASK, {})} == every
+    assert {*control_arms(small(competitors=()), {})} == every - {"window", "deltanet"}
+    assert {*control_arms(small(competitors=("window",)), {})} == every - {"deltanet"}
 
 
 def test_a_study_adds_its_own_memory_arms_with_their_options() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.config import MixerConfig, TrunkConfig
 from stages.stage import Config
@@ -173,6 +173,16 @@ class ControlSettings(Measurement):
     """The study file's ``control`` section: one task, a base per seed, arms grafted from it."""
 
     base: BaseRecipe = BaseRecipe()
+    competitors: tuple[Literal["window", "deltanet"], ...] = Field(
+        default=("window", "deltanet"), description="arms that are asked beside full, local and the Infini ones"
+    )
+
+    @field_validator("competitors")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"competitors = {list(value)}: allowed are distinct names")
+        return value
 
     @model_validator(mode="after")
     def _base_fits(self) -> ControlSettings:

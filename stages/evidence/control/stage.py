@@ -24,14 +24,20 @@ from stages.stage import Artifact, Context, Stage, Summary
 CONTROL_ARMS = {
     name: variants()[name]["kind"] for name in ("full", "local", "window", "deltanet", "infini-linear", "infini-delta")
 }
-"""Arms of every control and their kinds: the ceiling, two floors, a memory with learned writes, the paper's two."""
+"""Arms of the control and their kinds: the ceiling, two floors, a memory with learned writes, the paper's two."""
+COMPETITORS = ("window", "deltanet")
+"""Those that the study's ``control.competitors`` may leave out."""
 
 
 def control_arms(settings: ControlSettings, study: Mapping[str, MixerConfig]) -> dict[str, MixerConfig]:
-    """The arms of the control by name: ``CONTROL_ARMS``, and the study's own infini arms with the options they have
-    there (one of the same name takes its place). Segments are the control's."""
+    """The arms of the control by name: ``CONTROL_ARMS``, without competitors that the settings leave out, and the
+    study's own infini arms with the options they have there (one of the same name takes its place). Segments are the
+    control's."""
     length = settings.segment_length
-    arms = {name: MixerConfig(segment_length=length, **variants()[name]) for name in CONTROL_ARMS}
+    left_out = {*COMPETITORS} - {*settings.competitors}
+    arms = {
+        name: MixerConfig(segment_length=length, **variants()[name]) for name in CONTROL_ARMS if name not in left_out
+    }
     own = {name: mixer for name, mixer in study.items() if mixer.kind == "infini"}
     return arms | {name: replace(mixer, segment_length=length) for name, mixer in own.items()}
 
