@@ -15,6 +15,7 @@ from stages.display.numbers import seconds
 if TYPE_CHECKING:
     from pipeline.cli.options import Loaded
     from stages.verdict.claims.evidence import Evidence
+    from stages.verdict.claims.size import Size
 
 VOCABULARY = 32_000  # of a tokenizer whose file is not read here
 COLUMNS = ["claim", "", "seeds", "items", "training", "smallest effect seen", "refuted", "spreads from"]
@@ -39,28 +40,18 @@ def power(
     The claims' own rules are applied to simulated results. Their spreads come from this study's last run in the store,
     where there is one, else from the study file's claims.pilot.
     """
-    from pipeline.study.schedules import variants
+    from pipeline.study.claims import size_of
     from stages.stage import StageError
-    from stages.verdict.claims.power import Size
     from stages.verdict.claims.powerfurther import every_sensitivity
 
     if not (tflops > 0 and math.isfinite(tflops)):
         raise StudyError(f"--tflops = {tflops}: allowed is a number above 0. Fix: give what one device sustains")
     opened = open_study(study, set_, root)
     chosen = opened.loaded.study
-    size = Size(
-        arms=chosen.arms,
-        seeds=chosen.seeds,
-        rules=chosen.claims,
-        evaluate=chosen.evaluate,
-        ablate=chosen.ablate,
-        control=chosen.control,
-        control_arms=_control_arms(opened),
-        schedules=variants(chosen),
-    )
+    size = size_of(chosen, opened.plan)
     try:
         rows = []
-        for row in every_sensitivity(size, _earlier(opened)):
+        for row in every_sensitivity(size, _earlier(opened, size)):
             rows.append(row)
             note(f"{row.claim}: simulated")
     except StageError as error:
@@ -108,14 +99,6 @@ def power(
     line("C6 to C9 rest on limits, counts and formulas, which more seeds or prompts do not decide")
 
 
-def _control_arms(opened: Loaded) -> dict[str, Any]:
-    """The arms of the positive control, as the plan has them."""
-    from stages.evidence.control.config import ControlConfig
-
-    steps = opened.plan.steps
-    return {step.arm: step.config.mixer for step in steps if isinstance(step.config, ControlConfig) and step.arm}
-
-
 def _hours(opened: Loaded, needs: tuple[str, ...], tflops: float) -> float:
     """Device-hours of training in all steps that the stages ``needs`` rest on; trainings on other
     schedules only where ``needs`` names the report or schedules."""
@@ -132,7 +115,7 @@ def _hours(opened: Loaded, needs: tuple[str, ...], tflops: float) -> float:
     return total / (tflops * 1e12 * 3600)
 
 
-def _earlier(opened: Loaded) -> Evidence | None:
+def _earlier(opened: Loaded, size: Size) -> Evidence | None:
     """The tables of the study's last recorded run, as far as it was finished; None where there was none."""
     from stages.verdict.claims.evidence import Evidence
 
@@ -144,5 +127,5 @@ def _earlier(opened: Loaded) -> Evidence | None:
     inputs = {name: opened.store.artifact(found[step["key"]]) for name, step in record.items() if step["key"] in found}
     seeds = tuple(sorted({step["seed"] for step in record.values() if step.get("seed") is not None}))
     return Evidence(
-        inputs, arms=study.arms, seeds=seeds, trunk=study.trunk, rules=study.claims, control_arms=_control_arms(opened)
+        inputs, arms=study.arms, seeds=seeds, trunk=study.trunk, rules=study.claims, control_arms=size.control_arms
     )

@@ -124,6 +124,7 @@ def _print_plan(opened: Loaded, decisions: dict[str, StepDecision], json: bool) 
     from stages.data.corpus.config import IngestConfig
 
     plan = opened.plan
+    shortfalls = _shortfalls(opened)
     counts = Counter(decision.action for decision in decisions.values())
     costs = estimate(opened.loaded.study, plan, decisions, opened.store)
     if json:
@@ -132,7 +133,9 @@ def _print_plan(opened: Loaded, decisions: dict[str, StepDecision], json: bool) 
             for s in plan.steps
         ]
         body = {"study": plan.study, "study_key": plan.study_key, "counts": counts, "steps": steps}
-        print_json("plan", body | {"cost": costs.as_dict(), "missing": missing(plan, decisions)})
+        print_json(
+            "plan", body | {"cost": costs.as_dict(), "missing": missing(plan, decisions), "shortfalls": shortfalls}
+        )
         return
     rows = [[s.id, s.key[:12], decisions[s.id].action, decisions[s.id].reason] for s in plan.steps]
     table(["step", "key", "action", "why"], rows, ACTION_STYLE)
@@ -143,9 +146,18 @@ def _print_plan(opened: Loaded, decisions: dict[str, StepDecision], json: bool) 
                 note(f"one task reads all of {file} ({size / 1e6:,.0f} MB): {why}")
     if costs_shown := lines(costs):
         table(["cost", ""], costs_shown)
+    for shortfall in shortfalls:
+        note(f"warning: {shortfall}")
     for lack in missing(plan, decisions):
         note(f"before the run: {lack}")
     line(f"{plan.study}: " + ", ".join(f"{n} to {action}" for action, n in sorted(counts.items())))
+
+
+def _shortfalls(opened: Loaded) -> list[str]:
+    """Claims that the study could not support whatever its models do."""
+    from pipeline.study.claims import size_of
+
+    return list(size_of(opened.loaded.study, opened.plan).shortfalls())
 
 
 def _note_changed_source(plan: Plan, decisions: dict[str, StepDecision]) -> None:
@@ -202,6 +214,8 @@ def run(
     _refuse_missing(opened.plan, decisions, address)
     _note_changed_source(opened.plan, decisions)
     display = _display(quiet, verbose, no_progress)
+    for shortfall in _shortfalls(opened) if decisions[opened.plan.steps[-1].id].action == "run" else ():
+        note(f"warning: {shortfall}")
     try:
         outcome = _execute(opened, decisions, selection, address, tracking, jobs, keep_going, display)
     except KeyboardInterrupt:  # before the first step or after the last; what comes between is in the outcome

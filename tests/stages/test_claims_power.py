@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.cost import cost
@@ -18,7 +19,8 @@ from stages.stage import StageError
 from stages.statistics.intervals import hierarchical_many
 from stages.training.pretrain.config import BaseConfig, PretrainConfig
 from stages.verdict.claims.config import ClaimsConfig, PilotConfig, Retrieval
-from stages.verdict.claims.power import Sensitivity, Size, jointly, sensitivities, training_flops
+from stages.verdict.claims.power import Sensitivity, jointly, sensitivities, training_flops
+from stages.verdict.claims.size import Size
 from tests.stages.synthetic import ARMS, ASKED, CONTROL_ARMS, KNOCKED, TRUNK, Synthetic
 
 SCORED = PerplexityConfig(max_documents=40, max_tokens_per_document=512)
@@ -138,3 +140,34 @@ def test_training_costs_its_tokens_times_the_formula():
         > 0
     )
     assert training_flops(SCORED, trunk, 300) == 0
+
+
+def test_claims_that_a_study_is_too_small_for_are_named_before_it_runs() -> None:
+    assert list(SIZE.shortfalls()) == []
+    few = SIZE.evaluate.retrieval.model_copy(update={"trials": 113})  # 7 of 8 segments: 99
+    evaluate = SIZE.evaluate.model_copy(update={"retrieval": few})
+    (said,) = replace(SIZE, evaluate=evaluate).shortfalls()
+    assert said == (
+        "C3 cannot be supported: about 99 of the passkeys of 512 tokens lie beyond the last segment, "
+        "claims.retrieval.minimum_trials = 100. Fix: evaluate.retrieval.trials = 114"
+    )
+    enough = few.model_copy(update={"trials": 114})
+    assert not list(replace(SIZE, evaluate=evaluate.model_copy(update={"retrieval": enough})).shortfalls())
+    inside = few.model_copy(update={"depths": (0.95,)})
+    (said,) = replace(SIZE, evaluate=evaluate.model_copy(update={"retrieval": inside})).shortfalls()
+    assert said.endswith("Fix: longer prompts")
+    (said,) = replace(SIZE, seeds=(4, 5)).shortfalls()
+    assert said.startswith("seeds = [4, 5]: ") and said.endswith("Fix: name at least 3 seeds")
+    assert not list(replace(SIZE, arms={"local": ARMS["local"]}).shortfalls())
+
+
+@pytest.mark.parametrize("name", ["quickstart", "small", "pg19", "passkey-1m", "passkey-cpu", "paper-1b", "single-gpu"])
+def test_no_study_file_asks_less_than_its_claims_demand(name: str) -> None:
+    runs = Path(__file__).parents[2] / "runs"
+    text = yaml.safe_load((runs / f"{name}.yaml").read_text(encoding="utf-8"))
+    arms = {
+        arm: MixerConfig(segment_length=text["tokenize"]["segment_length"], kind=of["kind"])
+        for arm, of in text["arms"].items()
+    }
+    evaluate, rules = EvaluateSettings(**text["evaluate"]), ClaimsConfig(**text.get("claims", {}))
+    assert not list(Size(arms=arms, seeds=tuple(text["seeds"]), rules=rules, evaluate=evaluate).shortfalls())

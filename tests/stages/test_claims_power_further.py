@@ -13,8 +13,9 @@ from stages.data.tasks.config import TaskSettings
 from stages.statistics.intervals import hierarchical_many
 from stages.verdict.claims import power, powerfurther
 from stages.verdict.claims.config import ClaimsConfig, Compositional, PilotConfig
-from stages.verdict.claims.power import Sensitivity, Size
-from stages.verdict.claims.powerfurther import _compositional, _schedule, cells_of
+from stages.verdict.claims.power import Sensitivity
+from stages.verdict.claims.powerfurther import _compositional, _schedule
+from stages.verdict.claims.size import Size
 from tests.stages.synthetic import ASKED, Synthetic
 from tests.stages.test_claims_power import SIZE
 
@@ -61,7 +62,7 @@ def test_what_a_study_does_not_ask_has_no_row():
 
 def test_every_cell_must_clear_so_that_more_of_them_need_a_higher_score():
     size = asked(TASKS)
-    assert [(cell.kind, cell.length, cell.prompts) for cell in cells_of(size)] == [
+    assert [(cell.kind, cell.length, cell.prompts) for cell in size.cells()] == [
         ("hops", 512, 120),
         ("hops", 512, 120),
         ("keys", 512, 120),

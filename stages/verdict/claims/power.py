@@ -11,7 +11,7 @@ prompts makes them decide.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,48 +19,22 @@ import numpy as np
 
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.cost import cost
-from stages.data.tasks.config import RetrievalConfig
-from stages.evidence.ablate.config import AblateConfig
-from stages.evidence.control.config import ControlBaseConfig, ControlConfig, ControlSettings
-from stages.evidence.evaluate.config import EvaluateSettings
+from stages.evidence.control.config import ControlBaseConfig, ControlConfig
 from stages.stage import Config, StageError
 from stages.training.pretrain.config import BaseConfig, PretrainConfig
 from stages.verdict.claims.bracket import FLOOR
-from stages.verdict.claims.config import ClaimsConfig, PilotConfig
+from stages.verdict.claims.config import PilotConfig
 from stages.verdict.claims.effects import Decisions, Floats, comparison
 from stages.verdict.claims.evidence import KINDS_WITH_MEMORY, Evidence, Paired, crossed, paired
 from stages.verdict.claims.memory import retrieval_cost
 from stages.verdict.claims.perplexity import pair_of_arms
 from stages.verdict.claims.retrieval import passkey
+from stages.verdict.claims.size import Size
 
 if TYPE_CHECKING:
     from stages.statistics.power import Decides, Pilot
 
 DRAWS = 1000  # simulated studies per power: exact to 1.3 points at 80%
-
-
-@dataclass(frozen=True)
-class Size:
-    """What of a study file sets its power. ``control_arms``: of the control; ``schedules``: with their arms."""
-
-    arms: Mapping[str, MixerConfig]
-    seeds: tuple[int, ...]
-    rules: ClaimsConfig
-    evaluate: EvaluateSettings
-    ablate: AblateConfig | None = None
-    control: ControlSettings | None = None
-    control_arms: Mapping[str, MixerConfig] | None = None
-    schedules: Mapping[str, Sequence[str]] | None = None
-
-    @property
-    def memory_arms(self) -> list[str]:
-        """Arms with a compressive memory, in the order of the study file."""
-        return [name for name, mixer in self.arms.items() if mixer.kind in KINDS_WITH_MEMORY]
-
-    @property
-    def segment(self) -> int:
-        """Longest segment of the memory arms, tokens."""
-        return max(self.arms[name].segment_length for name in self.memory_arms)
 
 
 @dataclass(frozen=True)
@@ -116,9 +90,9 @@ def _check(size: Size) -> None:
                 fix=f"add an arm of kind {kind!r}",
             )
     asked = size.evaluate.retrieval
-    if _passkeys(size, asked, _length(size)) < 2:
+    if size.passkeys(asked, size.length) < 2:
         raise StageError(
-            f"fewer than two passkey prompts at {_length(size):,} tokens have their needle beyond a segment of "
+            f"fewer than two passkey prompts at {size.length:,} tokens have their needle beyond a segment of "
             f"{size.segment:,}",
             field="evaluate.retrieval.trials",
             value=asked.trials,
@@ -132,8 +106,8 @@ def _used(size: Size, earlier: Evidence | None) -> Sensitivity | None:
     if size.ablate is None:
         return None
     rule, asked = size.rules.memory_is_used, size.ablate.retrieval
-    items = sum(_passkeys(size, asked, length) for length in asked.lengths) + sum(
-        _beyond(size, length, asked.binding_trials) * len(asked.rivals) for length in asked.lengths_of_bindings
+    items = sum(size.passkeys(asked, length) for length in asked.lengths) + sum(
+        size.bindings(length, asked.binding_trials) * len(asked.rivals) for length in asked.lengths_of_bindings
     )
     pairs = []
     if earlier is not None:
@@ -217,8 +191,8 @@ def _passkey(size: Size, earlier: Evidence | None) -> Sensitivity:
     from stages.statistics.power import Pilot, pilot, smallest_effect
 
     rules, rule, plan = size.rules, size.rules.retrieval, size.rules.pilot
-    length, seeds = _length(size), len(size.seeds)
-    items = _passkeys(size, size.evaluate.retrieval, length)
+    length, seeds = size.length, len(size.seeds)
+    items = size.passkeys(size.evaluate.retrieval, length)
     seen, origin = (
         Pilot(plan.accuracy, plan.accuracy_seed_sd, plan.accuracy_item_sd, plan.accuracy_residual_sd, binary=True),
         "claims.pilot",
@@ -317,7 +291,7 @@ def _binding(size: Size, earlier: Evidence | None) -> Sensitivity | None:
     """C5b: the asked needle among rivals, on text, against every reader that does not bind."""
     asked, margin = size.evaluate.retrieval, size.rules.binding.margin
     ks, length = [k for k in asked.rivals if k >= 2], max(asked.lengths_of_bindings)
-    items = _beyond(size, length, asked.binding_trials)
+    items = size.bindings(length, asked.binding_trials)
     if not ks or items < 2:
         return None
     pairs = []
@@ -444,23 +418,6 @@ def _answers(plan: PilotConfig) -> Pilot:
     from stages.statistics.power import Pilot
 
     return Pilot(0.0, plan.accuracy_seed_sd, plan.accuracy_item_sd, plan.accuracy_residual_sd)
-
-
-def _length(size: Size) -> int:
-    return size.rules.retrieval.length or max(size.evaluate.retrieval.lengths)
-
-
-def _passkeys(size: Size, asked: RetrievalConfig, length: int) -> int:
-    """Passkey prompts of one length whose needle lies before the last segment (about: needles have a width)."""
-    start = (length - 1) // size.segment * size.segment  # of the last segment
-    if asked.depths is None:
-        return round(asked.trials * start / length)
-    return asked.trials * sum(depth * length < start for depth in asked.depths)
-
-
-def _beyond(size: Size, length: int, trials: int) -> int:
-    """Bindings prompts whose asked needle, at a random place, lies before the last segment (about)."""
-    return round(trials * ((length - 1) // size.segment * size.segment) / length)
 
 
 def _points(what: str) -> Callable[[float], str]:

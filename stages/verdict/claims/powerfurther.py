@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stages.training.pretrain.schedule import scheduled
@@ -20,7 +20,6 @@ from stages.verdict.claims.evidence import Evidence
 from stages.verdict.claims.power import (
     DRAWS,
     Sensitivity,
-    Size,
     difference,
     earlier_run,
     jointly,
@@ -28,18 +27,10 @@ from stages.verdict.claims.power import (
     relative,
     sensitivities,
 )
+from stages.verdict.claims.size import Size
 
 if TYPE_CHECKING:
     from stages.statistics.power import Pilot
-
-
-@dataclass(frozen=True)
-class AskedCell:
-    """A compositional task at one k: prompts at its deciding length."""
-
-    kind: str
-    length: int
-    prompts: int
 
 
 def every_sensitivity(size: Size, earlier: Evidence | None = None) -> Iterator[Sensitivity]:
@@ -50,25 +41,12 @@ def every_sensitivity(size: Size, earlier: Evidence | None = None) -> Iterator[S
             yield found
 
 
-def cells_of(size: Size) -> list[AskedCell]:
-    """What C4 would be decided on."""
-    rule = size.rules.compositional
-    found = []
-    for grid in size.evaluate.retrieval.further:
-        if not grid.task.composes or grid.task.name not in (rule.tasks or (grid.task.name,)):
-            continue
-        length = rule.length or max(grid.lengths)
-        if length in grid.lengths:
-            found += [AskedCell(grid.task.composes, length, grid.trials) for _ in grid.ks]
-    return found
-
-
 def _compositional(size: Size, earlier: Evidence | None) -> Sensitivity | None:
     """C4: the true score of every task that is shown to clear the threshold."""
     from stages.statistics.intervals import accuracy_many
     from stages.statistics.power import smallest_effect
 
-    cells, rules, rule = cells_of(size), size.rules, size.rules.compositional
+    cells, rules, rule = size.cells(), size.rules, size.rules.compositional
     if not cells:
         return None
     arms, seeds, items = len(size.memory_arms), len(size.seeds), min(cell.prompts for cell in cells)
