@@ -73,7 +73,9 @@ def undertrained(evidence: Evidence, *arms: str) -> str:
         if gain is None:
             return "their base was not scored, so it is not known that training lowered their loss"
         if (gain.high or 0.0) >= 0:
-            return f"the held-out loss of {arm} is not below its base's ({signed_percent(gain.estimate)} perplexity)"
+            low, high = (signed_percent(end or 0.0) for end in (gain.low, gain.high))
+            interval = f"{signed_percent(gain.estimate)} [{low}, {high}]"
+            return f"the held-out loss of {arm} is not shown to lie below its base's ({interval} perplexity)"
     return ""
 
 
