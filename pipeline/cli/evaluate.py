@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -196,7 +197,7 @@ def _opened(model: str, study: str | None, root: str | None, revision: str | Non
         raise StudyError(
             f"MODEL = {model!r}: no name. Fix: give a checkpoint's folder, a Hub id, or a step of the store"
         )
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     if study is None and folder.is_dir():
         yield _Found(folder, model)
         return

@@ -286,6 +286,17 @@ def test_a_shard_may_lack_what_is_optional(ingest: Any, books: Path, tmp_path: P
     pq.write_table(pa.table({"body": ["Three."]}), tmp_path / "c.parquet")
     with pytest.raises(StageError, match=r"c\.parquet: columns = 'text': no such column \(allowed: body\)"):
         ingest(BOOKS, source, out="text")
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"]), tmp_path / "c.parquet")
+    with pytest.raises(StageError, match=r"c\.parquet: columns = 'text': several columns have this name"):
+        ingest(BOOKS, source, out="twice")
+
+
+def test_a_line_of_json_that_is_no_object_is_called_so(ingest: Any, books: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('[{"text": "One."}]\n"two"\n{"text": "Three."}\n')
+    _, problems, *_ = ingest(BOOKS, {"kind": "jsonl", "name": "j", "url": "t.jsonl", "split": "train"})
+    assert [row["detail"] for row in problems] == [
+        f"line {line} is JSON, but no object: JSON Lines has one a line" for line in (1, 2)
+    ]
 
 
 def test_deep_json_costs_its_line_only(ingest: Any, books: Path, tmp_path: Path) -> None:

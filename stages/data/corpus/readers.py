@@ -325,8 +325,12 @@ def _json_lines(source: JsonLines, file: ExternalFile, seen: set[str], piece: Pi
             except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
                 yield Raw(name, problem="undecodable", detail=f"line {index + 1} is not JSON: {error}")
                 continue
-            if not isinstance(row, dict) or not _has(row, source.columns.text):
-                fields = f" (but {', '.join(sorted(row)[:10])})" if isinstance(row, dict) and row else ""
+            if not isinstance(row, dict):
+                detail = f"line {index + 1} is JSON, but no object: JSON Lines has one a line"
+                yield Raw(name, problem="undecodable", detail=detail)
+                continue
+            if not _has(row, source.columns.text):
+                fields = f" (but {', '.join(sorted(row)[:10])})" if row else ""
                 detail = f"line {index + 1} {NO_FIELD} {source.columns.text!r}{fields}"
                 yield Raw(name, problem="undecodable", detail=detail)
                 continue
@@ -356,13 +360,16 @@ def check_columns(columns: Columns, present: Sequence[str], where: str, every: b
     needed = column_names(columns) if every else [name for name in (columns.text, columns.split) if name is not None]
     for name in needed:
         if name not in present:
-            raise _no_column(name, present, where)
+            raise _no_column("no such column", name, present, where)
+    for name in column_names(columns):
+        if list(present).count(name) > 1:
+            raise _no_column("several columns have this name", name, present, where)
     return sorted({name for name in column_names(columns) if name in present})
 
 
-def _no_column(name: str, present: Iterable[str], where: str) -> StageError:
+def _no_column(what: str, name: str, present: Iterable[str], where: str) -> StageError:
     return StageError(
-        "no such column",
+        what,
         field=f"{where}: columns",
         value=name,
         allowed=", ".join(sorted(present)),
