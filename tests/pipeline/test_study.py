@@ -92,6 +92,14 @@ def test_a_missing_study_names_its_neighbours():
         load(RUNS / "quickstrat.yaml")
 
 
+def test_of_many_faults_the_first_are_told_and_the_rest_are_counted(study):
+    with pytest.raises(StudyError) as told:
+        load(study, [f"seeds=[{', '.join(['[x]'] * 900)}]"], environment={})
+    lines = str(told.value).splitlines()
+    assert len(lines) == 21 and "seeds.0 = a list: a whole number is needed" in lines[0]
+    assert lines[-1].endswith(": and 880 more. Fix: mend these first")
+
+
 def test_command_line_beats_environment_beats_file(study):
     environment = {"INFINI_STUDY__PRETRAIN__STEPS": "7", "INFINI_STUDY__PRETRAIN__LR": "5e-4"}
     loaded = load(study, ["pretrain.steps=9"], environment)
