@@ -69,6 +69,7 @@ def test_a_source_without_a_place_is_left_out_until_it_has_one(study, tmp_path):
         ("seeds=[0, 0]", r"seeds \[0, 0\] repeat"),
         ("seeds=[]", r"seeds = \[\]: .*at least 1"),
         ("corpus.sources.3.url=x", r"'3' is not an index of a list of 1"),
+        (f"corpus.sources.{'3' * 5000}.url=x", r"'3+' is not an index of a list of 1"),
         ("corpus.sources.0.kind=pg20", r"corpus\.sources\.0.*pg20.*'pg19'"),
         ("nonsense", r"--set 'nonsense': allowed is a\.b=value"),
         ("execution.jobs=null", r"execution\.jobs"),
