@@ -126,8 +126,8 @@ def _label_studio(tasks: list[Any], file: Path) -> Iterator[tuple[str, str, str,
                 if result.get("from_name") == "choice":
                     value = result.get("value")
                     chosen = value.get("choices") if isinstance(value, dict) else None
-                    said = chosen[0] if isinstance(chosen, list) and len(chosen) == 1 else chosen
-                    yield rater, str(data["item"]), str(said), str(data["export"])
+                    said = ", ".join(map(str, chosen)) if isinstance(chosen, list) else ""
+                    yield rater, str(data["item"]), said, str(data["export"])
 
 
 def _objects(value: Any, file: Path) -> list[dict[str, Any]]:
