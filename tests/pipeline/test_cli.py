@@ -220,7 +220,7 @@ def test_a_wrong_option_is_one_line(cli: Command, case: str):
     assert len(said.faults) == 1 and re.search(message, said.faults[0]), said.err
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://x", "word", "127.0.0.1:99999999"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://x", "word", "127.0.0.1:99999999", "127.0.0.1:²"])
 def test_a_cluster_that_does_not_answer_is_exit_code_5(cli: Command, address: str):
     said = cli("run", "tiny.yaml", "--address", address)
     assert said.code == 5 and len(said.faults) == 1 and f"address = '{address}'" in said.faults[0]
