@@ -196,6 +196,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "needs what is not made": (("run", "tiny.yaml", "--only", "report"), r"neither made nor selected.*Fix"),
     "no store": (("ls", "--root", "nowhere"), r"root = .*nowhere.*there is no store.*Fix"),
     "nothing to show": (("show", "ingest", "--root", "nowhere"), r"there is no store"),
+    "a file for a store": (("verify", "--root", "tiny.yaml"), r"root = .*tiny.yaml.*there is no store"),
     "nothing to audit": (("audit", "tiny.yaml"), r"step 'decontaminate' of 'tiny' is not made yet\. Fix"),
     "root below a file": (("plan", "tiny.yaml", "--root", "tiny.yaml/x"), r"cannot be read: Not a directory.*Fix"),
     "root that cannot be written": (("run", "tiny.yaml", "--root", "/proc/x"), r"cannot be written: .*Fix"),
