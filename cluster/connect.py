@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import secrets
 import signal
 import socket
@@ -197,7 +198,7 @@ def reachable(address: str, timeout_s: float = 5.0) -> str:
         )
     target = _find_running() if address == "auto" else address
     host, colon, port = target.rpartition(":")
-    if not colon or not port.isdigit() or not host:
+    if not colon or not re.fullmatch("[0-9]{1,5}", port) or not host:
         raise ClusterError(f"address = {address!r}: not an address (allowed: local, auto, host:port)")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as knock:

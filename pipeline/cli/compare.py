@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -120,7 +121,7 @@ def _side(said: str, field: str, root: str | None) -> Side:
     from stages.verdict.standalone.scores import read_facts
     from stages.verdict.standalone.sides import Run, Side
 
-    folder = Path(said).expanduser()
+    folder = Path(os.path.expanduser(said))
     if folder.is_dir():
         facts = read_facts(folder, field)
         return Side(said, (Run(facts["name"], 0, FolderArtifact(folder, key=""), facts["identity"]),))

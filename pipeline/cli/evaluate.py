@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -196,7 +197,7 @@ def _opened(model: str, study: str | None, root: str | None, revision: str | Non
         raise StudyError(
             f"MODEL = {model!r}: no name. Fix: give a checkpoint's folder, a Hub id, or a step of the store"
         )
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     if study is None and folder.is_dir():
         yield _Found(folder, model)
         return
@@ -306,8 +307,11 @@ def _number(text: str, option: str) -> int:
     plain = text.lower().replace("_", "")
     factor = {"k": 2**10, "m": 2**20}.get(plain[-1:], 1)
     digits = plain if factor == 1 else plain[:-1]
-    if not digits.isascii() or not digits.isdigit():
-        raise StudyError(f"{option} = {text!r}: allowed are numbers of tokens, such as 4096, 4K or 1M. Fix: correct it")
+    if not re.fullmatch("[0-9]{1,15}", digits):
+        shown = text if len(text) <= 80 else f"{text[:80]}..."
+        raise StudyError(
+            f"{option} = {shown!r}: allowed are numbers of tokens, such as 4096, 4K or 1M. Fix: correct it"
+        )
     return int(digits) * factor
 
 

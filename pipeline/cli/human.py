@@ -10,6 +10,7 @@ import typer
 
 from pipeline.cli.options import Json, Root, Set, StudyName, look
 from pipeline.cli.render import line, note, print_json, table
+from pipeline.engine.escape import escaped
 from pipeline.errors import StudyError
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ def import_(
         body["metrics"] = {name: _plain(value) for name, value in found.metrics.items()}
         print_json("human import", {**body, "results": str(out)})
         return
-    line(f"{len(found.raters)} raters: " + ", ".join(f"{name} {n} of {total}" for name, n in found.raters.items()))
+    raters = ", ".join(f"{name} {n} of {total}" for name, n in found.raters.items())
+    line(escaped(f"{len(found.raters)} raters: {raters}"))
     alpha = "no two rated the same pair, or all chose the same" if found.alpha is None else f"{found.alpha:.3f}"
     line(f"Krippendorff's alpha (nominal): {alpha}")
     line()
@@ -124,7 +126,7 @@ def import_(
         )
     line(f"results: {out}")
     if short := [name for name, n in found.raters.items() if n < total]:
-        note(f"not finished: {', '.join(short)}")
+        note(escaped(f"not finished: {', '.join(short)}"))
 
 
 def summaries_of(looked: Looked) -> dict[str, Any]:

@@ -8,6 +8,7 @@ mean something. As in pandas a missing value fails every comparison but ``!=`` a
 from __future__ import annotations
 
 import ast
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -26,8 +27,6 @@ _COMPARE: dict[type[ast.cmpop], tuple[str, Callable[..., Any]]] = {
     ast.LtE: ("<=", pc.less_equal),
     ast.Gt: (">", pc.greater),
     ast.GtE: (">=", pc.greater_equal),
-    ast.In: ("in", pc.is_in),
-    ast.NotIn: ("not in", pc.is_in),
 }
 _ALLOWED = "column == value, !=, <, <=, >, >=, in [..], and, or, not, column.notna(), .isna(), .max(), .min()"
 
@@ -88,14 +87,13 @@ class _Filter:
         raise self._error(f"{self._part(node)!r} is no condition", "compare a column with a value")
 
     def _comparison(self, left: ast.expr, operator: ast.cmpop, right: ast.expr) -> Any:
+        (kind, a) = self._value(left)
+        if isinstance(operator, ast.In | ast.NotIn):
+            found = self._one_of(left, right)
+            return pc.invert(found) if isinstance(operator, ast.NotIn) else found
         if type(operator) not in _COMPARE:
             raise self._error(f"{self._part(left)!r}: 'is' is not known here", "use == or !=, .isna() or .notna()")
         sign, function = _COMPARE[type(operator)]
-        (kind, a) = self._value(left)
-        if isinstance(operator, ast.In | ast.NotIn):
-            values = self._list(left, right, kind)
-            found = pc.is_in(_columns(a, self.table), value_set=values)
-            return pc.invert(found) if isinstance(operator, ast.NotIn) else found
         (other, b) = self._value(right)
         self._comparable(left, kind, right, other)
         if not (_is_column(a) or _is_column(b)):
@@ -132,23 +130,23 @@ class _Filter:
         value = inner.value if isinstance(inner, ast.Constant) else ...
         if not isinstance(value, str | bool | int | float) or (inner is not node and _kind(value) != "number"):
             raise self._error(f"{self._part(node)!r} is no value", "a number, a text in quotes, True or False")
+        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+            raise self._error(f"{self._part(node)} holds half of a character, as no table does", "write all of it")
         if isinstance(value, int) and abs(value) >= 2**63:
             raise self._error(f"{self._part(node)!r} is larger than any number in a table", "a smaller one")
         return value if sign == 1 or isinstance(value, str) else -value
 
-    def _list(self, left: ast.expr, right: ast.expr, kind: str) -> pa.Array:
+    def _one_of(self, left: ast.expr, right: ast.expr) -> Any:
+        """Which rows of a column hold a value of a list: each is compared as ``==`` does it."""
         if not isinstance(right, ast.List | ast.Tuple | ast.Set):
             raise self._error(f"{self._part(right)!r} is no list", "in ['a', 'b']")
-        values = [self._constant(item) for item in right.elts]
-        for item, value in zip(right.elts, values, strict=True):
-            self._comparable(left, kind, item, _kind(value))
-        column = self.table[left.id] if isinstance(left, ast.Name) else None
-        if column is None:
+        if not isinstance(left, ast.Name):
             raise self._error(f"{self._part(left)!r} is no column", "column in ['a', 'b']")
-        wanted = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if kind == "number" and any(isinstance(value, float) for value in values):
-            wanted = pa.float64()
-        return pa.array(values, wanted)
+        found = _columns(False, self.table)
+        for item in right.elts:
+            self._constant(item)
+            found = pc.or_(found, self._comparison(left, ast.Eq(), item))
+        return found
 
     def _missing(self, node: ast.Call) -> Any:
         column, method = self._method(node)

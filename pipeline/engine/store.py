@@ -267,7 +267,8 @@ class Store:
     def check_there(self) -> None:
         """For commands that only look: raises StudyError where there is no store, or none that can be read."""
         try:
-            there = bool(self.fs.ls(self.base, detail=False))
+            listed = self.fs.ls(self.base, detail=False)  # of a file: the file
+            there = any(name.rstrip("/") != self.base.rstrip("/") for name in listed)
         except FileNotFoundError:
             there = False
         except Exception as error:

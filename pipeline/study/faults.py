@@ -42,6 +42,8 @@ _SAYINGS: Mapping[str, str] = {
 }
 _SECTIONS = ("model_type", "model_attributes_type", "dataclass_type", "dict_type")
 _LONGEST_VALUE = 80  # characters
+_MOST_FAULTS = 200  # looked at: each is compared with each
+_MOST_LINES = 20
 _SECRET = (("endpoint", "key_env"), ("endpoint", "url"))
 """Fields in which a key or a password may stand by mistake: an error about them does not repeat it."""
 
@@ -57,14 +59,14 @@ class Fault:
 
 
 def describe(error: ValidationError, section: type[BaseModel], raw: Any, name: str, origins: Mapping[str, str]) -> str:
-    """All faults of a study file, one line each. ``raw`` is the parsed file (with overrides), ``name`` the file's
-    name, ``origins`` says of each dotted path where its value came from."""
-    found = [_fault(details, section, raw) for details in error.errors(include_url=False)]
-    lines = []
-    for fault in found:
-        if not any(_says_more(other, fault) for other in found):
-            lines.append(_line(fault, name, origins))
-    return "\n".join(dict.fromkeys(lines))
+    """The faults of a study file, one line each, and how many more there are. ``raw`` is the parsed file (with
+    overrides), ``name`` the file's name, ``origins`` says of each dotted path where its value came from."""
+    every = error.errors(include_url=False)
+    found = [_fault(details, section, raw) for details in every[:_MOST_FAULTS]]
+    told = [fault for fault in found if not any(_says_more(other, fault) for other in found)]
+    lines = dict.fromkeys(_line(fault, name, origins) for fault in told[:_MOST_LINES])
+    left = len(told[_MOST_LINES:]) + len(every[_MOST_FAULTS:])
+    return "\n".join([*lines, *([f"{name}: and {left} more. Fix: mend these first"] if left else [])])
 
 
 def _says_more(other: Fault, fault: Fault) -> bool:

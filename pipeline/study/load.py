@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,7 @@ def _assign(raw: dict[str, Any], dotted: str, value: Any, said: str) -> None:
 
 
 def _index(place: list[Any], part: str, said: str) -> int:
-    if not (part.isascii() and part.isdigit()) or int(part) >= len(place):
+    if not re.fullmatch("[0-9]{1,15}", part) or int(part) >= len(place):
         allowed = f"allowed: 0 to {len(place) - 1}" if place else "set the whole list instead"
         raise StudyError(f"{said}: {part!r} is not an index of a list of {len(place)} ({allowed})")
     return int(part)

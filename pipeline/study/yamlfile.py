@@ -11,7 +11,7 @@ from pipeline.errors import StudyError
 
 _LONGEST = 100_000  # characters; the parser takes about a second for them
 _DEEPEST = 40  # levels of nesting; a study file has six
-_MOST = 100_000  # values, those behind aliases counted at each of their places
+_MOST = 100_000  # values, those behind aliases counted at each of their places; 16 characters of text count as one more
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -36,7 +36,8 @@ class _StrictLoader(yaml.SafeLoader):
             return node
         inside: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
         parts = [part for pair in inside for part in pair] if isinstance(node, yaml.MappingNode) else inside
-        self._sizes[id(node)] = size = 1 + sum(self._sizes[id(part)] for part in parts)
+        text = len(node.value) // 16 if isinstance(node, yaml.ScalarNode) else 0
+        self._sizes[id(node)] = size = 1 + text + sum(self._sizes[id(part)] for part in parts)
         if size > _MOST:
             raise StudyError(
                 f"line {line}: not a study file: more than {_MOST} values, those behind aliases counted wherever they "

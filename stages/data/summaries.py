@@ -3,8 +3,8 @@
 A row is one reference of one text. What it is called differs, so each field is looked for under several names:
 
 ==========  ==========================================================================================
-text        ``text``, ``chapter`` (BookSum's Parquet), else the file that ``book_file``, ``book_path`` or
-            ``chapter_path`` names, relative to the root of the texts
+text        ``text``, ``chapter`` (BookSum's Parquet; text, or a list of paragraphs), else the file that
+            ``book_file``, ``book_path`` or ``chapter_path`` names, relative to the root of the texts
 summary     ``summary_text``, ``summary`` (text, a list of paragraphs, or BookSum's JSON with a ``summary``
             in it), else the file of ``summary_path``
 book        ``bid``, ``book_id``, ``id``
@@ -174,7 +174,8 @@ def _file_rows(file: Path, field: str) -> Iterator[tuple[int, Mapping[str, Any]]
 
 
 def _text(row: Mapping[str, Any], root: Path, field: str) -> str:
-    said = _first(row, "text", "chapter")
+    said = next((row[name] for name in ("text", "chapter") if row.get(name) not in (None, "", [])), "")
+    said = "\n".join(map(str, said)) if isinstance(said, list) else str(said)
     return said or next((_read(root, row[name], field) for name in _FILES if row.get(name)), "")
 
 

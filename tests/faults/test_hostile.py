@@ -178,6 +178,8 @@ NASTY = {
     "blank": " ",
     "letters": "字",
     "an option": "--help",
+    "home of nobody": "~no-such-user/a",
+    "escape sequence": "a\x1b]0;b\x07",
 }
 PLACES = ("name", "corpus.sources.0.name", "arms", "schedules", "evaluate.retrieval.files", "pretrain.mixture.sources")
 

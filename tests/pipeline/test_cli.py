@@ -196,6 +196,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "needs what is not made": (("run", "tiny.yaml", "--only", "report"), r"neither made nor selected.*Fix"),
     "no store": (("ls", "--root", "nowhere"), r"root = .*nowhere.*there is no store.*Fix"),
     "nothing to show": (("show", "ingest", "--root", "nowhere"), r"there is no store"),
+    "a file for a store": (("verify", "--root", "tiny.yaml"), r"root = .*tiny.yaml.*there is no store"),
     "nothing to audit": (("audit", "tiny.yaml"), r"step 'decontaminate' of 'tiny' is not made yet\. Fix"),
     "root below a file": (("plan", "tiny.yaml", "--root", "tiny.yaml/x"), r"cannot be read: Not a directory.*Fix"),
     "root that cannot be written": (("run", "tiny.yaml", "--root", "/proc/x"), r"cannot be written: .*Fix"),
@@ -220,7 +221,7 @@ def test_a_wrong_option_is_one_line(cli: Command, case: str):
     assert len(said.faults) == 1 and re.search(message, said.faults[0]), said.err
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://x", "word", "127.0.0.1:99999999"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://x", "word", "127.0.0.1:99999999", "127.0.0.1:²"])
 def test_a_cluster_that_does_not_answer_is_exit_code_5(cli: Command, address: str):
     said = cli("run", "tiny.yaml", "--address", address)
     assert said.code == 5 and len(said.faults) == 1 and f"address = '{address}'" in said.faults[0]

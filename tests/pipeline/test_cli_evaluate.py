@@ -137,6 +137,7 @@ def test_a_base_is_read_under_an_arm_and_another_evaluation_does_not_go_on_in_it
         ("full", ["--tasks", "pasky"], "did you mean 'passkey'"),
         ("full", ["--lengths", "100"], "--lengths = 100: a published prompt of the task passkey does not fit"),
         ("full", ["--lengths", "4Q"], "--lengths = '4Q': allowed are numbers of tokens"),
+        ("full", ["--lengths", "9" * 5000], f"--lengths = '{'9' * 80}...': allowed are numbers of tokens"),
         ("full", ["--chat-template"], "the tokenizer has no chat template"),
         ("full", ["--arm", "local"], "segment_length is missing"),
         ("full", ["--arm", "locl,segment_length=8"], "did you mean 'local'"),

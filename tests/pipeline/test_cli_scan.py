@@ -249,6 +249,33 @@ def test_a_folder_behind_a_link_is_scanned_once(cli: Command, tmp_path: Path) ->
     assert said.json["totals"]["metrics"]["documents_in"] == 2 + 4
 
 
+def test_a_link_to_a_folder_around_is_said_to_be_left_out(cli: Command, tmp_path: Path) -> None:
+    (tmp_path / "clean" / "up").symlink_to("..")
+    (tmp_path / "clean" / "loop").symlink_to(".")
+    said = cli("audit", "scan", "clean", "--against", "eval", "--canaries", "0")
+    assert said.code == 0 and "1 link(s) to folders around the one that is read were left out: " in said.err
+    assert f"{tmp_path}/clean/up" in said.err and "loop" not in said.err
+
+
+@pytest.mark.parametrize("name", ["more.jsonl.lz4", "more.zip", "more.tar.gz", "more.jsonl.zstd"])
+def test_what_is_packed_in_another_way_is_said_to_be_unread(cli: Command, tmp_path: Path, name: str) -> None:
+    (tmp_path / "clean" / name).write_bytes(b"packed")
+    (tmp_path / "clean" / "table.csv").touch()
+    said = cli("audit", "scan", "clean", "--against", "eval", "--canaries", "0")
+    assert said.code == 4 and said.out.startswith("Incomplete: 1 document(s) or file(s) could not be read")
+    assert re.search(rf"{name}: unreadable: packed in a way that is not read; unpack it", said.err)
+
+
+def test_a_file_is_part_of_a_folder_by_any_name_but_a_hidden_one(cli: Command, tmp_path: Path) -> None:
+    (tmp_path / "clean" / "_part-0.jsonl").write_text(json.dumps({"text": text_of(NOVEL)}))
+    (tmp_path / "clean" / ".part-0.jsonl").write_text(json.dumps({"text": text_of(LETTER)}))
+    pq.write_table(pa.table({"text": [text_of(prose(5, 90))]}), tmp_path / "clean" / "rows.parquet")
+    (tmp_path / "clean" / "rows.parquet.gz").write_bytes(gzip.compress((tmp_path / "clean/rows.parquet").read_bytes()))
+    said = cli("audit", "scan", "clean", "--against", "eval", "--canaries", "0", "--json")
+    assert [pair["doc_id"] for pair in said.json["pairs"]] == ["_part-0.jsonl:0000000"]
+    assert said.json["complete"] and said.json["totals"]["metrics"]["documents_in"] == 2 + 3
+
+
 def test_an_encoding_that_is_named_is_read(cli: Command, tmp_path: Path) -> None:
     (tmp_path / "clean" / "latin.txt").write_bytes(("caf\xe9 " + text_of(NOVEL)).encode("latin-1"))
     (tmp_path / "clean" / "wide.txt").write_bytes(text_of(LETTER).encode("utf-16"))

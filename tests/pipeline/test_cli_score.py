@@ -196,6 +196,19 @@ def test_a_broken_row_is_named_and_counted(tmp_path: Path) -> None:
         assert re.search(expected, done.stderr)
 
 
+def test_what_is_wrong_in_a_row_is_not_told_at_full_length(tmp_path: Path) -> None:
+    long = "A" * 100_000
+    rows: list[dict[str, object]] = [
+        {"task": long},
+        {"task": [long]},
+        {"task": "vt", "pred": [long]},
+        {"task": "vt", "pred": "", "outputs": long},
+    ]
+    broken = "\n".join(json.dumps({"pred": "", "outputs": ["A"], **one}) for one in rows)
+    done = run(tmp_path, f"{row('vt', 'A', 'A')}\n{broken}")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 4 and len(done.stderr) < 2000
+
+
 @pytest.mark.parametrize(("text", "reason"), [("", "it is empty"), ('{"pred": ""}', "line 1: no field 'task'")])
 def test_a_file_without_a_row_to_score_is_one_error(tmp_path: Path, text: str, reason: str) -> None:
     done = run(tmp_path, text)

@@ -69,6 +69,7 @@ def test_a_source_without_a_place_is_left_out_until_it_has_one(study, tmp_path):
         ("seeds=[0, 0]", r"seeds \[0, 0\] repeat"),
         ("seeds=[]", r"seeds = \[\]: .*at least 1"),
         ("corpus.sources.3.url=x", r"'3' is not an index of a list of 1"),
+        (f"corpus.sources.{'3' * 5000}.url=x", r"'3+' is not an index of a list of 1"),
         ("corpus.sources.0.kind=pg20", r"corpus\.sources\.0.*pg20.*'pg19'"),
         ("nonsense", r"--set 'nonsense': allowed is a\.b=value"),
         ("execution.jobs=null", r"execution\.jobs"),
@@ -90,6 +91,14 @@ def test_several_faults_are_told_together(study):
 def test_a_missing_study_names_its_neighbours():
     with pytest.raises(StudyError, match=r"did you mean 'quickstart\.yaml'"):
         load(RUNS / "quickstrat.yaml")
+
+
+def test_of_many_faults_the_first_are_told_and_the_rest_are_counted(study):
+    with pytest.raises(StudyError) as told:
+        load(study, [f"seeds=[{', '.join(['[x]'] * 900)}]"], environment={})
+    lines = str(told.value).splitlines()
+    assert len(lines) == 21 and "seeds.0 = a list: a whole number is needed" in lines[0]
+    assert lines[-1].endswith(" more. Fix: mend these first") and "and 88" in lines[-1]
 
 
 def test_command_line_beats_environment_beats_file(study):

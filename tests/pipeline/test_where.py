@@ -20,6 +20,7 @@ TABLE = pa.table(
         "beyond_local": [True, False, True, True, None],
         "share": [1.5, float("nan"), None, 2.0, -1.0],
         "values": [["1"], ["2"], None, ["3"], []],
+        "heads": pa.array([1, 2, None, 255, 4], pa.uint8()),
     }
 )
 
@@ -49,6 +50,13 @@ TABLE = pa.table(
         ('task == "it\'s"', [4]),
         ("task == 'it\\'s'", [4]),
         ("length in []", []),
+        ("heads in [300, -1, 2]", [1]),
+        ("heads not in [5000000000, 255]", [0, 1, 2, 4]),
+        ("length in [9223372036854775807, 64]", [4]),
+        ("length in [True, 64]", [4]),
+        ("beyond_local in [1]", [0, 2, 3]),
+        ("beyond_local in [True, False]", [0, 1, 2, 3]),
+        ("share in [2, -1.0]", [3, 4]),
         (" step==1 ", [0]),
     ],
 )
@@ -79,6 +87,10 @@ def test_a_filter_selects_rows(expression: str, rows: list[int]):
         ("1 == 1", r"names no column"),
         ("length == 10**99", r"10\*\*99' is no value"),
         ("length == 99999999999999999999", r"larger than any number"),
+        (r"task == '\ud800'", r"half of a character"),
+        (r"task in ['\ud800']", r"half of a character"),
+        ("share in [9007199254740993]", r"share == 9007199254740993.*Fix: compare other values"),
+        ("length in [step]", r"'step' is no value"),
         ("step == step.sum()", r"cannot be called here"),
         ("step.max(0) == step", r"cannot be called here"),
         ("not " * 400 + "beyond_local", r"nested too deeply"),

@@ -47,6 +47,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ("text", "message"),
     [
         (BOMB, r"line 6: not a study file: more than 100000 values, those behind aliases counted"),
+        (f"a: &a {'x' * 9000}\nb: [{', '.join(['*a'] * 9000)}]", r"line 2: not a study file: more than 100000 values"),
         ("a: &a [1, *a]", r"line 1: \*a stands within what it names"),
         ("[" * 50_000, r"nested more than 40 levels deep"),
         ("a: " + "[" * 45_000 + "]" * 45_000, r"nested more than 40 levels deep"),
@@ -56,7 +57,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ('url: "\\ud800"', r"line 1: text with the character '\\ud800'"),
         ('"\\0": 1', r"line 1: text with the character"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_what_no_person_writes_is_refused_at_once(text: str, message: str):
     with pytest.raises(StudyError, match=f"^study.yaml: .*{message}"):

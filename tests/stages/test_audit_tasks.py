@@ -10,6 +10,7 @@ import pytest
 from stages.data.corpus.config import IngestConfig, Pg19
 from stages.data.corpus.stage import STAGE as INGEST
 from stages.data.taskaudit.config import TaskAuditConfig, TaskSource
+from stages.data.taskaudit.file import items
 from stages.data.taskaudit.pin import pin_sources
 from stages.data.taskaudit.stage import STAGE
 from stages.stage import StageError
@@ -62,6 +63,12 @@ def test_ids_alone_need_no_text(tmp_path: Path) -> None:
     (tmp_path / "ids.csv").write_text("id,title\n11,Eleven\n99,Elsewhere\n")
     rows = audited(tmp_path, CORPUS, TaskSource(name="t", path="ids.csv", title="title"))
     assert list(rows["found"]) == ["id", "no"] and rows["text_coverage"].isna().all()
+
+
+def test_a_cell_of_a_table_may_hold_a_book(tmp_path: Path) -> None:
+    pd.DataFrame({"id": ["11"], "text": ["It was a word. " * 20_000]}).to_csv(tmp_path / "tasks.csv", index=False)
+    (item,) = items(TaskSource(name="t", path=str(tmp_path / "tasks.csv"), text="text"))
+    assert len(item.text) == 300_000
 
 
 def test_a_file_that_changed_after_the_plan_is_refused(tmp_path: Path) -> None:

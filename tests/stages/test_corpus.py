@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import errno
 import gzip
 import json
+import lzma
+import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.data.corpus import ingest as ingesting
-from stages.data.corpus.config import IngestConfig
+from stages.data.corpus.config import IngestConfig, JsonLines
+from stages.data.corpus.files import ExternalFile
 from stages.data.corpus.manuals import manual_pages
 from stages.data.corpus.pin import pin
+from stages.data.corpus.readers import read
 from stages.data.corpus.stage import STAGE
 from stages.stage import StageError
 from tests.support import LocalContext, documents_of
@@ -235,6 +242,25 @@ def test_zstd_with_several_frames_and_one_cut_short(ingest: Any, books: Path, tm
     assert [p["problem"] for p in ingest(BOOKS, {**source, "url": "no.jsonl.zst"}, out="no")[1]] == ["undecodable"]
 
 
+@pytest.mark.parametrize(("kind", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
+def test_damage_behind_a_whole_part_of_a_packed_file_is_no_end_of_it(
+    ingest: Any, books: Path, tmp_path: Path, kind: str, pack: Callable[[bytes], bytes]
+) -> None:
+    first, second = (pack(b"".join(json.dumps({"text": f"{n} {i}"}).encode() + b"\n" for i in range(40))) for n in "ab")
+    (tmp_path / f"whole.jsonl.{kind}").write_bytes(first + bytes(512) + second + bytes(512))
+    (tmp_path / f"broken.jsonl.{kind}").write_bytes(first + second[:20] + bytes([second[20] ^ 0xFF]) + second[21:])
+    (tmp_path / f"empty.jsonl.{kind}").touch()
+    source = {"kind": "jsonl", "name": "j", "url": f"*.jsonl.{kind}", "split": "train"}
+    documents, problems, *_ = ingest(BOOKS, source)
+    names = [name.split(":")[0] for name in documents if name.startswith("j/")]
+    assert names.count(f"j/whole.jsonl.{kind}") == 80 and names.count(f"j/broken.jsonl.{kind}") == 40
+    said = {row["name"]: (row["problem"], row["detail"].split(" document")[0]) for row in problems}
+    assert said == {
+        f"j/broken.jsonl.{kind}": ("undecodable", "damaged after 40"),
+        f"j/empty.jsonl.{kind}": ("undecodable", "damaged after 0"),
+    }
+
+
 def test_columns_inside_columns(ingest: Any, books: Path, tmp_path: Path) -> None:
     rows = [{"content": {"text": f"Text {i}.", "by": {"name": f"N{i}"}}, "content.id": str(i)} for i in range(3)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
@@ -260,6 +286,17 @@ def test_a_shard_may_lack_what_is_optional(ingest: Any, books: Path, tmp_path: P
     pq.write_table(pa.table({"body": ["Three."]}), tmp_path / "c.parquet")
     with pytest.raises(StageError, match=r"c\.parquet: columns = 'text': no such column \(allowed: body\)"):
         ingest(BOOKS, source, out="text")
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"]), tmp_path / "c.parquet")
+    with pytest.raises(StageError, match=r"c\.parquet: columns = 'text': several columns have this name"):
+        ingest(BOOKS, source, out="twice")
+
+
+def test_a_line_of_json_that_is_no_object_is_called_so(ingest: Any, books: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('[{"text": "One."}]\n"two"\n{"text": "Three."}\n')
+    _, problems, *_ = ingest(BOOKS, {"kind": "jsonl", "name": "j", "url": "t.jsonl", "split": "train"})
+    assert [row["detail"] for row in problems] == [
+        f"line {line} is JSON, but no object: JSON Lines has one a line" for line in (1, 2)
+    ]
 
 
 def test_deep_json_costs_its_line_only(ingest: Any, books: Path, tmp_path: Path) -> None:
@@ -275,6 +312,18 @@ def test_deep_json_costs_its_line_only(ingest: Any, books: Path, tmp_path: Path)
         ("j/t.jsonl:0000000", "undecodable"),
         ("j/t.jsonl:0000002", "undecodable"),
     ]
+
+
+def test_a_long_text_with_brackets_costs_little_more_than_its_size(tmp_path: Path) -> None:
+    row = json.dumps({"text": 'word [x] said "\\no" ' * 50_000})
+    (tmp_path / "t.jsonl").write_text(f'{row}\n{{"text": "{"[" * 1000}')
+    file = ExternalFile("t.jsonl", str(tmp_path / "t.jsonl"), 0, "")
+    tracemalloc.start()
+    whole, cut = read(JsonLines(name="j", url="t.jsonl", split="train"), file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(whole.text) == len(json.loads(row)["text"]) and peak < 20 * len(row)
+    assert "line 2 is not JSON" in cut.detail, "brackets of a text that was cut short are text"
 
 
 def test_other_encodings_are_read_where_they_are_named(ingest: Any, books: Path, tmp_path: Path) -> None:
@@ -303,7 +352,20 @@ def test_other_encodings_are_read_where_they_are_named(ingest: Any, books: Path,
         ingest(BOOKS, {**source, "encoding": "base64"}, out="none")
 
 
-def test_links_are_followed_once_and_not_in_circles(ingest: Any, books: Path, tmp_path: Path) -> None:
+def forbidden(scandir: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """``os.scandir`` for one who may not look into folders of that name."""
+
+    def refuse(folder: str | int) -> Any:
+        if isinstance(folder, str) and os.path.basename(folder) == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return scandir(folder)
+
+    return refuse
+
+
+def test_links_are_followed_once_and_not_in_circles(
+    ingest: Any, books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("train/one.txt", "elsewhere/two.txt", "elsewhere/deep/three.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -317,6 +379,10 @@ def test_links_are_followed_once_and_not_in_circles(ingest: Any, books: Path, tm
         "elsewhere/two.txt",
         "train/one.txt",
     ]
+    monkeypatch.setattr(os, "scandir", forbidden(os.scandir, "more"))
+    with pytest.raises(StageError, match=r"folder = '.*more': cannot be read: Permission denied"):
+        ingest(BOOKS, source, out="forbidden")
+    monkeypatch.undo()
     (tmp_path / "train" / "gone.txt").symlink_to("nowhere.txt")
     with pytest.raises(StageError, match=r"gone\.txt': a link that leads nowhere"):
         ingest(BOOKS, source, out="gone")

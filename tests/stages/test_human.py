@@ -139,6 +139,7 @@ def test_win_rates_strengths_and_metrics_of_people_who_agree(kit, tmp_path):
         ({"export": "other"}, "ratings of the export 'other'"),
         ({"answers": {"0099-x": {"choice": "left"}}}, "the export has no item '0099-x'"),
         ({"rater": " "}, "names no rater"),
+        ({"rater": {"id": 1}}, "names no rater"),
         ({"format": "x"}, "neither ratings of the page nor"),
         ({"answers": {}}, "nobody chose anything"),
     ],
@@ -161,6 +162,21 @@ def test_contradictions_of_one_rater_and_bad_choices_are_errors(kit, tmp_path):
         merged(kit / "key.json", [bad])
     with pytest.raises(StageError, match="not a key"):
         merged(one, [one])
+    key = json.loads((kit / "key.json").read_text())
+    for change, message in (
+        ({"export": None}, "export: it says none"),
+        ({"study": 5}, "study: it says none"),
+        ({"items": key["items"][:1] * 2}, "stands there twice"),
+    ):
+        (tmp_path / "key.json").write_text(json.dumps(key | change))
+        with pytest.raises(StageError, match=rf"KEY = '.*key.json': .*{message}"):
+            merged(tmp_path / "key.json", [one])
+    studio = {"data": {"item": key["items"][0]["id"], "export": key["export"]}}
+    result = {"from_name": "choice", "value": {"choices": ["left", "right"]}}
+    both = [{**studio, "annotations": [{"completed_by": 1, "result": [result]}]}]
+    (tmp_path / "both.json").write_text(json.dumps(both))
+    with pytest.raises(StageError, match="'left, right' is no choice"):
+        merged(kit / "key.json", [tmp_path / "both.json"])
     (tmp_path / "cut.json").write_text('{"format"')
     with pytest.raises(StageError, match=r"cut\.json.*no JSON"):
         merged(kit / "key.json", [tmp_path / "cut.json"])

@@ -53,6 +53,12 @@ def test_summaries_in_booksums_json_are_read(tmp_path):
     assert item.references == ("First.\nSecond.",)
 
 
+def test_paragraphs_of_a_text_are_joined(tmp_path):
+    rows = [{"text": [], "chapter": ["One.", "Two."], "summary": ["A.", "B."]}]
+    (pair,) = read(jsonl(tmp_path / "pairs.jsonl", rows), tmp_path, "pairs")
+    assert (pair.text, pair.summary) == ("One.\nTwo.", "A.\nB.")
+
+
 def test_a_folder_holds_both_levels_and_books_are_files(tmp_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "11.txt").write_text("A whole book.")

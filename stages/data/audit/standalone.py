@@ -23,10 +23,11 @@ import pyarrow.parquet as pq
 from stages.data.audit.audit import observe, publish, totals_of
 from stages.data.audit.findings import Audit
 from stages.data.corpus.config import Columns
+from stages.data.corpus.opened import PACKED
 from stages.data.decontaminate.canary import HOST_BYTES, plant
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.exclude import excluded_hashes
-from stages.data.decontaminate.files import FileKind, FileShard, FoundFile, Reading, Stopped, find
+from stages.data.decontaminate.files import FileKind, FileShard, FoundFile, Reading, Stopped, find, otherwise_packed
 from stages.data.matching.index import Index, build
 from stages.data.matching.shards import ShardScan, basis_of, scan_shard, warm_up
 from stages.stage import StageError
@@ -87,12 +88,14 @@ def scan_corpus(options: Options, progress: ScanProgress = lambda *_: None) -> S
     _excluded(options.rule)  # a fault there is told before any work
     evaluation, ignored_there = find(options.against, options.format, "--against")
     corpus, ignored_here = find(options.corpus, options.format, "CORPUS")
-    notes = _notes(corpus, evaluation, [*ignored_here, *ignored_there])
+    ignored = [*ignored_here, *ignored_there]
+    notes = _notes(corpus, evaluation, ignored)
     with _folder(options.out) as out:
         work = out / WORK
         index, books, problems, columns = _index(evaluation, options, work / "evaluation", progress)
         audit, shards = _scanned(corpus, index, books, options, work, progress)
         problems += [problem for shard in shards for problem in shard.problems()]
+        problems += [_packed_problem(name) for name in ignored if otherwise_packed(name)]
         if not audit.counts()["documents_in"]:
             for shard, error in shards[0].reading.faults:
                 raise _named(error, shard, "CORPUS") from error
@@ -142,10 +145,18 @@ def _notes(corpus: Sequence[FoundFile], evaluation: Sequence[FoundFile], ignored
         more = f" and {len(both) - 3} more" if len(both) > 3 else ""
         names = ", ".join(both[:3])
         notes.append(f"{len(both)} file(s) stand on both sides and will be found in themselves: {names}{more}")
-    if ignored:
-        more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
-        notes.append(f"{len(ignored)} file(s) of other kinds were left out: {', '.join(ignored[:3])}{more}")
+    links = [name for name in ignored if os.path.isdir(name)]
+    others = [name for name in ignored if name not in links]
+    for left, what in ((others, "file(s) of other kinds"), (links, "link(s) to folders around the one that is read")):
+        if left:
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            notes.append(f"{len(left)} {what} were left out: {', '.join(left[:3])}{more}")
     return notes
+
+
+def _packed_problem(location: str) -> dict[str, str]:
+    detail = f"packed in a way that is not read; unpack it, or pack its files as {', '.join(PACKED)}"
+    return {"file": location, "name": location, "problem": "unreadable", "detail": detail}
 
 
 def _index(

@@ -188,10 +188,11 @@ def unescaped(part: str) -> str:
     return re.sub(r"\[([*?[])\]", r"\1", part)
 
 
-def walk(root: str) -> Iterator[tuple[str, list[str]]]:
+def walk(root: str, left: list[str] | None = None) -> Iterator[tuple[str, list[str]]]:
     """(folder, its file names) of ``root`` and all below, links to folders followed, in order of the paths. Every
     folder comes once, under its own path where it has one below ``root``; hidden ones are left out, and links that
-    lead back to a folder they stand in."""
+    lead back to a folder they stand in: ``left`` takes up those that lead out of ``root``, so that what lies there is
+    nowhere else. Raises StageError for a folder that cannot be looked into."""
     found: list[tuple[str, list[str]]] = []
     seen: set[str] = set()
     roots = [root]
@@ -200,19 +201,34 @@ def walk(root: str) -> Iterator[tuple[str, list[str]]]:
         for start in roots:
             if os.path.realpath(start) in seen:
                 continue
-            for folder, folders, names in os.walk(start):
+            for folder, folders, names in os.walk(start, onerror=_refused):
                 seen.add(os.path.realpath(folder))
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 here = os.path.realpath(folder)
                 paths = {name: os.path.join(folder, name) for name in folders}
-                links += [path for path in paths.values() if os.path.islink(path) and not _above(path, here)]
+                linked = [path for path in paths.values() if os.path.islink(path)]
+                links += [path for path in linked if not _above(path, here)]
+                if left is not None:
+                    left += [path for path in linked if _above(path, here) and not _above(root, os.path.realpath(path))]
                 folders[:] = [n for n, path in paths.items() if os.path.realpath(path) not in seen]
                 found.append((folder, sorted(names)))
         roots = sorted(links)
     yield from sorted(found)
 
 
+def _refused(error: OSError) -> None:
+    if isinstance(error, NotADirectoryError | FileNotFoundError):  # a file, or gone in the meantime
+        return
+    raise StageError(
+        f"cannot be read: {error.strerror}",
+        field="folder",
+        value=error.filename,
+        fix="check its permissions, or leave it out",
+    ) from error
+
+
 def _above(link: str, folder: str) -> bool:
+    """Does the link lead to the folder or to one that it lies in?"""
     target = os.path.realpath(link)
     return os.path.commonpath([target, folder]) == target
 

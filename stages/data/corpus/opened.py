@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO, cast
 
@@ -25,7 +25,7 @@ _MARKED = {
 
 
 def opened(location: str) -> AbstractContextManager[BinaryIO]:
-    """The file's bytes as a stream. Damage raises OSError (without errno), EOFError, ValueError, zlib's or lzma's."""
+    """The file's bytes as a stream. Damage raises EOFError or ValueError."""
     return _unpacked(as_it_is(location), location)
 
 
@@ -49,36 +49,20 @@ def packed(location: str) -> bool:
 def _unpacked(file: Any, name: str) -> Iterator[BinaryIO]:
     with file:
         suffix = name[name.rfind(".") :].lower()
-        if suffix == ".gz":
-            import gzip
-
-            stream: Any = gzip.GzipFile(fileobj=file)
-        elif suffix == ".bz2":
-            import bz2
-
-            stream = bz2.BZ2File(file)
-        elif suffix == ".xz":
-            import lzma
-
-            stream = lzma.LZMAFile(file)  # noqa: SIM115 (closed below)
-        elif suffix == ".zst":
-            stream = io.BufferedReader(_Zstd(file), _CHUNK)
-        else:
-            stream = file
-        with stream:
+        with io.BufferedReader(_Frames(file, suffix), _CHUNK) if suffix in PACKED else file as stream:
             yield cast(BinaryIO, stream)
 
 
-class _Zstd(io.RawIOBase):
-    """All frames of a zstd file. (The library's own reader takes a file cut short for a whole one.)"""
+class _Frames(io.RawIOBase):
+    """All frames (members of gzip, streams of bzip2 and xz) of a packed file, zeros behind one left out. The libraries'
+    own readers take a zstd file cut short for a whole one, and a damaged stream of bzip2 or xz for the file's end."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        import zstandard
-
+    def __init__(self, file: BinaryIO, suffix: str) -> None:
         self._file = file
-        self._error = zstandard.ZstdError
-        self._library = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
+        self._new, self._error = _unpacker(suffix)
+        self._limit = () if suffix == ".zst" else (io.DEFAULT_BUFFER_SIZE,)  # what stands before damage is given out
         self._frame: Any = None
+        self._begun = False
         self._packed = b""
         self._ready = memoryview(b"")
 
@@ -87,24 +71,50 @@ class _Zstd(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
-            self._packed = self._packed or self._file.read(_CHUNK // 8)
-            if not self._packed and self._frame is not None:
-                raise EOFError("the file ended before the end of its last frame")
-            if not self._packed:
-                return 0
-            if self._frame is None:
-                self._frame = self._library.decompressobj()
-            try:
-                self._ready = memoryview(self._frame.decompress(self._packed))
-            except self._error as error:
-                raise ValueError(f"not zstd: {error}") from error
-            self._packed = self._frame.unused_data if self._frame.eof else b""
-            if self._frame.eof:
-                self._frame = None
+            if getattr(self._frame, "needs_input", True):  # of bzip2 and xz: False while it holds more than the limit
+                self._packed = self._packed or self._file.read(_CHUNK // 32)
+                if not self._packed and (self._frame is not None or not self._begun):
+                    raise EOFError("the file ended before the end of its last frame")
+                if not self._packed:
+                    return 0
+            if self._frame is None and self._begun:
+                self._packed = self._packed.lstrip(b"\0")
+            if self._frame is not None or self._packed:
+                self._unpack()
         count = min(len(buffer), len(self._ready))
         buffer[:count] = self._ready[:count]
         self._ready = self._ready[count:]
         return count
+
+    def _unpack(self) -> None:
+        if self._frame is None:
+            self._frame, self._begun = self._new(), True
+        try:
+            self._ready = memoryview(self._frame.decompress(self._packed, *self._limit))
+        except self._error as error:
+            raise ValueError(f"cannot be unpacked: {error}") from error
+        ended = self._frame.eof
+        self._packed = self._frame.unused_data if ended else getattr(self._frame, "unconsumed_tail", b"")  # of gzip
+        self._frame = None if ended else self._frame
+
+
+def _unpacker(suffix: str) -> tuple[Callable[[], Any], type[Exception]]:
+    """(what makes an unpacker of one frame, what it raises for damage)."""
+    if suffix == ".gz":
+        import zlib
+
+        return lambda: zlib.decompressobj(zlib.MAX_WBITS | 16), zlib.error
+    if suffix == ".bz2":
+        import bz2
+
+        return bz2.BZ2Decompressor, OSError
+    if suffix == ".xz":
+        import lzma
+
+        return lzma.LZMADecompressor, lzma.LZMAError
+    import zstandard
+
+    return zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj, zstandard.ZstdError
 
 
 def utf8(content: bytes, encodings: Sequence[str]) -> bytes:

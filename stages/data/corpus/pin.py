@@ -130,7 +130,7 @@ def resolve(source: CorpusSource, base_dir: Path) -> CorpusSource:
     if isinstance(source, PythonDocs):
         return source
     if isinstance(source, Hub):
-        folder = Path(os.path.normpath(base_dir / Path(source.path).expanduser()))
+        folder = Path(os.path.normpath(base_dir / Path(os.path.expanduser(source.path))))
         return source.model_copy(update={"path": str(folder)}) if folder.is_dir() else source
     return source.model_copy(update={"url": located(source.url, base_dir)})
 
@@ -139,7 +139,7 @@ def located(url: str, base_dir: Path) -> str:
     """The absolute form of a location; a remote one is that already."""
     if is_remote(url):
         return url
-    return os.path.normpath(base_dir.absolute() / Path(url.removeprefix("file://")).expanduser())
+    return os.path.normpath(base_dir.absolute() / Path(os.path.expanduser(url.removeprefix("file://"))))
 
 
 def list_files(source: CorpusSource, digests: DigestCache, field: str) -> list[ExternalFile]:

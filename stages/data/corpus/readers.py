@@ -10,7 +10,6 @@ import codecs
 import csv
 import io
 import json
-import lzma
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,7 +43,7 @@ NO_FIELD = "has no field"
 MAX_DEPTH = 400
 """Brackets inside brackets in a line of JSON: what Python's parser can do depends on who calls it."""
 _CHECKED_AT_ONCE = 2**24
-_BRACKETS = re.compile(rb'[\[{]|[\]}]|"(?:[^"\\]|\\.)*"')
+_BRACKETS = re.compile(rb'[\[{\]}]|"(?:[^"\\]++|\\.)*+"?')  # nothing is tried twice: texts are long, and cut short
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def read(
     try:
         for count, raw in enumerate(_documents(source, file, seen, piece), 1):  # noqa: B007 (said below)
             yield raw
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise StageError(
                 f"{file.location} cannot be read: {error.strerror}",
@@ -253,7 +252,8 @@ def _parquet(source: Parquet, file: ExternalFile, seen: set[str], piece: Piece |
 
     with opened(file.location) as stream:
         try:
-            table = pq.ParquetFile(stream)
+            # what is packed has no places to go to
+            table = pq.ParquetFile(io.BytesIO(stream.read()) if packed(file.location) else stream)
         except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
             yield Raw(file.name, problem="undecodable", detail=f"not a Parquet file: {error}")
             return
@@ -325,8 +325,12 @@ def _json_lines(source: JsonLines, file: ExternalFile, seen: set[str], piece: Pi
             except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
                 yield Raw(name, problem="undecodable", detail=f"line {index + 1} is not JSON: {error}")
                 continue
-            if not isinstance(row, dict) or not _has(row, source.columns.text):
-                fields = f" (but {', '.join(sorted(row)[:10])})" if isinstance(row, dict) and row else ""
+            if not isinstance(row, dict):
+                detail = f"line {index + 1} is JSON, but no object: JSON Lines has one a line"
+                yield Raw(name, problem="undecodable", detail=detail)
+                continue
+            if not _has(row, source.columns.text):
+                fields = f" (but {', '.join(sorted(row)[:10])})" if row else ""
                 detail = f"line {index + 1} {NO_FIELD} {source.columns.text!r}{fields}"
                 yield Raw(name, problem="undecodable", detail=detail)
                 continue
@@ -356,13 +360,16 @@ def check_columns(columns: Columns, present: Sequence[str], where: str, every: b
     needed = column_names(columns) if every else [name for name in (columns.text, columns.split) if name is not None]
     for name in needed:
         if name not in present:
-            raise _no_column(name, present, where)
+            raise _no_column("no such column", name, present, where)
+    for name in column_names(columns):
+        if list(present).count(name) > 1:
+            raise _no_column("several columns have this name", name, present, where)
     return sorted({name for name in column_names(columns) if name in present})
 
 
-def _no_column(name: str, present: Iterable[str], where: str) -> StageError:
+def _no_column(what: str, name: str, present: Iterable[str], where: str) -> StageError:
     return StageError(
-        "no such column",
+        what,
         field=f"{where}: columns",
         value=name,
         allowed=", ".join(sorted(present)),

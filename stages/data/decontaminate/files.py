@@ -21,6 +21,7 @@ import numpy as np
 from cluster.storage import StorageError, check_bare
 from stages.data.corpus.config import Columns, JsonLines, Parquet, TextFiles
 from stages.data.corpus.files import ExternalFile, glob_of, is_remote, local_glob, remote, walk
+from stages.data.corpus.opened import PACKED
 from stages.data.corpus.readers import Raw, read
 from stages.data.matching.shards import HashedText
 from stages.stage import StageError
@@ -37,7 +38,11 @@ SUFFIXES: dict[str, FileKind] = {
     ".rst": "text",
     ".tex": "text",
 }
-PACKED = (".gz", ".bz2", ".xz", ".zst")
+OTHERWISE_PACKED = (
+    *(".7z", ".br", ".gzip", ".lz", ".lz4", ".lzma", ".lzo", ".rar", ".snappy", ".sz", ".tar", ".tbz2", ".tgz", ".txz"),
+    *(".z", ".zip", ".zstd"),
+)
+"""Of files that hold text as likely as not, which is not read."""
 
 
 class Stopped(Exception):
@@ -56,7 +61,7 @@ class FoundFile:
 
 
 def find(places: Sequence[str], kind: FileKind | None, option: str) -> tuple[list[FoundFile], list[str]]:
-    """(files of the places, sorted by name, each once; names of files of other kinds, left out).
+    """(files of the places, sorted by name, each once; what was left out: files of other kinds, links that lead out).
 
     A place is a file, a folder (with everything below it), a glob or an fsspec URL of these. A file named outright is
     text where its suffix says nothing; in folders and globs only SUFFIXES are taken. ``kind`` overrides the suffix.
@@ -65,7 +70,7 @@ def find(places: Sequence[str], kind: FileKind | None, option: str) -> tuple[lis
     found: dict[str, tuple[str, FileKind, int, str]] = {}
     ignored: list[str] = []
     for place in places:
-        several, listed = _listed(place, option)
+        several, listed = _listed(place, option, ignored)
         taken = 0
         for location, size, stamp in listed:
             its = kind or _kind_of(location) or (None if several else "text")
@@ -91,14 +96,22 @@ def find(places: Sequence[str], kind: FileKind | None, option: str) -> tuple[lis
 
 
 def _kind_of(location: str) -> FileKind | None:
+    return SUFFIXES.get(_suffix(location))
+
+
+def _suffix(location: str) -> str:
+    """What the file is once it is unpacked."""
     path = PurePosixPath(location.lower())
-    if path.suffix in PACKED:
-        path = path.with_suffix("")
-    return SUFFIXES.get(path.suffix)
+    return path.with_suffix("").suffix if path.suffix in PACKED else path.suffix
 
 
-def _listed(place: str, option: str) -> tuple[bool, list[tuple[str, int, str]]]:
-    """(whether the place is a folder or a glob, (location, size, stamp) of its files)."""
+def otherwise_packed(location: str) -> bool:
+    """By its name: in a way that is not unpacked here."""
+    return _suffix(location) in OTHERWISE_PACKED
+
+
+def _listed(place: str, option: str, left: list[str]) -> tuple[bool, list[tuple[str, int, str]]]:
+    """(whether the place is a folder or a glob, (location, size, stamp) of its files). ``left``: see ``walk``."""
     if is_remote(place):
         try:
             check_bare(place, option)
@@ -114,7 +127,7 @@ def _listed(place: str, option: str) -> tuple[bool, list[tuple[str, int, str]]]:
             ) from error
     path = os.path.abspath(os.path.expanduser(place.removeprefix("file://")))
     if os.path.isdir(path):
-        several, names = True, list(_below(path))
+        several, names = True, list(_below(path, left))
     elif globbing.has_magic(path) and not os.path.lexists(path):
         several, names = True, local_glob(glob_of(path, os.path.lexists))
     else:
@@ -129,10 +142,10 @@ def _listed(place: str, option: str) -> tuple[bool, list[tuple[str, int, str]]]:
     return several, listed
 
 
-def _below(folder: str) -> Iterator[str]:
+def _below(folder: str, left: list[str]) -> Iterator[str]:
     """Files in and below a folder, links to folders followed; hidden ones are not part of a corpus."""
-    for place, names in walk(folder):
-        yield from (os.path.join(place, name) for name in names if not name.startswith((".", "_")))
+    for place, names in walk(folder, left):
+        yield from (os.path.join(place, name) for name in names if not name.startswith("."))
 
 
 def _remote(url: str) -> tuple[bool, list[tuple[str, int, str]]]:

@@ -69,6 +69,7 @@ def _rows(path: Path, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as file:
             if path.suffix == ".csv":
+                csv.field_size_limit(2**31 - 1)  # of what holds whole books; the library's own limit is 131,072
                 yield from enumerate(csv.DictReader(file), 1)
                 return
             yield from objects(file)

@@ -7,6 +7,7 @@ any case of letters. It counts 12 where 12,345 was said; the F1 of the set besid
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -94,11 +95,11 @@ def _scored(line: int, row: dict[str, Any]) -> Scored:
             raise ValueError(f"no field {name!r} (allowed: {', '.join(FIELDS)})")
     task, said, outputs = row["task"], row["pred"], row["outputs"]
     if not isinstance(task, str):
-        raise ValueError(f"task = {task!r}: allowed is a name")
+        raise ValueError(f"task = {reprlib.repr(task)}: allowed is a name")
     if not isinstance(said, str):
-        raise ValueError(f"pred = {said!r}: allowed is a text")
+        raise ValueError(f"pred = {reprlib.repr(said)}: allowed is a text")
     if not isinstance(outputs, list) or not outputs or not all(isinstance(one, str) and one for one in outputs):
-        raise ValueError(f"outputs = {outputs!r}: allowed is a list of at least one text")
+        raise ValueError(f"outputs = {reprlib.repr(outputs)}: allowed is a list of at least one text")
     read, score, alternatives = rules_of(task)
     return Scored(line, task, score(read(said), outputs), set_f1(everything(said), outputs, alternatives=alternatives))
 

@@ -6,6 +6,7 @@ A task of this repository is a file of its own and its name in ``OWN``.
 from __future__ import annotations
 
 import difflib
+import reprlib
 
 from stages.data.tasks.counting import COMMON, FREQUENT
 from stages.data.tasks.facts import FACTS
@@ -40,6 +41,7 @@ def task_of(name: str) -> Task:
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, 1)
         raise ValueError(
-            f"task {name!r}: allowed are {', '.join(TASKS)}" + (f"; did you mean {near[0]!r}?" if near else "")
+            f"task {reprlib.repr(name)}: allowed are {', '.join(TASKS)}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
         )
     return TASKS[name]

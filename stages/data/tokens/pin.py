@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from stages.data.pinned import agreed, digest_of
@@ -24,7 +25,7 @@ def pin_tokenizer(config: TokenizerConfig, base_dir: Path) -> TokenizerConfig:
         return config
     said = place = config.path
     if "://" not in place:
-        path = base_dir / Path(place).expanduser()
+        path = base_dir / Path(os.path.expanduser(place))
         place = str(path / "tokenizer.json" if path.is_dir() else path)
     config = config.model_copy(update={"path": place})
     content = read_tokenizer(config, said=said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -84,7 +85,12 @@ def items_of(value: Mapping[str, Any], field: str, name: str, fix: str) -> list[
         first = error.errors()[0]
         place = ".".join(map(str, ("items", *first["loc"])))
         raise StageError(f"{place}: {first['msg']}", field=field, value=name, fix=fix) from error
+    if missing := [one for one in ("export", "study") if not isinstance(value.get(one), str)]:
+        raise StageError(f"{missing[0]}: it says none", field=field, value=name, fix=fix)
     found: list[dict[str, Any]] = value["items"]
+    ids = Counter(item["id"] for item in found)
+    if twice := [one for one, count in ids.items() if count > 1]:
+        raise StageError(f"items: {twice[0]!r} stands there twice", field=field, value=name, fix=fix)
     return found
 
 
@@ -95,7 +101,8 @@ def _answers(content: Any, file: Path) -> Iterator[tuple[str, str, str, str]]:
         return
     if not isinstance(content, dict) or content.get("format") != RATINGS or content.get("version") != VERSION:
         raise _fault(file, "neither ratings of the page nor an export of Label Studio in JSON")
-    rater, answers = str(content.get("rater", "")).strip(), content.get("answers")
+    rater, answers = content.get("rater"), content.get("answers")
+    rater = rater.strip() if isinstance(rater, str) else ""
     if not rater or not isinstance(answers, dict):
         raise _fault(file, "it names no rater or holds no answers")
     for item, answer in answers.items():
@@ -119,8 +126,8 @@ def _label_studio(tasks: list[Any], file: Path) -> Iterator[tuple[str, str, str,
                 if result.get("from_name") == "choice":
                     value = result.get("value")
                     chosen = value.get("choices") if isinstance(value, dict) else None
-                    said = chosen[0] if isinstance(chosen, list) and chosen else ""
-                    yield rater, str(data["item"]), str(said), str(data["export"])
+                    said = ", ".join(map(str, chosen)) if isinstance(chosen, list) else ""
+                    yield rater, str(data["item"]), said, str(data["export"])
 
 
 def _objects(value: Any, file: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ Shapes: B batch, T tokens, C model size.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ class StudyLM(TemplateLM):  # type: ignore[misc]  # the harness is not installed
         mixer = None if arm is None else parse_arm(arm, ";")
         source = CheckpointSource.model_validate(
             {
-                "model": Path(checkpoint).expanduser(),
+                "model": Path(os.path.expanduser(checkpoint)),
                 "named": checkpoint,
                 "arm": mixer,
                 "device": wanted,

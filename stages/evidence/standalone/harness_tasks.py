@@ -5,6 +5,7 @@ A prompt is text there, so that its tokens may differ from ours by a few where a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,7 +127,7 @@ def results(document: dict[str, Any], said: list[str]) -> dict[str, float]:
 
 
 def _folder(place: str) -> Path:
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     if path.exists():
         return path
     from stages.evidence.standalone.found import from_hub

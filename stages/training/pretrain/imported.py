@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def check_folder(config: BaseConfig, vocabulary: int | None, digest: Callable[[P
     is missing, not the pinned one, of another architecture or shape, or with fewer tokens than the tokenizer.
     """
     assert config.path is not None and config.revision is not None  # checked by the config
-    folder = Path(config.path).expanduser()
+    folder = Path(os.path.expanduser(config.path))
     if not folder.is_dir():
         if not config.revision.startswith("sha256:") and not config.path.startswith((".", "/", "~")):
             return  # a Hub id
@@ -94,7 +95,7 @@ def find(config: BaseConfig, context: Context) -> Path:
     """
     assert config.path is not None and config.revision is not None  # checked by the config
     check_folder(config, None)
-    folder = Path(config.path).expanduser()
+    folder = Path(os.path.expanduser(config.path))
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
