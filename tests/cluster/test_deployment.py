@@ -162,7 +162,9 @@ echo "$*" >>"$CALLS"
 case "$1" in
   hostname) echo 10.0.0.1 ;;
   ray) exec sleep 30 >/dev/null 2>&1 ;;
-  infini-study) exit 3 ;;
+  infini-study)  # until the workers, which come up beside it, were called
+    for _ in $(seq 300); do grep -q -- --address= "$CALLS" && break; /bin/sleep 0.1; done
+    exit 3 ;;
 esac
 """,
     "sleep": 'if [ "$1" = 15 ]; then exit 0; fi; exec /bin/sleep "$@"',
