@@ -161,7 +161,10 @@ def test_claims_that_a_study_is_too_small_for_are_named_before_it_runs() -> None
     assert not list(replace(SIZE, arms={"local": ARMS["local"]}).shortfalls())
 
 
-@pytest.mark.parametrize("name", ["quickstart", "small", "pg19", "passkey-1m", "passkey-cpu", "paper-1b", "single-gpu"])
+@pytest.mark.parametrize(
+    "name",
+    ["quickstart", "small", "pg19", "passkey-1m", "passkey-cpu", "paper-1b", "single-gpu", "smollm2", "schedules"],
+)
 def test_no_study_file_asks_less_than_its_claims_demand(name: str) -> None:
     runs = Path(__file__).parents[2] / "runs"
     text = yaml.safe_load((runs / f"{name}.yaml").read_text(encoding="utf-8"))
