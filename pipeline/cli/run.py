@@ -154,7 +154,7 @@ def _print_plan(opened: Loaded, decisions: dict[str, StepDecision], json: bool) 
 
 
 def _shortfalls(opened: Loaded) -> list[str]:
-    """Claims that the study could not support whatever its models do."""
+    """Claims that the study is too small for, whatever its models do."""
     from pipeline.study.claims import size_of
 
     return list(size_of(opened.loaded.study, opened.plan).shortfalls())

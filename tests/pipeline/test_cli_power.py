@@ -65,3 +65,9 @@ def test_spreads_come_from_the_last_run_of_the_study(cli: Command, tmp_path: Pat
     pilots = {row["claim"]: row["pilot"] for row in found}
     assert pilots["C2"] == pilots["C13"] == "earlier run: 3 seeds x 30 items, widest arm"
     assert pilots["C3"] == "claims.pilot"
+
+
+def test_a_plan_names_the_claims_that_the_study_is_too_small_for(cli: Command) -> None:  # noqa: F811
+    found = cli("plan", "tiny.yaml", "--json").json["shortfalls"]
+    assert found and all("Fix: " in text for text in found)
+    assert all(f"warning: {text}" in " ".join(cli("plan", "tiny.yaml").err.split()) for text in found)

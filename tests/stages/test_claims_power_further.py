@@ -115,3 +115,14 @@ def test_an_earlier_run_gives_the_spread_of_the_cells(tmp_path: Path):
     study = Synthetic(tmp_path, asked=size.evaluate.retrieval).evaluate()
     found = c4(size, study.evidence(size.rules))
     assert found.pilot.startswith(("earlier run", "claims.pilot"))
+
+
+def test_too_few_kinds_or_prompts_of_compositional_tasks_are_named() -> None:
+    def said(tasks: dict[str, TaskSettings]) -> list[str]:
+        return [text for text in asked(tasks).shortfalls() if text.startswith("C4 ")]
+
+    few = {name: one.model_copy(update={"trials": 99}) for name, one in TASKS.items()}
+    assert not said(TASKS) and not said({})
+    assert [text.split(":")[1][:17] for text in said(few)] == [" of one task 99 p"]
+    (kinds,) = said(dict(list(TASKS.items())[:1]))
+    assert " 1 of claims.compositional.kinds = 3 kinds" in kinds

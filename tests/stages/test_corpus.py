@@ -8,7 +8,6 @@ import gzip
 import json
 import lzma
 import os
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.data.corpus import ingest as ingesting
-from stages.data.corpus.config import IngestConfig, JsonLines
-from stages.data.corpus.files import ExternalFile
+from stages.data.corpus.config import IngestConfig
 from stages.data.corpus.manuals import manual_pages
 from stages.data.corpus.pin import pin
-from stages.data.corpus.readers import read
 from stages.data.corpus.stage import STAGE
 from stages.stage import StageError
 from tests.support import LocalContext, documents_of
@@ -312,18 +309,6 @@ def test_deep_json_costs_its_line_only(ingest: Any, books: Path, tmp_path: Path)
         ("j/t.jsonl:0000000", "undecodable"),
         ("j/t.jsonl:0000002", "undecodable"),
     ]
-
-
-def test_a_long_text_with_brackets_costs_little_more_than_its_size(tmp_path: Path) -> None:
-    row = json.dumps({"text": 'word [x] said "\\no" ' * 50_000})
-    (tmp_path / "t.jsonl").write_text(f'{row}\n{{"text": "{"[" * 1000}')
-    file = ExternalFile("t.jsonl", str(tmp_path / "t.jsonl"), 0, "")
-    tracemalloc.start()
-    whole, cut = read(JsonLines(name="j", url="t.jsonl", split="train"), file)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(whole.text) == len(json.loads(row)["text"]) and peak < 20 * len(row)
-    assert "line 2 is not JSON" in cut.detail, "brackets of a text that was cut short are text"
 
 
 def test_other_encodings_are_read_where_they_are_named(ingest: Any, books: Path, tmp_path: Path) -> None:

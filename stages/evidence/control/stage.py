@@ -25,8 +25,8 @@ CONTROL_ARMS = {
     name: variants()[name]["kind"] for name in ("full", "local", "window", "deltanet", "infini-linear", "infini-delta")
 }
 """Arms of the control and their kinds: the ceiling, two floors, a memory with learned writes, the paper's two."""
-COMPETITORS = ("window", "deltanet")
-"""Those that the study's ``control.competitors`` may leave out."""
+COMPETITORS = {*ControlSettings().competitors}
+"""Those that a study may leave out."""
 
 
 def control_arms(settings: ControlSettings, study: Mapping[str, MixerConfig]) -> dict[str, MixerConfig]:
@@ -34,7 +34,7 @@ def control_arms(settings: ControlSettings, study: Mapping[str, MixerConfig]) ->
     study's own infini arms with the options they have there (one of the same name takes its place). Segments are the
     control's."""
     length = settings.segment_length
-    left_out = {*COMPETITORS} - {*settings.competitors}
+    left_out = COMPETITORS - {*settings.competitors}
     arms = {
         name: MixerConfig(segment_length=length, **variants()[name]) for name in CONTROL_ARMS if name not in left_out
     }
