@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,13 @@ def test_every_seed_is_printed_and_the_direction_is_in_words(study):
     assert all(f"{seed}: −" in found.reason for seed in (0, 1, 2)) and "infini-linear has the lower" in found.reason
     worse = study(effect=EFFECT | dict.fromkeys(MEMORY, 0.08)).evaluate().positive_control()
     assert "local has the lower perplexity" in verdict(worse, "C13").summary
+
+
+def test_a_loss_that_is_not_shown_to_fall_is_said_with_its_interval(study):
+    found = verdict(study(base=0.0, seed_noise=0.02).evaluate(), "C2")
+    interval = r"[+−][\d.]+% \[−[\d.]+%, \+[\d.]+%\]"
+    said = rf"the held-out loss of \S+ is not shown to lie below its base's \({interval} perplexity\)"
+    assert found.decision == "inconclusive" and re.search(said, found.summary + found.reason)
 
 
 def test_a_shared_base_is_said(study):

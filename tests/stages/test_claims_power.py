@@ -173,4 +173,6 @@ def test_no_study_file_asks_less_than_its_claims_demand(name: str) -> None:
         for arm, of in text["arms"].items()
     }
     evaluate, rules = EvaluateSettings(**text["evaluate"]), ClaimsConfig(**text.get("claims", {}))
-    assert not list(Size(arms=arms, seeds=tuple(text["seeds"]), rules=rules, evaluate=evaluate).shortfalls())
+    schedules = {name: of.get("arms", list(arms)) for name, of in text.get("schedules", {}).items()}
+    size = Size(arms=arms, seeds=tuple(text["seeds"]), rules=rules, evaluate=evaluate, schedules=schedules)
+    assert not list(size.shortfalls())

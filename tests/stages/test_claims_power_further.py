@@ -106,6 +106,10 @@ def test_the_smallest_gap_to_every_schedule_is_found_as_often_as_it_says():
 def test_too_few_schedules_can_support_nothing():
     few = c12(replace(SIZE, schedules={"low": ("local",)}))
     assert few.shown == "none: 1 of 3 other schedules" and few.smallest == math.inf
+    (said,) = replace(SIZE, schedules={"low": ("local",)}).shortfalls()
+    assert said.startswith("C12 cannot be supported: local trains on 1 of claims.schedule.minimum = 3 other schedules")
+    assert not list(replace(SIZE, schedules=SCHEDULES).shortfalls())
+    assert not list(replace(SIZE, schedules={"low": ("infini-linear",)}).shortfalls())  # C12 is not measured then
     more = c12(replace(SIZE, schedules=SCHEDULES | {"text": ("local",)}))
     assert more.smallest > c12(replace(SIZE, schedules=SCHEDULES)).smallest
 

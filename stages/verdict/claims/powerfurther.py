@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stages.training.pretrain.schedule import scheduled
 from stages.verdict.claims.compositional import composed
 from stages.verdict.claims.effects import Decisions, Floats
 from stages.verdict.claims.evidence import Evidence
@@ -119,9 +118,9 @@ def _spread_of_cells(size: Size, earlier: Evidence | None, items: int) -> tuple[
 def _schedule(size: Size, earlier: Evidence | None) -> Sensitivity | None:
     """C12: the gap to every schedule of the baseline, in perplexity."""
     rule = size.rules.schedule
-    floors = [arm for arm, mixer in size.arms.items() if mixer.kind in rule.baselines]
-    baselines = [name for arm in floors for name in _on_schedules(size, arm)]
-    candidates = [name for arm in size.memory_arms for name in _on_schedules(size, arm)]
+    floors = size.baselines
+    baselines = [name for arm in floors for name in size.schedules_of(arm)]
+    candidates = [name for arm in size.memory_arms for name in size.schedules_of(arm)]
     if not size.schedules or len(baselines) == len(floors):
         return None
     seen, origin, items = losses(size, earlier)
@@ -140,10 +139,6 @@ def _schedule(size: Size, earlier: Evidence | None) -> Sensitivity | None:
         arms=len(candidates),
         show=relative,
     )
-    if (others := len(baselines) - len(floors)) < rule.minimum:
+    if (others := size.other_schedules) < rule.minimum:
         return replace(found, smallest=math.inf, shown=f"none: {others} of {rule.minimum} other schedules")
     return found
-
-
-def _on_schedules(size: Size, arm: str) -> list[str]:
-    return [arm, *(scheduled(arm, name) for name, arms in (size.schedules or {}).items() if arm in arms)]

@@ -10,6 +10,7 @@ from stages.data.tasks.config import RetrievalConfig
 from stages.evidence.ablate.config import AblateConfig
 from stages.evidence.control.config import ControlSettings
 from stages.evidence.evaluate.config import EvaluateSettings
+from stages.training.pretrain.schedule import scheduled
 from stages.verdict.claims.config import ClaimsConfig
 from stages.verdict.claims.evidence import KINDS_WITH_MEMORY
 
@@ -31,6 +32,20 @@ class Size:
     def memory_arms(self) -> list[str]:
         """Arms with a compressive memory, in the order of the study file."""
         return [name for name, mixer in self.arms.items() if mixer.kind in KINDS_WITH_MEMORY]
+
+    @property
+    def baselines(self) -> list[str]:
+        """Arms whose schedules decide C12, in the order of the study file."""
+        return [name for name, mixer in self.arms.items() if mixer.kind in self.rules.schedule.baselines]
+
+    def schedules_of(self, arm: str) -> list[str]:
+        """The arm's name, and its names on other schedules (``arm@schedule``)."""
+        return [arm, *(scheduled(arm, name) for name, arms in (self.schedules or {}).items() if arm in arms)]
+
+    @property
+    def other_schedules(self) -> int:
+        """Schedules that the baselines of C12 are trained on beside the study's own."""
+        return sum(len(self.schedules_of(arm)) - 1 for arm in self.baselines)
 
     @property
     def segment(self) -> int:
@@ -87,6 +102,12 @@ class Size:
             yield (
                 f"C4 cannot be supported: of one task {fewest} prompts are asked, claims.compositional.minimum_trials "
                 f"= {rule.minimum_trials}. Fix: raise its trials"
+            )
+        others, least = self.other_schedules, rules.schedule.minimum
+        if self.memory_arms and 0 < others < least:
+            yield (
+                f"C12 cannot be supported: {' and '.join(self.baselines)} trains on {others} of "
+                f"claims.schedule.minimum = {least} other schedules. Fix: name further ones (schedules)"
             )
 
     def _few_passkeys(self) -> Iterator[str]:
