@@ -161,7 +161,7 @@ def test_a_head_that_dies_ends_the_run_and_the_next_one_goes_on(
 def test_on_object_storage_a_network_cut_and_healed_in_training_changes_nothing(
     s3_server: str, cluster: Nodes, study: Path, unbroken: dict[str, str], tmp_path: Path, monkeypatch
 ):
-    """The node that is cut off loses its place in the training; the link is healed while the others go on."""
+    """The node that is cut off loses its place in the training, and comes back when the link is healed."""
     import s3fs
 
     for name, value in cluster.environment.items():
@@ -181,6 +181,8 @@ def test_on_object_storage_a_network_cut_and_healed_in_training_changes_nothing(
         time.sleep(20)  # longer than a node may be silent
         cluster.heal(2)
         told("healed")
+        cluster.await_nodes(3)  # a node that was given up ends itself, and is started again as a supervisor does
+        told("node 2 is back")
     else:
         cluster.kill(2)
         cluster.add(2)
