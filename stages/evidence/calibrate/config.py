@@ -55,7 +55,8 @@ class SchlagConfig(Config):
 class MqarConfig(Config):
     """Multi-query associative recall: ``pairs`` keys and values, then every key asked once, at gaps drawn from a power
     law; the target at a query is its value, filler elsewhere. One segment holds exactly the pairs, so that a mixer
-    without a path across segments guesses.
+    without a path across segments guesses. (With ``length`` 4 one write is read, and the first write of the delta rule
+    is the linear rule's: both then have the same numbers.)
 
     The source trains every arm from scratch. That is ``graft`` = false; by default the other arms start from the full
     attention model of their cell, as continual pretraining does: from scratch infini and local attention stay at chance
