@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from stages.data.tasks.config import RetrievalConfig
 from stages.stage import StageError
 from stages.verdict.claims.config import ClaimsConfig, CleanData, Retrieval
+from stages.verdict.claims.effects import effect
 from stages.verdict.claims.evidence import Evidence, crossed, paired
 from stages.verdict.claims.table import CLAIMS, decide
 from stages.verdict.claims.verdict import Verdict
@@ -101,6 +102,15 @@ def test_one_seed_decides_nothing_about_arms(study):
     only = study(seeds=(0,)).evaluate().ablate().positive_control()
     for claim in ("C1", "C2", "C3", "C5a", "C5b", "C13"):
         assert verdict(only, claim).label == "inconclusive (too few seeds)", claim
+    for claim in ("C5a", "C7", "C13"):  # drawn over seeds alone: one has no interval
+        assert (found := verdict(only, claim)).low is None and found.high is None, claim
+        assert not any(abs(end) > 1e100 for number in found.numbers for end in (number.low, number.high) if end)
+
+
+def test_one_seed_with_one_document_has_no_interval(study):
+    one = paired(*(pd.DataFrame({"seed": [0], "item": ["a"], "x": [x]}) for x in (2.0, 1.9)), "item", "x")
+    number = effect(one, RULES).saved("name", "label", "relative perplexity")
+    assert number.low is None and number.high is None and number.estimate < 0
 
 
 def test_every_seed_is_printed_and_the_direction_is_in_words(study):

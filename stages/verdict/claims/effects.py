@@ -6,7 +6,7 @@ Every difference is taken so that it is positive where it speaks for the hypothe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -61,17 +61,24 @@ class Effect:
 
     def number(self, name: str, label: str, unit: str, sources: tuple[Source, ...] = ()) -> Number:
         """The difference as the report shows it."""
-        return Number(name, label, self.estimate, self.low, self.high, self.items, unit, self.method, sources)
+        return self._shown(name, label, unit, sources, lambda value: value)
 
     def added(self, name: str, label: str, unit: str, sources: tuple[Source, ...] = ()) -> Number:
         """The same of nats per token, as the relative perplexity that they add."""
-        estimate, low, high = (math.expm1(value) for value in (self.estimate, self.low, self.high))
-        return Number(name, label, estimate, low, high, self.items, unit, self.method, sources)
+        return self._shown(name, label, unit, sources, lambda value: math.expm1(min(value, 700.0)))
 
     def saved(self, name: str, label: str, unit: str, sources: tuple[Source, ...] = ()) -> Number:
         """The same of nats per token that are saved: the relative perplexity that is left of 0."""
-        estimate, low, high = (math.expm1(-value) for value in (self.estimate, self.high, self.low))
-        return Number(name, label, estimate, low, high, self.items, unit, self.method, sources)
+        return self._shown(name, label, unit, sources, lambda value: math.expm1(min(-value, 700.0)))
+
+    def _shown(
+        self, name: str, label: str, unit: str, sources: tuple[Source, ...], of: Callable[[float], float]
+    ) -> Number:
+        """One seed or item has no interval: its ends are infinite, which an exponential would make numbers of."""
+        low = high = None
+        if math.isfinite(self.low) or math.isfinite(self.high):
+            low, high = sorted((of(self.low), of(self.high)))
+        return Number(name, label, of(self.estimate), low, high, self.items, unit, self.method, sources)
 
 
 def effect(pair: Paired, rules: ClaimsConfig, *, null: float = 0.0) -> Effect:

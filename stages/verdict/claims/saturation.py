@@ -125,8 +125,11 @@ def _interval(
     from stages.statistics.tests import paired_t
 
     found = paired_t(np.log(np.maximum(values, 1e-30)), level=1 - rules.alpha)
-    low, high = math.exp(min(found.low, 700.0)), math.exp(min(found.high, 700.0))
-    if not np.isfinite(values).all():
+    low: float | None = math.exp(min(found.low, 700.0))
+    high: float | None = math.exp(min(found.high, 700.0))
+    if len(values) < 2:
+        low = high = None
+    elif not np.isfinite(values).all():
         low, high = 0.0, math.inf
     method = f"geometric mean over seeds, {found.method} of the logarithms, {found.level:.0%}"
     return Number(name, label, math.exp(min(found.estimate, 700.0)), low, high, len(values), unit, method, sources)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -26,7 +27,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Number:
-    """One number of the report with its interval (None where none applies) and the rows behind it."""
+    """One number of the report with its interval and the rows behind it. No interval (None), or one without an end on
+    either side, as of a single seed: none."""
 
     name: str  # unique dotted path, e.g. "perplexity.infini-linear"
     label: str
@@ -43,6 +45,11 @@ class Number:
     short: str = ""  # the same in a few words
     about: tuple[tuple[str, str | int], ...] = field(default=(), compare=False)
     """What it is of, by field (kind, arm, k, ...), for those who draw or print it."""
+
+    def __post_init__(self) -> None:
+        if self.low == -math.inf and self.high == math.inf:
+            object.__setattr__(self, "low", None)
+            object.__setattr__(self, "high", None)
 
     def of(self, **about: str | int) -> Number:
         """The same number with these fields."""

@@ -231,15 +231,10 @@ def memory_off(evidence: Evidence, corpus: str = "") -> list[Number]:
         end = int(rows["bucket_end"].max())
         cost = effect(pair, evidence.rules)
         where = f"bucket_start == {start} and knockout in ['none', 'gate_closed']"
-        number = Number(
+        number = cost.added(
             f"corpus.{corpus}.memory_off.{arm}.{start}",
             f"{arm}, memory off, on {corpus or 'all'}, tokens {start:,} to {end:,}",
-            math.expm1(cost.estimate),
-            math.expm1(cost.low),
-            math.expm1(cost.high),
-            cost.items,
             memory.PERPLEXITY_UNIT,
-            cost.method,
             evidence.sources(
                 "ablate", perplexity.TABLE, " and ".join(filter(None, (where, corpus_filter(corpus)))), str(arm)
             ),

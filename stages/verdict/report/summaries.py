@@ -4,7 +4,6 @@ judge with its biases, people with their agreement. What a baseline scores as we
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -167,9 +166,7 @@ def _people(evidence: Evidence) -> Iterator[Number]:
 
 
 def _number(name: str, label: str, value: Estimate, unit: str, sources: tuple[Source, ...]) -> Number:
-    finite = math.isfinite(value.low)
-    low, high = (value.low, value.high) if finite else (None, None)
-    return Number(name, label, value.estimate, low, high, value.n, unit, value.method, sources)
+    return Number(name, label, value.estimate, value.low, value.high, value.n, unit, value.method, sources)
 
 
 def pd_concat(tables: list[pd.DataFrame]) -> pd.DataFrame:
