@@ -193,10 +193,10 @@ def lines(found: StudyCost) -> list[list[str]]:
     rows = []
     if found.trainings:
         flops = f"{count(found.training_flops)}FLOP"
-        rows.append(["training", f"{found.trainings} models, {count(found.tokens)} tokens, {flops}"])
+        rows.append(["training", f"{found.trainings} models, {count(found.tokens).rstrip()} tokens, {flops}"])
     if found.evaluations:
         flops = f"{count(found.evaluation_flops)}FLOP"
-        rows.append(["evaluation", f"{found.evaluations} steps, {count(found.read_tokens)} tokens, {flops}"])
+        rows.append(["evaluation", f"{found.evaluations} steps, {count(found.read_tokens).rstrip()} tokens, {flops}"])
     if found.rate:
         hours = f"{found.gpu_hours:,.1f} GPU-hours" if found.gpu_hours is not None else f"{found.hours:,.2f} hours"
         rows.append(["time", f"{hours} at {count(found.rate)}FLOP/s ({found.rate_from})"])
@@ -212,6 +212,6 @@ def lines(found: StudyCost) -> list[list[str]]:
 def count(value: float) -> str:
     """1.5e9 -> '1.5 G', a unit's prefix with the space before it."""
     for prefix, factor in (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= factor:
+        if value >= 0.9995 * factor:  # 999,999 is 1 M, not 1e+03 k
             return f"{value / factor:.3g} {prefix}"
     return f"{value:.0f} "

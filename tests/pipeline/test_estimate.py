@@ -76,7 +76,8 @@ def test_what_is_made_costs_nothing_more(tmp_path: Path):
 
 
 def test_numbers_have_the_prefix_that_keeps_them_short():
-    assert [count(v) for v in (12, 1500, 2.5e9, 1.1e21)] == ["12 ", "1.5 k", "2.5 G", "1.1 Z"]
+    rounded = {12: "12 ", 1500: "1.5 k", 2.5e9: "2.5 G", 1.1e21: "1.1 Z", 999_999: "1 M"}
+    assert [count(v) for v in rounded] == list(rounded.values())
 
 
 @pytest.mark.parametrize(
