@@ -231,6 +231,7 @@ def hardware() -> str:
 
 
 _NO_ROOM = 1 << 16  # bytes
+_ROOM = "Fix: make room and run again; what is finished is kept"
 
 
 def _disk_full(error: Exception, store: Store) -> str | None:
@@ -239,12 +240,13 @@ def _disk_full(error: Exception, store: Store) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            plain, said = os.strerror(cause.errno), str(cause.strerror)
             place = f" ({cause.filename})" if cause.filename else ""
-            return f"{cause.strerror}{place}. Fix: make room and run again; what is finished is kept"
+            return f"{said if said.startswith(plain) else plain}{place}. {_ROOM}"  # Arrow words it its own way
         cause = cause.__cause__ or cause.__context__
     with contextlib.suppress(OSError):
         if store.local and shutil.disk_usage(store.root).free < _NO_ROOM:
-            return f"{os.strerror(errno.ENOSPC)} ({store.root}). Fix: make room and run again; what is finished is kept"
+            return f"{os.strerror(errno.ENOSPC)} ({store.root}). {_ROOM}"
     return None
 
 
