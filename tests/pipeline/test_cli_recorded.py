@@ -35,6 +35,17 @@ def test_status_explain_and_report_need_no_file(cli: Command) -> None:
     assert code == 0 and "memory-is-used" in out
 
 
+def test_a_record_whose_steps_do_not_fit_together_is_named(cli: Command, tmp_path: Path) -> None:
+    path = tmp_path / "store" / "studies" / "quickstart.json"
+    record = json.loads(path.read_text())
+    step = next(step for step in record["steps"].values() if step["inputs"])
+    for other in ("0" * 64, step["key"]):  # of no step, of itself
+        step["inputs"] |= dict.fromkeys(step["inputs"], other)
+        path.write_text(json.dumps(record))
+        code, _, errors = cli("status", "quickstart")
+        assert code == 4 and "studies/quickstart.json: not readable" in errors and "Fix: delete it" in errors
+
+
 @pytest.mark.parametrize(
     ("encoding", "shown"),
     [

@@ -101,6 +101,7 @@ def test_resume_points_without_gates_are_whole_and_those_with_some_keep_them() -
     assert RunState(step=3).own_digest() == RunState(**before).own_digest()
     some = RunState(step=3, gates=[{"step": 0, "gates": [[0.5]]}])
     assert some.own_digest() != RunState(step=3).own_digest()
+    assert RunState(step=3, resized=None).own_digest() != RunState(step=3).own_digest()  # damaged
 
 
 @pytest.mark.parametrize("rule", ["linear", "delta"])

@@ -57,7 +57,7 @@ class RunState:
         """xxh3 of the other fields."""
         fields = {name: value for name, value in asdict(self).items() if name != "digest"}
         for name in ("gates", "resized"):  # as in resume points that were written before there were such
-            if not fields[name]:
+            if fields[name] == []:
                 fields.pop(name)
         return xxhash.xxh3_64(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
