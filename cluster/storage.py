@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import xxhash
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
@@ -143,6 +144,24 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+def write_checked(fs: fsspec.AbstractFileSystem, path: str, value: dict[str, Any]) -> None:
+    """``value`` with a hash of itself, for ``read_checked``."""
+    value = json.loads(to_json(value))  # as it will be read
+    write_atomic(fs, path, to_json(value | {"check": xxhash.xxh3_64(to_json(value)).hexdigest()}))
+
+
+def read_checked(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """What ``write_checked`` wrote; None where there is nothing, or something else."""
+    try:
+        value = read_json(fs, path)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    check = value.pop("check", None)
+    return value if check == xxhash.xxh3_64(to_json(value)).hexdigest() else None
+
+
 def _synced_sibling(path: str, data: bytes) -> Path:
     """``data``, durable, in a new file in the folder of ``path``."""
     place = Path(path)
@@ -231,6 +250,25 @@ def _create_exclusive_local(path: str, data: bytes) -> bool:
         sibling.unlink(missing_ok=True)
     _sync_folder(Path(path).parent)
     return True
+
+
+def fingerprint(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
+    """Size of a file, and xxh3 of a local one (to read remote ones back would double the traffic). Raises OSError."""
+    if not is_local(fs):
+        return {"size": int(fs.size(path))}
+    hasher = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while chunk := file.read(1 << 22):
+            hasher.update(chunk)
+    return {"size": size, "xxh3": hasher.hexdigest()}
+
+
+def fingerprints(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, dict[str, Any]]:
+    """Those of all files below ``folder``, by their path in it."""
+    base = folder.rstrip("/") + "/"
+    found = sorted(sizes_below(fs, folder))
+    return {path[path.index(base) + len(base) :]: fingerprint(fs, path) for path in found}
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, Path]]:

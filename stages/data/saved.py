@@ -3,7 +3,8 @@
 ``spread_saved`` calls a function once for each item, by ``parallel.spread``. The function writes files into a folder
 of its own and returns a small JSON value; folder and value are kept below ``work_url`` (any fsspec URL all nodes
 reach), the value last, so a part is there whole or not at all. The next attempt at the step finds it by its
-``identity``, a digest of all it follows from, and takes it over: a part made of other texts or rules is never taken.
+``identity``, a digest of all it follows from, and takes it over: a part made of other texts or rules is never taken,
+nor one whose files are not what was written.
 """
 
 from __future__ import annotations
@@ -145,27 +146,34 @@ def saved(item: Work, function: Callable[..., Any], identity: Callable[..., str]
     """One part, as ``spread_saved`` makes it: taken over from below ``work_url``, or made and left there."""
     fs, work = storage.filesystem(work_url)
     digest = identity(item, *shared)[:24]
-    try:
-        known = storage.read_json(fs, f"{work}/{digest}.json")
-    except ValueError:
-        known = None  # half-written by a store that does not write whole files: made again
-    files: dict[str, tuple[int, str]] = {}
-    if known is not None:
-        files = {name: (size, sha256) for name, (size, sha256) in known.get("files", {}).items()}
+    known = storage.read_checked(fs, f"{work}/{digest}.json")
+    if known is not None and _whole(fs, f"{work}/{known['folder']}", known["files"]):
+        files = {name: (of["size"], of["sha256"]) for name, of in known["files"].items() if "sha256" in of}
         return Saved(known["value"], storage.join(work_url, known["folder"]), True, files)
     name = f"{digest}-{uuid.uuid4().hex[:12]}"  # a part made twice, by a task thought dead, never mixes its files
     if storage.is_local(fs):
         folder = Path(work) / name
         folder.mkdir(parents=True)
         value = function(item, folder, *shared)
+        left = storage.fingerprints(fs, str(folder))
     else:
         with tempfile.TemporaryDirectory() as scratch:
             value = function(item, Path(scratch), *shared)
-            files = {file: (path.stat().st_size, _sha256(path)) for file, path in storage.files_below(Path(scratch))}
+            below = storage.files_below(Path(scratch))
+            left = {file: {"size": path.stat().st_size, "sha256": _sha256(path)} for file, path in below}
             storage.put_tree(fs, f"{work}/{name}", Path(scratch))
-    said = {"folder": name, "value": value} | ({"files": files} if files else {})
-    storage.write_atomic(fs, f"{work}/{digest}.json", storage.to_json(said))
+    storage.write_checked(fs, f"{work}/{digest}.json", {"folder": name, "value": value, "files": left})
+    files = {file: (of["size"], of["sha256"]) for file, of in left.items() if "sha256" in of}
     return Saved(value, storage.join(work_url, name), False, files)
+
+
+def _whole(fs: Any, folder: str, files: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Are the files of a part what was written? Remote ones by their size."""
+    try:
+        found = storage.fingerprints(fs, folder) if files else {}
+    except OSError:
+        return False
+    return found == {name: {key: of[key] for key in of if key != "sha256"} for name, of in files.items()}
 
 
 def _sha256(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from stages.stage import Execution, StageError
 from stages.training.pretrain.checkpoint import RunState
 from stages.training.pretrain.imported import check_folder, folder_digest
 from stages.training.pretrain.stage import BASE, PRETRAIN, BaseConfig, PretrainConfig
+from tests.faults.damage import DAMAGES
 from tests.stages.pretraining import SEGMENT, TRUNK, VOCABULARY, make_inputs, pretrain_config
 from tests.support import LocalArtifact, LocalContext, StoppedAt
 
@@ -193,6 +195,17 @@ def test_an_export_that_was_not_committed_is_not_trained_again(
     first.output.rename(tmp_path / "lost")
     again = Run(inputs, tmp_path, whole.config)()
     assert not again.context.progressed and again.weights() == whole.weights()
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("file", ["export.json", "export/model/model.safetensors"])
+def test_a_damaged_export_is_written_again(
+    damage: Callable[[Path], None], file: str, whole: Run, inputs: dict[str, LocalArtifact], tmp_path: Path
+) -> None:
+    first = Run(inputs, tmp_path, whole.config)()
+    first.output.rename(tmp_path / "lost")
+    damage(tmp_path / "work" / file)
+    assert Run(inputs, tmp_path, whole.config)().weights() == whole.weights()
 
 
 def test_lengths_must_agree(inputs: dict[str, LocalArtifact], tmp_path: Path) -> None:

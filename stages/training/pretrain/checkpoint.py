@@ -22,7 +22,7 @@ import torch.distributed as dist
 import xxhash
 from torch import nn
 
-from cluster.storage import filesystem, is_local, remove_tree, write_atomic
+from cluster.storage import filesystem, fingerprint, is_local, remove_tree, write_atomic
 from stages.stage import StageError
 
 STATE = "state.json"
@@ -149,7 +149,7 @@ class Checkpoints:
         """On rank 0: the files of every rank are there."""
         if self.rank == 0:
             state.world_size = self.world_size
-            state.files = {name: self._fingerprint(f"{folder}/{name}") for name in self._files(folder)}
+            state.files = {name: fingerprint(self.fs, f"{folder}/{name}") for name in self._files(folder)}
             state.digest = state.own_digest()
             write_atomic(self.fs, f"{folder}/{STATE}", json.dumps(asdict(state)).encode())
             for old in self._steps()[: -self.keep]:
@@ -238,7 +238,7 @@ class Checkpoints:
                 if (state.digest and state.digest != state.own_digest()) or name != f"step-{state.step:08d}":
                     raise ValueError(f"{STATE} is not what was written")
                 for file, expected in state.files.items():
-                    if self._fingerprint(f"{folder}/{file}") != expected:
+                    if fingerprint(self.fs, f"{folder}/{file}") != expected:
                         raise ValueError(f"{file} is not what was written")
             except FileNotFoundError as error:
                 if str(error).rstrip("'").endswith(STATE):
@@ -263,17 +263,6 @@ class Checkpoints:
     def _files(self, folder: str) -> list[str]:
         names = (str(path).rpartition("/")[2] for path in self.fs.ls(folder, detail=False))
         return sorted(name for name in names if name == ".metadata" or name.endswith(".distcp"))
-
-    def _fingerprint(self, path: str) -> dict[str, Any]:
-        """Size, and for local files a hash (reading remote files back would double the traffic)."""
-        size = int(self.fs.size(path))
-        if not self.local:
-            return {"size": size}
-        hasher = xxhash.xxh3_64()
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 22):
-                hasher.update(chunk)
-        return {"size": size, "xxh3": hasher.hexdigest()}
 
     def _writer(self, folder: str) -> Any:
         if self.local:

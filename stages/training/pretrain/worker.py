@@ -16,7 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cluster.storage import filesystem, is_local, join, put_tree, read_json, remove_tree, write_atomic
+from cluster.storage import (
+    filesystem,
+    fingerprints,
+    is_local,
+    join,
+    put_tree,
+    read_checked,
+    remove_tree,
+    write_atomic,
+    write_checked,
+)
 from model.config import MixerConfig, ModelConfig, RopeScaling
 from stages.stage import Artifact, Execution, StageError
 from stages.training.pretrain.channel import PROGRESS, Writer
@@ -292,7 +302,8 @@ def export(job: TrainingJob, config: ModelConfig, weights: dict[str, Any], state
         write_tables(folder, config, job.recipe.sequence_length, state)
         if not is_local(fs):
             put_tree(fs, target, folder)
-    write_atomic(*filesystem(join(job.work_url, EXPORTED)), json.dumps({"step": state.step}).encode())
+    said = {"step": state.step, "files": fingerprints(fs, target)}
+    write_checked(*filesystem(join(job.work_url, EXPORTED)), said)
 
 
 def write_tables(folder: Path, config: ModelConfig, sequence_length: int, state: RunState) -> None:
@@ -333,8 +344,16 @@ def write_tables(folder: Path, config: ModelConfig, sequence_length: int, state:
 
 
 def exported(work_url: str) -> bool:
-    """Is there a whole export, of this attempt or of one that was killed before its commit?"""
-    return read_json(*filesystem(join(work_url, EXPORTED))) is not None
+    """Is there a whole export, of this attempt or of one that was killed before its commit? What a failing disk left
+    of one is none."""
+    said = read_checked(*filesystem(join(work_url, EXPORTED)))
+    if said is None:
+        return False
+    try:
+        found = fingerprints(*filesystem(join(work_url, EXPORT)))
+    except OSError:
+        return False
+    return bool(found == said["files"])
 
 
 def take_export(work_url: str, output: Path) -> None:
