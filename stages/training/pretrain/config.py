@@ -12,7 +12,7 @@ from model.config import MixerConfig, RopeScaling, TrunkConfig
 from stages.data.tasks.config import versions
 from stages.data.tasks.haystack import Format
 from stages.data.tasks.needles import MOST_RIVALS
-from stages.data.tasks.registry import task_of
+from stages.data.tasks.registry import check_worded, task_of
 from stages.stage import Config, Execution, StageError
 
 
@@ -108,6 +108,8 @@ class MixtureConfig(Config):
                 task_of(task)
             except ValueError as error:
                 raise ValueError(f"retrieval_tasks = {list(self.retrieval_tasks)}: {error}") from None
+        if self.prompts:  # without any the tasks are not asked for
+            check_worded(self.retrieval_format, self.retrieval_tasks, "retrieval_format")
         ends = [phase.until for phase in self.prompts]
         if ends and (ends[-1] != 1 or any(a >= b for a, b in pairwise(ends))):
             raise ValueError(
