@@ -20,6 +20,7 @@ from stages.data.corpus.files import DigestCache
 from stages.data.corpus.pin import most_test_bytes, possible_splits
 from stages.data.tasks import later
 from stages.data.tasks.checked import Checked
+from stages.data.tasks.drill import Drill
 from stages.data.tasks.haystack import Codec, Haystack
 from stages.data.tasks.prompts import PromptMaker
 from stages.data.tasks.registry import task_of
@@ -326,8 +327,14 @@ def _prompts(study: StudyConfig, tokenizer: TokenizerConfig) -> None:
         for index, phase in enumerate(mixture.prompts):
             if not phase.share:
                 continue
+            if phase.drill is not None:
+                if tokenizer.kind in ("file", "hub"):  # of others the words of one token are not known yet
+                    field = f"{section}.mixture.prompts.{index}.drill.words"
+                    ks = phase.drill.k
+                    Drill(codec, 0).rows(phase.length, len(ks), 0, words=phase.drill.words, ks=ks, field=field)
+                continue
             for task in map(task_of, mixture.retrieval_tasks):
-                k = max(trained_k(task, mixture.retrieval_rivals))
+                k = max(trained_k(task, phase.rivals or mixture.retrieval_rivals))
                 maker.check(task, phase.length, k, field=f"{section}.mixture.prompts.{index}.length")
 
 

@@ -50,6 +50,28 @@ def test_training_prompts_hold_their_needles_too(tmp_path: Path, section: str) -
     plan(study, *longer, mixture.replace("share: 1.0", "share: 0"))  # nobody is asked then
 
 
+def test_drills_need_words_of_one_token_and_no_room_for_needles(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    phases = "prompts: [{until: 1, share: 0.5, length: 16, drill: {words: WORDS, k: [4]}}]"
+    mixture = f"pretrain.mixture={{{phases}, retrieval_format: compact}}"
+    few = r"pretrain\.mixture\.prompts\.0\.drill\.words = 12: .*\(allowed: cues, or at most 0 with this tokenizer\)"
+    TOKENIZER.run(TokenizerConfig(kind="bytes"), {"documents": None}, tmp_path, LocalContext(""))
+    given = "tokenizer={kind: file, path: tokenizer.json, eos_token: <eos>}"
+    with pytest.raises(StudyError, match=few):
+        plan(study, given, mixture.replace("WORDS", "12"))
+    with pytest.raises(StudyError, match=r"drill\.k = 4: the 4 pairs of a drill fill the length"):
+        plan(study, given, mixture.replace("WORDS", "cues"))
+    plan(study, mixture.replace("WORDS", "12"), "tokenizer={kind: bpe, vocab_size: 300}")
+
+
+def test_a_phases_own_rivals_must_fit(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    phases = "prompts: [{until: 1, share: 0.5, length: 128, rivals: [8]}]"
+    mixture = f"pretrain.mixture={{{phases}, retrieval_format: compact, retrieval_rivals: [1]}}"
+    with pytest.raises(StudyError, match=r"pretrain\.mixture\.prompts\.0\.length = 128: .* with k = 8 does not fit"):
+        plan(study, mixture)
+
+
 def test_a_tokenizer_without_a_tasks_characters_is_refused_by_the_plan(tmp_path: Path) -> None:
     """UUIDs need a hyphen and hexadecimal digits, the passkeys do not."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

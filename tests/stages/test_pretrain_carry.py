@@ -15,6 +15,7 @@ from model.checkpoint import graft
 from model.decoder import DecoderState
 from stages.stage import Execution, StageError
 from stages.training.pretrain import optim
+from stages.training.pretrain.config import PromptPhase
 from stages.training.pretrain.data import TokenRows, Windows
 from stages.training.pretrain.mixture import Batches, loss_weights
 from stages.training.pretrain.recipe import check_execution, of_pretrain
@@ -167,8 +168,8 @@ def test_prompts_begin_anew_among_rows_that_go_on(inputs: dict[str, LocalArtifac
     phases = [{"until": 1.0, "share": 0.25, "length": SEGMENT}]
     config = carrying(mixture={"prompts": phases})
 
-    def answers(length: int, count: int, first: int) -> Any:
-        return np.full((count, length), 5, np.int32), np.ones((count, length), np.uint8)
+    def answers(phase: PromptPhase, count: int, first: int) -> Any:
+        return np.full((count, phase.length), 5, np.int32), np.ones((count, phase.length), np.uint8)
 
     rows = Windows(TokenRows(inputs["tokens"].path("train")), LENGTH)
     batches = Batches(of_pretrain(config), rows, answers)

@@ -82,11 +82,11 @@ def phases(*wanted: tuple[float, float, int]) -> tuple[PromptPhase, ...]:
     return tuple(PromptPhase(until=until, share=share, length=length) for until, share, length in wanted)
 
 
-def prompts(length: int, count: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+def prompts(phase: PromptPhase, count: int, first: int) -> tuple[np.ndarray, np.ndarray]:
     """Every token of a prompt is its number; the last three are the answer."""
-    mask = np.zeros((count, length), np.uint8)
+    mask = np.zeros((count, phase.length), np.uint8)
     mask[:, -3:] = 1
-    return np.arange(first, first + count)[:, None] + np.zeros((1, length), np.int32), mask
+    return np.arange(first, first + count)[:, None] + np.zeros((1, phase.length), np.int32), mask
 
 
 def test_phases_change_length_and_share_but_not_the_tokens_of_a_batch(rows: TokenRows) -> None:

@@ -45,8 +45,8 @@ def batches(windows: Windows, made: Any = None, size: int = 4, **mixture: Any) -
     return Batches(of_pretrain(config), windows, made)
 
 
-def answers(length: int, count: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.full((count, length), first, np.int32), np.ones((count, length), np.uint8)
+def answers(phase: PromptPhase, count: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.full((count, phase.length), first, np.int32), np.ones((count, phase.length), np.uint8)
 
 
 def half(share: float, length: int = LENGTH) -> tuple[PromptPhase, ...]:

@@ -16,8 +16,11 @@ from stages.data.tasks.config import RetrievalConfig
 from stages.data.tasks.needles import PASSKEY
 from stages.data.tasks.prompts import evaluation_items, haystack_of
 from stages.data.tasks.scoring import first_number
+from stages.data.tasks.task import CONTROL
 from stages.data.tasks.words import CUES
 from stages.stage import StageError
+from stages.training.finetune.config import TaskMixture
+from stages.training.pretrain.config import MixtureConfig
 
 
 class ByteCodec:
@@ -90,7 +93,7 @@ def test_the_name_that_formats_had_before_is_read_and_stays_in_what_is_recorded(
     assert RetrievalConfig.model_validate_json(now.model_dump_json()) == now
     assert now.model_dump(mode="json", context={"shown": True})["format"] == "published"
     assert {item.item.split("/")[1] for item in evaluation_items(now, CODEC, HAYSTACK, seed=3)} == {"landmark"}
-    with pytest.raises(ValidationError, match="'published' or 'compact'"):
+    with pytest.raises(ValidationError, match="'published', 'compact' or 'terse'"):
         RetrievalConfig.model_validate({"format": "landmarks", "lengths": [800], "trials": 1})
 
 
@@ -126,6 +129,30 @@ def test_bindings_have_k_rivals_with_answers_that_do_not_contain_each_other(item
         assert text.count("The key of ") == item.k + 1 == len(item.values) + 1
         assert not any(a in b for a in item.values for b in item.values if a is not b)
     assert not any(a in b for a in CUES for b in CUES if a is not b)
+
+
+def test_terse_needles_are_a_word_and_a_number_and_the_question_is_the_word():
+    config = RetrievalConfig(format="terse", lengths=(128,), trials=4, rivals=(2, 4), binding_trials=20)
+    for item in evaluation_items(config, CODEC, HAYSTACK, seed=3):
+        lines = CODEC.decode(item.prompt).split("\n")
+        asked = f"\n{lines[-1]} {item.expected}"
+        assert (asked in CODEC.decode(item.prompt)) == (CONTROL not in item.task)
+        assert lines[-1] == "pass key" if item.task.startswith("passkey") else lines[-1] in CUES
+        assert len(item.prompt) + item.budget == 128 and 10 <= int(item.expected) <= 99
+
+
+def test_a_task_without_a_wording_is_refused_wherever_it_is_named():
+    with pytest.raises(
+        ValidationError, match=r"format = 'terse': the task mqar has no such wording \(.*published, comp"
+    ):
+        RetrievalConfig(format="terse", lengths=(128,), trials=1, tasks={"mqar": {}})
+    phase = {"until": 1, "share": 1, "length": 128}
+    with pytest.raises(ValidationError, match=r"retrieval_format = 'terse': the task mqar has no such wording"):
+        MixtureConfig(retrieval_format="terse", retrieval_tasks=("mqar",), prompts=(phase,))
+    with pytest.raises(ValidationError, match=r"format = 'terse': the task mqar has no such wording"):
+        TaskMixture(format="terse", tasks={"mqar": 1}, phases=({"until": 1, "length": 128},))
+    with pytest.raises(StageError, match=r"format = .*terse.*: the task mqar has no wording of this format"):
+        training_rows(CODEC, HAYSTACK, 256, 1, seed=0, format="terse", tasks=("mqar",))
 
 
 def test_values_stand_in_order_of_position_and_the_rank_says_which_is_asked(items):

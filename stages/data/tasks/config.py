@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from stages.data.pinned import Pin
 from stages.data.tasks.haystack import Format
 from stages.data.tasks.needles import BINDINGS, MOST_RIVALS, PASSKEY
-from stages.data.tasks.registry import TASKS, task_of
+from stages.data.tasks.registry import TASKS, check_worded, task_of
 from stages.data.tasks.task import CONTROL, Task
 from stages.stage import Config
 
@@ -104,7 +104,7 @@ class RetrievalConfig(Config):
     ``published``: the lines of each task's paper, of the passkey those of Landmark Attention (Mohtashami and Jaggi,
     2023) word for word, k in 1..50000. ``compact``: one short sentence and a two-digit number, for small or byte
     vocabularies whose contexts cannot hold the published lines; chance is 1/90 instead of 1/50000, and the two are
-    never mixed in one table.
+    never mixed in one table. ``terse``: a word and such a number on a line, of passkeys and bindings alone.
     """
 
     format: Format = Field(default="published", description="wording of needle and question")
@@ -158,6 +158,7 @@ class RetrievalConfig(Config):
         for name, values in (("lengths", self.lengths), ("binding_lengths", self.binding_lengths or ())):
             check_distinct(name, values, "numbers of tokens >= 1", 1)
         check_distinct("depths", self.depths or (), "numbers from 0 (start) to 1 (end)", 0, 1)
+        check_worded(self.format, self.tasks, "format")
         check_distinct("rivals", self.rivals, f"numbers from 1 to {MOST_RIVALS}", 1, MOST_RIVALS)
         return self
 

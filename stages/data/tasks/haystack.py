@@ -41,10 +41,11 @@ def _dumped(format: str, info: SerializationInfo) -> str:
 
 
 Format = Annotated[
-    Literal["published", "compact"], BeforeValidator(format_of), PlainSerializer(_dumped, when_used="json")
+    Literal["published", "compact", "terse"], BeforeValidator(format_of), PlainSerializer(_dumped, when_used="json")
 ]
 """Wording of needle and question: ``published``, as in the paper of each task; ``compact``, one short sentence and
-small numbers."""
+small numbers; ``terse``, of passkeys and bindings alone: a line of the word and its number, and the word again. Models
+of two layers that read eight tokens at a time bind in it, and not in sentences longer than that."""
 
 MIN_FILLER = 16
 """Fewest haystack tokens: below it the depth of a needle means nothing."""

@@ -50,6 +50,15 @@ WORDING: dict[Format, NeedleWording] = {
         numbers=(10, 99),
         binding_numbers=(10, 99),
     ),
+    "terse": NeedleWording(
+        instruction="",
+        passkey="\npass key {value}",
+        passkey_question="\npass key",
+        binding="\n{cue} {value}",
+        binding_question="\n{cue}",
+        numbers=(10, 99),
+        binding_numbers=(10, 99),
+    ),
 }
 
 
@@ -130,6 +139,7 @@ PASSKEY = Task(
     budget=budget,
     control_k=lambda k: 0,
     by_depth=True,
+    formats=tuple(WORDING),
     chance=lambda format, k: _chance(WORDING[format].numbers),
 )
 BINDINGS = Task(
@@ -142,5 +152,6 @@ BINDINGS = Task(
     largest=MOST_RIVALS,
     control_k=lambda k: k,
     told_needle=True,
+    formats=tuple(WORDING),
     chance=lambda format, k: _chance(WORDING[format].binding_numbers),
 )

@@ -134,6 +134,13 @@ class PromptMaker:
 
     def check(self, task: Task, length: int, k: int, *, field: str) -> None:
         """StageError unless a prompt of ``length`` holds what the task puts into it, its budget and some haystack."""
+        if self.format not in task.formats:
+            raise StageError(
+                f"the task {task.name} has no wording of this format",
+                field="format",
+                value=self.format,
+                allowed=", ".join(task.formats),
+            )
         least = task.shortest(self.haystack, k) + task.free(self.haystack, k) + self.wrapped
         if length < least:
             what = f" with k = {k}" if task.most > 1 else ""
@@ -142,7 +149,7 @@ class PromptMaker:
                 field=field,
                 value=length,
                 allowed=f">= {least} tokens with this tokenizer",
-                fix="raise the length" + ("" if self.format == "compact" else " or set format: compact"),
+                fix="raise the length" + (" or set format: compact" if self.format == "published" else ""),
             )
         most = task.longest(self.haystack, k) + self.wrapped
         if most < length:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+from collections.abc import Iterable
 
 from stages.data.tasks.counting import COMMON, FREQUENT
 from stages.data.tasks.facts import FACTS
@@ -45,3 +46,12 @@ def task_of(name: str) -> Task:
             + (f"; did you mean {near[0]!r}?" if near else "")
         )
     return TASKS[name]
+
+
+def check_worded(format: str, names: Iterable[str], field: str) -> None:
+    """Raises ValueError, naming ``field``, if one of the tasks has no wording of this format."""
+    for name in names:
+        if format not in (formats := task_of(name).formats):
+            raise ValueError(
+                f"{field} = {format!r}: the task {name} has no such wording (allowed with it: {', '.join(formats)})"
+            )

@@ -30,9 +30,9 @@ class Task:
     k that are asked by default (number of needles, hops: the task's own size), largest: what a study may set it to at
     most. control_k: k of the control prompts, which ask for what stands nowhere; None: there are none. by_depth: its
     one needle lies at depths that are spread evenly (or a grid), not at random. told_needle: it asks for the needle
-    that ``trial.needle`` names, in a text that does not depend on which. chance: (wording, k) -> share right by a
-    guess; None: answers are not uniform. read, score: from what a model said to its answer, and how right that is (0
-    to 1). version: raised whenever the same settings give other prompts or scores.
+    that ``trial.needle`` names, in a text that does not depend on which. formats: wordings it has. chance:
+    (wording, k) -> share right by a guess; None: answers are not uniform. read, score: from what a model said to its
+    answer, and how right that is (0 to 1). version: raised whenever the same settings give other prompts or scores.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Task:
     control_k: Callable[[int], int] | None = None
     by_depth: bool = False
     told_needle: bool = False
+    formats: tuple[Format, ...] = ("published", "compact")
     chance: Callable[[Format, int], float] | None = None
     read: Callable[[str], str] = first_number
     score: Callable[[str, Sequence[str]], float] = same

@@ -12,7 +12,7 @@ from model.config import MixerConfig
 from stages.data.pinned import Pin, pin_file
 from stages.data.tasks.config import versions
 from stages.data.tasks.haystack import Format
-from stages.data.tasks.registry import task_of
+from stages.data.tasks.registry import check_worded, task_of
 from stages.stage import Config
 from stages.training.pretrain.config import MixtureConfig, PromptPhase
 from stages.training.tuning.config import TuningSettings
@@ -45,6 +45,7 @@ class TaskMixture(Config):
             task_of(name)
             if not 1 <= times <= 1000:
                 raise ValueError(f"tasks.{name} = {times}: allowed are 1 to 1000 (leave a task out to skip it)")
+        check_worded(self.format, self.tasks, "format")
         ends = [phase.until for phase in self.phases]
         if ends[-1] != 1 or any(a >= b for a, b in pairwise(ends)):
             raise ValueError(

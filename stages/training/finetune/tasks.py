@@ -34,10 +34,10 @@ class TaskData:
         haystack = training_haystack(rows, codec)
 
         def prompts_of(phase: TaskPhase) -> PromptRows:
-            return lambda length, count, first: training_rows(
+            return lambda of, count, first: training_rows(
                 codec,
                 haystack,
-                length,
+                of.length,
                 count,
                 job.recipe.seed,
                 format=self.mixture.format,
@@ -74,7 +74,7 @@ class TaskBatches:
             return self.mixed[step]
         size, length = self.recipe.batch_sequences, self.recipe.sequence_length
         each, first = length // phase.length, step * size
-        tokens, mask = self.prompts[phase](phase.length, size * each, first * each)
+        tokens, mask = self.prompts[phase](phase, size * each, first * each)
         targets = mask.reshape(size, length).astype(np.bool_)
         targets[:, 0] = False
         ids = -1 - np.arange(first, first + size)

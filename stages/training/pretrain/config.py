@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,8 +11,9 @@ from model.arms import arm_of, why_not_carried, why_whole
 from model.config import MixerConfig, RopeScaling, TrunkConfig
 from stages.data.tasks.config import versions
 from stages.data.tasks.haystack import Format
-from stages.data.tasks.needles import MOST_RIVALS
-from stages.data.tasks.registry import task_of
+from stages.data.tasks.needles import BINDINGS, MOST_RIVALS
+from stages.data.tasks.registry import check_worded, task_of
+from stages.data.tasks.words import CUES
 from stages.stage import Config, Execution, StageError
 
 
@@ -64,6 +65,26 @@ class OptimSettings(Config):
         return fields
 
 
+class DrillSettings(Config):
+    """Rows of word-number pairs in place of a phase's prompts (``stages/data/tasks/drill.py``): from few words to many,
+    then cues, then prompts, a model learns to bind."""
+
+    words: Annotated[int, Field(ge=2)] | Literal["cues"] = Field(
+        description="different words, of one token each, and as many numbers; cues: the bindings' own, on lines"
+    )
+    k: tuple[int, ...] = Field(default=(4, 8), min_length=1, description="pairs of a row, in turn")
+
+    @model_validator(mode="after")
+    def _check(self) -> DrillSettings:
+        most = len(CUES) if self.words == "cues" else self.words
+        if any(not 2 <= k <= min(most, MOST_RIVALS) for k in self.k) or len(set(self.k)) < len(self.k):
+            raise ValueError(
+                f"k = {list(self.k)}: allowed are distinct numbers from 2 to {min(most, MOST_RIVALS)} with words = "
+                f"{self.words}"
+            )
+        return self
+
+
 class PromptPhase(Config):
     """A stretch of the training steps, and the retrieval prompts in its batches."""
 
@@ -73,6 +94,31 @@ class PromptPhase(Config):
     text_length: int | None = Field(
         default=None, ge=2, description="tokens of the pieces that text is read in meanwhile (default: whole sequences)"
     )
+    rivals: tuple[int, ...] | None = Field(
+        default=None, min_length=1, description="k of the bindings prompts meanwhile (default: retrieval_rivals)"
+    )
+    drill: DrillSettings | None = Field(default=None, description="pairs of single tokens in place of prompts")
+
+    @model_validator(mode="after")
+    def _drill_fits(self) -> PromptPhase:
+        if self.drill is None:
+            return self
+        if self.rivals is not None:
+            raise ValueError("rivals: has no effect beside drill, whose rows have their own k (fix: remove it)")
+        if self.length < (least := 2 * max(self.drill.k) + 2):
+            raise ValueError(
+                f"length = {self.length}: a drill with k = {max(self.drill.k)} needs at least {least} tokens, so that "
+                "something is asked"
+            )
+        return self
+
+    def key_fields(self) -> dict[str, Any]:
+        """What came later only where it is used."""
+        fields = super().key_fields()
+        for name in ("rivals", "drill"):
+            if getattr(self, name) is None:
+                fields.pop(name)
+        return fields
 
 
 class MixtureConfig(Config):
@@ -101,13 +147,19 @@ class MixtureConfig(Config):
         for name, share in self.sources.items():
             if not share > 0:
                 raise ValueError(f"sources.{name} = {share}: allowed are numbers > 0 (leave a source out to skip it)")
-        if any(not 1 <= k <= MOST_RIVALS for k in self.retrieval_rivals):
-            raise ValueError(f"retrieval_rivals = {list(self.retrieval_rivals)}: allowed are 1 to {MOST_RIVALS}")
+        given = {f"prompts.{index}.rivals": phase.rivals or () for index, phase in enumerate(self.prompts)}
+        for name, ks in {"retrieval_rivals": self.retrieval_rivals, **given}.items():
+            if any(not 1 <= k <= MOST_RIVALS for k in ks):
+                raise ValueError(f"{name} = {list(ks)}: allowed are 1 to {MOST_RIVALS}")
+            if name != "retrieval_rivals" and ks and BINDINGS.name not in self.retrieval_tasks:
+                raise ValueError(f"{name} = {list(ks)}: has no effect without bindings among retrieval_tasks")
         for task in self.retrieval_tasks:
             try:
                 task_of(task)
             except ValueError as error:
                 raise ValueError(f"retrieval_tasks = {list(self.retrieval_tasks)}: {error}") from None
+        if self.prompts:  # without any the tasks are not asked for
+            check_worded(self.retrieval_format, self.retrieval_tasks, "retrieval_format")
         ends = [phase.until for phase in self.prompts]
         if ends and (ends[-1] != 1 or any(a >= b for a, b in pairwise(ends))):
             raise ValueError(
@@ -118,7 +170,8 @@ class MixtureConfig(Config):
 
     def key_fields(self) -> dict[str, Any]:
         """With the versions of tasks that are not as they first were."""
-        return super().key_fields() | versions(self.retrieval_tasks)
+        phases = [phase.key_fields() for phase in self.prompts]
+        return super().key_fields() | {"prompts": phases} | versions(self.retrieval_tasks)
 
     def check_rows(self, rows: int, sequence_length: int, text_lengths: bool = True) -> None:
         """Raises ValueError for phases that batches of ``rows`` x ``sequence_length`` tokens cannot hold.

@@ -18,12 +18,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.training.pretrain.config import PromptPhase
 from stages.training.pretrain.data import DocumentOrder, SampleOrder, Windows, generator
 from stages.training.pretrain.recipe import Recipe
 
-# (length, count, first) -> tokens [count, length] and mask of answer tokens [count, length]; prompt i depends on length
-# and first + i alone
-PromptRows = Callable[[int, int, int], tuple[NDArray[np.int32], NDArray[np.uint8]]]
+# (phase, count, first) -> tokens [count, length] and mask of answer tokens [count, length], with the phase's length;
+# prompt i depends on the phase and first + i alone
+PromptRows = Callable[[PromptPhase, int, int], tuple[NDArray[np.int32], NDArray[np.uint8]]]
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,11 @@ class Batches:
         tokens, mask = self.windows.batch(ids)
         answers = np.zeros(size, np.bool_)
         if count:
-            assert self.prompts is not None
+            phase = self.recipe.phase_at(step)
+            assert self.prompts is not None and phase is not None
             answers[size - count :] = True
-            length = self.recipe.prompt_length_at(step)
-            each = tokens.shape[1] // length
-            made = self.prompts(length, count * each, first * each)
+            each = tokens.shape[1] // phase.length
+            made = self.prompts(phase, count * each, first * each)
             prompt_tokens, prompt_mask = (part.reshape(count, -1) for part in made)
             ids = np.concatenate([ids, -1 - np.arange(first, first + count)])
             tokens = np.concatenate([tokens, prompt_tokens.astype(np.int64)])

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from model.decoder import Decoder
     from stages.data.tokens.load import StudyTokenizer
     from stages.training.pretrain.checkpoint import RunState
+    from stages.training.pretrain.config import PromptPhase
     from stages.training.pretrain.data import TokenRows
     from stages.training.pretrain.mixture import Batches, BatchSource
     from stages.training.pretrain.objective import Objective
@@ -247,22 +248,26 @@ def open_batches(job: TrainingJob) -> Batches:
     rows = TokenRows(job.tokens.path("train"))
     prompts: PromptRows | None = None
     if any(phase.share for phase in recipe.mixture.prompts):
+        from stages.data.tasks.drill import Drill
         from stages.data.tasks.training import training_rows
         from stages.data.tokens.load import load_tokenizer
 
         codec = load_tokenizer(job.tokenizer)
-        haystack = training_haystack(rows, codec)
+        haystack, drill = training_haystack(rows, codec), Drill(codec, recipe.seed)
 
-        def prompts(length: int, count: int, first: int) -> Any:
+        def prompts(phase: PromptPhase, count: int, first: int) -> Any:
+            if phase.drill is not None:
+                words, ks = phase.drill.words, phase.drill.k
+                return drill.rows(phase.length, count, first, words=words, ks=ks, field="mixture.prompts drill.words")
             return training_rows(
                 codec,
                 haystack,
-                length,
+                phase.length,
                 count,
                 recipe.seed,
                 format=recipe.mixture.retrieval_format,
                 tasks=recipe.mixture.retrieval_tasks,
-                rivals=recipe.mixture.retrieval_rivals,
+                rivals=phase.rivals or recipe.mixture.retrieval_rivals,
                 first=first,
                 field="mixture.prompts length",
             )

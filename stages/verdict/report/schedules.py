@@ -91,7 +91,9 @@ def prompts(section: Mapping[str, Any]) -> str:
     for phase in phases:
         length = f" of {phase['length']:,} tokens" if phase.get("length") else ""
         text = f", text of {phase['text_length']:,}" if phase.get("text_length") else ""
-        parts.append(f"{phase['share']:.0%} of the tokens{length}{text} until {phase['until']:.0%} of the steps")
+        words = (phase.get("drill") or {}).get("words")
+        drill = "" if words is None else f", drills of {'the cues' if words == 'cues' else f'{words} words'}"
+        parts.append(f"{phase['share']:.0%} of the tokens{length}{drill}{text} until {phase['until']:.0%} of the steps")
     if not parts and mixture.get("retrieval_share"):
         parts.append(f"{mixture['retrieval_share']:.0%} of the sequences")
     return "; ".join(parts)
