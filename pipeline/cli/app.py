@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 from typing import Annotated
@@ -27,7 +28,7 @@ from pipeline.cli import (
     view,
     watch,
 )
-from pipeline.cli.render import spell_what_cannot_be_shown
+from pipeline.cli.render import open_what_is_closed, spell_what_cannot_be_shown
 from pipeline.errors import UserError
 from pipeline.interrupt import terminable
 
@@ -97,12 +98,15 @@ _OF_THE_MACHINE = (
     errno.EIO,
     errno.ENOTDIR,
     errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EEXIST,
 )
 
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a step failed, 2 usage or study file, 4 integrity, 5 cluster unreachable,
     130 interrupted."""
+    open_what_is_closed()
     spell_what_cannot_be_shown()
     try:
         with terminable():
@@ -139,8 +143,9 @@ def _fail(message: str, code: int) -> None:
     from pipeline.engine.escape import escaped
 
     message = redacted(message)
-    if "--json" in sys.argv:
-        print_json("error", {"message": message, "errors": message.splitlines(), "exit_code": code})
-    else:
-        sys.stderr.write("".join(f"error: {escaped(line)}\n" for line in message.rstrip("\n").split("\n")))
+    with contextlib.suppress(OSError):  # a full disk, a reader that is gone: the exit code still tells
+        if "--json" in sys.argv:
+            print_json("error", {"message": message, "errors": message.splitlines(), "exit_code": code})
+        else:
+            sys.stderr.write("".join(f"error: {escaped(line)}\n" for line in message.rstrip("\n").split("\n")))
     raise SystemExit(code)

@@ -194,6 +194,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "no number": (("run", "tiny.yaml", "--seed", "x"), r"Invalid value for '--seed'.*int"),
     "nothing selected": (("run", "tiny.yaml", "--from", "pretrain", "--until", "ingest"), r"select no step.*Fix"),
     "needs what is not made": (("run", "tiny.yaml", "--only", "report"), r"neither made nor selected.*Fix"),
+    "root of no name": (("ls", "--root", ""), r"--root = '': no name\. Fix"),
     "no store": (("ls", "--root", "nowhere"), r"root = .*nowhere.*there is no store.*Fix"),
     "nothing to show": (("show", "ingest", "--root", "nowhere"), r"there is no store"),
     "a file for a store": (("verify", "--root", "tiny.yaml"), r"root = .*tiny.yaml.*there is no store"),
@@ -242,6 +243,32 @@ def test_errors_are_json_where_json_is_asked_for(cli: Command, arguments: tuple[
     body = json.loads(said.out)
     assert (body["schema_version"], body["command"], body["exit_code"]) == (1, "error", 2) and said.code == 2
     assert body["errors"] == body["message"].splitlines() and said.err == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "streams", "code", "said"),
+    [
+        ("validate tiny.yaml", ">&-", 0, ""),
+        ("validate none.yaml", "<&- >&-", 2, "error: no study file at 'none.yaml'"),
+        ("validate none.yaml", "2>/dev/full", 2, ""),
+        ("validate none.yaml --json", ">/dev/full", 2, ""),
+        ("validate tiny.yaml --json", ">/dev/full", 2, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full_change_no_exit_code(
+    cli: Command, tmp_path: Path, command: str, streams: str, code: int, said: str
+) -> None:
+    cli("validate", "tiny.yaml")  # writes it
+    shell = f"{sys.executable} -m pipeline.cli {command} {streams}"
+    ended = subprocess.run(shell, shell=True, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == code and ended.stderr.startswith(said) and len(ended.stderr.splitlines()) == bool(said)
+
+
+def test_a_pipe_is_no_study_file(cli: Command, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    assert cli("plan", "pipe.yaml").faults == [
+        "'pipe.yaml' is a pipe or a device, a study file is needed. Fix: save it as a file"
+    ]
 
 
 def test_an_environment_variable_names_itself(cli: Command, monkeypatch: pytest.MonkeyPatch):
