@@ -100,6 +100,7 @@ _OF_THE_MACHINE = (
     errno.ENAMETOOLONG,
     errno.ELOOP,
     errno.EEXIST,
+    errno.EISDIR,
 )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import infini_study
 from stages.training.pretrain.imported import folder_digest
 from tests.pipeline.called import Command, Said, caller
 from tests.tiny import STUDY, write_books, write_study
@@ -352,6 +353,14 @@ def test_a_damaged_store_is_exit_code_4_and_says_how_to_mend_it(cli: Command):
     said = cli("plan", "tiny.yaml", "--root", "store")
     assert said.code == 4 and len(said.faults) == 1 and "Fix: delete this file" in said.faults[0]
     commit.unlink()
+    commit.mkdir()
+    said = cli("ls", "--root", "store")
+    assert (
+        said.code == 2
+        and len(said.faults) == 1
+        and said.faults[0].endswith("COMMIT.json: Is a directory. Fix: check free space, permissions and the path")
+    )
+    commit.rmdir()
     assert cli(*run).code == 0
 
 
@@ -395,6 +404,20 @@ def test_ctrl_c_ends_a_run_with_130_and_it_resumes(tmp_path: Path):
     assert running.returncode == 130 and "Traceback" not in rest and "running again goes on" in rest
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_while_the_command_is_read_is_no_traceback(monkeypatch: pytest.MonkeyPatch):
+    class Interrupted:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "pipeline.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "pipeline.cli.app")
+    monkeypatch.setattr(infini_study, "claim", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        infini_study.main()
+    assert ended.value.code == 130
 
 
 def test_a_new_name_changes_only_the_report(cli: Command):
