@@ -123,7 +123,9 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
             raise  # a bug here: its traceback is wanted
-        _fail(f"{error.filename or 'storage'}: {error.strerror}. Fix: check free space, permissions and the path", 2)
+        name = str(error.filename or "storage")
+        name = name if len(name) <= 300 else f"{name[:300]}..."
+        _fail(f"{name}: {error.strerror}. Fix: check free space, permissions and the path", 2)
     else:
         raise SystemExit(code if isinstance(code, int) else 0)
 

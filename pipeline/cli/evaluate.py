@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import Json, OfStudy, Root, root_url
-from pipeline.cli.render import line, print_json, table
+from pipeline.cli.render import line, note, print_json, table
 from pipeline.errors import StudyError, UnknownName
 from stages.display.numbers import percent
 
@@ -121,6 +121,9 @@ def evaluate(
             )
     except StageError as error:
         raise StudyError(str(error)) from error
+    except KeyboardInterrupt:
+        note("interrupted; the same command goes on from there")
+        raise
     if json:
         print_json("evaluate", body)
         return
@@ -207,6 +210,8 @@ def _opened(model: str, study: str | None, root: str | None, revision: str | Non
             raise StudyError(f"--revision = {revision!r}: has no effect on a folder, {model!r}. Fix: leave it out")
         yield _Found(folder, model)
         return
+    if study is None and folder.is_file():
+        raise StudyError(f"MODEL = {model!r}: is a file. Fix: give the folder that holds config.json and the weights")
     from pipeline.cli.inspect import find
     from pipeline.engine.store import Store
     from stages.evidence.standalone.found import HUB_ID, from_hub

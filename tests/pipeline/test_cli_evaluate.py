@@ -105,6 +105,21 @@ def test_what_a_crash_cut_short_is_asked_again(models: Path, cli: Command) -> No
     assert Path("cut/tasks.parquet").read_bytes() == Path("whole/tasks.parquet").read_bytes()
 
 
+def test_ctrl_c_keeps_what_is_answered_and_says_so(models: Path, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages.evidence.standalone.cache import Answers
+
+    add = Answers.add
+
+    def interrupted(answers: Answers, rows: Any) -> None:
+        add(answers, rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Answers, "add", interrupted)
+    said = cli("evaluate", models / "full", *FEW, "--out", "o", "-q")
+    assert said == (130, "", "interrupted; the same command goes on from there\n")
+    assert Path("o/answers.jsonl").read_text().count("\n") == 4
+
+
 def test_any_causal_model_by_its_chat_template(models: Path, cli: Command) -> None:
     code, out, _ = cli("evaluate", models / "gpt2", *FEW, "--chat-template", "--out", "o", "--json", "-q")
     said = json.loads(out)
@@ -156,6 +171,8 @@ def test_a_base_is_read_under_an_arm_and_another_evaluation_does_not_go_on_in_it
         ("full", ["--format", "short"], "--format = 'short'"),
         ("nowhere", [], "neither a folder, nor an artifact of the store, nor a Hub id"),
         ("text", [], "config.json: no such file"),
+        ("text/0.txt", [], "0.txt': is a file. Fix: give the folder"),
+        ("x" * 5000, [], f"{'x' * 300}...: File name too long"),
     ],
 )
 def test_one_clear_error_before_any_work(
@@ -170,7 +187,7 @@ def test_one_clear_error_before_any_work(
     for name in ("--tasks", "--lengths", "--format"):
         if name not in options:
             options = [*options, name, {"--tasks": "passkey", "--lengths": "600", "--format": "published"}[name]]
-    given = model if model == "nowhere" else models / model
+    given = models / model if (models / model.partition("/")[0][:200]).exists() else model
     code, out, err = cli("evaluate", given, *options, "--samples", "2", "--out", "never")
     assert code == 2 and out == "" and said in err and not Path("never").exists()
     assert sum(line.startswith("error: ") for line in err.splitlines()) == 1
