@@ -25,11 +25,16 @@ def parsed(line: str | bytes, *, halves: bool = False) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError("no object")
     if not halves and ("\\u" in line if isinstance(line, str) else b"\\u" in line):
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError("half of a character (a lone surrogate)") from error
+        check_whole(row)
     return row
+
+
+def check_whole(value: Any) -> None:
+    """Raises ValueError where a text within holds half of a character."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("half of a character (a lone surrogate)") from error
 
 
 def objects(lines: Iterable[AnyStr]) -> Iterator[tuple[int, dict[str, Any]]]:
