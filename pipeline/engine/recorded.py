@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import StudyError, UnknownName
+from pipeline.errors import IntegrityError, StudyError, UnknownName
 
 if TYPE_CHECKING:
     from pipeline.engine.plan import Plan
@@ -103,8 +103,15 @@ class RecordedStudy:
 
 
 def recorded(store: Store, name: str) -> RecordedStudy:
-    """The study of this name as its last run recorded it. Raises UnknownName with the closest recorded names."""
+    """The study of this name as its last run recorded it. Raises UnknownName with the closest recorded names, and
+    IntegrityError for a record that was changed."""
     known = store.studies()
     if name not in known:
         raise UnknownName("study", name, known)
-    return RecordedStudy.of_record(store.study_record(name))
+    try:
+        return RecordedStudy.of_record(store.study_record(name))
+    except (KeyError, CycleError) as error:
+        raise IntegrityError(
+            f"{store.root}/studies/{name}.json: not readable (an input is no step of it: {error}). Fix: delete it; "
+            "the next run writes it anew"
+        ) from error
