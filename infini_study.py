@@ -72,8 +72,10 @@ def main() -> None:
     except ImportError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
-    from pipeline.cli.app import main as command
-
+    try:
+        from pipeline.cli.app import main as command
+    except KeyboardInterrupt:  # the imports take a moment
+        raise SystemExit(130) from None
     command()
 
 

@@ -28,6 +28,7 @@ from cluster.connect import ENVIRONMENT, ClusterError
 from cluster.noted import Cluster, Process, alive, birth, note, noted, state_folder, token_file
 
 PATIENCE = 120.0  # seconds a node may take to join; it takes about five
+SILENCE = 8.0  # seconds after which it is said what is waited for
 LOOPBACK = "127.0.0.1"
 
 
@@ -51,6 +52,10 @@ def up(
             f"cluster: one runs already at {there.address}. Fix: use it (--address auto), or end it first: "
             "infini-study cluster down"
         )
+    if not host.strip():
+        raise ClusterError(f"--host = {host!r}: no address. Fix: {LOOPBACK}, or one of this machine's own")
+    if port and port == dashboard_port:
+        raise ClusterError(f"--dashboard-port = {port}: is --port as well. Fix: another, or 0 for a free one")
     port, dashboard_port = _free(host, port, "port"), _free(host, dashboard_port, "dashboard-port")
     folder = state_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,12 +73,13 @@ def up(
         for number in range(nodes + 1):  # one after the other: Ray gives each 30 s to start
             name = "head" if number == 0 else f"node{number}"
             command = head if number == 0 else others
+            say(f"starting {name}" + (f" of {nodes}" if number else ""))
             for trial in (1, 2):
                 started = _start(command, name, folder, environment)
                 cluster = replace(cluster, processes=(*cluster.processes, started))
                 note(cluster)
                 try:
-                    _await(cluster, number + 1)
+                    _await(cluster, number + 1, say)
                     break
                 except ClusterError as error:
                     if trial == 2 or alive(started):
@@ -148,10 +154,13 @@ print(json.dumps([
 """
 
 
-def _await(cluster: Cluster, count: int) -> None:
-    end = time.monotonic() + PATIENCE
+def _await(cluster: Cluster, count: int, say: Callable[[str], None]) -> None:
+    began = told = time.monotonic()
     problem = "no answer"
-    while time.monotonic() < end:
+    while (now := time.monotonic()) < began + PATIENCE:
+        if now - told >= SILENCE:
+            say(f"still waiting for {cluster.processes[-1].name} ({now - began:.0f} s): {problem}")
+            told = now
         ended = [process.name for process in cluster.processes if not alive(process)]
         if ended:
             log = (Path(cluster.folder) / f"{ended[0]}.log").read_text(errors="replace").strip().splitlines()

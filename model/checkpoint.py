@@ -217,11 +217,19 @@ def _shards(tensors: dict[str, Tensor], limit: int | None) -> dict[str, list[str
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
+    """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists. Raises ValueError for
+    what cannot be read, and for numbers that no training leaves behind."""
     tensors: dict[str, Tensor] = {}
     for file in weight_files(directory):
         try:
-            tensors |= load_file(file)
+            read = load_file(file)
         except SafetensorError as error:
             raise ValueError(f"{file}: not a safetensors file, or a part of one: {error}") from error
+        for name, tensor in read.items():
+            if not tensor.is_floating_point():
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise ValueError(f"{file}: {name} is {kind} (allowed: floating-point numbers)")
+            if tensor.itemsize > 1 and not tensor.isfinite().all():  # those of one byte have no such test
+                raise ValueError(f"{file}: {name} holds NaN or infinite numbers")
+        tensors |= read
     return tensors

@@ -114,6 +114,8 @@ def weight_files(directory: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            if not names or not all(isinstance(name, str) for name in names):
+                raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{index}: not an index of safetensors: no weight_map of names and files") from error
     for name in names:

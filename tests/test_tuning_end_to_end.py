@@ -48,7 +48,7 @@ def test_a_study_is_fine_tuned_aligned_and_reported(tmp_path: Path) -> None:
 
     arms = "arms={infini-delta: {kind: infini, rule: delta}, local: {kind: local}}"
     said = command("run", "tiny.yaml", "--no-progress", "--address", "inline", "--set", arms)
-    assert "1 rows left out (no rejected answer: 1)" in said
+    assert "1 rows left out (no rejected answer: 1 (first in row" in said
     report = json.loads((tmp_path / "runs/store/reports/tiny/report.json").read_text())
     verdict = next(one for one in report["verdicts"] if one["claim"] == "C11")
     assert verdict["label"] == "inconclusive (too few seeds)" and verdict["n"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 from typing import Annotated
@@ -27,7 +28,7 @@ from pipeline.cli import (
     view,
     watch,
 )
-from pipeline.cli.render import spell_what_cannot_be_shown
+from pipeline.cli.render import open_what_is_closed, spell_what_cannot_be_shown
 from pipeline.errors import UserError
 from pipeline.interrupt import terminable
 
@@ -97,12 +98,16 @@ _OF_THE_MACHINE = (
     errno.EIO,
     errno.ENOTDIR,
     errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EEXIST,
+    errno.EISDIR,
 )
 
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a step failed, 2 usage or study file, 4 integrity, 5 cluster unreachable,
     130 interrupted."""
+    open_what_is_closed()
     spell_what_cannot_be_shown()
     try:
         with terminable():
@@ -118,7 +123,9 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
             raise  # a bug here: its traceback is wanted
-        _fail(f"{error.filename or 'storage'}: {error.strerror}. Fix: check free space, permissions and the path", 2)
+        name = str(error.filename or "storage")
+        name = name if len(name) <= 300 else f"{name[:300]}..."
+        _fail(f"{name}: {error.strerror}. Fix: check free space, permissions and the path", 2)
     else:
         raise SystemExit(code if isinstance(code, int) else 0)
 
@@ -139,8 +146,9 @@ def _fail(message: str, code: int) -> None:
     from pipeline.engine.escape import escaped
 
     message = redacted(message)
-    if "--json" in sys.argv:
-        print_json("error", {"message": message, "errors": message.splitlines(), "exit_code": code})
-    else:
-        sys.stderr.write("".join(f"error: {escaped(line)}\n" for line in message.rstrip("\n").split("\n")))
+    with contextlib.suppress(OSError):  # a full disk, a reader that is gone: the exit code still tells
+        if "--json" in sys.argv:
+            print_json("error", {"message": message, "errors": message.splitlines(), "exit_code": code})
+        else:
+            sys.stderr.write("".join(f"error: {escaped(line)}\n" for line in message.rstrip("\n").split("\n")))
     raise SystemExit(code)

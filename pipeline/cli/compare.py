@@ -49,7 +49,10 @@ def compare(
     folder = out or FOLDER / re.sub(r"[^\w.-]+", "-", f"{Path(a).name}-{Path(b).name}")
     _check_out(folder)
     try:
-        found = compared(_side(a, "A", root), _side(b, "B", root), level=level)
+        sides = _side(a, "A", root), _side(b, "B", root)
+        found = compared(*sides, level=level)
+        if _what(sides[0]) == _what(sides[1]):
+            found.notes.append("A and B are one and the same: nothing can differ")
         page = write_comparison(found, folder)
     except StageError as error:
         raise StudyError(str(error)) from error
@@ -58,6 +61,11 @@ def compare(
         return
     _print(found)
     line(f"report: {page}")
+
+
+def _what(side: Side) -> set[str]:
+    """The evaluations of a side, however they are named."""
+    return {run.tables.key or str(run.tables.path().resolve()) for run in side.runs}
 
 
 def _print(found: Comparison) -> None:
@@ -121,6 +129,8 @@ def _side(said: str, field: str, root: str | None) -> Side:
     from stages.verdict.standalone.scores import read_facts
     from stages.verdict.standalone.sides import Run, Side
 
+    if not said.strip():
+        raise StudyError(f"{field} = {said!r}: no name. Fix: give {_SIDE[0].lower()}{_SIDE[1:]}")
     folder = Path(os.path.expanduser(said))
     if folder.is_dir():
         facts = read_facts(folder, field)
@@ -129,7 +139,10 @@ def _side(said: str, field: str, root: str | None) -> Side:
     from pipeline.engine.store import Store
 
     store = Store(root_url(root))
-    store.check_there()
+    try:
+        store.check_there()
+    except StudyError as error:
+        raise StudyError(f"{field} = {said!r}: no folder of this name; of the store: {error}") from error
     name, _, arm = said.partition(":")
     known = store.studies()
     if name in known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import Json, OfStudy, Root, root_url
-from pipeline.cli.render import line, print_json, table
+from pipeline.cli.render import line, note, print_json, table
 from pipeline.errors import StudyError, UnknownName
 from stages.display.numbers import percent
 
@@ -100,10 +101,12 @@ def evaluate(
         "threshold": threshold,
         "perplexity": None if max_tokens is None else {"max_tokens_per_document": max_tokens},
     }
-    if given["tasks"] == ["none"]:
+    if given["tasks"] in ([], ["none"]):
+        if not text or not given["tasks"]:
+            raise StudyError(
+                f"--tasks = {', '.join(tasks or ())!r}: nothing is left to do. Fix: name a task, or give --text"
+            )
         given["tasks"] = []
-        if not text:
-            raise StudyError("--tasks = 'none': nothing is left to do. Fix: name a task, or give --text")
     try:
         questions = _questions(given | {"seed": seed, "chat_template": chat_template})
         mixer = None if arm is None else parse_arm(arm)
@@ -118,6 +121,9 @@ def evaluate(
             )
     except StageError as error:
         raise StudyError(str(error)) from error
+    except KeyboardInterrupt:
+        note("interrupted; the same command goes on from there")
+        raise
     if json:
         print_json("evaluate", body)
         return
@@ -152,7 +158,8 @@ def print_cells(body: dict[str, Any]) -> None:
     for number in body["perplexity"]:
         bounds = [number["low"], number["high"]]
         interval = "no interval" if None in bounds else f"[{', '.join(f'{bound:.4g}' for bound in bounds)}]"
-        line(f"{number['label']}: {number['estimate']:.4g} {interval}, n = {number['n']}")
+        estimate = "too large for a number" if number["estimate"] is None else f"{number['estimate']:.4g}"
+        line(f"{number['label']}: {estimate} {interval}, n = {number['n']}")
 
 
 class _Found:
@@ -199,8 +206,12 @@ def _opened(model: str, study: str | None, root: str | None, revision: str | Non
         )
     folder = Path(os.path.expanduser(model))
     if study is None and folder.is_dir():
+        if revision is not None:
+            raise StudyError(f"--revision = {revision!r}: has no effect on a folder, {model!r}. Fix: leave it out")
         yield _Found(folder, model)
         return
+    if study is None and folder.is_file():
+        raise StudyError(f"MODEL = {model!r}: is a file. Fix: give the folder that holds config.json and the weights")
     from pipeline.cli.inspect import find
     from pipeline.engine.store import Store
     from stages.evidence.standalone.found import HUB_ID, from_hub
@@ -231,19 +242,19 @@ def _evaluated(
     from stages.verdict.standalone.page import write_page
     from stages.verdict.standalone.scores import answers, cells, evidence_of, reached
 
-    texts = read_texts(text)
-    own = found.of_study()
-    if source.tokenizer is not None:
-        own.pop("tokenizer", None)
-    if texts or source.tokenizer is not None:
-        own.pop("haystack", None)
     with _progress(source.named, quiet) as progress:
+        texts = read_texts(text)
+        own = found.of_study()
+        if source.tokenizer is not None:
+            own.pop("tokenizer", None)
+        if texts or source.tokenizer is not None:
+            own.pop("haystack", None)
         done = run(source, questions, texts, out, progress, **own)
-    evidence = evidence_of(out, _folder_name(source.named), done.facts["model"]["mixer"], questions.threshold)
-    rows = answers(evidence)
-    reaches = reached(evidence, rows)
-    page = write_page(evidence, done.facts, reaches, out)
-    numbers = [number.to_dict() for number in (*perplexities(evidence), *by_position(evidence))]
+        evidence = evidence_of(out, _folder_name(source.named), done.facts["model"]["mixer"], questions.threshold)
+        rows = answers(evidence)
+        reaches = reached(evidence, rows)
+        page = write_page(evidence, done.facts, reaches, out)
+        numbers = [number.to_dict() for number in (*perplexities(evidence), *by_position(evidence))]
     body: dict[str, Any] = finite(
         {
             **{name: done.facts[name] for name in ("name", "model", "tokenizer", "questions", "haystack", "text")},
@@ -264,16 +275,20 @@ def _evaluated(
 def _progress(name: str, quiet: bool) -> Iterator[Callable[[float, float, str], None]]:
     from pipeline.engine.progress import Display
 
-    display = Display(quiet=quiet)
+    display, ended = Display(quiet=quiet), threading.Event()
     display.started(name)
 
-    def told(done: float, total: float, unit: str) -> None:
-        display.progress(name, done, total, unit, {})
-        display.tick()
+    def ticking() -> None:  # weights, one long prompt and statistics take their time too, and tell nothing
+        while not ended.wait(1.0):
+            display.tick()
 
+    ticker = threading.Thread(target=ticking, daemon=True)
+    ticker.start()
     try:
-        yield told
+        yield lambda done, total, unit: display.progress(name, done, total, unit, {})
     finally:
+        ended.set()
+        ticker.join()
         display.end()
 
 

@@ -63,7 +63,10 @@ Tracking = Annotated[
 
 
 def root_url(root: str | None) -> str:
-    """The root as given, or the default folder below the working directory."""
+    """The root as given, or the default folder below the working directory. Raises StudyError for one of no
+    characters, such as a variable of the shell that is not set gives."""
+    if root is not None and not root.strip():
+        raise StudyError(f"--root = {root!r}: no name. Fix: give a folder or a URL, or leave it out for {DEFAULT_ROOT}")
     return root or DEFAULT_ROOT
 
 
@@ -138,7 +141,7 @@ def look(study: Path, overrides: list[str] | None, root: str | None) -> Looked:
     if name not in known:
         raise StudyError(
             f"STUDY = {name!r}: no such file, and no study of this name is recorded in {store.root}"
-            f"{suggestion(name, known)} Fix: give a study file, or the --root of its run"
+            f"{suggestion(name, known)}. Fix: give a study file, or the --root of its run"
         )
     if overrides:
         raise StudyError(

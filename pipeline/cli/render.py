@@ -42,6 +42,14 @@ _SPELLED = {
 }
 
 
+def open_what_is_closed() -> None:
+    """``>&-`` leaves Python without a stream, and the next file that is opened in its place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
 def spell_what_cannot_be_shown() -> None:
     """From now on characters that the terminal's or the pipe's encoding does not have are spelled in those it has,
     where Python would end the command on them."""
@@ -134,9 +142,11 @@ def _write(text: str) -> None:
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
-        raise SystemExit(0) from None
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(0) from None
+        raise
 
 
 def note(text: str) -> None:

@@ -6,12 +6,15 @@ links printed here go straight to the list of runs and to the newest run of each
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.storage import redacted
+from pipeline.cli.render import note
 from pipeline.errors import StudyError
 
 _VIEW = "workflowType=machine_learning"  # else MLflow opens its pages for language-model applications
@@ -37,10 +41,10 @@ def free_port(port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def serve(uri: str, port: int, say: Callable[[str], None]) -> int:
-    """Serve the SQLite file of ``uri`` until it is interrupted or the server ends; the exit code.
+def serve(uri: str, port: int, say: Callable[[str], None]) -> None:
+    """Serve the SQLite file of ``uri`` until it is interrupted.
 
-    Raises StudyError where there is no such file: nothing has been tracked there.
+    Raises StudyError where there is no such file, as nothing has been tracked there, or the server ends by itself.
     """
     database = uri.removeprefix("sqlite:///")
     if database != uri and not Path(database).is_file():
@@ -51,18 +55,42 @@ def serve(uri: str, port: int, say: Callable[[str], None]) -> int:
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     quiet |= {"MLFLOW_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     quiet["MLFLOW_BACKEND_STORE_URI"] = uri  # a command line, and the password in it, is seen by every user
+    note("starting MLflow, which takes some seconds")
+    with tempfile.TemporaryFile() as errors:  # a traceback of MLflow's helps nobody; stdout has only greetings
+        server = subprocess.Popen(
+            _command(port),
+            env={**os.environ, **quiet},
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
+        code = _served(server, port, say)
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip().splitlines()
+    if code:
+        named = [line for line in said if re.match(r"[\w.]+(Error|Exception): ", line)]
+        reason = (named or said or ["it did not say why"])[-1]
+        raise StudyError(
+            f"--tracking-uri = {redacted(uri)!r}: MLflow ended: {redacted(reason.strip()[:300])}. Fix: see that it is "
+            "a database of MLflow's, or leave it out for the store's own"
+        )
+
+
+def _command(port: int) -> list[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
-    server = subprocess.Popen(  # its errors go to stderr; stdout has only greetings
-        command, env={**os.environ, **quiet}, stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    return [*command, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
+
+
+def _served(server: subprocess.Popen[bytes], port: int, say: Callable[[str], None]) -> int:
+    """The server's exit code, 0 when it was interrupted. It is ended in any case."""
     try:
         address = f"http://127.0.0.1:{port}"
         if _answers(address, server):
             say(f"MLflow: {address}/#/experiments?{_VIEW}   (Ctrl-C ends it)")
-            for study, run in _newest(address):
-                place = f"experiments/{run['experiment_id']}/runs/{run['run_id']}"
-                say(f"newest run of {study}: {address}/#/{place}?{_VIEW}")
+            with contextlib.suppress(OSError, ValueError, LookupError):  # a list for convenience
+                for study, run in _newest(address):
+                    place = f"experiments/{run['experiment_id']}/runs/{run['run_id']}"
+                    say(f"newest run of {study}: {address}/#/{place}?{_VIEW}")
         return server.wait()
     except KeyboardInterrupt:
         return 0

@@ -77,4 +77,4 @@ def ui(
     if uri.startswith(("http://", "https://")):
         line(storage.redacted(uri))
         return
-    raise typer.Exit(serve(uri, port, line))
+    serve(uri, port, line)

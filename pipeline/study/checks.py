@@ -58,8 +58,9 @@ def disagreements(study: StudyConfig) -> list[str]:
     ]
 
 
-_LARGEST = 10**11  # of anything that is counted: tokens, steps, prompts
+_LARGEST = 10**11  # of any number; what is counted is tokens, steps, prompts
 _LARGEST_OF = {"trunk.dim": 10**6, "trunk.layers": 10**4, "trunk.heads": 10**4, "trunk.kv_heads": 10**4}
+_LARGEST_RATE = {"lr": 10, "gate_lr": 10, "weight_decay": 10, "z_loss": 10}  # by name, wherever it stands
 _LONGEST = 4096  # characters of a path, a URL or a name
 _MOST_MODELS = 10_000
 
@@ -78,7 +79,9 @@ def _sizes(value: Any, place: str) -> Iterator[str]:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _sizes(item, f"{place}.{index}")
-    elif isinstance(value, int) and value > (most := _LARGEST_OF.get(place, _LARGEST)):
+    elif isinstance(value, int | float) and abs(value) > (
+        most := _LARGEST_OF.get(place) or _LARGEST_RATE.get(place.rpartition(".")[2], _LARGEST)
+    ):
         yield f"{place} = {value:.6g}: cannot be meant (allowed: at most {most:,}). Fix: a smaller number"
     elif (
         isinstance(value, str)

@@ -70,6 +70,8 @@ def _text(path: Path) -> str:
         inside = sorted(p.name for p in path.glob("*.yaml"))
         there = f" (in it: {', '.join(inside)})" if inside else ""
         raise StudyError(f"{str(path)!r} is a folder, a study file is needed{there}")
+    if path.exists() and not path.is_file():
+        raise StudyError(f"{str(path)!r} is a pipe or a device, a study file is needed. Fix: save it as a file")
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise StudyError(f"no study file at {str(path)!r}{suggestion(path.name, beside) if beside else ''}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+LARGEST = 700.0
+"""Nats whose exponential is a number still."""
+
 
 def percent(value: float, digits: int = 1) -> str:
     """0.1234 -> '12.3%'."""

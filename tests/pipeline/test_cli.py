@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import infini_study
 from stages.training.pretrain.imported import folder_digest
 from tests.pipeline.called import Command, Said, caller
 from tests.tiny import STUDY, write_books, write_study
@@ -194,6 +195,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "no number": (("run", "tiny.yaml", "--seed", "x"), r"Invalid value for '--seed'.*int"),
     "nothing selected": (("run", "tiny.yaml", "--from", "pretrain", "--until", "ingest"), r"select no step.*Fix"),
     "needs what is not made": (("run", "tiny.yaml", "--only", "report"), r"neither made nor selected.*Fix"),
+    "root of no name": (("ls", "--root", ""), r"--root = '': no name\. Fix"),
     "no store": (("ls", "--root", "nowhere"), r"root = .*nowhere.*there is no store.*Fix"),
     "nothing to show": (("show", "ingest", "--root", "nowhere"), r"there is no store"),
     "a file for a store": (("verify", "--root", "tiny.yaml"), r"root = .*tiny.yaml.*there is no store"),
@@ -242,6 +244,32 @@ def test_errors_are_json_where_json_is_asked_for(cli: Command, arguments: tuple[
     body = json.loads(said.out)
     assert (body["schema_version"], body["command"], body["exit_code"]) == (1, "error", 2) and said.code == 2
     assert body["errors"] == body["message"].splitlines() and said.err == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "streams", "code", "said"),
+    [
+        ("validate tiny.yaml", ">&-", 0, ""),
+        ("validate none.yaml", "<&- >&-", 2, "error: no study file at 'none.yaml'"),
+        ("validate none.yaml", "2>/dev/full", 2, ""),
+        ("validate none.yaml --json", ">/dev/full", 2, ""),
+        ("validate tiny.yaml --json", ">/dev/full", 2, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full_change_no_exit_code(
+    cli: Command, tmp_path: Path, command: str, streams: str, code: int, said: str
+) -> None:
+    cli("validate", "tiny.yaml")  # writes it
+    shell = f"{sys.executable} -m pipeline.cli {command} {streams}"
+    ended = subprocess.run(shell, shell=True, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == code and ended.stderr.startswith(said) and len(ended.stderr.splitlines()) == bool(said)
+
+
+def test_a_pipe_is_no_study_file(cli: Command, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    assert cli("plan", "pipe.yaml").faults == [
+        "'pipe.yaml' is a pipe or a device, a study file is needed. Fix: save it as a file"
+    ]
 
 
 def test_an_environment_variable_names_itself(cli: Command, monkeypatch: pytest.MonkeyPatch):
@@ -325,6 +353,14 @@ def test_a_damaged_store_is_exit_code_4_and_says_how_to_mend_it(cli: Command):
     said = cli("plan", "tiny.yaml", "--root", "store")
     assert said.code == 4 and len(said.faults) == 1 and "Fix: delete this file" in said.faults[0]
     commit.unlink()
+    commit.mkdir()
+    said = cli("ls", "--root", "store")
+    assert (
+        said.code == 2
+        and len(said.faults) == 1
+        and said.faults[0].endswith("COMMIT.json: Is a directory. Fix: check free space, permissions and the path")
+    )
+    commit.rmdir()
     assert cli(*run).code == 0
 
 
@@ -368,6 +404,20 @@ def test_ctrl_c_ends_a_run_with_130_and_it_resumes(tmp_path: Path):
     assert running.returncode == 130 and "Traceback" not in rest and "running again goes on" in rest
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_while_the_command_is_read_is_no_traceback(monkeypatch: pytest.MonkeyPatch):
+    class Interrupted:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "pipeline.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "pipeline.cli.app")
+    monkeypatch.setattr(infini_study, "claim", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        infini_study.main()
+    assert ended.value.code == 130
 
 
 def test_a_new_name_changes_only_the_report(cli: Command):

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster import machines, noted
+from cluster.connect import ClusterError
 from tests.support import executed
 from tests.tiny import write_study
 
@@ -69,6 +71,37 @@ def test_addresses_of_this_machine_alone():
         True,
         False,
         False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"host": " "}, "--host = ' ': no address"), ({"port": 7001, "dashboard_port": 7001}, "--dashboard-port = 7001")],
+)
+def test_addresses_that_cannot_be_are_told_before_anything_starts(tmp_path: Path, monkeypatch, options, said):
+    monkeypatch.setenv("INFINI_STUDY_CACHE", str(tmp_path))
+    monkeypatch.delattr(machines, "_start")
+    with pytest.raises(ClusterError, match=said):
+        machines.up(1, **options)
+
+
+def test_what_is_started_and_waited_for_is_said(tmp_path: Path, monkeypatch):
+    """A node takes up to half a minute on a busy machine."""
+    monkeypatch.setenv("INFINI_STUDY_CACHE", str(tmp_path))
+    mine = noted.Process(os.getpid(), noted.birth(os.getpid()), "head")
+    joined = iter([0, 1, 1, 2])
+    monkeypatch.setattr(machines, "SILENCE", 0.0)
+    monkeypatch.setattr(machines, "_start", lambda command, name, *_: replace(mine, name=name))
+    monkeypatch.setattr(machines, "nodes", lambda cluster: [{}] * next(joined))
+    said: list[str] = []
+    machines.up(1, cpus=1, port=0, dashboard_port=0, say=said.append)
+    assert [text.partition(" (")[0] for text in said[:-1]] == [
+        "starting head",
+        "still waiting for head",
+        "still waiting for head",
+        "starting node1 of 1",
+        "still waiting for node1",
+        "still waiting for node1",
     ]
 
 

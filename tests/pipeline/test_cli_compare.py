@@ -104,10 +104,12 @@ def test_an_artifact_is_asked_what_its_study_asked_it(cli: Command, study: Path)
     code, out, err = cli("compare", "mine", "evaluate/infini/0", "--json")
     found = json.loads(out)
     assert code == 0 and all(one["difference"] == 0 and one["p"] == 1 for one in found["scores"])
-    assert found["notes"] == [] and len(found["scores"]) == 4 and found["unpaired"] == 6
+    assert found["notes"] == [] and len(found["scores"]) == 4 and found["unpaired"] == 6 + 4
     assert [one.partition(":")[0] for one in found["alone"]] == [  # asked of the study's models only
-        f"pretrain/infini/0 against infini, bindings, k = {k}, 320 tokens" for k in (1, 2)
+        *(f"pretrain/infini/0 against infini, bindings, k = {k}, 320 tokens" for k in (1, 2)),
+        "pretrain/infini/0 against infini",
     ]
+    assert found["alone"][-1].endswith(": 0 texts of A and 4 of B, none the same")
 
 
 def test_two_arms_of_a_study_over_its_seeds(cli: Command) -> None:
@@ -119,8 +121,9 @@ def test_two_arms_of_a_study_over_its_seeds(cli: Command) -> None:
     (text,) = found["texts"]
     assert text["unit"] == "nats per token" and text["items"] == 4 and text["difference"] != 0
     assert "infini against local" in Path("page/report.html").read_text()
-    code, out, _ = cli("compare", "tiny", "tiny", "--out", "page")
+    code, out, err = cli("compare", "tiny", "tiny", "--out", "page")
     assert code == 0 and "infini" in out and "0 items without a partner" in out
+    assert "A and B are one and the same" in err
 
 
 @pytest.mark.parametrize(
@@ -130,10 +133,49 @@ def test_two_arms_of_a_study_over_its_seeds(cli: Command) -> None:
         ("tiny:infinity", "tiny", "did you mean 'infini'?"),
         ("pretrain/infini/0", "tiny", "pretrain/infini/0 is no evaluation"),
         (".", "tiny", "holds no finished evaluation"),
+        ("tiny", " ", "B = ' ': no name"),
     ],
 )
 def test_what_cannot_be_compared_is_one_error(cli: Command, a: str, b: str, said: str) -> None:
     code, out, err = cli("compare", a, b)
+    assert code == 2 and out == "" and said in err and len(err.splitlines()) == 1
+
+
+def test_a_mistyped_folder_is_named_where_there_is_no_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = caller(tmp_path, monkeypatch, capsys.readouterr)
+    code, _, err = bare("compare", "runs/a", "runs/b")
+    assert code == 2 and "A = 'runs/a': no folder of this name; of the store: root = " in err
+
+
+def _facts(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        facts = json.loads((folder / "evaluation.json").read_text())
+        change(facts)
+        (folder / "evaluation.json").write_text(json.dumps(facts))
+
+    return damage
+
+
+def _table(name: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], None]:
+    return lambda folder: change(pd.read_parquet(folder / name)).to_parquet(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_facts(lambda facts: facts.pop("identity")), "holds no finished evaluation"),
+        (_facts(lambda facts: facts.update(identity=[])), "holds no finished evaluation"),
+        (_facts(lambda facts: facts.pop("name")), "holds no finished evaluation"),
+        (lambda folder: (folder / "tasks.parquet").write_bytes(b"x"), "not the table that an evaluation writes"),
+        (_table("tasks.parquet", lambda rows: rows.drop(columns="item")), "tasks.parquet = 'b/tasks.parquet': not the"),
+    ],
+)
+def test_a_damaged_evaluation_is_one_error(cli: Command, damage: Callable[[Path], Any], said: str) -> None:
+    cli("evaluate", "pretrain/local/0", *TASKS, "--out", "b", "-q")
+    damage(Path("b"))
+    code, out, err = cli("compare", "tiny:infini", "b")
     assert code == 2 and out == "" and said in err and len(err.splitlines()) == 1
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,21 @@ def test_what_a_crash_cut_short_is_asked_again(models: Path, cli: Command) -> No
     assert Path("cut/tasks.parquet").read_bytes() == Path("whole/tasks.parquet").read_bytes()
 
 
+def test_ctrl_c_keeps_what_is_answered_and_says_so(models: Path, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages.evidence.standalone.cache import Answers
+
+    add = Answers.add
+
+    def interrupted(answers: Answers, rows: Any) -> None:
+        add(answers, rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Answers, "add", interrupted)
+    said = cli("evaluate", models / "full", *FEW, "--out", "o", "-q")
+    assert said == (130, "", "interrupted; the same command goes on from there\n")
+    assert Path("o/answers.jsonl").read_text().count("\n") == 4
+
+
 def test_any_causal_model_by_its_chat_template(models: Path, cli: Command) -> None:
     code, out, _ = cli("evaluate", models / "gpt2", *FEW, "--chat-template", "--out", "o", "--json", "-q")
     said = json.loads(out)
@@ -141,6 +159,11 @@ def test_a_base_is_read_under_an_arm_and_another_evaluation_does_not_go_on_in_it
         ("full", ["--chat-template"], "the tokenizer has no chat template"),
         ("full", ["--arm", "local"], "segment_length is missing"),
         ("full", ["--arm", "locl,segment_length=8"], "did you mean 'local'"),
+        ("full", ["--arm", "local,segment_length=[8]"], "segment_length: Input should be a valid integer"),
+        ("full", ["--arm", "infini,segment_length=8,gate=5"], "gate: Input should be 'head', 'channel' or 'token'"),
+        ("full", ["--arm", "local,segment_length=8,segment_length=9"], "gives segment_length twice"),
+        ("full", ["--tasks", ""], "--tasks = '': nothing is left to do"),
+        ("full", ["--revision", "main"], "--revision = 'main': has no effect on a folder"),
         ("full", ["--arm", "local,size=8"], "--arm = 'size=8': no such option (allowed: segment_length"),
         ("gpt2", ["--arm", "local,segment_length=8"], "model_type = 'gpt2'"),
         ("full", ["--text", "none.txt"], "--text = 'none.txt': No such file"),
@@ -148,6 +171,8 @@ def test_a_base_is_read_under_an_arm_and_another_evaluation_does_not_go_on_in_it
         ("full", ["--format", "short"], "--format = 'short'"),
         ("nowhere", [], "neither a folder, nor an artifact of the store, nor a Hub id"),
         ("text", [], "config.json: no such file"),
+        ("text/0.txt", [], "0.txt': is a file. Fix: give the folder"),
+        ("x" * 5000, [], f"{'x' * 300}...: File name too long"),
     ],
 )
 def test_one_clear_error_before_any_work(
@@ -162,10 +187,140 @@ def test_one_clear_error_before_any_work(
     for name in ("--tasks", "--lengths", "--format"):
         if name not in options:
             options = [*options, name, {"--tasks": "passkey", "--lengths": "600", "--format": "published"}[name]]
-    given = model if model == "nowhere" else models / model
+    given = models / model if (models / model.partition("/")[0][:200]).exists() else model
     code, out, err = cli("evaluate", given, *options, "--samples", "2", "--out", "never")
     assert code == 2 and out == "" and said in err and not Path("never").exists()
     assert sum(line.startswith("error: ") for line in err.splitlines()) == 1
+
+
+def _config(**changed: Any) -> Callable[[Path], None]:
+    return lambda folder: _rewrite(folder / "config.json", lambda fields: {**fields, **changed})
+
+
+def _holds(name: str, content: str) -> Callable[[Path], None]:
+    return lambda folder: _nothing((folder / name).write_text(content))
+
+
+def _weights(part: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """Tensors with ``part`` in their name, changed."""
+
+    def damage(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        file = folder / "model.safetensors"
+        tensors = {name: change(one) if part in name else one for name, one in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+
+    return damage
+
+
+def _rewrite(file: Path, change: Callable[[Any], Any]) -> None:
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+
+def _nothing(_: object) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("model", "damage", "said"),
+    [
+        ("full", _config(infini_study=None, eos_token_id="</s>"), "eos_token_id of config.json = '</s>': no token's"),
+        ("full", _holds("generation_config.json", '{"eos_token_id": [[1]]}'), "generation_config.json = [[1]]"),
+        ("full", _config(bos_token_id=9999), "bos_token_id of config.json = 9999: no token's number (allowed: a whole"),
+        ("full", _config(bos_token_id="<s>"), "bos_token_id of config.json = '<s>'"),
+        ("full", _config(infini_study={"mixer": 5}), "its 'infini_study' block is not one that was saved"),
+        ("full", _config(infini_study={}), "its 'infini_study' block is not one that was saved"),
+        ("gpt2", _config(eos_token_id=-1), "eos_token_id of config.json = -1"),
+        (
+            "full",
+            _holds("tokenizer_config.json", '{"eos_token": 5}'),
+            "bos_token or eos_token of tokenizer_config.json = 5",
+        ),
+        ("full", _holds("tokenizer_config.json", '{"chat_template": [{"name": "default"}]}'), "chat_template of"),
+        ("full", _holds("model.safetensors.index.json", '{"weight_map": {"a": 5}}'), "not an index of safetensors"),
+        ("llama", _config(num_hidden_layers=3), "missing ['layers.2.input_layernorm.weight'"),
+        ("llama", _config(num_hidden_layers=1), "not known here ['layers.1.input_layernorm.weight'"),
+        ("llama", _config(tie_word_embeddings=False), "missing ['lm_head.weight']"),
+        (
+            "gpt2",
+            _config(n_layer=3),
+            "12 of the weights are not in its files, such as transformer.h.2.attn.c_attn.bias",
+        ),
+        ("gpt2", _config(n_layer=1), "are in its files and not in config.json's model, such as transformer.h.1."),
+        ("gpt2", _config(vocab_size=300), "1 of the weights have another shape in its files than config.json says"),
+        ("llama", _weights("up_proj", lambda one: one * float("nan")), "up_proj.weight holds NaN or infinite numbers"),
+        ("llama", _weights("up_proj", lambda one: one.int()), "up_proj.weight is int32 (allowed: floating-point"),
+        (
+            "llama",
+            _weights("mlp", lambda one: one.new_full(one.shape, 1e30)),
+            "the model computes nan for passkey/compact",
+        ),
+        ("gpt2", _weights("c_fc", lambda one: one * float("nan")), "the model computes nan for passkey/compact/400"),
+    ],
+)
+def test_a_checkpoint_whose_files_do_not_fit_each_other_is_refused_and_nothing_is_made_up(
+    models: Path, cli: Command, model: str, damage: Callable[[Path], None], said: str
+) -> None:
+    """transformers fills what is missing with random numbers, and right or wrong is read in NaN too."""
+    shutil.copytree(models / ("full" if model == "llama" else model), "damaged")
+    if model == "llama":  # as others write it, without a block of ours
+        _rewrite(Path("damaged/config.json"), lambda fields: {k: v for k, v in fields.items() if k != "infini_study"})
+    damage(Path("damaged"))
+    code, out, err = cli("evaluate", "damaged", "--tasks", "passkey", *FEW[2:], "--out", "o", "-q")
+    assert (code, out) == (2, "") and said in err and err.count("error: ") == len(err.splitlines()) == 1
+    assert not Path("o/retrieval.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff", b"5", b"[1, 2]", b'["text/x", [1]]', b'["a/b", "x"]', b'["a/b", ["x", "y"]]', b"{}"]
+)
+def test_a_line_that_is_no_answer_is_named_and_the_others_are_kept(models: Path, cli: Command, line: bytes) -> None:
+    from stages.evidence.standalone.cache import Answers
+
+    answers = Answers(Path("o"), {"seed": 0})
+    answers.add([("a/b/c", ("said", 0.5))])
+    with answers.file.open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(StageError, match=r"line 2 is damaged. Fix: delete the line: what it answers is asked again"):
+        Answers(Path("o"), {"seed": 0})
+    assert answers.file.read_bytes().count(b"\n") == 2
+
+
+def test_one_text_has_no_interval_and_a_perplexity_beyond_all_numbers_is_said(models: Path, cli: Command) -> None:
+    shutil.copytree(models / "gpt2", "loud")
+    _weights("wte", lambda one: one * 1e6)(Path("loud"))
+    code, out, err = cli("evaluate", "loud", "--tasks", "none", "--text", models / "text/0.txt", "--out", "o", "-q")
+    assert (code, err) == (0, "") and "perplexity per token: 1.014e+304 no interval, n = 1" in out
+    Path("a.txt").write_text("a")
+    code, _, err = cli("evaluate", models / "gpt2", "--tasks", "none", "--text", "a.txt", "--out", "p", "-q")
+    assert code == 2 and "--text = 'a.txt': it has 1 token with this tokenizer (allowed: >= 2)" in err
+
+
+def test_what_takes_long_and_tells_nothing_is_said_to_go_on(
+    models: Path, cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that are read, for one."""
+    from pipeline.engine import progress
+    from stages.evidence.standalone import run
+
+    said = threading.Event()
+    line = progress.Display._line
+
+    def written(display: progress.Display, text: str, *others: Any, **named: Any) -> None:
+        line(display, text, *others, **named)
+        if "still at" in text:
+            said.set()
+
+    def opened(source: CheckpointSource) -> Any:
+        assert said.wait(30)
+        return open_reader(source)
+
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(progress.Display, "_line", written)
+    monkeypatch.setattr(run, "open_reader", opened)
+    code, _, err = cli("evaluate", models / "full", *FEW, "--out", "o")
+    assert code == 0 and f"still at {models / 'full'}" in err
 
 
 def test_a_tokenizer_that_lacks_characters_is_named(models: Path) -> None:

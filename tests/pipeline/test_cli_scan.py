@@ -274,6 +274,8 @@ def test_a_file_is_part_of_a_folder_by_any_name_but_a_hidden_one(cli: Command, t
     said = cli("audit", "scan", "clean", "--against", "eval", "--canaries", "0", "--json")
     assert [pair["doc_id"] for pair in said.json["pairs"]] == ["_part-0.jsonl:0000000"]
     assert said.json["complete"] and said.json["totals"]["metrics"]["documents_in"] == 2 + 3
+    (warned,) = said.json["warnings"]
+    assert warned.startswith("1 hidden file(s) and folder(s) were left out: ") and warned.endswith(".part-0.jsonl")
 
 
 def test_an_encoding_that_is_named_is_read(cli: Command, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,10 @@ def test_pickled_weights_become_a_base_that_a_study_takes_as_it_is_printed(
         (("empty", "new"), "SOURCE = 'empty'.*transformers cannot read it"),
         (("several", "new"), "SOURCE = 'several': holds several.*a.gguf, b.gguf"),
         (("gpt2", "new"), "model_type = 'gpt2'.*allowed: 'llama'"),
+        (
+            ("part", "new"),
+            r"transformers cannot read it: 1 of the weights are not in its files, such as model\.norm\.weight",
+        ),
     ],
 )
 def test_what_cannot_be_imported_is_one_line_and_nothing_is_written(
@@ -85,6 +90,9 @@ def test_what_cannot_be_imported_is_one_line_and_nothing_is_written(
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / "several" / name).touch()
     (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
+    shutil.copytree(pickled, tmp_path / "part")
+    weights = torch.load(tmp_path / "part" / "pytorch_model.bin")
+    torch.save({k: v for k, v in weights.items() if k != "model.norm.weight"}, tmp_path / "part" / "pytorch_model.bin")
     code, out, err = convert(*arguments)
     assert code == 2 and out == ""
     assert len(err.splitlines()) == 1

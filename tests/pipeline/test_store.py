@@ -8,12 +8,14 @@ import pickle
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster import storage
 from pipeline.engine.garbage import collect
 from pipeline.engine.lease import LeaseRequest, this_process
+from pipeline.engine.recorded import recorded
 from pipeline.engine.store import Commit, Store
 from pipeline.errors import IntegrityError, StudyError
 from stages.data.saved import saved
@@ -336,6 +338,19 @@ def test_a_damaged_record_of_a_study_is_named_with_the_fix(store: Store, content
     assert store.mlflow("ingest", KEY) is None
     storage.write_atomic(store.fs, f"{store.folder('ingest', KEY)}/mlflow.json", content)
     assert store.mlflow("ingest", KEY) is None
+
+
+def test_a_record_whose_steps_need_what_is_none_of_them_is_named_with_the_fix(store: Store):
+    record = toy_plan().record()
+    store.record_study(record)
+    for steps in ({"make": record["steps"]["make"] | {"inputs": {"x": "b" * 64}}}, _in_circles(record["steps"])):
+        store.record_study(record | {"steps": record["steps"] | steps})
+        with pytest.raises(IntegrityError, match=r"studies/toy\.json: not readable .* Fix: delete it"):
+            recorded(store, "toy")
+
+
+def _in_circles(steps: dict[str, Any]) -> dict[str, Any]:
+    return {"make": steps["make"] | {"inputs": {"x": steps["make"]["key"]}}}
 
 
 def test_an_attempt_without_files_cannot_be_sealed(store: Store):

@@ -308,6 +308,16 @@ def test_ui_refuses_a_used_port_and_a_store_without_runs(tracked: Tracked, tmp_p
         serve(default_tracking_uri(str(tmp_path)), 0, print)
 
 
+def test_a_server_that_does_not_start_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd):
+    """What MLflow itself says of a file that is no database of its own is a traceback."""
+    program = "raise ValueError('file is not a database')"
+    monkeypatch.setattr("pipeline.cli.serve._command", lambda port: [sys.executable, "-c", program])
+    (tmp_path / "x.db").write_text("x")
+    with pytest.raises(StudyError, match=r"x\.db': MLflow ended: ValueError: file is not a database\. Fix: see that"):
+        serve(f"sqlite:///{tmp_path / 'x.db'}", 0, print)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_ui_leads_to_the_newest_run_and_ends_whole(tracked: Tracked):
     command = [sys.executable, "-m", "pipeline.cli", "ui", "--root", tracked.store.root, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ui:

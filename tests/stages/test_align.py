@@ -87,6 +87,10 @@ def test_conversations_that_cannot_be_used_are_counted_by_reason(codec):
         {"messages": "Hello"},
         {},
         {"messages": [said("user", "word " * 100), said("assistant", "Hi.")]},
+        {"messages": [said("user", "Hello"), said("assistant", "Hi.") | {"tool_calls": [{"id": "a"}]}]},
+        {"messages": [said("user", "Hello"), said("assistant", "Hi.") | {"weight": 0}]},
+        {"messages": [said("user", [{"type": "text", "text": "Hello"}]), said("assistant", "Hi.")]},
+        {"messages": [{"content": "Hello"}]},
     ]
     read = read_examples(rows, "sft", codec, CHAT, 100, "rows")
     assert len(read.examples) == 1
@@ -95,7 +99,12 @@ def test_conversations_that_cannot_be_used_are_counted_by_reason(codec):
         "a turn without words, or none at all": 2,
         "no messages of role and content": 3,
         "longer than length": 1,
+        "a role other than system, user, assistant": 1,
+        "a turn with tool_calls": 1,
+        "a turn with weight": 1,
+        "a turn whose content is no text": 1,
     }
+    assert "a turn without words, or none at all: 2 (first in row 3), " in read.why()
 
 
 def test_preferences_in_all_their_forms(codec):
@@ -123,7 +132,9 @@ def test_preferences_in_all_their_forms(codec):
         "no prompt": 1,
         "a prompt that is neither text nor messages": 1,
     }
-    with pytest.raises(StageError, match=r"no row can be trained on \(no rejected answer: 1\).*prompt"):
+    with pytest.raises(
+        StageError, match=r"no row can be trained on \(no rejected answer: 1 \(first in row 1\)\).*prompt"
+    ):
         read_examples(rows[3:4], "dpo", codec, CHAT, 100, "rows.jsonl")
 
 
@@ -133,8 +144,15 @@ def test_files_of_both_kinds_and_a_broken_one(tmp_path):
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
     for name in ("rows.jsonl", "rows.parquet"):
         assert list(rows_of(str(tmp_path / name), None, "align.data")) == [row]
-    for name, message in (("bad.jsonl", "line 1 is no JSON object"), ("bad.parquet", "not a Parquet file")):
-        (tmp_path / name).write_text("[1]\n")
+    whole = (tmp_path / "rows.parquet").read_bytes()
+    for name, content, message in (
+        ("bad.jsonl", b"[1]\n", "line 1 is no JSON object: no object"),
+        ("bad.jsonl", b'{"prompt": "\\ud83d"}\n', "line 1 is no JSON object: half of a character"),
+        ("bad.parquet", b"[1]\n", "not a Parquet file"),
+        ("bad.parquet", whole[:4] + b"\xff" * 20 + whole[24:], "a damaged one"),
+        ("bad.parquet", whole.replace(b"\1\0\0\0a", b"\1\0\0\0\xff", 1), "a damaged one"),
+    ):
+        (tmp_path / name).write_bytes(content)
         with pytest.raises(StageError, match=message):
             list(rows_of(str(tmp_path / name), None, "align.data"))
 

@@ -338,7 +338,7 @@ def test_other_encodings_are_read_where_they_are_named(ingest: Any, books: Path,
 
 
 def forbidden(scandir: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """``os.scandir`` for one who may not look into folders of that name."""
+    """``os.scandir`` or ``os.listdir`` for one who may not look into folders of that name."""
 
     def refuse(folder: str | int) -> Any:
         if isinstance(folder, str) and os.path.basename(folder) == name:
@@ -367,6 +367,9 @@ def test_links_are_followed_once_and_not_in_circles(
     monkeypatch.setattr(os, "scandir", forbidden(os.scandir, "more"))
     with pytest.raises(StageError, match=r"folder = '.*more': cannot be read: Permission denied"):
         ingest(BOOKS, source, out="forbidden")
+    monkeypatch.setattr(os, "listdir", forbidden(os.listdir, "more"))
+    with pytest.raises(StageError, match=r"folder = '.*more': cannot be read: Permission denied"):
+        ingest(BOOKS, {**source, "url": "train/*/*.txt"}, out="forbidden")
     monkeypatch.undo()
     (tmp_path / "train" / "gone.txt").symlink_to("nowhere.txt")
     with pytest.raises(StageError, match=r"gone\.txt': a link that leads nowhere"):

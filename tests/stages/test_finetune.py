@@ -188,7 +188,7 @@ def test_real_chapters_with_their_synopses(inputs, shared_data):
 def test_no_usable_pair_is_one_error(inputs, tmp_path):
     codec = load_tokenizer(inputs["tokenizer"])
     pairs = SummaryPairs(path=pairs_file(tmp_path, ROWS[3:5]), max_tokens=120, summary_tokens=40)
-    with pytest.raises(StageError, match=r"no text: 1, no summary: 1"):
+    with pytest.raises(StageError, match=r"no summary: 1 \(first in row 2\), no text: 1 \(first in row 1\)"):
         read_pairs(pairs, codec)
     (tmp_path / "pairs.jsonl").write_text('{"text": "a", "summary": "b"}\n[1]\n')
     with pytest.raises(StageError, match=r"line 2 is no JSON object"):

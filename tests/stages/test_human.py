@@ -142,6 +142,7 @@ def test_win_rates_strengths_and_metrics_of_people_who_agree(kit, tmp_path):
         ({"rater": {"id": 1}}, "names no rater"),
         ({"format": "x"}, "neither ratings of the page nor"),
         ({"answers": {}}, "nobody chose anything"),
+        ({"rater": "\ud83d"}, r"RATINGS = .*half of a character"),
     ],
 )
 def test_files_of_another_export_or_with_other_items_are_one_error(kit, tmp_path, change, message):
@@ -167,6 +168,11 @@ def test_contradictions_of_one_rater_and_bad_choices_are_errors(kit, tmp_path):
         ({"export": None}, "export: it says none"),
         ({"study": 5}, "study: it says none"),
         ({"items": key["items"][:1] * 2}, "stands there twice"),
+        ({"study": "\ud83d"}, "half of a character"),
+        (
+            {"items": [key["items"][0] | {"left": key["items"][0]["left"] | {"measured": {"x": float("nan")}}}]},
+            "finite",
+        ),
     ):
         (tmp_path / "key.json").write_text(json.dumps(key | change))
         with pytest.raises(StageError, match=rf"KEY = '.*key.json': .*{message}"):

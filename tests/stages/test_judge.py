@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from stages.evidence.judge.config import JudgeConfig, pin_judge
 from stages.evidence.judge.measure import comparisons, quality
 from stages.evidence.judge.prompts import excerpt, read_labels, read_winner
+from stages.evidence.judge.reachable import missing
 from stages.evidence.judge.requests import requests
 from stages.evidence.judge.run import dry
 from stages.evidence.judge.stage import STAGE
@@ -269,6 +270,10 @@ def test_excerpts_show_beginning_middle_and_end():
         ({}, "one of endpoint and local"),
         ({"endpoint": {"url": "ftp://x", "model": "m"}}, "begins with http"),
         ({"endpoint": {"url": "https://me:secret@x", "model": "m"}}, "holds a password"),
+        ({"endpoint": {"url": "http://x:99999", "model": "m"}}, "no address: Port out of range"),
+        ({"endpoint": {"url": "http://x:y/v1", "model": "m"}}, "no address: Port could not be cast"),
+        ({"endpoint": {"url": f"http://{'x' * 70}/v1", "model": "m"}}, "no address: .*label too long"),
+        ({"endpoint": {"url": "http://x/v1?key=1", "model": "m"}}, "without \\?, # and blanks"),
         ({"endpoint": {"url": "https://x", "model": "m", "budget": {"money": 1}}}, "without price_input"),
         ({"local": {"path": "x"}, "repeats": 3}, "repeats has no effect"),
         ({"endpoint": {"url": "https://x", "model": "m"}, "source_words": 0, "reference_words": 0}, "neither text nor"),
@@ -277,6 +282,13 @@ def test_excerpts_show_beginning_middle_and_end():
 def test_settings_that_cannot_work_are_refused(section, message):
     with pytest.raises(ValidationError, match=message):
         JudgeConfig.model_validate(section)
+
+
+def test_a_cache_that_nothing_here_can_write_is_told_before_anything_is_paid():
+    asked = {"endpoint": {"url": "http://127.0.0.1:9", "model": "m", "key_env": None}, "cache": "zz://bucket"}
+    assert "judge.cache = 'zz://bucket': no storage that is known" in str(
+        missing(JudgeConfig.model_validate(asked), at_once=True)
+    )
 
 
 def test_where_a_model_is_served_and_at_what_price_does_not_move_the_key():

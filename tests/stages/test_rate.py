@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from stages.evidence.rate.bertscore import f1, token_vectors
 from stages.evidence.rate.config import RateConfig, pin_models
@@ -137,6 +139,20 @@ def test_a_model_without_entailment_is_refused(tmp_path):
         classifier(str(folder), "cpu")
     with pytest.raises(StageError, match="cannot be opened"):
         open_model(str(tmp_path), "AutoModel", "cpu", "rate.nli")
+
+
+def test_a_classifier_that_was_never_trained_is_refused_and_not_made_up(encoder, tmp_path):
+    """transformers fills the missing layer with random numbers; a pooler that nobody asks may be missing."""
+    folder = tmp_path / "m"
+    shutil.copytree(encoder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": {0: "entailment", 1: "neutral"}}))
+    with pytest.raises(StageError, match=r"2 of the weights are not in its files, such as classifier\.bias"):
+        classifier(str(folder), "cpu")
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: one for name, one in tensors.items() if "pooler" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    open_model(str(folder), "AutoModel", "cpu", "rate.nli")
 
 
 def test_every_summary_has_its_ratings_and_what_is_not_asked_is_null(encoder, entailer, tmp_path):

@@ -145,9 +145,14 @@ def _notes(corpus: Sequence[FoundFile], evaluation: Sequence[FoundFile], ignored
         more = f" and {len(both) - 3} more" if len(both) > 3 else ""
         names = ", ".join(both[:3])
         notes.append(f"{len(both)} file(s) stand on both sides and will be found in themselves: {names}{more}")
-    links = [name for name in ignored if os.path.isdir(name)]
-    others = [name for name in ignored if name not in links]
-    for left, what in ((others, "file(s) of other kinds"), (links, "link(s) to folders around the one that is read")):
+    hidden = [name for name in ignored if os.path.basename(name).startswith(".")]
+    links = [name for name in ignored if name not in hidden and os.path.isdir(name)]
+    others = [name for name in ignored if name not in hidden and name not in links]
+    for left, what in (
+        (others, "file(s) of other kinds"),
+        (links, "link(s) to folders around the one that is read"),
+        (hidden, "hidden file(s) and folder(s)"),
+    ):
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
             notes.append(f"{len(left)} {what} were left out: {', '.join(left[:3])}{more}")

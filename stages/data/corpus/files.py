@@ -191,8 +191,8 @@ def unescaped(part: str) -> str:
 def walk(root: str, left: list[str] | None = None) -> Iterator[tuple[str, list[str]]]:
     """(folder, its file names) of ``root`` and all below, links to folders followed, in order of the paths. Every
     folder comes once, under its own path where it has one below ``root``; hidden ones are left out, and links that
-    lead back to a folder they stand in: ``left`` takes up those that lead out of ``root``, so that what lies there is
-    nowhere else. Raises StageError for a folder that cannot be looked into."""
+    lead back to a folder they stand in: ``left`` takes up the hidden ones, and those that lead out of ``root``, so that
+    what lies there is nowhere else. Raises StageError for a folder that cannot be looked into."""
     found: list[tuple[str, list[str]]] = []
     seen: set[str] = set()
     roots = [root]
@@ -203,6 +203,8 @@ def walk(root: str, left: list[str] | None = None) -> Iterator[tuple[str, list[s
                 continue
             for folder, folders, names in os.walk(start, onerror=_refused):
                 seen.add(os.path.realpath(folder))
+                if left is not None:
+                    left += [os.path.join(folder, name) for name in folders if name.startswith(".")]
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 here = os.path.realpath(folder)
                 paths = {name: os.path.join(folder, name) for name in folders}
@@ -237,15 +239,13 @@ def local_glob(pattern: str) -> list[str]:
     """Files that match, sorted. As ``glob.glob(recursive=True)``, but ``**`` does not run in circles: see ``walk``.
     Raises StageError for a link that leads nowhere."""
     parts = pattern.split("/")
-    if "**" not in parts:
-        found = globbing.glob(pattern)
-    else:
-        first = parts.index("**")
-        roots = globbing.glob("/".join(parts[:first]) or "/") if first else ["."]
-        found = []
+    first = parts.index("**") if "**" in parts else len(parts)
+    found = _matched(parts[:first])
+    if first < len(parts):
+        roots, found = found, []
         for root in roots:
-            for folder, names in walk(root):
-                inside = os.path.relpath(folder, root)
+            for folder, names in walk(root or "."):
+                inside = os.path.relpath(folder, root or ".")
                 above = [] if inside == "." else inside.split(os.sep)
                 found += [os.path.join(folder, n) for n in names if _fits([*above, n], parts[first:])]
     for name in found:
@@ -257,6 +257,27 @@ def local_glob(pattern: str) -> list[str]:
                 fix="mend the link, or remove it",
             )
     return sorted({name for name in found if os.path.isfile(name)})
+
+
+def _matched(parts: Sequence[str]) -> list[str]:
+    """What is there by these names, of which each may be a pattern. Raises StageError for a folder on the way that
+    cannot be looked into: what lies there would be left out in silence."""
+    found = ["/" if parts[:1] == [""] else ""]
+    for part in parts:
+        before, found = found, []
+        for place in before if part else ():
+            try:
+                if globbing.has_magic(part):
+                    names = sorted(n for n in os.listdir(place or ".") if _fits([n], [part]))
+                else:
+                    os.lstat(os.path.join(place, part))
+                    names = [part]
+            except OSError as error:
+                _refused(error)
+            else:
+                found += [os.path.join(place, name) for name in names]
+        found = found if part else before
+    return found
 
 
 def _fits(names: list[str], pattern: list[str]) -> bool:

@@ -143,9 +143,12 @@ def _listed(place: str, option: str, left: list[str]) -> tuple[bool, list[tuple[
 
 
 def _below(folder: str, left: list[str]) -> Iterator[str]:
-    """Files in and below a folder, links to folders followed; hidden ones are not part of a corpus."""
+    """Files in and below a folder, links to folders followed; hidden ones are not part of a corpus, and go to
+    ``left``."""
     for place, names in walk(folder, left):
-        yield from (os.path.join(place, name) for name in names if not name.startswith("."))
+        paths = [os.path.join(place, name) for name in names]
+        left += [path for path, name in zip(paths, names, strict=True) if name.startswith(".")]
+        yield from (path for path, name in zip(paths, names, strict=True) if not name.startswith("."))
 
 
 def _remote(url: str) -> tuple[bool, list[tuple[str, int, str]]]:

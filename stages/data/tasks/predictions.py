@@ -65,7 +65,7 @@ def score_lines(lines: Iterable[str]) -> tuple[list[Scored], list[Broken]]:
         try:
             if any("\udc80" <= character <= "\udcff" for character in text):  # bytes that were no UTF-8
                 raise ValueError("not UTF-8 text")
-            row = parsed(text)
+            row = parsed(text, halves=True)
             task = str(row.get("task", ""))
             rows.append(_scored(number, row))
         except ValueError as error:

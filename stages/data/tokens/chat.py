@@ -67,11 +67,13 @@ def template_beside(read: Callable[[str], bytes | None]) -> ChatTemplate:
     said = said if isinstance(said, dict) else {}
     marks = tuple((f"{name}_token", token_text(said.get(f"{name}_token"))) for name in ("bos", "eos"))
     template = said.get("chat_template") or ""
-    if isinstance(template, list):  # several by name
-        template = next((one["template"] for one in template if one.get("name") == "default"), "")
+    if isinstance(template, list) and all(isinstance(one, dict) for one in template):  # several by name
+        template = next((one.get("template") for one in template if one.get("name") == "default"), "")
+    if not isinstance(template, str):
+        raise _fault("chat_template", template, "a text, or a list of objects with name and template")
     if not template and (alone := read(TEMPLATE)) is not None:
         template = _text(alone, TEMPLATE)
-    return ChatTemplate(str(template), marks)
+    return ChatTemplate(template, marks)
 
 
 def with_control(backend: Library, text: str) -> tuple[int, ...]:
@@ -84,8 +86,17 @@ def with_control(backend: Library, text: str) -> tuple[int, ...]:
 
 
 def token_text(token: Any) -> str:
-    """A token in tokenizer_config.json: a text, or an object with one."""
-    return str(token.get("content", "")) if isinstance(token, dict) else token or ""
+    """A token in tokenizer_config.json: a text, or an object with one; "" for none. Raises StageError."""
+    said = (token.get("content") if isinstance(token, dict) else token) or ""
+    if not isinstance(said, str):
+        raise _fault("bos_token or eos_token", token, "a text, an object with content, or null")
+    return said
+
+
+def _fault(field: str, value: object, allowed: str) -> StageError:
+    return StageError(
+        "cannot be used", field=f"{field} of {SETTINGS}", value=value, allowed=allowed, fix="mend the file"
+    )
 
 
 def template_of(file: Path) -> tuple[str, dict[str, str]]:

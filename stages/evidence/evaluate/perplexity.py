@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.decoder import Decoder
+from stages.display.numbers import LARGEST
 from stages.evidence.evaluate.config import PerplexityConfig
 from stages.evidence.evaluate.forward import PASS_TOKENS, Progress, batches, document_nll
 
@@ -160,8 +161,8 @@ def totals(rows: list[dict[str, Any]]) -> dict[str, float]:
     size = {(r["split"], r["doc_id"]): (r["words"], r["bytes"]) for r in rows}
     words, octets = (sum(column) for column in zip(*size.values(), strict=True))
     return {
-        "perplexity": float(np.exp(nats / tokens)),
-        "word_perplexity": float(np.exp(nats / max(words, 1))),
+        "perplexity": float(np.exp(min(nats / tokens, LARGEST))),
+        "word_perplexity": float(np.exp(min(nats / max(words, 1), LARGEST))),
         "bits_per_byte": float(nats / np.log(2) / max(octets, 1)),
         "documents": float(len(size)),
         "tokens": float(tokens),

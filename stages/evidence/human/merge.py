@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 
+from stages.data.jsonlines import check_whole
 from stages.evidence.human.export import KEY, RATINGS, VERSION
 from stages.stage import StageError
 
@@ -24,7 +25,7 @@ def merged(key_file: Path, rating_files: Sequence[Path]) -> dict[str, Any]:
     other. Raises StageError for a file of another export, an item or a choice there is not, a contradiction, or where
     nobody chose anything.
     """
-    key = _json(key_file, "key")
+    key = _json(key_file, "KEY")
     if not isinstance(key, dict) or key.get("format") != KEY or key.get("version") != VERSION:
         raise StageError(
             "not a key of this version", field="KEY", value=str(key_file), fix="name key.json of the export"
@@ -32,7 +33,7 @@ def merged(key_file: Path, rating_files: Sequence[Path]) -> dict[str, Any]:
     items = {item["id"]: item for item in items_of(key, "KEY", str(key_file), "name key.json of the export")}
     answers: dict[str, dict[str, str]] = {}
     for file in rating_files:
-        content = _json(file, "ratings")
+        content = _json(file, "RATINGS")
         for rater, item, choice, export in _answers(content, file):
             if export != key["export"]:
                 raise _fault(file, f"these are ratings of the export {export!r}, the key is of {key['export']!r}")
@@ -61,7 +62,7 @@ class RatedSide(BaseModel):
     system: str
     seed: int
     sha256: str
-    measured: dict[str, float]
+    measured: dict[str, FiniteFloat]
 
 
 class Rated(BaseModel):
@@ -140,9 +141,11 @@ def _objects(value: Any, file: Path) -> list[dict[str, Any]]:
 
 def _json(file: Path, what: str) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
+        value = json.loads(file.read_text(encoding="utf-8-sig"))
+        check_whole(value)
+        return value
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "no JSON"
+        reason = getattr(error, "strerror", None) or f"no JSON: {error}"
         raise StageError(f"cannot be read: {reason}", field=what, value=str(file)) from error
 
 

@@ -41,7 +41,7 @@ class Endpoint(Config):
         default="OPENAI_API_KEY", description="environment variable with the API key; null: the server wants none"
     )
     concurrency: int = Field(default=8, ge=1, le=1000, description="requests under way at the same time")
-    requests_per_minute: float | None = Field(default=None, gt=0, description="no more are begun in a minute")
+    requests_per_minute: float | None = Field(default=None, ge=0.01, description="no more are begun in a minute")
     timeout_s: float = Field(default=120.0, gt=0, description="seconds after which an answer is given up")
     attempts: int = Field(default=6, ge=1, le=100, description="times that a request is sent before the run ends")
     price_input: float | None = Field(default=None, ge=0, description="money per million tokens read")
@@ -52,8 +52,17 @@ class Endpoint(Config):
     @classmethod
     def _an_address(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("allowed is an address that begins with http:// or https://")
+        if parts.query or parts.fragment or not url.isprintable() or " " in url:
+            raise ValueError("allowed is http(s)://HOST:PORT/PATH, without ?, # and blanks (fix: take it out)")
+        try:
+            port = parts.port
+            parts.hostname.encode("idna")
+        except ValueError as error:  # a part of a name that is too long, and what is no number, among them
+            raise ValueError(f"no address: {error}") from error
+        if port == 0:
+            raise ValueError("no address: port 0")
         if parts.username or parts.password:
             raise ValueError("holds a password (fix: take it out, and name the variable that holds the key)")
         return url.rstrip("/")
@@ -131,5 +140,5 @@ def pin_judge(config: JudgeConfig, base_dir: Path) -> JudgeConfig:
     """The config with the local model's absolute path and digest, and the cache's absolute path."""
     cache = config.cache
     if cache is not None and "://" not in cache:
-        cache = str((base_dir / cache).absolute())
+        cache = str((base_dir / Path(cache).expanduser()).absolute())
     return config.model_copy(update={"local": pinned(config.local, base_dir, "judge.local"), "cache": cache})

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cluster import storage
 from stages.evidence.judge.config import Endpoint, JudgeConfig, home
 from stages.evidence.rate.config import without_transformers
 from stages.stage import StageError
@@ -51,8 +52,18 @@ def api_key(endpoint: Endpoint) -> str | None:
 
 
 def unwritable(cache: str | None) -> StageError | None:
-    """The error where answers could not be kept once they are paid: a local folder that is none, or is not ours."""
+    """The error where answers could not be kept once they are paid: a local folder that is none, or is not ours, and a
+    protocol that nothing here speaks."""
     url = cache or str(home())
+    try:
+        storage.filesystem(url)
+    except storage.StorageError:
+        return StageError(
+            "no storage that is known here",
+            field="judge.cache",
+            value=url,
+            fix="name a folder of yours, or an fsspec URL",
+        )
     if "://" in url:
         return None
     place = next(path for path in (Path(url), *Path(url).absolute().parents) if path.exists())

@@ -10,6 +10,10 @@ from typing import Any
 from stages.stage import StageError
 
 IDENTITY, ROWS = "asked.json", "answers.jsonl"
+TEXT = "text"
+"""Begins the names of scored texts, and is the split that their rows are of."""
+
+_OF_TEXT = dict.fromkeys(("bucket_start", "bucket_end", "tokens", "words", "bytes"), int) | {"nll_sum": float}
 
 
 class Answers:
@@ -52,14 +56,31 @@ class Answers:
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
             self.file.write_bytes(whole)
-        for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
+        for number, line in enumerate(whole.splitlines(), 1):
             try:
                 item, row = json.loads(line)
-            except (ValueError, TypeError, RecursionError) as error:
+                _check(item, row)
+            except (ValueError, TypeError, LookupError, RecursionError) as error:
                 raise StageError(
-                    f"line {number} is damaged", field="--out", value=str(self.file), fix="delete the file"
+                    f"line {number} is damaged",
+                    field="--out",
+                    value=str(self.file),
+                    fix="delete the line: what it answers is asked again",
                 ) from error
-            yield str(item), row
+            yield item, row
+
+
+def _check(item: Any, row: Any) -> None:
+    """Raises ValueError, TypeError or LookupError for what ``add`` was never given."""
+    if not isinstance(item, str):
+        whole = False
+    elif item.startswith(f"{TEXT}/"):
+        whole = all(type(part[name]) is kind for part in row for name, kind in _OF_TEXT.items())
+    else:
+        said, nats = row
+        whole = isinstance(said, str) and isinstance(nats, float)
+    if not whole:
+        raise ValueError(item)
 
 
 def _refused(folder: Path, reason: str) -> StageError:

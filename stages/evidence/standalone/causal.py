@@ -6,6 +6,7 @@ Slower than our decoder and bounded by the model's own context; what it computes
 from __future__ import annotations
 
 import copy
+import importlib.util
 import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +23,7 @@ from stages.evidence.evaluate.forward import PASS_TOKENS, Progress, batches
 from stages.evidence.standalone.config import CheckpointSource
 from stages.evidence.standalone.readers import Reader, context
 from stages.stage import StageError
+from stages.training.whole import load_whole
 
 if TYPE_CHECKING:
     from stages.evidence.standalone.tokenizer import CheckpointTokenizer
@@ -33,28 +35,24 @@ LOGITS_AT_ONCE = 2**26
 def open_causal(source: CheckpointSource, device: torch.device, ours: str) -> CausalReader:
     """The model in ``source.model``; code of its own is not run. ``ours``: why our decoder does not read it. Raises
     StageError where transformers is missing or does not read it either."""
-    try:
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-    except ImportError as error:
+    if importlib.util.find_spec("transformers") is None:
         raise StageError(
             f"{ours}; any other causal model needs transformers",
             field="MODEL",
             value=source.named,
             fix="pip install 'infini-study[import]'",
-        ) from error
-    logging.disable_progress_bar()
+        )
     dtype = getattr(torch, source.dtype) if source.dtype else torch.float32 if device.type == "cpu" else "auto"
     try:
-        model = AutoModelForCausalLM.from_pretrained(source.model, dtype=dtype, local_files_only=True)
-    except Exception as error:  # of a dozen kinds
+        model = load_whole("AutoModelForCausalLM", source.model, dtype=dtype)
+    except ValueError as error:
         raise StageError(
-            f"{ours}; transformers: {' '.join(str(error).split())[:300]}",
+            f"{ours}; transformers: {error}",
             field="MODEL",
             value=source.named,
             allowed="causal language models that need no code of their own",
         ) from error
-    return CausalReader(cast("torch.nn.Module", model).to(device).eval())
+    return CausalReader(model.to(device).eval())
 
 
 class CausalReader(Reader):

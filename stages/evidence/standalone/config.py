@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from model.config import MixerConfig
 from stages.data.tasks.config import Grid, check_distinct
@@ -82,6 +82,8 @@ def parse_arm(said: str, separator: str = ",") -> MixerConfig:
             raise StageError(
                 "no such option", field="--arm", value=option, allowed=f"{', '.join(known)}, each as OPTION=VALUE"
             )
+        if name in given:
+            raise StageError(f"gives {name} twice", field="--arm", value=said, fix="remove one of them")
         try:
             given[name] = json.loads(value)
         except (ValueError, RecursionError):  # a word
@@ -89,8 +91,13 @@ def parse_arm(said: str, separator: str = ",") -> MixerConfig:
     if kind == "full":
         given.setdefault("segment_length", 1)
     try:
-        return MixerConfig(**given)
-    except (TypeError, ValueError) as error:
-        missing = isinstance(error, TypeError) and "segment_length" not in given
-        reason = "segment_length is missing" if missing else str(error)
-        raise StageError(reason, field="--arm", value=said, fix="such as local,segment_length=2048") from error
+        return TypeAdapter(MixerConfig).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise StageError(
+            f"{name} is missing" if first["type"] == "missing" else f"{name}: {reason}" if name else reason,
+            field="--arm",
+            value=said,
+            fix="such as local,segment_length=2048",
+        ) from error

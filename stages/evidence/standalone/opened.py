@@ -27,6 +27,11 @@ def open_reader(source: CheckpointSource) -> Reader:
         fields = read_config(folder)
     except ValueError as error:
         raise StageError(str(error), **field) from error
+    if BLOCK not in fields and source.arm is None:
+        try:
+            shape(fields, folder)
+        except ValueError as error:  # another architecture; of one that is known, faults of the weights are faults
+            return open_causal(source, device, str(error))
     try:
         if BLOCK in fields and source.arm is None:
             decoder = checkpoint.load(folder, device=device)
@@ -35,13 +40,11 @@ def open_reader(source: CheckpointSource) -> Reader:
                 for name, parameter in decoder.named_parameters():
                     parameter.data = parameter.data if name in gates else parameter.data.to(dtype)
         else:
-            shape(fields, folder)
             mixer = source.arm or MixerConfig(kind="full", segment_length=1)
             decoder = checkpoint.graft(folder, mixer, seed=0, device=device, dtype=dtype)
     except ValueError as error:
-        if BLOCK in fields or source.arm is not None:
-            raise StageError(str(error), **field, fix="see docs/model.md for what is read as an arm") from error
-        return open_causal(source, device, str(error))
+        fix = "see docs/model.md for what is read as an arm" if BLOCK in fields or source.arm is not None else ""
+        raise StageError(str(error), **field, fix=fix) from error
     family = "infini-study" if BLOCK in fields else str(fields.get("model_type"))
     what = f"{family} checkpoint, read as {decoder.config.mixer.kind}"
     return DecoderReader(decoder.eval(), what, context(fields, source.arm))

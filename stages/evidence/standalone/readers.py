@@ -89,7 +89,8 @@ class DecoderReader(Reader):
 def context(fields: Mapping[str, Any], arm: MixerConfig | None) -> int | None:
     """Tokens that the checkpoint of this config.json was made for, read as ``arm``; None: any number, or not said."""
     own = fields.get(BLOCK)
-    kind = arm.kind if arm is not None else own["mixer"]["kind"] if isinstance(own, dict) else "full"
-    said = {**fields, **(fields.get("text_config") or {})}
-    longest = next((value for name in LONGEST if isinstance(value := said.get(name), int)), None)
+    mixer, text = own.get("mixer") if isinstance(own, dict) else None, fields.get("text_config")
+    kind = arm.kind if arm is not None else mixer.get("kind") if isinstance(mixer, dict) else "full"
+    said = {**fields, **(text if isinstance(text, dict) else {})}
+    longest = next((value for name in LONGEST if type(value := said.get(name)) is int and value > 0), None)
     return None if kind != "full" or (own is not None and longest == ANY_LENGTH) else longest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from stages.data.tasks.prompts import Item
 from stages.evidence.evaluate import retrieval, tables
 from stages.evidence.evaluate.forward import PASS_TOKENS
 from stages.evidence.evaluate.perplexity import ScoredDocument, totals
-from stages.evidence.standalone.cache import Answers
+from stages.evidence.standalone.cache import TEXT, Answers
 from stages.evidence.standalone.config import CheckpointSource, Questions
 from stages.evidence.standalone.opened import dtype_of, open_reader, weights_digest
 from stages.evidence.standalone.prompts import Prompts
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 CODE_VERSION = 1
 """Raised whenever the same checkpoint and questions would give other rows."""
 RECORD = "evaluation.json"
-TEXT = "text"  # the split that documents of the command line are of
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,12 @@ def evaluate(
             answers.add((_name(item), pair) for item, pair in zip(block, found, strict=True))
         for item in block:
             said, nats = answers.rows[_name(item)]
+            _check_finite(source, item.item, nats)
             if item.record in (PASSKEY, BINDINGS):
                 asked.append(retrieval.row(item, item.record.read(said), nats, segment))
             else:
                 others.append(retrieval.task_row(item, said, nats, segment, questions.format))
-    scored = _scored(reader, tokenizer, documents, questions, answers, read)
+    scored = _scored(source, reader, tokenizer, documents, questions, answers, read)
     for name, rows, schema in (
         ("retrieval", asked, tables.RETRIEVAL),
         ("tasks", others, tables.TASKS),
@@ -177,13 +178,21 @@ def _tokenizer(source: CheckpointSource, fields: dict[str, Any]) -> CheckpointTo
 
 
 def _documents(texts: Texts, tokenizer: CheckpointTokenizer, questions: Questions) -> list[ScoredDocument]:
-    """Each as it is read: what begins a text, and its tokens."""
+    """Each as it is read: what begins a text, and its tokens. Raises StageError for one in which nothing is
+    predicted."""
     config = questions.perplexity
     documents = []
     for name, text in texts:
         tokens = np.array([*tokenizer.begin, *tokenizer.encode(text)][: config.max_tokens_per_document], np.int32)
-        if len(tokens) >= config.min_tokens_per_document:
-            documents.append(ScoredDocument(name, TEXT, tokens))
+        if len(tokens) < config.min_tokens_per_document:
+            raise StageError(
+                f"it has {len(tokens)} token with this tokenizer",
+                field="--text",
+                value=name,
+                allowed=f">= {config.min_tokens_per_document}",
+                fix="leave it out",
+            )
+        documents.append(ScoredDocument(name, TEXT, tokens))
     return documents
 
 
@@ -206,6 +215,7 @@ def _within(
 
 
 def _scored(
+    source: CheckpointSource,
     reader: Reader,
     tokenizer: CheckpointTokenizer,
     documents: list[ScoredDocument],
@@ -216,14 +226,26 @@ def _scored(
     """Rows of perplexity.parquet; a document at a time, so that each is scored once."""
     rows = []
     for document in documents:
-        name = f"text/{_digest(document.tokens.tobytes())}/{questions.perplexity.buckets}"
+        name = f"{TEXT}/{_digest(document.tokens.tobytes())}/{questions.perplexity.buckets}"
         if name in answers.rows:
             read(len(document.tokens))
         else:
             found = reader.perplexity(tokenizer, [document], questions.perplexity, read)
             answers.add([(name, found)])
+        _check_finite(source, document.doc_id, sum(row["nll_sum"] for row in answers.rows[name]))
         rows += [{**row, "doc_id": document.doc_id} for row in answers.rows[name]]
     return sorted(rows, key=lambda row: (row["doc_id"], row["bucket_start"]))
+
+
+def _check_finite(source: CheckpointSource, what: str, nats: float) -> None:
+    """Raises StageError where the model gives no probability: it would read as a wrong answer, and is none."""
+    if not math.isfinite(nats):
+        raise StageError(
+            f"the model computes {nats} for {what}: its weights hold such numbers, or --dtype is too narrow",
+            field="MODEL",
+            value=source.named,
+            fix="give --dtype float32 or bfloat16, or check the weights",
+        )
 
 
 def _name(item: Item) -> str:

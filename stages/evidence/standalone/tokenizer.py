@@ -62,10 +62,11 @@ def read_tokenizer(folder: Path, model_fields: dict[str, Any], stops_of: Path | 
     if begins is None and said.get("add_bos_token") and names["bos"]:
         begins = backend.token_to_id(names["bos"])
     if begins is None and BLOCK in model_fields:
-        begins = model_fields.get("bos_token_id")
-    stops = _ids(model_fields.get("eos_token_id"))
+        begins = next(iter(_ids(model_fields, "bos_token_id", "config.json", rows(backend))), None)
+    stops = _ids(model_fields, "eos_token_id", "config.json")
     if stops_of is not None:
-        stops += _ids(read_json(stops_of / "generation_config.json").get("eos_token_id"))
+        name = "generation_config.json"
+        stops += _ids(read_json(stops_of / name), "eos_token_id", name)
     eos = backend.token_to_id(names["eos"]) if names["eos"] else None
     stops = list(dict.fromkeys([*([] if eos is None else [eos]), *stops]))
     template = template_beside(lambda name: _bytes(file.parent / name))
@@ -123,5 +124,16 @@ def _bytes(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _ids(value: Any) -> list[int]:
-    return list(value) if isinstance(value, list) else [] if value is None else [int(value)]
+def _ids(fields: dict[str, Any], name: str, file: str, below: int = 2**31) -> list[int]:
+    """One token, several or none. Raises StageError for what is no token's number."""
+    value = fields.get(name)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(type(one) is not int or not 0 <= one < below for one in ids):
+        raise StageError(
+            "no token's number",
+            field=f"{name} of {file}",
+            value=value,
+            allowed=f"a whole number from 0 to {below - 1:,}, a list of them, or null",
+            fix="mend the file",
+        )
+    return list(ids)

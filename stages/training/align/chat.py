@@ -17,6 +17,8 @@ from stages.training.tuning.rows import Example, Row
 
 Role = Literal["system", "user", "assistant", ""]
 ROLES = ("system", "user", "assistant")
+UNREAD = ("tool_calls", "function_call", "weight")
+"""Fields of a turn without which it is another one."""
 
 
 @dataclass(frozen=True)
@@ -107,15 +109,22 @@ def _by_template(codec: ChatCodec, chat: Template, turns: Sequence[Turn], learne
 
 
 def turns_of(value: Any) -> tuple[Turn, ...] | None:
-    """Turns of a list of ``role`` and ``content``, or of a text; () for what has no words; None for what is neither."""
+    """Turns of a list of ``role`` and ``content``, or of a text; () for what has no words; None for what is neither.
+    Raises Unfit for a turn that says what is not read."""
     if isinstance(value, str):
         return (Turn("", value),) if value.strip() else ()
     if not isinstance(value, list):
         return None
     turns = []
     for one in value:
-        if not isinstance(one, dict) or one.get("role") not in ROLES or not isinstance(one.get("content"), str):
+        if not isinstance(one, dict) or "role" not in one or "content" not in one:
             return None
+        if one["role"] not in ROLES:
+            raise Unfit(f"a role other than {', '.join(ROLES)}")
+        if unread := [name for name in UNREAD if one.get(name) not in (None, [], 1)]:
+            raise Unfit(f"a turn with {unread[0]}")
+        if not isinstance(one["content"], str):
+            raise Unfit("a turn whose content is no text")
         turns.append(Turn(one["role"], one["content"]))
     return tuple(turns) if all(turn.content.strip() for turn in turns) else ()
 

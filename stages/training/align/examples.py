@@ -30,7 +30,7 @@ def read_examples(
     """Examples of ``rows`` within ``length`` tokens: one row each, or chosen and rejected. What cannot be used is
     counted by reason. ``value``: where they are from, for the error where none can."""
     read = Read()
-    for row in rows:
+    for read.row, row in enumerate(rows, 1):
         try:
             if method == "sft":
                 _conversation(read, row, codec, chat, length)

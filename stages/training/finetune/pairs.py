@@ -54,7 +54,7 @@ def fault(pairs: SummaryPairs) -> StageError | None:
 
 def _rows(pairs: SummaryPairs, read: Read) -> Iterator[tuple[str, list[str]]]:
     """Text and summaries of each row that has both; the others are counted in ``read``."""
-    for row in rows_of(pairs.path, pairs.pin, FIELD):
+    for read.row, row in enumerate(rows_of(pairs.path, pairs.pin, FIELD), 1):
         text, found = row.get("text"), row.get("summary")
         summaries = [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, str)]
         if (split := row.get("split", "train")) != "train":

@@ -39,17 +39,16 @@ def convert(source: Path, output: Path) -> Converted:
     file = _gguf(source)
     folder = source.parent if source.is_file() else source
     _check_installed(file)
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers import AutoConfig
 
     from model.checkpoint import filled, save
     from model.llama import shape
     from stages.training.pretrain.imported import folder_digest
+    from stages.training.whole import load_whole
 
-    logging.disable_progress_bar()
-    where: dict[str, Any] = {"local_files_only": True} | ({"gguf_file": file} if file else {})
+    where: dict[str, Any] = {"gguf_file": file} if file else {}
     try:
-        known = AutoConfig.from_pretrained(folder, **where)
+        known = AutoConfig.from_pretrained(folder, local_files_only=True, **where)
     except Exception as error:  # of a dozen kinds, and none of them says what the user gave
         raise _unreadable(source, error) from error
     try:
@@ -59,8 +58,8 @@ def convert(source: Path, output: Path) -> Converted:
     if file:  # its numbers are float32: 1e-5 arrives as 9.999999747378752e-06
         trunk = dataclasses.replace(trunk, norm_eps=float(f"{trunk.norm_eps:.7g}"))
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **where)
-    except Exception as error:  # as above
+        loaded = load_whole("AutoModelForCausalLM", folder, dtype="auto", **where)
+    except ValueError as error:
         raise _unreadable(source, error) from error
     kept = {"eos_token_id": _stops(loaded)}
     kept |= {name: getattr(known, name, None) for name in ("bos_token_id", "pad_token_id", "max_position_embeddings")}
@@ -122,7 +121,7 @@ def _tokenizer(folder: Path, where: dict[str, Any], output: Path, stops: int | l
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **where)
     except Exception:  # there is none, or none that this transformers reads: the study then names another
         return ()
     tokenizer.save_pretrained(output)

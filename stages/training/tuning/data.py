@@ -24,15 +24,24 @@ if TYPE_CHECKING:
 
 @dataclass
 class Read:
-    """``examples`` to train on; ``skipped``: rows left out, by reason; ``cut``: texts cut at their end to fit."""
+    """``examples`` to train on; ``skipped``: rows left out, by reason; ``first``: the first of them; ``cut``: texts cut
+    at their end to fit; ``row``: the one being read, from 1."""
 
     examples: list[Example] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    first: dict[str, int] = field(default_factory=dict)
     cut: int = 0
+    row: int = 0
 
     def skip(self, reason: str) -> None:
         """Count a row that is left out."""
         self.skipped[reason] += 1
+        self.first.setdefault(reason, self.row)
+
+    def why(self) -> str:
+        """What was left out, in words."""
+        counts = sorted(self.skipped.items())
+        return ", ".join(f"{reason}: {count} (first in row {self.first[reason]})" for reason, count in counts)
 
     @property
     def facts(self) -> dict[str, object]:
@@ -45,16 +54,20 @@ class Read:
     def check(self, name: str, value: object, allowed: str) -> None:
         """Raises StageError, naming the field ``name``, where nothing is left to train on."""
         if not self.examples:
-            why = ", ".join(f"{reason}: {count}" for reason, count in self.skipped.items()) or "no rows"
             raise StageError(
-                f"no row can be trained on ({why})", field=name, value=value, allowed=allowed, fix="mend the rows"
+                f"no row can be trained on ({self.why() or 'no rows'})",
+                field=name,
+                value=value,
+                allowed=allowed,
+                fix="mend the rows",
             )
 
     def report(self, context: Context, what: str) -> None:
         """Say what was read, and warn of what was left out."""
         if self.skipped:
-            why = ", ".join(f"{reason}: {count}" for reason, count in sorted(self.skipped.items()))
-            context.warn(f"{what}: {sum(self.skipped.values())} rows left out ({why}), {len(self.examples)} kept")
+            context.warn(
+                f"{what}: {sum(self.skipped.values())} rows left out ({self.why()}), {len(self.examples)} kept"
+            )
         context.log(f"{what}: {len(self.examples)} examples, {self.cut} texts cut to fit")
 
 
@@ -68,15 +81,16 @@ def rows_of(path: str, pin: str | None, field: str) -> Iterator[dict[str, Any]]:
 
         try:
             yield from pq.read_table(io.BytesIO(content)).to_pylist()
-        except pa.ArrowInvalid as error:
-            raise StageError(f"not a Parquet file: {error}", field=f"{field}.path", value=path) from error
+        except (pa.ArrowException, OSError, ValueError) as error:  # pages that are damaged, text that is no UTF-8
+            reason = f"not a Parquet file, or a damaged one: {' '.join(str(error).split())}"
+            raise StageError(reason, field=f"{field}.path", value=path) from error
         return
     for number, line in filled(content.splitlines()):
         try:
             row = parsed(line)
         except ValueError as error:
             raise StageError(
-                f"line {number} is no JSON object",
+                f"line {number} is no JSON object: {error}",
                 field=f"{field}.path",
                 value=path,
                 allowed="JSON Lines, an object a line, or a file .parquet",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.display.numbers import LARGEST
 from stages.verdict.claims.config import ClaimsConfig
 from stages.verdict.claims.verdict import Number, Source
 
@@ -65,11 +66,11 @@ class Effect:
 
     def added(self, name: str, label: str, unit: str, sources: tuple[Source, ...] = ()) -> Number:
         """The same of nats per token, as the relative perplexity that they add."""
-        return self._shown(name, label, unit, sources, lambda value: math.expm1(min(value, 700.0)))
+        return self._shown(name, label, unit, sources, lambda value: math.expm1(min(value, LARGEST)))
 
     def saved(self, name: str, label: str, unit: str, sources: tuple[Source, ...] = ()) -> Number:
         """The same of nats per token that are saved: the relative perplexity that is left of 0."""
-        return self._shown(name, label, unit, sources, lambda value: math.expm1(min(-value, 700.0)))
+        return self._shown(name, label, unit, sources, lambda value: math.expm1(min(-value, LARGEST)))
 
     def _shown(
         self, name: str, label: str, unit: str, sources: tuple[Source, ...], of: Callable[[float], float]

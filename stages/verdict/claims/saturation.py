@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.display.numbers import LARGEST
 from stages.verdict.claims.config import ClaimsConfig
 from stages.verdict.claims.effects import MOST_SEEDS
 from stages.verdict.claims.evidence import Evidence
@@ -125,14 +126,14 @@ def _interval(
     from stages.statistics.tests import paired_t
 
     found = paired_t(np.log(np.maximum(values, 1e-30)), level=1 - rules.alpha)
-    low: float | None = math.exp(min(found.low, 700.0))
-    high: float | None = math.exp(min(found.high, 700.0))
+    low: float | None = math.exp(min(found.low, LARGEST))
+    high: float | None = math.exp(min(found.high, LARGEST))
     if len(values) < 2:
         low = high = None
     elif not np.isfinite(values).all():
         low, high = 0.0, math.inf
     method = f"geometric mean over seeds, {found.method} of the logarithms, {found.level:.0%}"
-    return Number(name, label, math.exp(min(found.estimate, 700.0)), low, high, len(values), unit, method, sources)
+    return Number(name, label, math.exp(min(found.estimate, LARGEST)), low, high, len(values), unit, method, sources)
 
 
 def _seeds_needed(peaks: NDArray[np.float64], growths: NDArray[np.float64], rules: ClaimsConfig) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from stages.display.numbers import percent
+from stages.display.numbers import LARGEST, percent
 from stages.verdict.claims import binding, mechanism, memory, perplexity, retrieval
 from stages.verdict.claims.effects import accuracy, effect, proportion
 from stages.verdict.claims.evidence import BEYOND, Evidence, corpus_filter, of_corpus, paired
@@ -136,11 +136,12 @@ def _level(evidence: Evidence, rows: pd.DataFrame, weight: str, scale: float = 1
 
 
 def _exponential(number: Number) -> Number:
+    bounded = number.high is None or math.isfinite(number.high)  # of one document nothing is known but its number
     return replace(
         number,
-        estimate=math.exp(number.estimate),
-        low=math.exp(number.low) if number.low is not None else None,
-        high=math.exp(min(number.high, 700.0)) if number.high is not None else None,
+        estimate=math.exp(min(number.estimate, LARGEST)),
+        low=math.exp(min(number.low, LARGEST)) if number.low is not None and bounded else None,
+        high=math.exp(min(number.high, LARGEST)) if number.high is not None and bounded else None,
     )
 
 

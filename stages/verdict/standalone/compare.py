@@ -72,7 +72,10 @@ def compare(a: Side, b: Side, *, level: float = 0.95) -> Comparison:
         scores += found
         alone += left
         unpaired += lone
-        of_texts += _texts(pair, level)
+        found, left, lone = _texts(pair, level)
+        of_texts += found
+        alone += left
+        unpaired += lone
         if pair.same_text is False:
             notes.append(
                 f"{pair.label}: needles and questions are the same, the text around them is not (another tokenizer, "
@@ -119,14 +122,14 @@ def _scores(pair: Matched, level: float) -> tuple[list[Difference], list[str], i
     cells = list(dict.fromkeys(map(tuple, [*left[CELL].to_numpy().tolist(), *right[CELL].to_numpy().tolist()])))
     found, alone, lone = [], [], 0
     for task, k, length in cells:
-        a, b = (_crossed(rows, (task, k, length), len(pair.a)) for rows in (left, right))
+        (a, all_a), (b, all_b) = (_crossed(rows, (task, k, length), len(pair.a)) for rows in (left, right))
         both = [item for item in a.index if item in b.index]
         cell = f"{pair.label}, {task}, k = {k}, {length:,} tokens"
         if not both:
-            alone.append(f"{cell}: {len(a)} items of A and {len(b)} of B, none the same")
-            lone += len(a) + len(b)
+            alone.append(f"{cell}: {all_a} items of A and {all_b} of B, none the same")
+            lone += all_a + all_b
             continue
-        only = (len(a) - len(both), len(b) - len(both))
+        only = (all_a - len(both), all_b - len(both))
         table_a, table_b = (side.loc[both].to_numpy(float).T for side in (a, b))
         one = _difference(table_a, table_b, None, level)
         one = replace(one, label=pair.label, task=str(task), k=int(k), length=int(length), unit="score")
@@ -134,17 +137,18 @@ def _scores(pair: Matched, level: float) -> tuple[list[Difference], list[str], i
     return found, alone, lone
 
 
-def _crossed(rows: pd.DataFrame, cell: tuple[object, ...], seeds: int) -> pd.DataFrame:
-    """Scores by item with its answers, a column a seed; items that every seed has."""
+def _crossed(rows: pd.DataFrame, cell: tuple[object, ...], seeds: int) -> tuple[pd.DataFrame, int]:
+    """Scores by item with its answers, a column a seed: items that every seed has; and how many there are in all."""
     of = rows[(rows[CELL] == list(cell)).all(axis=1)]
     table = of.pivot_table(index=["item", "answers"], columns="seed", values="score", aggfunc="first")
-    return table.dropna() if table.shape[1] == seeds else table.iloc[:0]
+    whole = table.dropna() if table.shape[1] == seeds else table.iloc[:0]
+    return whole, len(of[["item", "answers"]].drop_duplicates())
 
 
-def _texts(pair: Matched, level: float) -> list[Difference]:
+def _texts(pair: Matched, level: float) -> tuple[list[Difference], list[str], int]:
+    """As ``_scores``, of the texts."""
     left, right = texts(pair.a), texts(pair.b)
-    if not len(left) or not len(right):
-        return []
+    all_a, all_b = (side["doc_id"].nunique() for side in (left, right))
     tables = {
         name: [
             side.pivot_table(index=["doc_id", "bytes"], columns="seed", values=name, aggfunc="first").dropna()
@@ -155,22 +159,16 @@ def _texts(pair: Matched, level: float) -> list[Difference]:
     nats_a, nats_b = tables["nll_sum"]
     both = [document for document in nats_a.index if document in nats_b.index]
     if not both:
-        return []
+        said = f"{pair.label}: {all_a} texts of A and {all_b} of B, none the same"
+        return [], [said] if all_a or all_b else [], all_a + all_b
     tokens = [side.loc[both].iloc[:, 0].to_numpy(float) for side in tables["tokens"]]
     same = bool((tokens[0] == tokens[1]).all())
     octets = np.array([size for _, size in both], dtype=float)
     weights = tokens[0] if same else octets * np.log(2)
     one = _difference(nats_a.loc[both].to_numpy(float).T, nats_b.loc[both].to_numpy(float).T, weights, level)
-    return [
-        replace(
-            one,
-            label=pair.label,
-            task="text",
-            unit="nats per token" if same else "bits per byte",
-            alone_a=len(nats_a) - len(both),
-            alone_b=len(nats_b) - len(both),
-        )
-    ]
+    unit = "nats per token" if same else "bits per byte"
+    alone = {"alone_a": all_a - len(both), "alone_b": all_b - len(both)}
+    return [replace(one, label=pair.label, task="text", unit=unit, **alone)], [], 0
 
 
 def _difference(a: Floats, b: Floats, weights: Floats | None, level: float) -> Difference:

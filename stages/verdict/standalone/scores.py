@@ -150,7 +150,8 @@ def read_facts(folder: Path, field: str) -> dict[str, Any]:
 
     try:
         facts = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        facts["questions"], facts["model"]["mixer"]
+        if not (isinstance(facts["name"], str) and isinstance(facts["identity"], dict) and facts["model"]["mixer"]):
+            raise TypeError(RECORD)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StageError(
             f"holds no finished evaluation ({RECORD})",

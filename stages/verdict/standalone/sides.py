@@ -143,10 +143,30 @@ def texts(runs: tuple[Run, ...]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
+_USED = {
+    "retrieval.parquet": ["task", "rivals", "length", "item", "expected", "correct"],
+    "tasks.parquet": [*CELL, "item", "answers", "score"],
+    "perplexity.parquet": ["doc_id", "nll_sum", "tokens", "bytes"],
+}
+
+
 def _table(artifact: Artifact, name: str) -> pd.DataFrame:
+    """Raises StageError for a file that is no whole table of an evaluation."""
     import pandas as pd
+    import pyarrow as pa
 
     try:
-        return pd.read_parquet(artifact.path(name))
+        path = artifact.path(name)
     except FileNotFoundError:
         return pd.DataFrame()
+    wanted = _USED[name]
+    try:
+        return pd.read_parquet(path, columns=wanted)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise StageError(
+            f"not the table that an evaluation writes: {' '.join(str(error).split())[:200]}",
+            field=name,
+            value=str(path),
+            allowed=f"Parquet with {', '.join(wanted)}",
+            fix="evaluate again, into another folder",
+        ) from error
