@@ -51,10 +51,18 @@ def control_bracket(evidence: Evidence) -> Bracket:
     guess = float(table["guess"].iloc[0])
     high, low = min(n.low or 0.0 for n in read[CEILING]), max(n.high or 1.0 for n in read[FLOOR])
     passed = high >= rule.ceiling and low < guess + rule.floor
+    asked = (
+        ""
+        if passed
+        else (
+            f"; asked for: full attention shown at {percent(rule.ceiling, 0)} or more (it is at {percent(high)}), local "
+            f"attention below {percent(guess + rule.floor)} (shown below {percent(low)})"
+        )
+    )
     return Bracket(
         passed,
         f"positive control {'passed' if passed else 'failed'}: at k = {', '.join(map(str, rule.pairs))} full attention "
-        f"recalls {_each(read[CEILING])}, local attention {_each(read[FLOOR])} (a guess: {percent(guess)})",
+        f"recalls {_each(read[CEILING])}, local attention {_each(read[FLOOR])} (a guess: {percent(guess)}){asked}",
         "" if passed else "positive control failed",
     )
 
