@@ -55,8 +55,8 @@ def control_bracket(evidence: Evidence) -> Bracket:
         ""
         if passed
         else (
-            f"; asked for: full attention shown at {percent(rule.ceiling, 0)} or more (it is at {percent(high)}), local "
-            f"attention below {percent(guess + rule.floor)} (shown below {percent(low)})"
+            f"; asked for: full attention at {percent(rule.ceiling, 0)} or more (shown: {percent(high)}), local "
+            f"attention below {percent(guess + rule.floor)} (shown: {percent(low)})"
         )
     )
     return Bracket(
