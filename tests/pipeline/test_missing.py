@@ -90,7 +90,7 @@ def test_a_place_where_paid_answers_could_not_be_kept_is_an_error(study):
 def test_rows_that_cannot_be_trained_on_are_found_before_hours_of_training(study):
     pairs, rows = study.parent / "pairs.jsonl", study.parent / "rows.jsonl"
     for content, message in (
-        ('{"text": "a", "summary": ""}\n', r"no row can be trained on \(no summary: 1\)"),
+        ('{"text": "a", "summary": ""}\n', r"no row can be trained on \(no summary: 1 \(first in row 1\)\)"),
         ('{"text": "a", "summary": "b", "split": "test"}\n', r"of the split test: 1"),
         ('{"text": "a", "summary": "b"}\n[1]\n', "line 2 is no JSON object"),
         ("", "no rows"),

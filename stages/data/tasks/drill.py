@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from stages.data.tokens.load import StudyTokenizer
 
-Words = int | Literal["cues"]
+DrillWords = int | Literal["cues"]
 LETTERS = 3
 """Fewest letters of a word of one token: shorter ones are mostly parts of words."""
 
@@ -49,7 +49,7 @@ class Drill:
         """Tokens that are a space and a word, in the vocabulary's order: frequent ones first."""
 
     def rows(
-        self, length: int, count: int, first: int, *, words: Words, ks: Sequence[int], field: str
+        self, length: int, count: int, first: int, *, words: DrillWords, ks: Sequence[int], field: str
     ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         """``count`` rows of ``length`` tokens: (tokens [count, length] int32, mask of answers [count, length] uint8).
 
@@ -83,7 +83,7 @@ class Drill:
             tokens[row], mask[row, answers] = said[:length], 1
         return tokens, mask
 
-    def _of(self, words: Words, field: str) -> tuple[list[list[int]], list[list[int]]]:
+    def _of(self, words: DrillWords, field: str) -> tuple[list[list[int]], list[list[int]]]:
         """The words and numbers of all rows, as tokens."""
         if words == "cues":
             return self.cues, self.numbers
