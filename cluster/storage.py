@@ -267,8 +267,11 @@ def fingerprint(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
 def fingerprints(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, dict[str, Any]]:
     """Those of all files below ``folder``, by their path in it."""
     base = folder.rstrip("/") + "/"
-    found = sorted(sizes_below(fs, folder))
-    return {path[path.index(base) + len(base) :]: fingerprint(fs, path) for path in found}
+    sizes = sizes_below(fs, folder)  # of remote files all there is, in one listing
+    return {
+        path[path.index(base) + len(base) :]: fingerprint(fs, path) if is_local(fs) else {"size": size}
+        for path, size in sorted(sizes.items())
+    }
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, Path]]:

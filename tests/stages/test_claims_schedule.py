@@ -14,7 +14,7 @@ from stages.verdict.claims.schedule import closed, outlasting
 from stages.verdict.claims.schedulevariance import variation
 from stages.verdict.claims.table import CLAIMS, decide
 from stages.verdict.claims.verdict import Verdict
-from tests.stages.readers import perfect
+from tests.stages.readers import never, perfect
 from tests.stages.synthetic import MEMORY, Synthetic
 
 RULES = ClaimsConfig()
@@ -115,6 +115,17 @@ def test_passkeys_are_asked_where_the_study_says_so(study):
     assert verdict(closing).decision == "supported"  # of perplexity alone
     assert verdict(closing, BOTH).decision == "refuted"  # a gain that is lost in one measure has not outlasted
     assert verdict(study().evaluate().positive_control(), BOTH).decision == "supported"
+
+
+def test_what_holds_on_a_schedule_each_is_held_by_none(study):
+    """On the schedule that closes the gap in perplexity the memory arms gain as much; do they find passkeys there?"""
+    gains = NO_HELP | {"long": {"local": -0.09, **dict.fromkeys(MEMORY, -0.09)}}
+    kept = study(schedules=gains).evaluate().positive_control()
+    assert verdict(kept, BOTH).decision == "supported"
+    lost = study(schedules=gains, reader_of={f"{arm}@long": never for arm in MEMORY}).evaluate().positive_control()
+    assert verdict(lost).decision == verdict(lost, RETRIEVAL).decision == "supported"
+    found = verdict(lost, BOTH)
+    assert found.label == "inconclusive (no one schedule)" and "@long, retrieval on infini-" in found.reason
 
 
 def test_an_arm_that_was_asked_in_one_measure_only_decides_nothing(study):

@@ -223,7 +223,9 @@ class ScheduleRule(Config):
         default=("local",), min_length=1, description="kinds of arms whose schedules decide; others stand beside"
     )
     measures: tuple[Literal["perplexity", "retrieval"], ...] = Field(
-        default=("perplexity",), min_length=1, description="in each of these the gap must outlast them"
+        default=("perplexity",),
+        min_length=1,
+        description="in each of these, on one schedule of the arm, the gap must outlast them",
     )
     margin: float = Field(default=0.01, gt=0, lt=1, description="relative perplexity that counts as no gap")
     retrieval_margin: float = Field(default=0.05, gt=0, lt=1, description="passkey accuracy that counts as no gap")

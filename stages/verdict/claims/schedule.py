@@ -122,6 +122,7 @@ def schedule(evidence: Evidence) -> Finding:
     if len(baselines) == len(arms):
         return not_measured(f"no schedule is one of {', '.join(arms)}, whose training is in question")
     decided_by: dict[str, list[Number]] = {}
+    ahead_by: dict[str, list[set[str]]] = {}
     others: list[Number] = []
     for name in rule.measures:
         found = {arm: _gaps(evidence, measure_of(evidence, name), arm, baselines) for arm in evidence.memory_arms}
@@ -134,15 +135,18 @@ def schedule(evidence: Evidence) -> Finding:
             p = {candidate: float(next(adjusted)) for candidate in gaps.candidates}
             row = _judge(evidence, arm, gaps, p, arms[0], len(every))
             decided_by.setdefault(arm, []).append(row)
+            ahead_by.setdefault(arm, []).append({name for name in p if p[name] < evidence.rules.alpha})
             numbers = (gaps.measure.number(evidence, c, b, one) for (c, b), one in gaps.effects.items())
             others += [number for number in numbers if number.name != row.name]
     varied = [arm for arm in evidence.arms if len(evidence.schedules_of(arm)) > 1]
     others += [number for arm in varied for number in variation(evidence, arm)]
-    whole_arms = [rows for rows in decided_by.values() if len(rows) == len(rule.measures)]
+    whole_arms = {arm: rows for arm, rows in decided_by.items() if len(rows) == len(rule.measures)}
     if not whole_arms:
         return not_measured(f"no memory arm was measured in {' and '.join(rule.measures)}", others)
-    rows = [_weakest(rows) for rows in whole_arms]
-    return conclude(rows, [row for rows_of in decided_by.values() for row in rows_of if row not in rows] + others)
+    rows = [_joined(rows, ahead_by[arm]) for arm, rows in whole_arms.items()]
+    shown = {row.name for row in rows}
+    beside = [row for rows_of in decided_by.values() for row in rows_of if row.name not in shown]
+    return conclude(rows, beside + others)
 
 
 def measure_of(evidence: Evidence, name: str) -> Measure:
@@ -250,6 +254,17 @@ def _spread(evidence: Evidence, baseline: str) -> str:
     if not found:
         return ""
     return f"; schedules move {baseline} by {found['schedules']:.1%} (sd), seeds by {found['seeds']:.1%}"
+
+
+def _joined(rows: Sequence[Number], ahead: Sequence[set[str]]) -> Number:
+    """Of one arm's measures one row. ``ahead``: per measure its schedules that are ahead of all of the baseline's. What
+    holds in each measure on another schedule is held by no model."""
+    weakest = _weakest(rows)
+    if weakest.decision != "supported" or set.intersection(*ahead):
+        return weakest
+    each = ", ".join(f"{row.text('kind').removeprefix('schedule_')} on {row.text('arm')}" for row in rows)
+    lack = f"no one schedule is ahead in every measure ({each})"
+    return decided(weakest, "inconclusive", f"{weakest.note}; {lack}", "no one schedule", lack)
 
 
 def _weakest(rows: Sequence[Number]) -> Number:

@@ -265,10 +265,11 @@ CLAIMS: list[Claim] = [
         ("evaluate", "control"),
         lambda r: (
             f"{' and '.join(r.schedule.measures)} against {' and '.join(r.schedule.baselines)} on every schedule; "
-            f"supported: some memory arm is ahead of each of them on one of its own schedules (Holm over those and the "
-            f"arms), {r.schedule.minimum} or more other schedules trained; refuted: in every memory arm, on every "
-            f"schedule of it, a gap of {_gap(r)} to some schedule of the baseline is excluded (TOST, Bonferroni over "
-            f"them), where its own schedule had shown one, or {_BEHIND}; undertrained arms decide nothing; " + _level(r)
+            f"supported: some memory arm is ahead of each of them on one of its own schedules, the same in every "
+            f"measure (Holm over those and the arms), {r.schedule.minimum} or more other schedules trained; refuted: "
+            f"in every memory arm, on every schedule of it, a gap of {_gap(r)} to some schedule of the baseline is "
+            f"excluded (TOST, Bonferroni over them), where its own schedule had shown one, or {_BEHIND}; undertrained "
+            "arms decide nothing; " + _level(r)
         ),
         schedule.schedule,
     ),
