@@ -88,6 +88,7 @@ class Synthetic:
     control: Mapping[int, float] = field(default_factory=lambda: dict.fromkeys(K, 1.0))
     control_full: float = 1.0
     control_local: float = 1 / 16
+    control_rows: Mapping[str, float] = field(default_factory=dict)  # accuracy of rows of feature maps
     coverage_after: float = 0.0
     containment: float | None = 0.0
     canaries_acted: int = 40
@@ -327,7 +328,7 @@ class Synthetic:
         return self
 
     def positive_control(self) -> Synthetic:
-        for arm in CONTROL_ARMS:
+        for arm in (*CONTROL_ARMS, *self.control_rows):
             for seed in self.seeds:
                 rows = []
                 cells = [(100, 4, "filler", "none"), (200, 4, "filler", "none"), (200, 12, "filler", "none")]
@@ -337,6 +338,7 @@ class Synthetic:
                     for k in K:
                         p = self.control[k] if arm in MEMORY else self.control_full if arm == "full" else 0.0
                         p = self.control_local if arm == "local" else 1 / 16 if knockout != "none" else p
+                        p = self.control_rows.get(arm, p)
                         p = max(p * (0.4 if step == 100 else 1.0), 1 / 16)
                         hits = int(self.rng("control", arm, seed, k, step, knockout, segments).binomial(2048, p))
                         rows.append((step, k, segments, between, knockout, hits, 2048, hits / 2048, 1 / k, 1 / 16, 1.0))

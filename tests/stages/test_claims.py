@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from stages.verdict.claims.evidence import Evidence, crossed, paired
 from stages.verdict.claims.table import CLAIMS, decide
 from stages.verdict.claims.verdict import Verdict
 from tests.stages.readers import complete, only_up_to
-from tests.stages.synthetic import ARMS, CONTROL_ARMS, EFFECT, MEMORY, TRUNK, Synthetic
+from tests.stages.synthetic import ARMS, CONTROL_ARMS, EFFECT, MEMORY, TRUNK, K, Synthetic
 
 RULES = ClaimsConfig()
 COMPOSED = RetrievalConfig(
@@ -118,6 +119,22 @@ def test_every_seed_is_printed_and_the_direction_is_in_words(study):
     assert all(f"{seed}: −" in found.reason for seed in (0, 1, 2)) and "infini-linear has the lower" in found.reason
     worse = study(effect=EFFECT | dict.fromkeys(MEMORY, 0.08)).evaluate().positive_control()
     assert "local has the lower perplexity" in verdict(worse, "C13").summary
+
+
+@pytest.mark.parametrize(("bound", "row", "expected"), [(True, 0.1, "supported"), (False, 1.0, "refuted")])
+def test_a_feature_map_of_the_control_is_a_row_and_moves_no_verdict(study, bound, row, expected):
+    with_row = study(
+        control={k: 1.0 if bound else 1 / k for k in K}, control_rows={"infini-linear-relu": row}
+    ).positive_control()
+    arms = CONTROL_ARMS | {"infini-linear-relu": replace(CONTROL_ARMS["infini-linear"], feature_map="relu")}
+    claim = next(c for c in CLAIMS if c.id == "C5a")
+    found, without = decide(claim, with_row.evidence(RULES, control_arms=arms)), verdict(with_row, "C5a")
+    assert (found.decision, found.estimate, found.low) == (without.decision, without.estimate, without.low)
+    assert found.decision == expected
+    shown = {n.name: n.estimate for n in found.numbers}
+    assert shown["control.infini-linear-relu.k8"] == pytest.approx(row, abs=0.05)
+    own = with_row.evidence(RULES, control_arms=arms, arms={**ARMS, "infini-linear-relu": arms["infini-linear-relu"]})
+    assert decide(claim, own).decision == "supported"  # one arm of the study that binds is enough
 
 
 def test_a_loss_that_is_not_shown_to_fall_is_said_with_its_interval(study):

@@ -15,14 +15,14 @@ import torch
 from pydantic import ValidationError
 
 from model import checkpoint
-from model.config import MixerConfig
+from model.config import FeatureMap, MixerConfig
 from pipeline.engine.plan import Plan
 from pipeline.errors import StudyError
 from pipeline.study.graph import expand
 from pipeline.study.load import load
 from stages.evidence.control.config import BaseRecipe, ControlConfig, ControlSettings, GraftRecipe
 from stages.evidence.control.sequences import EVALUATION, HELD, TRAINING, Recall, between, draw, whole
-from stages.evidence.control.stage import BASE, STAGE, control_arms
+from stages.evidence.control.stage import BASE, STAGE, control_arms, deciding
 from tests.support import LocalArtifact, LocalContext
 from tests.tiny import write_study
 
@@ -284,6 +284,25 @@ def test_a_study_adds_its_own_memory_arms_with_their_options() -> None:
     assert set(arms) == {"full", "local", "window", "deltanet", "infini-linear", "infini-delta", "sharp"}
     assert arms["infini-delta"].feature_map == "dpfp1" and arms["sharp"].gate == "token"
     assert {mixer.segment_length for mixer in arms.values()} == {16}
+
+
+def test_feature_maps_are_further_rows_that_no_claim_hangs_on() -> None:
+    mapped = control_arms(small(feature_maps=("relu", "dpfp1")), {})
+    rows = {"infini-linear-relu": "relu", "infini-linear-dpfp1": "dpfp1"}
+    assert {name: mixer.feature_map for name, mixer in mapped.items() if name not in control_arms(TASK, {})} == rows
+    assert mapped["infini-linear-relu"].rule == "linear" and deciding(mapped, {}) == ["infini-linear", "infini-delta"]
+    own = {"infini-linear-relu": MixerConfig(kind="infini", segment_length=64, feature_map="relu", gate="token")}
+    mixed = control_arms(small(feature_maps=("relu",)), own)
+    assert mixed["infini-linear-relu"].gate == "token"  # the study's own takes its place, and decides
+    assert deciding(mixed, own) == ["infini-linear", "infini-delta", "infini-linear-relu"]
+
+
+@pytest.mark.parametrize(
+    ("maps", "said"), [(("elu1",), "which infini-linear has without it"), (("relu", "relu"), "distinct names")]
+)
+def test_a_feature_map_that_adds_nothing_is_refused(maps: tuple[FeatureMap, ...], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        small(feature_maps=maps)
 
 
 def planned(tmp_path: Path, *overrides: str) -> Plan:

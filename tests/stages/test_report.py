@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import re
 import shlex
 import shutil
@@ -25,6 +26,7 @@ from stages.stage import Place, Summary
 from stages.training.pretrain.schedule import ScheduleSettings
 from stages.verdict.claims.config import ClaimsConfig
 from stages.verdict.claims.table import CLAIMS, decide
+from stages.verdict.report.calibration import learning
 from stages.verdict.report.figures import perplexity, probes
 from stages.verdict.report.figures.all import FIGURES, draw
 from stages.verdict.report.numbers import collect
@@ -238,6 +240,15 @@ def test_the_page_opens_with_what_is_known_then_verdicts_then_the_recipe(full):
     assert told["tokens in a batch"] == ("2,048", "2,048") and "infini-delta 612,345" in told["parameters"][1]
     assert told["prompts"][1].startswith("100% of the tokens of 64 tokens until 33% of the steps; 50%")
     assert ["commit", "abc"] in full.report["place"]["facts"] and "<td>abc</td>" in full.html
+
+
+def test_how_soon_an_arm_learns_the_control_is_a_number_of_steps(tmp_path):
+    seen = Synthetic(tmp_path, control_rows={"infini-linear-relu": 1.0}).positive_control().evidence(ClaimsConfig())
+    learned = {n.name.removeprefix("control_learning."): n for n in learning(seen)}
+    assert learned["full"].estimate == 200 and learned["infini-linear-relu"].n == 3
+    assert math.isinf(learned["local"].estimate) and learned["local"].note == ", ".join(
+        f"seed {seed}: not in 200" for seed in (0, 1, 2)
+    )
 
 
 def test_a_study_without_calibration_says_what_its_nulls_are_worth(tmp_path):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from model.config import MixerConfig, TrunkConfig
+from model.config import FeatureMap, MixerConfig, TrunkConfig
 from stages.stage import Config
 
 
@@ -177,11 +177,23 @@ class ControlSettings(Measurement):
         default=("window", "deltanet"), description="arms that are asked beside full, local and the Infini ones"
     )
 
-    @field_validator("competitors")
+    feature_maps: tuple[FeatureMap, ...] = Field(
+        default=(),
+        description="of further rows, infini-linear with each in place of elu1: measured, no claim hangs on them",
+    )
+
+    @field_validator("competitors", "feature_maps")
     @classmethod
-    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _each_once(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if len(set(value)) != len(value):
-            raise ValueError(f"competitors = {list(value)}: allowed are distinct names")
+            raise ValueError(f"{info.field_name} = {list(value)}: allowed are distinct names")
+        return value
+
+    @field_validator("feature_maps")
+    @classmethod
+    def _further(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "elu1" in value:
+            raise ValueError("feature_maps has 'elu1', which infini-linear has without it. Fix: leave it out")
         return value
 
     @model_validator(mode="after")

@@ -11,13 +11,13 @@ the ceiling, local attention the floor, and knowing the *set* of values without 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from model.arms import variants
-from model.config import MixerConfig
+from model.config import FeatureMap, MixerConfig
 from stages.evidence.control.config import ControlBaseConfig, ControlConfig, ControlSettings
 from stages.stage import Artifact, Context, Stage, Summary
 
@@ -27,19 +27,30 @@ CONTROL_ARMS = {
 """Arms of the control and their kinds: the ceiling, two floors, a memory with learned writes, the paper's two."""
 COMPETITORS = {*ControlSettings().competitors}
 """Those that a study may leave out."""
+FEATURE_ROWS = {f"infini-linear-{name}": name for name in get_args(FeatureMap) if name != "elu1"}
+"""Arms that ``feature_maps`` adds, and their feature maps."""
 
 
 def control_arms(settings: ControlSettings, study: Mapping[str, MixerConfig]) -> dict[str, MixerConfig]:
-    """The arms of the control by name: ``CONTROL_ARMS``, without competitors that the settings leave out, and the
-    study's own infini arms with the options they have there (one of the same name takes its place). Segments are the
-    control's."""
+    """The arms of the control by name: ``CONTROL_ARMS``, without competitors that the settings leave out, a row
+    per feature map, and the study's own infini arms with the options they have there (one of the same name takes its
+    place). Segments are the control's."""
     length = settings.segment_length
     left_out = COMPETITORS - {*settings.competitors}
     arms = {
         name: MixerConfig(segment_length=length, **variants()[name]) for name in CONTROL_ARMS if name not in left_out
     }
+    linear = arms["infini-linear"]
+    arms |= {row: replace(linear, feature_map=of) for row, of in FEATURE_ROWS.items() if of in settings.feature_maps}
     own = {name: mixer for name, mixer in study.items() if mixer.kind == "infini"}
     return arms | {name: replace(mixer, segment_length=length) for name, mixer in own.items()}
+
+
+def deciding(arms: Mapping[str, MixerConfig], study: Container[str]) -> list[str]:
+    """Of the ``arms`` of the control those with a compressive memory on which a claim hangs, the paper's and the
+    ``study``'s own: not the rows of ``feature_maps``."""
+    infini = [name for name, mixer in arms.items() if mixer.kind == "infini"]
+    return [name for name in infini if name in study or name not in FEATURE_ROWS]
 
 
 class ControlBase(Stage[ControlBaseConfig]):
@@ -84,4 +95,5 @@ __all__ = [
     "ControlConfig",
     "ControlSettings",
     "control_arms",
+    "deciding",
 ]

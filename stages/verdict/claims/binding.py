@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.display.numbers import percent, points
+from stages.evidence.control.stage import deciding
 from stages.verdict.claims.bracket import Bracket, behind, control_bracket, task_bracket
 from stages.verdict.claims.effects import Effect, accuracy, effect, family, needed, nested_accuracy
 from stages.verdict.claims.evidence import BEYOND, Evidence, Paired, paired
@@ -63,7 +64,7 @@ def read(values: Sequence[str], reader: str) -> str:
 
 def binding_control(evidence: Evidence) -> Finding:
     """C5a: the small recall models, one task, the memory the only path to the answer."""
-    arms = [arm for arm, mixer in evidence.control_arms.items() if mixer.kind == "infini"]
+    arms = deciding(evidence.control_arms, evidence.arms)
     table = evidence.control_trained()
     if not len(table) or not arms:
         return not_measured("the positive control is not part of this study")

@@ -20,6 +20,7 @@ import numpy as np
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.cost import cost
 from stages.evidence.control.config import ControlBaseConfig, ControlConfig
+from stages.evidence.control.stage import deciding
 from stages.stage import Config, StageError
 from stages.training.pretrain.config import BaseConfig, PretrainConfig
 from stages.verdict.claims.bracket import FLOOR
@@ -253,7 +254,7 @@ def _control(size: Size, earlier: Evidence | None) -> Sensitivity | None:
     from stages.statistics.power import Pilot
 
     control, plan = size.control, size.rules.pilot
-    arms = [name for name, mixer in (size.control_arms or {}).items() if mixer.kind in KINDS_WITH_MEMORY]
+    arms = deciding(size.control_arms or {}, size.arms)
     ks = [k for k in control.pairs if k >= 2] if control is not None else []
     if control is None or not arms or not ks:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from stages.evidence.control.stage import deciding
 from stages.verdict.claims.effects import nested_accuracy
 from stages.verdict.claims.evidence import Evidence
 from stages.verdict.claims.verdict import Number
@@ -113,6 +114,35 @@ def distances(evidence: Evidence) -> list[Number]:
     return found
 
 
+def learning(evidence: Evidence) -> list[Number]:
+    """Control: steps after which each arm first recalls at every k what the ceiling must, mean over seeds; infinite
+    where a seed never did."""
+    table = control.cells(evidence, "learning")
+    if not len(table):
+        return []
+    level, found = evidence.rules.positive_control.ceiling, []
+    for arm, rows in table.groupby("arm", sort=False):
+        hardest = rows.groupby(["seed", "step"])["accuracy"].min()
+        first = {
+            int(seed): min((step for (_, step), share in of.items() if share >= level), default=math.inf)
+            for seed, of in hardest.groupby("seed")
+        }
+        last = int(rows["step"].max())
+        said = ", ".join(f"seed {seed}: {f'not in {last}' if step > last else step}" for seed, step in first.items())
+        number = Number(
+            f"control_learning.{arm}",
+            f"{arm}, steps to {level:.0%} at every k",
+            sum(first.values()) / len(first),
+            n=len(first),
+            unit="steps",
+            method="mean over seeds",
+            sources=control.sources(evidence, "learning", str(arm)),
+            note=said,
+        )
+        found.append(number)
+    return found
+
+
 def knockouts(evidence: Evidence) -> list[Number]:
     """Control: recall per arm and knock-out at the largest k."""
     table = control.cells(evidence, "knockout")
@@ -143,8 +173,8 @@ def sentences(evidence: Evidence, named: dict[str, Number]) -> list[str]:
         )
         memory = [
             (arm, seen)
-            for arm, mixer in evidence.control_arms.items()
-            if mixer.kind == "infini" and (seen := _range(evidence, named, arm))
+            for arm in deciding(evidence.control_arms, evidence.arms)
+            if (seen := _range(evidence, named, arm))
         ]
         if memory:
             each = ", ".join(f"{arm} {seen[0]}" for arm, seen in memory)

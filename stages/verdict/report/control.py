@@ -18,6 +18,7 @@ CEILING, FLOOR = "full", "local"
 FILTERS = {
     "pairs": "knockout == 'none' and between == 'filler' and step == step.max() and segments == segments.min()",
     "distance": "knockout == 'none' and step == step.max()",
+    "learning": "knockout == 'none' and between == 'filler' and segments == segments.min()",
     "knockout": "step == step.max() and between == 'filler' and segments == segments.min()",
 }
 """What each view of the control reads of every run's table; as in ``show --where``, max() and min() are the table's."""

@@ -18,7 +18,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "calibration",
         "Calibration: what this instrument measures where the answer is known",
-        ("control", "control by distance", "control knocked out", "calibration"),
+        ("control", "control learned", "control by distance", "control knocked out", "calibration"),
     ),
     ("comparison", "Paired differences", ("scores compared", "texts compared")),
     ("retrieval", "Retrieval and binding", ("passkey", "bindings", "tasks", "effective length")),

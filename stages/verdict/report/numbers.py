@@ -60,6 +60,7 @@ def collect(evidence: Evidence, verdicts: Iterable[Verdict]) -> Collected:
         "bindings": bindings(evidence),
         "tasks": tasks(evidence),
         "control": [n for arm in evidence.control_arms for n in binding.control_accuracies(evidence, arm)],
+        "control learned": calibration.learning(evidence),
         "control by distance": calibration.distances(evidence),
         "control knocked out": calibration.knockouts(evidence),
         "capacity": capacity_points(evidence),

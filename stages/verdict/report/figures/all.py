@@ -26,6 +26,7 @@ Draw = Callable[[Evidence, Numbers], Drawing | None]
 
 FIGURES: tuple[tuple[str, Draw], ...] = (
     ("calibration", control.by_pairs),
+    ("calibration", control.by_steps),
     ("calibration", control.by_distance),
     ("calibration", control.by_knockout),
     ("calibration", calibration.schlag),

@@ -78,6 +78,33 @@ def by_pairs(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     )
 
 
+def by_steps(evidence: Evidence, numbers: Numbers) -> Drawing | None:
+    """Accuracy at the hardest k over the steps of training, a line per arm and seed."""
+    table = cells(evidence, "learning")
+    if not len(table) or table["step"].nunique() < 2:
+        return None
+    shown = looks(evidence)
+    hardest = table.loc[table.groupby(["arm", "seed", "step"])["accuracy"].idxmin()]
+
+    def panel(axis: Axes) -> None:
+        for arm, look in shown.items():
+            for i, (_, rows) in enumerate(hardest[hardest["arm"] == arm].groupby("seed")):
+                label = "_" if i else arm
+                axis.plot(rows["step"], rows["accuracy"], color=look.colour, marker=look.marker, lw=1.0, label=label)
+        axis.set(xlabel="steps after the graft", ylabel="share recalled", ylim=(-0.03, 1.06))
+
+    return Drawing(
+        "control-learning",
+        "Positive control: how soon it is learned",
+        "Recall at the number of pairs that is hardest at that step, on a held stream; every line is a seed. All arms "
+        "of a seed start from the same weights and see the same sequences; a line ends where the arm could do it.",
+        [panel],
+        _per_seed(hardest, "step", "k"),
+        sources(evidence, "learning"),
+        columns=1,
+    )
+
+
 def by_distance(evidence: Evidence, numbers: Numbers) -> Drawing | None:
     """Accuracy over the number of segments between pairs and question, with filler and with other pairs between."""
     table = cells(evidence, "distance")
@@ -160,4 +187,4 @@ def _per_seed(table: pd.DataFrame, *columns: str) -> list[dict[str, Any]]:
     return found
 
 
-__all__ = ["BASE", "by_distance", "by_knockout", "by_pairs"]
+__all__ = ["BASE", "by_distance", "by_knockout", "by_pairs", "by_steps"]
