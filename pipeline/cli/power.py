@@ -18,19 +18,20 @@ if TYPE_CHECKING:
     from stages.verdict.claims.size import Size
 
 VOCABULARY = 32_000  # of a tokenizer whose file is not read here
+CORE = 0.02  # TFLOP/s of a CPU core where none was timed
 COLUMNS = ["claim", "", "seeds", "items", "training", "smallest effect seen", "refuted", "spreads from"]
 
 
 def power(
     study: StudyFile,
     tflops: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--tflops",
-            help="TFLOP/s that one device sustains in training, for the hours (100: a 2023 data-centre GPU in bfloat16 "
-            "at a tenth of its peak; a CPU core does about 0.02).",
+            help="TFLOP/s that one device sustains in training, for the hours (default: as trainings in the store were "
+            "timed; else 40% of an H100's peak, or on CPUs 0.02 a core).",
         ),
-    ] = 100.0,
+    ] = None,
     set_: Set = None,
     root: Root = None,
     json: Json = False,
@@ -44,7 +45,7 @@ def power(
     from stages.stage import StageError
     from stages.verdict.claims.powerfurther import every_sensitivity
 
-    if not (tflops > 0 and math.isfinite(tflops)):
+    if tflops is not None and not (tflops > 0 and math.isfinite(tflops)):
         raise StudyError(f"--tflops = {tflops}: allowed is a number above 0. Fix: give what one device sustains")
     opened = open_study(study, set_, root)
     chosen = opened.loaded.study
@@ -56,6 +57,7 @@ def power(
             note(f"{row.claim}: simulated")
     except StageError as error:
         raise StudyError(f"{study}: {error}") from error
+    tflops, origin = (tflops, "as given") if tflops is not None else _sustained(opened)
     hours = {row.claim: _hours(opened, row.needs, tflops) for row in rows}
     every = _hours(opened, tuple(step.stage.name for step in opened.plan.steps), tflops)
     if json:
@@ -75,8 +77,8 @@ def power(
             }
             for row in rows
         ]
-        body = {"study": chosen.name, "power": chosen.claims.power, "tflops": tflops, "hours": every, "claims": claims}
-        print_json("power", body)
+        rate = {"tflops": tflops, "tflops_from": origin, "hours": every}
+        print_json("power", {"study": chosen.name, "power": chosen.claims.power, **rate, "claims": claims})
         return
     cells = [
         [
@@ -93,10 +95,21 @@ def power(
     ]
     table(COLUMNS, cells, last_below=True)
     line(
-        f"at {chosen.claims.power:.0%} power, by simulating the rules; training on one device that sustains {tflops:g} "
-        f"TFLOP/s, steps shared by claims counted in each; the whole study {seconds(3600 * every)}"
+        f"at {chosen.claims.power:.0%} power, by simulating the rules; training on one device at {tflops:.3g} TFLOP/s "
+        f"({origin}), steps shared by claims counted in each; the whole study {seconds(3600 * every)}"
     )
     line("C6 to C9 rest on limits, counts and formulas, which more seeds or prompts do not decide")
+
+
+def _sustained(opened: Loaded) -> tuple[float, str]:
+    """TFLOP/s of one device in training, and where the number is from, as ``plan`` has it."""
+    from pipeline.study.estimate import gpus, training_rate
+
+    study = opened.loaded.study
+    rate, origin = training_rate(study, opened.store)
+    if rate is None:
+        return CORE, f"assumed, a CPU core; {origin}"
+    return rate / max(gpus(study), 1.0) / 1e12, origin
 
 
 def _hours(opened: Loaded, needs: tuple[str, ...], tflops: float) -> float:

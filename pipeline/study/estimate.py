@@ -62,18 +62,15 @@ class StudyCost:
 
 def estimate(study: StudyConfig, plan: Plan, decisions: Mapping[str, StepDecision], store: Store) -> StudyCost:
     """The cost of the steps that ``decisions`` would run. Reads of a remote store nothing that was not read before."""
-    found, execution = StudyCost(), study.execution
+    found = StudyCost()
     vocabulary = _vocabulary(study)
     for step in plan.steps:
         if decisions[step.id].action == "run":
             _add(found, study, step, vocabulary)
     found.unbounded = sorted(set(found.unbounded))
-    if execution.gpus_per_worker or execution.device == "cuda":
-        found.gpus = execution.train_workers * max(execution.gpus_per_worker, 1.0)
+    found.gpus = gpus(study)
     made = [d.commit for s, d in decisions.items() if d.commit is not None and s.split("/")[0] in ("base", "pretrain")]
-    if store.local:
-        made = [commit for stage in ("base", "pretrain") for commit in store.commits(stage)]
-    found.rate, found.rate_from = _rate(found, study, made)
+    found.rate, found.rate_from = training_rate(study, store, made)
     if found.rate:
         found.hours = (found.training_flops + found.evaluation_flops) / found.rate / 3600
         if found.gpus:
@@ -166,22 +163,33 @@ def _vocabulary(study: StudyConfig) -> int:
     return study.tokenizer.vocab_size or _LARGEST_VOCABULARY
 
 
-def _rate(found: StudyCost, study: StudyConfig, made: Iterable[Commit]) -> tuple[float | None, str]:
-    """FLOP/s of a training and where the number is from."""
-    rates = []
+def gpus(study: StudyConfig) -> float:
+    """Of one training, all its workers together; 0: it runs on CPUs."""
+    execution = study.execution
+    on_gpus = execution.gpus_per_worker or execution.device == "cuda"
+    return execution.train_workers * max(execution.gpus_per_worker, 1.0) if on_gpus else 0.0
+
+
+def training_rate(study: StudyConfig, store: Store, made: Iterable[Commit] = ()) -> tuple[float | None, str]:
+    """FLOP/s of a training on all its workers and where the number is from: all trainings of a local store, of a
+    remote one those ``made``; None where none was timed and no GPU is asked for."""
+    if store.local:
+        made = [commit for stage in ("base", "pretrain") for commit in store.commits(stage)]
+    rates, on = [], gpus(study)
     hardware = ""
     for commit in sorted(made, key=lambda commit: commit.created):
         rate = commit.metrics.get("flops_per_token", 0.0) * commit.metrics.get("tokens_per_s", 0.0)
         where = str(commit.meta.get("hardware", ""))
-        if rate > 0 and (";" in where) == bool(found.gpus):  # after it stand the GPUs that were used
+        if rate > 0 and (";" in where) == bool(on):  # after it stand the GPUs that were used
             rates.append(rate)
             hardware = where
     if rates:
-        return statistics.median(rates), f"measured in {len(rates)} earlier trainings on {hardware or 'this store'}"
-    if not found.gpus:
+        trainings = "1 earlier training" if len(rates) == 1 else f"{len(rates)} earlier trainings"
+        return statistics.median(rates), f"measured in {trainings} on {hardware or 'this store'}"
+    if not on:
         return None, "no training was timed yet"
     dtype = study.pretrain.dtype
-    return found.gpus * ASSUMED[dtype], f"assumed: 40% of an H100's peak in {dtype}; no training was timed yet"
+    return on * ASSUMED[dtype], f"assumed: 40% of an H100's peak in {dtype}; no training was timed yet"
 
 
 def lines(found: StudyCost) -> list[list[str]]:
