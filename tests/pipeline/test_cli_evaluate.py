@@ -154,6 +154,11 @@ def test_a_base_is_read_under_an_arm_and_another_evaluation_does_not_go_on_in_it
         ("gpt2", ["--lengths", "1K"], "--lengths = 1024: the checkpoint's context is 512 tokens"),
         ("full", ["--tasks", "pasky"], "did you mean 'passkey'"),
         ("full", ["--lengths", "100"], "--lengths = 100: a published prompt of the task passkey does not fit"),
+        (
+            "full",
+            ["--tasks", "passkey,mqar,vt", "--lengths", "20", "--format", "compact"],
+            "--lengths = 20: compact prompts of 3 tasks do not fit: passkey takes ",
+        ),
         ("full", ["--lengths", "4Q"], "--lengths = '4Q': allowed are numbers of tokens"),
         ("full", ["--lengths", "9" * 5000], f"--lengths = '{'9' * 80}...': allowed are numbers of tokens"),
         ("full", ["--chat-template"], "the tokenizer has no chat template"),

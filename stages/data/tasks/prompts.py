@@ -141,8 +141,7 @@ class PromptMaker:
                 value=self.format,
                 allowed=", ".join(task.formats),
             )
-        least = task.shortest(self.haystack, k) + task.free(self.haystack, k) + self.wrapped
-        if length < least:
+        if length < (least := self.least(task, k)):
             what = f" with k = {k}" if task.most > 1 else ""
             raise StageError(
                 f"a {self.format} prompt of the task {task.name}{what} does not fit",
@@ -160,6 +159,10 @@ class PromptMaker:
                 allowed=f"<= {most:.0f} for the task {task.name}",
                 fix="shorten the prompts or add held-out documents",
             )
+
+    def least(self, task: Task, k: int) -> int:
+        """Tokens of the shortest prompt that holds the task with k, its budget and some haystack."""
+        return task.shortest(self.haystack, k) + task.free(self.haystack, k) + self.wrapped
 
     def asked(self, grid: Grid, asked: Asked) -> Item:
         """One prompt of a grid."""

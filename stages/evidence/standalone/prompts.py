@@ -12,6 +12,7 @@ from stages.data.tasks.prompts import Item, PromptMaker
 from stages.data.tokens.chat import Around
 from stages.evidence.evaluate.forward import PASS_TOKENS
 from stages.evidence.standalone.config import Questions
+from stages.stage import StageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,9 +73,26 @@ class Prompts:
             offsets=tuple(offset + len(before) for offset in item.offsets),
         )
 
+    def _check_lengths(self, maker: PromptMaker) -> None:
+        """All tasks that the shortest length cannot hold, in one error where they are several."""
+        least = {grid.task.name: maker.least(grid.task, max(grid.ks)) + self.wrapped for grid in self.questions.grids}
+        shortest = min((length for grid in self.questions.grids for length in grid.lengths), default=0)
+        short = {name: tokens for name, tokens in least.items() if shortest < tokens}
+        if len(short) > 1:
+            each = ", ".join(f"{name} takes {tokens}" for name, tokens in sorted(short.items(), key=lambda one: one[1]))
+            raise StageError(
+                f"{self.questions.format} prompts of {len(short)} tasks do not fit: {each} tokens with this tokenizer",
+                field="--lengths",
+                value=shortest,
+                allowed=f">= {max(short.values())} for all of them",
+                fix="raise the length, leave tasks out"
+                + (", or set --format compact" if self.questions.format == "published" else ""),
+            )
+
     def _check(self, codec: Checked, haystack: NDArray[np.int32]) -> None:
         """Every task at its shortest and longest, before any work; one prompt of each shows what a tokenizer lacks."""
         checked = PromptMaker(codec, haystack, self.questions.format, self.questions.seed, "evaluation")
+        self._check_lengths(checked)
         for grid in self.questions.grids:
             for length in grid.lengths:
                 room = max(1, length - self.wrapped)
