@@ -39,6 +39,14 @@ def test_too_short_prompts_are_refused_by_the_plan(tmp_path: Path) -> None:
         plan(study, trained, "evaluate.retrieval.lengths=[32]")  # not even with a token a word
 
 
+def test_the_recall_probe_speaks_every_format_of_passkeys(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    probe = "ablate.probes={recall: {segments: [4], items: [1, 2]}}"
+    arms = "arms={infini-delta: {kind: infini, rule: delta}, local: {kind: local}}"
+    for wording in ("compact", "terse"):
+        plan(study, probe, arms, f"evaluate.retrieval.format={wording}", f"ablate.retrieval.format={wording}")
+
+
 @pytest.mark.parametrize("section", ["base", "pretrain"])
 def test_training_prompts_hold_their_needles_too(tmp_path: Path, section: str) -> None:
     study = write_study(tmp_path)

@@ -50,6 +50,7 @@ def task_of(segment: int) -> Task:
         budget=needles.budget,
         largest=needles.MOST_RIVALS,
         told_needle=True,
+        formats=tuple(needles.WORDING),
     )
 
 
