@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import Json, Root, Set, StudyFile, Tracking
+from pipeline.cli.places import check_folder, place
 from pipeline.cli.render import line, note, print_json, table
 from pipeline.errors import ClusterUnreachable, StudyError
 
@@ -193,13 +194,16 @@ def _follow(url: str, job: str) -> tuple[str, int]:
 
 @app.command()
 def files(
-    to: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write into.")] = Path("cluster"),
+    to: Annotated[Path, typer.Argument(metavar="FOLDER", parser=place("FOLDER"), help="Folder to write into.")] = Path(
+        "cluster"
+    ),
     json: Json = False,
 ) -> None:
     """Write the files that make larger clusters: KubeRay, Ray's autoscaler, Slurm, Docker. None is overwritten."""
     from cluster.deployment import deployment_files
 
     found = deployment_files()
+    check_folder("FOLDER", to)
     taken = [name for name in found if (to / name).exists()]
     if taken:
         raise StudyError(f"FOLDER = {str(to)!r}: {taken[0]} is there already. Fix: name another folder")

@@ -12,6 +12,7 @@ import typer
 
 from pipeline.cli.audit import print_books, print_pairs, print_totals
 from pipeline.cli.options import Json
+from pipeline.cli.places import check_folder, place
 from pipeline.cli.render import line, note, print_json
 from pipeline.engine.escape import escaped
 from pipeline.errors import StudyError
@@ -36,7 +37,13 @@ def scan(
         list[str], typer.Option("--against", metavar="EVALS", help="Evaluation documents, the same forms; repeatable.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Write the tables and pages with the evidence here.")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            parser=place("--out"),
+            help="Write the tables and pages with the evidence here.",
+        ),
     ] = None,
     text_column: Annotated[str, typer.Option("--text-column", help="Column or field with the text.")] = "text",
     id_column: Annotated[
@@ -121,6 +128,8 @@ def scan(
         "boilerplate": boilerplate,
         "exclude": [os.path.abspath(place) if "://" not in place else place for place in exclude] if exclude else None,
     }
+    if out is not None:
+        check_folder("--out", out)
     rule = _rule({name: value for name, value in given.items() if value is not None}, canaries)
     if format_ not in (None, "parquet", "jsonl", "text"):
         raise StudyError(f"--format = {format_!r}: unknown (allowed: parquet, jsonl, text). Fix: choose one of them")

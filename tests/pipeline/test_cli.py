@@ -211,7 +211,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
         ("run", "tiny.yaml", "--tracking-uri", "foo://x"),
         r"tracking-uri = 'foo://x'.*Fix",
     ),
-    "tracking of a remote root": (("run", "tiny.yaml", "--root", "memory://x"), r"tracking_uri: needed.*Fix"),
+    "tracking of a remote root": (("run", "tiny.yaml", "--root", "memory://x"), r"--tracking-uri: needed.*Fix"),
 }
 
 

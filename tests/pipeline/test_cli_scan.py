@@ -183,7 +183,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         r"CORPUS = 'empty.txt': no document could be read",
     ),
     "an output folder with other files": ((*BOTH, "--out", "eval"), r"--out = 'eval': the folder holds"),
-    "an output that is a file": ((*BOTH, "--out", "empty.txt"), r"--out = 'empty.txt': it is a file"),
+    "an output that is a file": ((*BOTH, "--out", "empty.txt"), r"--out = 'empty.txt': is a file"),
     "an exclusion that is not there": ((*BOTH, "--exclude", "nowhere.txt"), r"--exclude = .*nowhere"),
 }
 
