@@ -336,4 +336,4 @@ def _number(text: str, option: str) -> int:
 
 def _folder_name(model: str) -> str:
     """The name of a checkpoint as a folder's."""
-    return re.sub(r"[^\w.-]+", "-", Path(model).name if Path(model).is_dir() else model).strip("-.") or "model"
+    return re.sub(r"[^\w.-]+", "-", Path(model).name if Path(model).is_dir() else model)[:100].strip("-.") or "model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -112,6 +113,8 @@ def scan(
     2 usage or nothing to read, 4 nothing found but part of the input could not be read, 130 interrupted (with --out the
     next call goes on from there).
     """
+    if exclude and not all(place.strip() for place in exclude):
+        raise StudyError("--exclude = '': no name (allowed: a path, a glob or a URL of files). Fix: give one")
     given = {
         "ngram": ngram,
         "max_gap": max_gap,
@@ -196,6 +199,8 @@ def _rule(given: dict[str, Any], canaries: int) -> Any:
             name = "--" + "-".join(str(part) for part in fault["loc"]).replace("_", "-") + " = " if fault["loc"] else ""
             value = repr(fault["input"]) + ": " if fault["loc"] else ""
             message = fault["msg"].removeprefix("Value error, ")
+            if not fault["loc"]:  # of several fields: as options
+                message = re.sub(r"\b([a-z]\w*)(?= = )", lambda found: "--" + found[1].replace("_", "-"), message)
             lines.append(f"{name}{value}{message}. Fix: see audit scan --help for the defaults")
         raise StudyError("\n".join(lines)) from error
 
