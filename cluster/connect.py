@@ -147,7 +147,7 @@ def _init(address: str, options: Mapping[str, Any]) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-        raise ClusterError(f"address = {address!r}: Ray did not start or join: {reason}. {_FIX}") from error
+        raise ClusterError(f"--address = {address!r}: Ray did not start or join: {reason}. {_FIX}") from error
     finally:
         if threading.current_thread() is threading.main_thread() and callable(handler):
             signal.signal(signal.SIGTERM, handler)  # the caller's own; Ray puts its own in its place
@@ -193,19 +193,19 @@ def reachable(address: str, timeout_s: float = 5.0) -> str:
     """
     if "://" in address:
         raise ClusterError(
-            f"address = {address!r}: Ray clients are not supported (allowed: local, auto, host:port). "
+            f"--address = {address!r}: Ray clients are not supported (allowed: local, auto, host:port). "
             "Fix: submit the study as a job to the cluster, or run it on the head node with --address auto"
         )
     target = _find_running() if address == "auto" else address
     host, colon, port = target.rpartition(":")
     if not colon or not re.fullmatch("[0-9]{1,5}", port) or not host:
-        raise ClusterError(f"address = {address!r}: not an address (allowed: local, auto, host:port)")
+        raise ClusterError(f"--address = {address!r}: not an address (allowed: local, auto, host:port)")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as knock:
             if os.environ.get("RAY_USE_TLS", "0") == "0":
                 _greet(knock)
     except (OSError, OverflowError) as error:
-        raise ClusterError(f"address = {address!r}: no Ray cluster answers at {target}: {error}. {_FIX}") from error
+        raise ClusterError(f"--address = {address!r}: no Ray cluster answers at {target}: {error}. {_FIX}") from error
     return target
 
 
@@ -236,7 +236,7 @@ def _find_running() -> str:
         if (here := noted()) is not None:
             return here.address
         raise ClusterError(
-            "address = 'auto': no cluster runs on this machine (RAY_ADDRESS is not set either). " + _FIX
+            "--address = 'auto': no cluster runs on this machine (RAY_ADDRESS is not set either). " + _FIX
         ) from error
 
 

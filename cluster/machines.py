@@ -8,6 +8,8 @@ that can be reached from other machines would run anybody's code.
 from __future__ import annotations
 
 import contextlib
+import http.client
+import importlib.util
 import ipaddress
 import json
 import os
@@ -24,10 +26,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.connect import ENVIRONMENT, ClusterError
+from cluster.connect import ENVIRONMENT, ClusterError, reachable
 from cluster.noted import Cluster, Process, alive, birth, note, noted, state_folder, token_file
 
 PATIENCE = 120.0  # seconds a node may take to join; it takes about five
+ANSWER = 45.0  # seconds a head that listens may take to say which nodes it has; it takes about three
 SILENCE = 8.0  # seconds after which it is said what is waited for
 LOOPBACK = "127.0.0.1"
 
@@ -65,7 +68,7 @@ def up(
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
     ray += ["--dashboard-agent-listen-port=0"]  # its fixed port can be had by one node of a machine
     head = [*ray, "--head", f"--node-ip-address={host}", f"--port={port}", "--num-cpus=0", "--num-gpus=0"]
-    head += [f"--dashboard-host={host}", f"--dashboard-port={dashboard_port}", "--include-dashboard=true"]
+    head += [f"--dashboard-host={host}", f"--dashboard-port={dashboard_port}"]
     address = f"{host}:{port}"
     others = [*ray, f"--address={address}", f"--node-ip-address={host}", f"--num-cpus={share}", f"--num-gpus={gpus}"]
     cluster = Cluster(address, f"http://{host}:{dashboard_port}", (), str(folder))
@@ -122,24 +125,34 @@ def down(cluster: Cluster) -> int:
 
 def nodes(cluster: Cluster) -> list[dict[str, Any]]:
     """The cluster's nodes that are alive: name, address, resources. Raises ClusterError where the head
-    does not answer."""
-    asked = subprocess.run(
-        [sys.executable, "-c", _ASK, cluster.address],
-        env={**ENVIRONMENT, **os.environ, **_authentication()},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    does not answer: at once where nothing listens, which Ray would knock at for a minute."""
+    try:
+        reachable(cluster.address)
+        asked = subprocess.run(
+            [sys.executable, "-c", _ASK, cluster.address],
+            env={**ENVIRONMENT, **os.environ, **_authentication()},
+            capture_output=True,
+            text=True,
+            timeout=ANSWER,
+            check=False,
+        )
+    except ClusterError as error:
+        raise ClusterError(_silent(cluster, str(error.__cause__ or error))) from error
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(_silent(cluster, f"nothing in {ANSWER:.0f} s")) from error
     lines = asked.stdout.strip().splitlines()
     if asked.returncode or not lines:
         reason = asked.stderr.strip().splitlines()[-1:] or ["no answer"]
-        raise ClusterError(
-            f"cluster: its head at {cluster.address} does not answer: {reason[0]}. Fix: infini-study cluster down, "
-            f"then up; its logs are in {cluster.folder}"
-        )
+        raise ClusterError(_silent(cluster, reason[0]))
     found: list[dict[str, Any]] = json.loads(lines[-1])
     return found
+
+
+def _silent(cluster: Cluster, reason: str) -> str:
+    return (
+        f"cluster: its head at {cluster.address} does not answer: {reason}. Fix: infini-study cluster down, then up; "
+        f"its logs are in {cluster.folder}"
+    )
 
 
 # In a process of its own: asking for nodes makes the asker part of the cluster until it ends.
@@ -170,7 +183,7 @@ def _await(cluster: Cluster, count: int, say: Callable[[str], None]) -> None:
             if len(nodes(cluster)) >= count:
                 return
             problem = f"fewer than {count} nodes have joined"
-        except (ClusterError, subprocess.TimeoutExpired) as error:
+        except ClusterError as error:
             problem = str(error).partition(". Fix:")[0]
         time.sleep(0.5)
     raise ClusterError(f"cluster: {problem} after {PATIENCE:.0f} s. Fix: see the logs in {cluster.folder}")
@@ -222,21 +235,28 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def job_server(url: str) -> None:
-    """Raises ClusterError where no job server answers at ``url``."""
+def has_job_server() -> bool:
+    """Can a head that is started here take jobs? Ray alone cannot."""
+    return all(importlib.util.find_spec(name) for name in ("aiohttp_cors", "grpc", "opencensus", "prometheus_client"))
+
+
+def job_server(url: str, field: str = "--to", timeout: float = 5.0) -> None:
+    """Raises ClusterError where no job server answers at ``url``, which ``field`` gave, within ``timeout`` seconds."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/api/version", timeout=10) as answer:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/api/version", timeout=timeout) as answer:
             answer.read()
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             return  # it is there; the client brings the token
-        raise ClusterError(_no_job_server(url, f"it answers {error.code}")) from error
-    except (OSError, ValueError) as error:
-        raise ClusterError(_no_job_server(url, str(error))) from error
+        raise ClusterError(_no_job_server(url, field, f"it answers {error.code}")) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise ClusterError(_no_job_server(url, field, str(reason) or type(error).__name__)) from error
 
 
-def _no_job_server(url: str, reason: str) -> str:
+def _no_job_server(url: str, field: str, reason: str) -> str:
+    fix = "give the URL of the dashboard" if field == "--to" else "infini-study cluster down, then up"
     return (
-        f"--to = {url!r}: no job server of Ray answers there: {reason}. Fix: give the URL of the dashboard; "
-        "on its head node the package must be installed with its extra: pip install 'infini-study[cluster]'"
+        f"{field} = {url!r}: no job server of Ray answers there: {reason}. Fix: {fix}; on its head node the package "
+        "must be installed with its extra: pip install 'infini-study[cluster]'"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,12 +14,18 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import Json, Root, Set, StudyFile, Tracking
+from pipeline.cli.places import check_folder, place
 from pipeline.cli.render import line, note, print_json, table
-from pipeline.errors import ClusterUnreachable, StudyError
+from pipeline.errors import ClusterUnreachable, StudyError, suggestion
 
 app = typer.Typer(
     name="cluster", help="Ray clusters: on this machine, and files to make larger ones.", no_args_is_help=True
 )
+
+To = Annotated[
+    str | None,
+    typer.Option("--to", metavar="URL", help="The cluster's dashboard (default: that of this machine's cluster)."),
+]
 
 
 @contextmanager
@@ -55,7 +62,11 @@ def up(
         print_json("cluster", {"address": made.address, "dashboard": made.dashboard, "nodes": nodes})
         return
     line(f"cluster    {made.address}; dashboard {made.dashboard}; logs in {made.folder}")
-    line("use it     infini-study run STUDY --address auto, or infini-study cluster submit STUDY")
+    if machines.has_job_server():
+        line("use it     infini-study run STUDY --address auto, or infini-study cluster submit STUDY")
+    else:
+        line("use it     infini-study run STUDY --address auto")
+        note("no job server, so nothing can be submitted. Fix: pip install 'infini-study[cluster]', then down and up")
     if not machines.is_loopback(host):
         line(f"elsewhere  RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=a copy of {noted.token_file()}")
     line("end it     infini-study cluster down")
@@ -74,7 +85,7 @@ def status(json: Json = False) -> None:
     with _errors():
         found = machines.nodes(cluster)
     try:
-        submitted = jobs.jobs(cluster.dashboard)
+        submitted = jobs.jobs(cluster.dashboard, _HERE)
     except ClusterError:
         submitted = []  # without a job server there are none
     lost = [p.name for p in cluster.processes if not alive(p)]
@@ -115,17 +126,13 @@ def submit(
     set_: Set = None,
     root: Root = None,
     tracking: Tracking = None,
-    to: Annotated[
-        str | None,
-        typer.Option("--to", metavar="URL", help="The cluster's dashboard (default: that of this machine's cluster)."),
-    ] = None,
+    to: To = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not wait for its end.")] = False,
     json: Json = False,
 ) -> None:
     """Run a study as a job on a cluster; its log is followed, its exit code is this command's. Submitting it again is
     resuming."""
     from cluster import jobs
-    from cluster.noted import noted
     from cluster.storage import StorageError, check_bare, redacted
     from pipeline.study.load import load
 
@@ -134,14 +141,7 @@ def submit(
     except StorageError as error:
         raise StudyError(str(error)) from error
     load(study, set_ or ())  # what is wrong with it is said here, not in a log elsewhere
-    here = noted()
-    if to is None and here is None:
-        raise ClusterUnreachable(
-            "--to: not given, and no cluster of this user runs on this machine. Fix: give the address of a cluster's "
-            "dashboard, or start one: infini-study cluster up"
-        )
-    url = to or (here.dashboard if here is not None else "")
-    same_machine = here is not None and url.rstrip("/") == here.dashboard
+    url, field, same_machine = _dashboard(to)
     with tempfile.TemporaryDirectory() as folder, _errors():
         if same_machine:
             command = [sys.executable, "-m", "infini_study", "run", str(study.resolve())]
@@ -160,23 +160,94 @@ def submit(
             command += ["--set", change]
         env = {"MLFLOW_TRACKING_URI": tracking} if tracking else {}
         env |= {name: os.environ[name] for name in _FORWARDED if same_machine and name in os.environ}
-        job = jobs.submit(url, command, files=None if same_machine else folder, env=env)
-        if not json:
-            line(f"job {job} submitted; its log: ray job logs --address {redacted(url)} -f {job}")
-        state, code = ("RUNNING", 0) if detach else _follow(url, job)
+        job = jobs.submit(url, command, files=None if same_machine else folder, env=env, field=field)
+    if detach:
+        if json:
+            print_json("cluster", {"job": job, "dashboard": redacted(url), "status": "RUNNING", "exit_code": 0})
+            return
+        line(f"job        {job}")
+        line(f"follow it  {_command('follow', job, to)}")
+        line(f"end it     {_command('stop', job, to)}")
+        return
+    note(f"job {job}; Ctrl-C leaves it running, and then: {_command('follow', job, to)}")
+    _followed(url, job, field, to, json)
+
+
+@app.command()
+def follow(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Id of a job: submit and status say it.")],
+    to: To = None,
+    json: Json = False,
+) -> None:
+    """The log of a job from its beginning, until it ends; its exit code is this command's."""
+    url, field, _ = _dashboard(to)
+    _followed(url, job, field, to, json)
+
+
+@app.command()
+def stop(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Id of a job: submit and status say it.")],
+    to: To = None,
+    json: Json = False,
+) -> None:
+    """End a job; what the study finished is kept, and submitting it again goes on from there."""
+    from cluster import jobs
+    from cluster.storage import redacted
+
+    url, field, _ = _dashboard(to)
+    with _errors(), _known(url, job, field):
+        state = jobs.stop(url, job, field)
     if json:
-        print_json("cluster", {"job": job, "dashboard": redacted(url), "status": state, "exit_code": code})
-    elif not detach:
+        print_json("cluster", {"job": job, "dashboard": redacted(url), "status": state})
+    else:
         line(f"job {job}: {state}")
-    if code:
-        raise typer.Exit(code)
+    if state not in jobs.ENDED:
+        raise typer.Exit(1)
+
+
+_HERE = "dashboard of this machine's cluster"
+
+
+def _dashboard(to: str | None) -> tuple[str, str, bool]:
+    """URL of the dashboard, what it is called in errors, and whether it is that of this machine's own cluster."""
+    from cluster.noted import noted
+
+    here = noted()
+    if to is not None:
+        return to, "--to", here is not None and to.rstrip("/") == here.dashboard
+    if here is None:
+        raise ClusterUnreachable(
+            "--to: not given, and no cluster of this user runs on this machine. Fix: give the address of a cluster's "
+            "dashboard, or start one: infini-study cluster up"
+        )
+    return here.dashboard, _HERE, True
+
+
+def _command(what: str, job: str, to: str | None) -> str:
+    """A command that can be pasted."""
+    from cluster.storage import redacted
+
+    place = "" if to is None else f" --to {shlex.quote(redacted(to))}"
+    return f"infini-study cluster {what} {job}{place}"
+
+
+@contextmanager
+def _known(url: str, job: str, field: str) -> Iterator[None]:
+    from cluster import jobs
+
+    try:
+        yield
+    except jobs.UnknownJob as error:
+        known = suggestion(job, [one for one, _, _ in jobs.jobs(url, field)])
+        raise StudyError(f"JOB = {job!r}: the cluster has no such job{known}. Fix: name one") from error
 
 
 _FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "PYTHONPATH")
 """Of this shell's environment, what a job on the same machine needs as well; elsewhere the nodes have their own."""
 
 
-def _follow(url: str, job: str) -> tuple[str, int]:
+def _followed(url: str, job: str, field: str, to: str | None, json: bool) -> None:
+    """Follow the job and end as it ends."""
     from cluster import jobs
     from cluster.storage import redacted
 
@@ -185,21 +256,31 @@ def _follow(url: str, job: str) -> tuple[str, int]:
         sys.stderr.flush()
 
     try:
-        return jobs.follow(url, job, write)
+        with _errors(), _known(url, job, field):
+            state, code = jobs.follow(url, job, write, field)
     except KeyboardInterrupt:
-        note(f"no longer followed, the job goes on; end it with: ray job stop --address {redacted(url)} {job}")
+        note(f"no longer followed, the job goes on; end it with: {_command('stop', job, to)}")
         raise
+    if json:
+        print_json("cluster", {"job": job, "dashboard": redacted(url), "status": state, "exit_code": code})
+    else:
+        line(f"job {job}: {state}")
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()
 def files(
-    to: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write into.")] = Path("cluster"),
+    to: Annotated[Path, typer.Argument(metavar="FOLDER", parser=place("FOLDER"), help="Folder to write into.")] = Path(
+        "cluster"
+    ),
     json: Json = False,
 ) -> None:
     """Write the files that make larger clusters: KubeRay, Ray's autoscaler, Slurm, Docker. None is overwritten."""
     from cluster.deployment import deployment_files
 
     found = deployment_files()
+    check_folder("FOLDER", to)
     taken = [name for name in found if (to / name).exists()]
     if taken:
         raise StudyError(f"FOLDER = {str(to)!r}: {taken[0]} is there already. Fix: name another folder")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import Json, Root, root_url
+from pipeline.cli.places import check_folder, place
 from pipeline.cli.render import line, note, print_json, table
 from pipeline.errors import StudyError, UnknownName
 from stages.display.numbers import percent, points
@@ -30,7 +31,10 @@ _SIDE = "A folder of infini-study evaluate, a recorded study (NAME or NAME:ARM),
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help=_SIDE)],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help=f"The page (default: {FOLDER}/A-B).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", parser=place("--out"), help=f"The page (default: {FOLDER}/A-B)."),
+    ] = None,
     level: Annotated[float, typer.Option("--level", help="Confidence of the intervals.")] = 0.95,
     root: Root = None,
     json: Json = False,
@@ -116,8 +120,9 @@ def _interval(one: Difference, shown: Callable[[float], str]) -> str:
 
 
 def _check_out(folder: Path) -> None:
-    """Nothing but an earlier comparison may be in it."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "report.json").is_file())):
+    """It can be written, and nothing but an earlier comparison may be in it."""
+    check_folder("--out", folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "report.json").is_file():
         raise StudyError(f"--out = {str(folder)!r}: holds other files (allowed: a new or empty folder). Fix: another")
     if (folder / "evaluation.json").is_file():
         raise StudyError(f"--out = {str(folder)!r}: holds an evaluation. Fix: another")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import Json
+from pipeline.cli.places import check_folder, place
 from pipeline.cli.render import line, print_json
 from pipeline.errors import StudyError
 
@@ -17,12 +18,13 @@ def import_(
     source: Annotated[
         Path, typer.Argument(metavar="SOURCE", help="A .gguf file, or a folder (GGUF, .bin, safetensors).")
     ],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder to write.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", parser=place("DIR"), help="New or empty folder to write.")
+    ],
     json: Json = False,
 ) -> None:
     """A checkpoint as config.json, safetensors and tokenizer, through transformers, and the study's sections for it."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise StudyError(f"DIR = {str(directory)!r}: is there already. Fix: name a new or an empty folder")
+    check_folder("DIR", directory, empty=True)
     from stages.stage import StageError
     from stages.training.pretrain.convert import convert, study_sections
 

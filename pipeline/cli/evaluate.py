@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import Json, OfStudy, Root, root_url
+from pipeline.cli.places import check_folder, place
 from pipeline.cli.render import line, note, print_json, table
 from pipeline.errors import StudyError, UnknownName
 from stages.display.numbers import percent
@@ -77,7 +78,8 @@ def evaluate(
     ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Commit or branch of a Hub id.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help=f"Tables and page (default: {FOLDER}/NAME).")
+        Path | None,
+        typer.Option("--out", metavar="DIR", parser=place("--out"), help=f"Tables and page (default: {FOLDER}/NAME)."),
     ] = None,
     study: OfStudy = None,
     root: Root = None,
@@ -107,6 +109,8 @@ def evaluate(
                 f"--tasks = {', '.join(tasks or ())!r}: nothing is left to do. Fix: name a task, or give --text"
             )
         given["tasks"] = []
+    folder = out or FOLDER / _folder_name(model)
+    check_folder("--out", folder)
     try:
         questions = _questions(given | {"seed": seed, "chat_template": chat_template})
         mixer = None if arm is None else parse_arm(arm)
@@ -115,7 +119,7 @@ def evaluate(
                 found.source({"arm": mixer, "tokenizer": tokenizer, "device": device, "dtype": dtype}),
                 questions,
                 text or [],
-                out or FOLDER / _folder_name(model),
+                folder,
                 found,
                 quiet,
             )
@@ -332,4 +336,4 @@ def _number(text: str, option: str) -> int:
 
 def _folder_name(model: str) -> str:
     """The name of a checkpoint as a folder's."""
-    return re.sub(r"[^\w.-]+", "-", Path(model).name if Path(model).is_dir() else model).strip("-.") or "model"
+    return re.sub(r"[^\w.-]+", "-", Path(model).name if Path(model).is_dir() else model)[:100].strip("-.") or "model"

@@ -10,6 +10,7 @@ import typer
 
 from pipeline.cli.inspect import KeyArgument, find
 from pipeline.cli.options import Json, OfStudy, Root, open_store
+from pipeline.cli.places import check_folder, place
 from pipeline.cli.render import line, print_json
 from pipeline.errors import StudyError
 from stages.display.numbers import size
@@ -19,7 +20,9 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 def export(
     key: KeyArgument,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder to write.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", parser=place("DIR"), help="New or empty folder to write.")
+    ],
     dtype: Annotated[
         str | None, typer.Option("--dtype", help=f"Round the weights to {', '.join(_DTYPES)} (default: as trained).")
     ] = None,
@@ -30,8 +33,7 @@ def export(
     """A model for transformers: weights, tokenizer, and the code of the arm if it is not plain full attention."""
     if dtype is not None and dtype not in _DTYPES:
         raise StudyError(f"--dtype = {dtype!r}: allowed are {', '.join(_DTYPES)}")
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise StudyError(f"DIR = {str(directory)!r}: is there already. Fix: name a new or an empty folder")
+    check_folder("DIR", directory, empty=True)
     store = open_store(root)
     commit = find(store, key, study)
     artifact = store.artifact(commit)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.options import Json, Root, Set, StudyName, look
+from pipeline.cli.places import check_file, check_folder, place
 from pipeline.cli.render import line, note, print_json, table
 from pipeline.engine.escape import escaped
 from pipeline.errors import StudyError
@@ -27,7 +29,9 @@ app = typer.Typer(
 @app.command("export")
 def export_(
     study: StudyName,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder to write.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", parser=place("DIR"), help="New or empty folder to write.")
+    ],
     items: Annotated[int, typer.Option("--items", min=1, help="Pairs to rate, over all pairs of systems.")] = 60,
     arm: Annotated[list[str] | None, typer.Option("--arm", help="Only these arms; repeatable.")] = None,
     against: Annotated[list[str] | None, typer.Option("--against", help="Arms the others are paired with.")] = None,
@@ -45,8 +49,7 @@ def export_(
 
     Give raters rate.html (or the Label Studio files). Keep key.json: it says which summary is whose.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise StudyError(f"DIR = {str(directory)!r}: is there already. Fix: name a new or an empty folder")
+    check_folder("DIR", directory, empty=True)
     looked = look(study, set_, root)
     inputs = summaries_of(looked)
 
@@ -83,7 +86,15 @@ def export_(
 def import_(
     key: Annotated[Path, typer.Argument(metavar="KEY", help="key.json of the export.")],
     ratings: Annotated[list[Path], typer.Argument(metavar="RATINGS...", help="Files of the page or of Label Studio.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write; human: {results: ...} in a study names it.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            parser=place("--out"),
+            help="File to write; human: {results: ...} in a study names it.",
+        ),
+    ],
     json: Json = False,
 ) -> None:
     """Check and merge raters' files; say who won, how far raters agree, and which metrics agree with them."""
@@ -91,7 +102,8 @@ def import_(
     from stages.evidence.human.results import rows_of, said
     from stages.stage import StageError
 
-    if out.resolve() in [file.resolve() for file in (key, *ratings)]:
+    check_file("--out", out)
+    if os.path.realpath(out) in [os.path.realpath(file) for file in (key, *ratings)]:
         raise StudyError(f"--out = {str(out)!r}: is a file that is read here. Fix: name another")
     try:
         results = merged(key, ratings)
@@ -99,6 +111,7 @@ def import_(
         raise StudyError(str(error)) from error
     found = said(*rows_of(results))
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(jsonlib.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise StudyError(f"--out = {str(out)!r}: {error.strerror}. Fix: name a file that can be written") from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline.cli.options import Json
+from pipeline.cli.places import check_file, place
 from pipeline.cli.render import line, print_json, table
 from pipeline.errors import StudyError, UnknownName
 
@@ -15,7 +17,10 @@ from pipeline.errors import StudyError, UnknownName
 def init(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="Which one: see --list.")] = "quickstart",
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="PATH", help="File or folder to write (default: ./NAME.yaml).")
+        Path | None,
+        typer.Option(
+            "--to", metavar="PATH", parser=place("--to"), help="File or folder to write (default: ./NAME.yaml)."
+        ),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Only say which there are, and what each is for.")] = False,
     json: Json = False,
@@ -29,7 +34,9 @@ def init(
         return
     if name not in files:
         raise UnknownName("study file", name, files)
-    path = Path(f"{name}.yaml") if to is None else to / f"{name}.yaml" if to.is_dir() else to
+    path = Path(f"{name}.yaml") if to is None else to / f"{name}.yaml" if os.path.isdir(to) else to
+    if not os.path.lexists(path):
+        check_file("the working directory" if to is None else "--to", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("x", encoding="utf-8") as file:

@@ -27,11 +27,13 @@ def judge(
     """
     from pipeline.engine.recorded import RecordedStudy
 
-    override = [f"judge.documents={documents}"] if documents is not None else []
-    opened = open_study(study, [*(set_ or []), *override], root)
+    opened = open_study(study, set_, root)
     step = next((step for step in opened.plan.steps if step.id == "judge"), None)
     if step is None:
         raise StudyError(f"{study}: has no section judge. Fix: add one (docs/summaries.md)")
+    if documents is not None:
+        opened = open_study(study, [*(set_ or []), f"judge.documents={documents}"], root)
+        step = next(step for step in opened.plan.steps if step.id == "judge")
     looked = Looked(RecordedStudy.of_plan(opened.plan), opened.store, opened.plan)
     inputs = summaries_of(looked)
 

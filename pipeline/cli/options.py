@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.places import check_file, check_folder
 from pipeline.errors import StudyError, suggestion
 from pipeline.tracking.publish import DEFAULT_ROOT
 
@@ -88,6 +89,17 @@ def tracking_uri(given: str | None, store: Store) -> str:
             "Fix: give the http(s) address of a server, or sqlite:////folder/mlflow.db"
         )
     return given
+
+
+def check_tracking(uri: str) -> None:
+    """Raises StudyError for a database or folder of this machine that MLflow could not write."""
+    place, option = uri.partition("?")[0], "--tracking-uri"
+    if place.startswith("sqlite:///") and len(place) > len("sqlite:///"):
+        check_file(option, Path(place.removeprefix("sqlite:///")))
+    elif place.startswith("file:"):
+        check_folder(option, Path(re.sub("^file:(//)?", "", place)))
+    elif re.match(r"[\w+-]+:", place) is None and place != "databricks":
+        check_folder(option, Path(place))
 
 
 @dataclass(frozen=True)

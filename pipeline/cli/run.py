@@ -23,6 +23,7 @@ from pipeline.cli.options import (
     StudyFile,
     Tracking,
     Until,
+    check_tracking,
     open_study,
     tracking_uri,
 )
@@ -262,6 +263,8 @@ def _execute(
         execution = execution.model_copy(update={"jobs": jobs})
     anything = any(decision.action == "run" for decision in decisions.values())
     uri = tracking_uri(tracking, opened.store)
+    if tracking:
+        check_tracking(uri)
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints there when a node dies; stdout is for data
         return execute(
             opened.plan,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 from pipeline.cli.audit import print_books, print_pairs, print_totals
 from pipeline.cli.options import Json
+from pipeline.cli.places import check_folder, place
 from pipeline.cli.render import line, note, print_json
 from pipeline.engine.escape import escaped
 from pipeline.errors import StudyError
@@ -36,7 +38,13 @@ def scan(
         list[str], typer.Option("--against", metavar="EVALS", help="Evaluation documents, the same forms; repeatable.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Write the tables and pages with the evidence here.")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            parser=place("--out"),
+            help="Write the tables and pages with the evidence here.",
+        ),
     ] = None,
     text_column: Annotated[str, typer.Option("--text-column", help="Column or field with the text.")] = "text",
     id_column: Annotated[
@@ -105,6 +113,8 @@ def scan(
     2 usage or nothing to read, 4 nothing found but part of the input could not be read, 130 interrupted (with --out the
     next call goes on from there).
     """
+    if exclude and not all(place.strip() for place in exclude):
+        raise StudyError("--exclude = '': no name (allowed: a path, a glob or a URL of files). Fix: give one")
     given = {
         "ngram": ngram,
         "max_gap": max_gap,
@@ -121,6 +131,8 @@ def scan(
         "boilerplate": boilerplate,
         "exclude": [os.path.abspath(place) if "://" not in place else place for place in exclude] if exclude else None,
     }
+    if out is not None:
+        check_folder("--out", out)
     rule = _rule({name: value for name, value in given.items() if value is not None}, canaries)
     if format_ not in (None, "parquet", "jsonl", "text"):
         raise StudyError(f"--format = {format_!r}: unknown (allowed: parquet, jsonl, text). Fix: choose one of them")
@@ -187,6 +199,8 @@ def _rule(given: dict[str, Any], canaries: int) -> Any:
             name = "--" + "-".join(str(part) for part in fault["loc"]).replace("_", "-") + " = " if fault["loc"] else ""
             value = repr(fault["input"]) + ": " if fault["loc"] else ""
             message = fault["msg"].removeprefix("Value error, ")
+            if not fault["loc"]:  # of several fields: as options
+                message = re.sub(r"\b([a-z]\w*)(?= = )", lambda found: "--" + found[1].replace("_", "-"), message)
             lines.append(f"{name}{value}{message}. Fix: see audit scan --help for the defaults")
         raise StudyError("\n".join(lines)) from error
 

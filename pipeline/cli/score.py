@@ -29,14 +29,15 @@ def score(
     from stages.data.tasks.predictions import means, score_lines
 
     load_plugins()
+    field = f"PREDICTIONS = {str(predictions)!r}"
     try:
         with predictions.open(encoding="utf-8-sig", errors="surrogateescape") as file:
             rows, broken = score_lines(file)
     except OSError as error:
-        raise StudyError(f"{predictions}: {error.strerror or error}. Fix: name a JSON Lines file") from error
+        raise StudyError(f"{field}: {error.strerror or error}. Fix: name a JSON Lines file") from error
     if not rows:
         first = f"line {broken[0].line}: {broken[0].reason}" if broken else "it is empty"
-        raise StudyError(f"{predictions}: no row can be scored, {first}. Fix: give task, pred and outputs on each line")
+        raise StudyError(f"{field}: no row can be scored, {first}. Fix: give task, pred and outputs on each line")
     found = means(rows, broken)
     if json:
         print_json(

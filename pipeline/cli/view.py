@@ -8,13 +8,17 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import Json, Root, Set, StudyName, Tracking, look, open_store, tracking_uri
+from pipeline.cli.places import check_folder, place
 from pipeline.cli.render import VERDICT_STYLE, line, print_json, table
 from pipeline.errors import StudyError
 
 
 def report(
     study: StudyName,
-    out: Annotated[Path | None, typer.Option("--out", help="Also copy the report into this folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", parser=place("--out"), help="Also copy the report into this folder."),
+    ] = None,
     set_: Set = None,
     root: Root = None,
     json: Json = False,
@@ -23,6 +27,8 @@ def report(
     from pipeline.tracking.publish import publish
     from stages.verdict.report.stage import STAGE
 
+    if out is not None:
+        check_folder("--out", out)
     looked = look(study, set_, root)
     commit = looked.study.commit(looked.store, "report")
     folder = looked.store.artifact(commit).path()

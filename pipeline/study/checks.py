@@ -82,7 +82,8 @@ def _sizes(value: Any, place: str) -> Iterator[str]:
     elif isinstance(value, int | float) and abs(value) > (
         most := _LARGEST_OF.get(place) or _LARGEST_RATE.get(place.rpartition(".")[2], _LARGEST)
     ):
-        yield f"{place} = {value:.6g}: cannot be meant (allowed: at most {most:,}). Fix: a smaller number"
+        shown = f"{value:.6g}" if abs(value) < 10**300 else "a number of more than 300 digits"
+        yield f"{place} = {shown}: cannot be meant (allowed: at most {most:,}). Fix: a smaller number"
     elif (
         isinstance(value, str)
         and place != "description"

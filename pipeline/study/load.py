@@ -24,6 +24,7 @@ from pipeline.study.study import StudyConfig
 from pipeline.study.yamlfile import parse
 
 ENVIRONMENT_PREFIX = "INFINI_STUDY__"
+_DEEPEST = 50  # names in an override: far beyond any study file's, far below what Python's stack holds
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ def load(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[s
     settings += [("command line", k, v) for k, v in map(_split_override, overrides)]
     for origin, dotted, text in settings:
         said = f"--set {dotted}" if origin == "command line" else f"{ENVIRONMENT_PREFIX}* {dotted}"
+        if dotted.count(".") >= _DEEPEST:
+            raise StudyError(
+                f"{said[:60]}...: {dotted.count('.') + 1} names (allowed: at most {_DEEPEST}). "
+                "Fix: name a value of the study file"
+            )
         value = parse(text, said)
         _assign(raw, dotted, _from_here(dotted, value) if origin == "command line" else value, said)
         origins = {k: v for k, v in origins.items() if k != dotted and not k.startswith(dotted + ".")}

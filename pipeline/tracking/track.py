@@ -59,7 +59,7 @@ def default_tracking_uri(root: str) -> str:
     local = storage.local_path(root)
     if local is None:
         raise StudyError(
-            f"tracking_uri: needed because root = {root!r} is remote (allowed: http(s)://..., sqlite:///...). "
+            f"--tracking-uri: needed because root = {root!r} is remote (allowed: http(s)://..., sqlite:///...). "
             "Fix: give --tracking-uri or MLFLOW_TRACKING_URI"
         )
     return f"sqlite:///{local.absolute()}/mlflow.db"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shlex
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from cluster import machines, noted
+from cluster import jobs, machines, noted
 from cluster.connect import ClusterError
+from tests.pipeline.called import caller
 from tests.support import executed
 from tests.tiny import write_study
 
@@ -103,6 +108,122 @@ def test_what_is_started_and_waited_for_is_said(tmp_path: Path, monkeypatch):
         "still waiting for node1",
         "still waiting for node1",
     ]
+
+
+def test_a_cluster_without_its_head_is_told_at_once(tmp_path: Path):
+    """Its nodes may live on for a while, so the cluster is still known."""
+    write_study(tmp_path)
+    mine = noted.Process(os.getpid(), noted.birth(os.getpid()), "node1")
+    state = tmp_path / "cache" / "cluster"
+    state.mkdir(parents=True)
+    gone = noted.Cluster("127.0.0.1:1", "http://127.0.0.1:2", (mine,), str(state))
+    (state / "cluster.json").write_text(json.dumps(asdict(gone)))
+    for arguments in (["status"], ["submit", "tiny.yaml"], ["follow", "job"], ["stop", "job", "--json"]):
+        told = cluster(tmp_path, *arguments, timeout=60)
+        assert told.returncode == 5 and "Traceback" not in told.stderr
+        said = json.loads(told.stdout)["message"] if "--json" in arguments else told.stderr
+        assert "Fix: infini-study cluster down, then up" in said and "--to" not in said
+        assert "127.0.0.1:1 " in said or "http://127.0.0.1:2" in said
+
+
+class Client:
+    """Ray's, of a job that ends with ``states``; an exception among them is raised."""
+
+    def __init__(self, *states: str | Exception, log: Sequence[str | Exception] = (), ends: bool = True) -> None:
+        self.states, self.log, self.ends, self.stopped = list(states), log, ends, list[str]()
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        if isinstance(state, Exception):
+            raise state
+        return SimpleNamespace(status=state, driver_exit_code=3 if state == "FAILED" else None)
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        for text in self.log:
+            if isinstance(text, Exception):
+                raise text
+            yield text
+        if not self.ends:
+            await asyncio.Event().wait()
+
+    def stop_job(self, job: str) -> None:
+        self.stopped.append(job)
+
+    def list_jobs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(submission_id="job-1", start_time=1, status="RUNNING", entrypoint="run")]
+
+
+@pytest.fixture
+def ray_client(monkeypatch) -> Callable[[Client, bool], None]:
+    """Puts a client in the place of Ray's; whether the head goes on answering after the first time."""
+
+    def put(client: Client, answers: bool = True) -> None:
+        knocks = iter([True])
+
+        def job_server(*_: object, **__: object) -> None:
+            if not answers and not next(knocks, False):
+                raise ClusterError("--to = 'http://head:1': no job server of Ray answers there: refused. Fix: another")
+
+        monkeypatch.setattr(jobs, "GONE", 0.05)
+        monkeypatch.setattr(jobs, "POLL", 0.01)
+        monkeypatch.setattr(jobs, "job_server", job_server)
+        monkeypatch.setattr(jobs, "_client", lambda url, field: job_server() or client)
+
+    return put
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["the log breaks off", "the head hangs"])
+def test_a_head_that_dies_after_the_submission_ends_the_following(ray_client, ends: bool):
+    breaks: list[str | Exception] = [RuntimeError("closed with code 1006")] if ends else []
+    ray_client(Client("RUNNING", log=["one line\n", *breaks], ends=ends), False)
+    written: list[str] = []
+    with pytest.raises(ClusterError, match=r"'job-1': its cluster at http://head:1 gives no answer.*Fix: ") as told:
+        jobs.follow("http://head:1", "job-1", written.append)
+    assert told.value.exit_code == 5 and written[0] == "one line\n" and "cannot be followed" in written[1]
+
+
+def test_a_head_that_is_back_in_time_loses_nothing(ray_client, monkeypatch):
+    client = Client("RUNNING", ConnectionError("refused"), "RUNNING", "FAILED", log=[RuntimeError("closed")])
+    ray_client(client)
+    monkeypatch.setattr(jobs, "GONE", 60.0)
+    assert jobs.follow("http://head:1", "job-1", lambda text: None) == ("FAILED", 3)
+
+
+def test_a_job_is_stopped_and_one_that_is_none_is_named(ray_client, tmp_path: Path, monkeypatch, capsys):
+    call = caller(tmp_path, monkeypatch, capsys.readouterr)
+    ray_client(running := Client("RUNNING", "RUNNING", "STOPPED"))
+    assert call("cluster", "stop", "job-1", "--to", "http://head:1").out == "job job-1: STOPPED\n"
+    assert running.stopped == ["job-1"]
+    ray_client(Client(RuntimeError("Request failed with status code 404: Job job-2 does not exist.")))
+    for command in ("stop", "follow"):
+        said = call("cluster", command, "job-2", "--to", "http://head:1")
+        assert said.code == 2
+        assert said.faults == ["JOB = 'job-2': the cluster has no such job; did you mean 'job-1'?. Fix: name one"]
+
+
+def test_a_detached_job_comes_with_commands_that_work_when_pasted(ray_client, tmp_path: Path, monkeypatch, capsys):
+    write_study(tmp_path)
+    call = caller(tmp_path, monkeypatch, capsys.readouterr)
+    monkeypatch.setattr(jobs, "submit", lambda *_, **__: "job-1")
+    place = ("--to", "http://head:1", "--root", "s3://bucket/store")
+    lines = call("cluster", "submit", "tiny.yaml", *place, "--detach").out.splitlines()
+    follow, stop = (line.split("  ", 1)[1].strip() for line in lines[1:])
+    ray_client(Client("RUNNING", "SUCCEEDED", log=["the log\n"]))
+    followed = call(*shlex.split(follow)[1:])
+    assert (followed.code, followed.err, followed.out) == (0, "the log\n", "job job-1: SUCCEEDED\n")
+    ray_client(Client("RUNNING", "STOPPED"))
+    assert call(*shlex.split(stop)[1:]).out == "job job-1: STOPPED\n"
+
+
+def test_a_head_needs_no_job_server(tmp_path: Path, monkeypatch):
+    """Ray refuses to start with a dashboard that is asked for and whose packages are not installed."""
+    monkeypatch.setenv("INFINI_STUDY_CACHE", str(tmp_path))
+    mine = noted.Process(os.getpid(), noted.birth(os.getpid()), "head")
+    commands: list[list[str]] = []
+    monkeypatch.setattr(machines, "_start", lambda command, *_: commands.append(command) or mine)
+    monkeypatch.setattr(machines, "nodes", lambda cluster: [{}] * len(commands))
+    machines.up(1, cpus=1, port=0, dashboard_port=0)
+    assert not [word for word in commands[0] if word.startswith("--include-dashboard")]
 
 
 @pytest.mark.slow

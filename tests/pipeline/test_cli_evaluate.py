@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from stages.evidence.evaluate.config import PerplexityConfig
 from stages.evidence.evaluate.perplexity import ScoredDocument
@@ -152,6 +153,12 @@ def test_a_base_is_read_under_an_arm_and_another_evaluation_does_not_go_on_in_it
     ("model", "options", "said"),
     [
         ("gpt2", ["--lengths", "1K"], "--lengths = 1024: the checkpoint's context is 512 tokens"),
+        pytest.param(
+            "full",
+            ["--device", "cuda"],
+            "--device = 'cuda': no CUDA device is visible here (allowed: auto, cpu). Fix: use auto",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is meant"),
+        ),
         ("full", ["--tasks", "pasky"], "did you mean 'passkey'"),
         ("full", ["--lengths", "100"], "--lengths = 100: a published prompt of the task passkey does not fit"),
         (

@@ -167,7 +167,10 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "files of other kinds": (("other", "--against", "eval"), r"it holds 1 file\(s\) of other kinds, such as .*x\.csv"),
     "an unknown protocol": (("abc://x", "--against", "eval"), r"CORPUS = 'abc://x': cannot be read: ValueError"),
     "an unknown format": ((*BOTH, "--format", "pdf"), r"--format = 'pdf': unknown \(allowed"),
-    "thresholds out of order": ((*BOTH, "--act-words", "10"), r"act_words = 10.*Fix"),
+    "thresholds out of order": (
+        (*BOTH, "--act-words", "10"),
+        r"--ngram = 5, --min-span-words = 30, --act-words = 10.*Fix",
+    ),
     "a threshold out of range": ((*BOTH, "--drop-book-share", "7"), r"--drop-book-share = 7\.0: "),
     "no such column": (
         ("rows.parquet", "--against", "eval", "--text-column", "body"),
@@ -183,7 +186,12 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         r"CORPUS = 'empty.txt': no document could be read",
     ),
     "an output folder with other files": ((*BOTH, "--out", "eval"), r"--out = 'eval': the folder holds"),
-    "an output that is a file": ((*BOTH, "--out", "empty.txt"), r"--out = 'empty.txt': it is a file"),
+    "an output that is a file": ((*BOTH, "--out", "empty.txt"), r"--out = 'empty.txt': is a file"),
+    "a corpus of no name": (("", "--against", "eval"), r"CORPUS = '': no name"),
+    "evaluations of no name": (("train", "--against", ""), r"--against = '': no name"),
+    "an exclusion of no name": ((*BOTH, "--exclude", ""), r"--exclude = '': no name"),
+    "a column of text": ((*BOTH, "--text-column", "body"), r"--text-column = 'body': has no effect on files of text"),
+    "an id of text": ((*BOTH, "--id-column", "key"), r"--id-column = 'key': has no effect on files of text"),
     "an exclusion that is not there": ((*BOTH, "--exclude", "nowhere.txt"), r"--exclude = .*nowhere"),
 }
 

@@ -242,7 +242,7 @@ def test_tracking_that_fails_is_a_warning_and_the_study_is_done(tmp_path: Path):
 
 
 def test_a_remote_root_needs_a_tracking_uri():
-    with pytest.raises(StudyError, match="tracking_uri: needed because root = 's3://bucket/x' is remote"):
+    with pytest.raises(StudyError, match="--tracking-uri: needed because root = 's3://bucket/x' is remote"):
         default_tracking_uri("s3://bucket/x")
 
 

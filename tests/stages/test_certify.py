@@ -126,6 +126,16 @@ def test_letters_of_any_script_are_words_however_they_are_composed(tmp_path: Pat
     assert table["longest"].to_dict() == {"test/r": len(russian), "test/e": 40, "test/z": 15}
 
 
+@pytest.mark.parametrize(
+    "sign", ["\u200b", "\u200d", "\u00ad", "\u2060", "\ufeff", "\u3164", "\U000e0061", "\u00ad\n  "]
+)
+def test_what_is_not_seen_hides_no_passage(tmp_path: Path, sign: str):
+    text = prose(9, 40)
+    texts = {"train/1": " ".join(w[:2] + sign + w[2:] for w in text), "test/a": " ".join(text)}
+    table, _, _ = certify(artifact(tmp_path / "in", texts), tmp_path / "out")
+    assert table["share"]["test/a"] == 1.0 and table["longest"]["test/a"] == 40
+
+
 def test_repeats_count_once_and_runs_do_not_join_two_documents(tmp_path: Path):
     a, b = prose(1, 200), prose(2, 200)
     train = a[:50] + b[50:100] + a[100:120] + a[:50]  # a's end and b's beginning stand side by side

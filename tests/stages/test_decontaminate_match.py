@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from stages.data.matching.normalize import words
 from tests.stages.words_reference import words_reference
 
 ODD = "ไเกาำ่ှာـाी𑀸aZé-‐–'’`_ \n\t.\u00ad\u0301ßŁøæ½²日ア한𝔘😀\u200b1"
+ODD += "ガｶﾞ゙゛ｰ・ﾊﾟ⼘⑴ⓐ㎏™℃㌔㈱㋿－｀Ŀ\ufeff\u2060\u3164\U000e0061\U0002f808\U00030000ꦏꦤᬓ𑜀ꀀ𗀀ໜຫນກ"
 
 
 @settings(max_examples=300, deadline=None)
@@ -219,6 +221,105 @@ def test_what_cannot_be_found_is_known() -> None:
 def test_an_arabic_stroke_and_vowel_signs_do_not_matter() -> None:
     for one, two in (("كتـــاب جميل", "كتاب جميل"), ("किताब", "कताब"), ("น้ำ", "นํ้า"), ("𝓗𝓮𝓵𝓵𝓸", "hello")):
         assert words(one.encode()).hashes.tolist() == words(two.encode()).hashes.tolist(), one
+
+
+@pytest.mark.parametrize(
+    "sign", ["\u200b", "\u200c", "\u200d", "\u00ad", "\u2060", "\ufeff", "\u3164", "\u034f", "\U000e0061"]
+)
+def test_what_is_not_seen_neither_joins_nor_splits_words(sign: str) -> None:
+    plain = "the international congress met to-day at the co-operative society"
+    for hidden_ in (
+        plain.replace("national", f"{sign}national"),
+        plain.replace(" ", f" {sign}"),
+        plain.replace("-", f"{sign}-{sign}"),
+        plain.replace("-", f"-{sign}\n {sign}"),
+        sign + plain + sign,
+    ):
+        assert words(hidden_.encode()).hashes.tolist() == words(plain.encode()).hashes.tolist(), ascii(hidden_)
+
+
+def test_a_soft_hyphen_at_the_end_of_a_line_joins_as_a_hyphen_does() -> None:
+    plain = words(b"the international congress").hashes.tolist()
+    assert words("the inter\u00ad\n  national congress".encode()).hashes.tolist() == plain
+    assert words("the international\u00ad congress\u00ad\n".encode()).hashes.tolist() == plain
+
+
+COMPATIBLE = [
+    ("ｶﾀｶﾅ", "カタカナ"),
+    ("ｶﾞｷﾞｸﾞﾊﾟﾋﾟ", "ガギグパピ"),
+    ("ﾃﾞｰﾀ･ﾍﾞｰｽ", "データ・ベース"),
+    ("がぎぱ", unicodedata.normalize("NFD", "がぎぱ")),
+    ("ﾡﾢ", "ㄱㄲ"),
+    ("Ｔｈｅ　Ｏｆｆｉｃｅ　ｔｏ－ｄａｙ", "The Office to-day"),
+    ("ﬁre oﬃce ﬆone", "fire office stone"),
+    ("ⓣⓗⓔ 🅃🄷🄴 ①", "the the 1"),
+    ("5㎏ № 7", "5kg No 7"),
+    ("20℃ ⒯⒣⒠ ⑴text ㈱", "20 C (t)(h)(e) (1) text (株)"),
+    ("Python™ code", "Python code"),
+    ("⼈⼝", "人口"),
+    ("\uf9dc\U0002f808", "隆偺"),
+    ("邊\U000e0101の", "邊の"),
+    ("ໜັງສື ໝາ", "ຫນັງສື ຫມາ"),
+    ("ᾳ", unicodedata.normalize("NFD", "ᾳ")),
+]
+
+
+@pytest.mark.parametrize(("one", "two"), COMPATIBLE)
+def test_what_unicode_calls_compatible_gives_the_same_words(one: str, two: str) -> None:
+    assert [w for w, *_ in words_reference(one)] == [w for w, *_ in words_reference(two)]
+    assert words(one.encode()).hashes.tolist() == words(two.encode()).hashes.tolist()
+
+
+def test_a_passage_in_half_width_letters_is_found() -> None:
+    chance = random.Random(2)
+    names = ["カメラ", "データ", "パソコン", "ガラス", "ピアノ", "ベッド", "トマト", "ゲーム", "ロボット", "バナナ"]
+    book, other = ["".join(chance.choices(names, k=600)) for _ in range(2)]
+    half = {unicodedata.normalize("NFKC", chr(c)): chr(c) for c in range(0xFF65, 0xFF9E)}
+    half |= {unicodedata.normalize("NFKC", a + m): a + m for a in [*half.values()] for m in "ﾞﾟ"}
+    index = build([("book", book.encode())], 5, 2)
+    copy = "".join(half.get(c, c) for c in book[300:600])
+    (span,) = scan((other + "。" + copy + "。" + other).encode(), index, 1, 1, 200).spans
+    assert span.matched >= 300
+
+
+UNSPACED = {
+    "Thai": "กขคงจฉชซญดตถทนบปผพฟมยรลวสหอ",
+    "Lao": "ກຂຄງຈຊຍດຕຖທນບປຜຝພຟມຢຣລວສອຮ",
+    "Khmer": "កខគឃងចឆជឈញដឋឌឍណតថទធនបផពភមយរលវសហ",
+    "Burmese": "ကခဂဃငစဆဇဈညဋဌဍဎဏတထဒဓနပဖဗဘမယရလဝသဟ",
+    "Shan": "ၵၶၷꧠၸꧡၹꧢတထꧣꧤꧥၼပၽၾၿမယ",
+    "Tai Le": "ᥐᥑᥒᥓᥔᥕᥖᥗᥘᥙᥚᥛᥜᥝᥞᥟ",
+    "New Tai Lue": "ᦀᦁᦂᦃᦄᦅᦆᦇᦈᦉᦊᦋᦌᦍᦎᦏ",
+    "Tai Tham": "ᨠᨡᨢᨣᨤᨥᨦᨧᨨᨩᨪᨫᨬᨭᨮᨯ",
+    "Tai Viet": "ꪀꪁꪂꪃꪄꪅꪆꪇꪈꪉꪊꪋꪌꪍꪎꪏ",
+    "Javanese": "ꦏꦐꦑꦒꦓꦔꦕꦖꦗꦘꦙꦚꦛꦜꦝꦞꦟꦠ",
+    "Balinese": "ᬓᬔᬕᬖᬗᬘᬙᬚᬛᬜᬝᬞᬟᬠᬡᬢ",
+    "Buginese": "ᨀᨁᨂᨃᨄᨅᨆᨇᨈᨉᨊᨋᨌᨍᨎᨏ",
+    "Batak": "ᯀᯂᯄᯅᯆᯇᯉᯊᯌᯎᯐᯑᯒᯔᯖᯗ",
+    "Ahom": "𑜀𑜁𑜂𑜃𑜄𑜅𑜆𑜇𑜈𑜉𑜊𑜋𑜌𑜍𑜎𑜏",
+    "Yi": "ꀀꀁꀂꀃꀄꀅꀆꀇꀈꀉꀊꀋꀌꀍꀎꀏ",
+    "Vai": "ꔀꔁꔂꔃꔄꔅꔆꔇꔈꔉꔊꔋꔌꔍꔎꔏ",
+    "Tangut": "𗀀𗀁𗀂𗀃𗀄𗀅𗀆𗀇𗀈𗀉𗀊𗀋𗀌𗀍𗀎𗀏",
+    "Tibetan": "ཀཁགངཅཆཇཉཏཐདནཔཕབམཙཚཛཝཞཟའཡརལཤསཧཨ",
+}
+
+
+@pytest.mark.parametrize("script", UNSPACED)
+def test_a_passage_in_a_script_without_spaces_is_found(script: str) -> None:
+    """Tibetan alone marks its syllables. What stands around a passage moves its first and last cuts."""
+    chance = random.Random(script)
+    mark = "་" if script == "Tibetan" else ""
+    lexicon = ["".join(chance.choices(UNSPACED[script], k=chance.randint(2, 5))) for _ in range(400)]
+
+    def text(count: int) -> str:
+        return "".join(word + mark for word in chance.choices(lexicon, k=count))
+
+    passage = text(300)
+    index = build([("book", (text(500) + passage + text(500)).encode())], 5, 2)
+    spans = scan((text(400) + passage + text(400)).encode(), index, 25, 25, 30).spans
+    assert max((span.doc_end - span.doc_start for span in spans), default=0) >= 0.9 * len(passage.encode())
+    parted = "\u200b".join(passage[i : i + 7] for i in range(0, len(passage), 7))  # as some editors break lines
+    assert words(parted.encode()).hashes.tolist() == words(passage.encode()).hashes.tolist()
 
 
 def test_thai_is_cut_in_the_same_places_whatever_stands_around_it() -> None:

@@ -73,8 +73,16 @@ def test_pairs_are_balanced_over_systems_sides_books_and_seeds(inputs):
     seeds = Counter(c.left.seed for c in found if c.left.seed >= 0 and c.right.seed >= 0)
     assert set(seeds) == {0, 1}
     assert [c.id for c in chosen(inputs)] == [c.id for c in found] != [c.id for c in chosen(inputs, seed=1)]
-    with pytest.raises(StageError, match=r"no such arm"):
-        choose(everything(inputs), items=4, against=["full"], baselines=[])
+    few = {"items": 4, "against": ["local"], "baselines": []}
+    for wrong, message in (
+        ({"against": ["full"]}, r"--against = 'full': no such one \(allowed: .*local"),
+        ({"arms": ["full"]}, r"--arm = 'full': no such one"),
+        ({"baselines": ["last"]}, r"--baseline = 'last': no such one \(allowed: lead, central, shuffled"),
+        ({"task": "sum"}, r"--task = 'sum': no such one \(allowed: continue, condense"),
+        ({"decoding": "beam"}, r"--decoding = 'beam': no such one"),
+    ):
+        with pytest.raises(StageError, match=message):
+            choose(everything(inputs), **{**few, **wrong})
 
 
 def test_raters_get_no_arm_no_seed_and_no_address(kit):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.data.matching.normalize import DROPPED, HYPHEN, IDEOGRAPH, LETTER, UNSPACED, fold
+from stages.data.matching.normalize import DROPPED, HYPHEN, IDEOGRAPH, INVISIBLE, LETTER, UNSPACED, fold
 
 BASIS, PRIME, MASK = 0xCBF29CE484222325, 0x100000001B3, 2**64 - 1  # FNV-1a, 64 bit
 
@@ -27,28 +27,37 @@ def words_reference(text: str) -> list[tuple[str, int, int, int]]:
         if word and kind == LETTER and before:
             close()
         if kind in (LETTER, UNSPACED):
-            before = ord(form[0]) if kind == UNSPACED else 0
+            before = ord(form[-1]) if kind == UNSPACED else 0
             start = start if word else position
             word, end = word + form, position + size
-        elif kind == HYPHEN and word:
-            rest = text[at + 1 :]
+        elif (kind == HYPHEN or character == "\u00ad") and word:
+            rest = _seen(text[at + 1 :])
             if rest.startswith("\n"):
-                rest = rest[1:].lstrip(" \t")
-            if not rest or fold(rest[0])[0] != LETTER:
-                close()
-            else:
+                rest = _seen(rest[1:].lstrip(" \t"))
+            if rest and fold(rest[0])[0] == LETTER:
                 skipped = text[at + 1 : len(text) - len(rest)]
-                at, position = at + len(skipped), position + len(skipped)
-        elif kind != DROPPED:
+                at, position = at + len(skipped), position + len(skipped.encode())
+            elif kind == HYPHEN:
+                close()
+        elif kind not in (DROPPED, INVISIBLE):
             close()
             if kind == IDEOGRAPH:
-                found.append((character, position, position + size))
+                found.append((form, position, position + size))
         at, position = at + 1, position + size
     close()
     return [(word, _hash(word), start, end) for word, start, end in found]
 
 
+def _seen(text: str) -> str:
+    """From its first character on that can be seen."""
+    while text and fold(text[0])[0] == INVISIBLE:
+        text = text[1:]
+    return text
+
+
 def _begins(before: int, code: int) -> bool:
+    if chr(before) + chr(code) in ("ຫນ", "ຫມ"):
+        return False
     return ((before * 31 + code) * 0x9E3779B1 >> 16) & 3 == 0
 
 

@@ -89,6 +89,7 @@ def scan_corpus(options: Options, progress: ScanProgress = lambda *_: None) -> S
     evaluation, ignored_there = find(options.against, options.format, "--against")
     corpus, ignored_here = find(options.corpus, options.format, "CORPUS")
     ignored = [*ignored_here, *ignored_there]
+    _check_columns(options, [*evaluation, *corpus])
     notes = _notes(corpus, evaluation, ignored)
     with _folder(options.out) as out:
         work = out / WORK
@@ -186,6 +187,18 @@ def _index(
     rule = options.rule
     index = build(texts, rule.ngram, rule.max_books_per_ngram, _excluded(rule), rule.item_words)
     return index, books, problems, columns
+
+
+def _check_columns(options: Options, files: Sequence[FoundFile]) -> None:
+    """Before any work: text has no columns to name."""
+    text = Options.text_column
+    given = {
+        "--text-column": options.text_column if options.text_column != text else None,
+        "--id-column": options.id_column,
+    }
+    for option, value in given.items():
+        if value is not None and all(file.kind == "text" for file in files):
+            raise StageError("has no effect on files of text", field=option, value=value, fix="leave it out")
 
 
 def _check_id_column(options: Options, columns: set[str]) -> None:

@@ -30,6 +30,11 @@ from stages.stage import Artifact, Context, StageError, Summary
 
 TRAINING = "train"
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+# what is not seen (Default_Ignorable_Code_Point of Unicode), with the line break after a soft hyphen
+_UNSEEN = re.compile(
+    "\u00ad\n[ \t]*|[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
+)
 _WORD = re.compile(f"[{_IDEOGRAPHS}]|[^\\W_{_IDEOGRAPHS}]+")
 PIECE = 2**20  # bytes of a text turned into words at a time: a text of a gigabyte takes no more memory than a book
 WORTH_TASKS = 32 * 2**20  # below this many (compressed) bytes one core is done before workers have started
@@ -164,7 +169,9 @@ def words(text: memoryview) -> Iterator[str]:
             piece = piece[: cut + 1] if cut >= 0 else piece
         start += len(piece)
         plain = piece.decode()
-        yield from _WORD.findall(plain.lower() if plain.isascii() else unicodedata.normalize("NFKC", plain).lower())
+        if not plain.isascii():
+            plain = unicodedata.normalize("NFKC", _UNSEEN.sub("", plain))
+        yield from _WORD.findall(plain.lower())
 
 
 def build(texts: list[list[str]], n: int) -> GramIndex:

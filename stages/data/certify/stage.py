@@ -18,7 +18,7 @@ class Certify(Stage[CertifyConfig]):
     """
 
     name: ClassVar[str] = "certify"
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
     inputs = ("documents",)
 
     def run(self, config: CertifyConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:

@@ -70,6 +70,8 @@ def find(places: Sequence[str], kind: FileKind | None, option: str) -> tuple[lis
     found: dict[str, tuple[str, FileKind, int, str]] = {}
     ignored: list[str] = []
     for place in places:
+        if not place.strip():  # what a variable of the shell that is not set gives: not the working directory
+            raise StageError("no name", field=option, value=place, allowed="a path, a glob or a URL", fix="give one")
         several, listed = _listed(place, option, ignored)
         taken = 0
         for location, size, stamp in listed:

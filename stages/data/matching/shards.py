@@ -35,7 +35,7 @@ from stages.data.saved import mapped, on_disk, saved, spread_saved
 from stages.stage import Artifact
 
 EVIDENCE_CHARACTERS = 600  # of each side of a span
-FORMAT = 3  # of the result files
+FORMAT = 4  # of the result files, and of the words they follow from
 DOCUMENTS_FILE, SPANS_FILE = "documents.arrow", "spans.arrow"  # of a scan
 WORTH_TASKS = 64 * 2**20  # below this many (compressed) bytes one core is done before workers have started
 

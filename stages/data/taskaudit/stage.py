@@ -19,7 +19,7 @@ class TaskAudit(Stage[TaskAuditConfig]):
     """Training documents in, one row per item of each task out: where its source and its summary were found."""
 
     name: ClassVar[str] = "taskaudit"
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
     inputs = ("documents",)
 
     def run(self, config: TaskAuditConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:

@@ -14,9 +14,11 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from stages.evidence.judge.prompts import excerpt
+from stages.evidence.summarize.baselines import BASELINES
+from stages.evidence.summarize.config import Decoding, SummaryTask
 from stages.evidence.summarize.items import SummaryExample
 from stages.evidence.summarize.written import NO_SEED, REFERENCE, Everything, Written
 from stages.stage import StageError
@@ -75,9 +77,16 @@ def choose(
     seed: int = 0,
 ) -> list[Chosen]:
     """``items`` comparisons in random order. Raises StageError where an arm is unknown or there are too few texts."""
-    for name in (*against, *arms):
-        if name not in found.arms:
-            raise StageError("no such arm", field="arm", value=name, allowed=", ".join(found.arms) or "none")
+    for option, names, known in (
+        ("--against", against, tuple(found.arms)),
+        ("--arm", arms, tuple(found.arms)),
+        ("--baseline", baselines, BASELINES),
+        ("--task", (task,), get_args(SummaryTask)),
+        ("--decoding", (decoding,), get_args(Decoding)),
+    ):
+        for name in names:
+            if name not in known:
+                raise StageError("no such one", field=option, value=name, allowed=", ".join(known) or "none")
     judged = [arm for arm in found.arms if not arms or arm in (*arms, *against)]
     pairs = [(arm, other) for other in against for arm in judged if arm not in against]
     pairs += [(arm, baseline) for arm in judged for baseline in baselines] + [(REFERENCE, "shuffled")]
@@ -85,7 +94,7 @@ def choose(
     each = {pair: _candidates(found, texts, pair, task, rng) for pair in pairs}
     each = {pair: candidates for pair, candidates in each.items() if candidates}
     if not each:
-        raise StageError(f"no two summaries of the task {task} by {decoding}", field="task", value=task)
+        raise StageError(f"no two summaries of the task {task} by {decoding}", field="--task", value=task)
     chosen: list[tuple[Written, Written]] = []
     sides = {pair: rng.random() < 0.5 for pair in each}
     turn = 0

@@ -61,6 +61,11 @@ class StudyLM(TemplateLM):  # type: ignore[misc]  # the harness is not installed
         max_gen_toks: int = 256,
     ) -> None:
         super().__init__()
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(
+                f"--device = {device!r}: no CUDA device is visible here (allowed: cpu). Fix: leave it out, or a "
+                "machine and a torch with CUDA"
+            )
         wanted = "cpu" if device == "cpu" or not torch.cuda.is_available() else "auto"
         mixer = None if arm is None else parse_arm(arm, ";")
         source = CheckpointSource.model_validate(

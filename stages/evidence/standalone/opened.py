@@ -20,7 +20,7 @@ from stages.training.pretrain.imported import folder_digest
 def open_reader(source: CheckpointSource) -> Reader:
     """The checkpoint in ``source.model``: of our own arms or a family next to Llama with our decoder, else with
     transformers. Raises StageError for what none of them reads."""
-    device = torch_device(Execution(device=source.device))
+    device = device_of(source)
     dtype = getattr(torch, source.dtype) if source.dtype else torch.float32 if device.type == "cpu" else None
     folder, field = source.model, {"field": "MODEL", "value": source.named}
     try:
@@ -50,9 +50,14 @@ def open_reader(source: CheckpointSource) -> Reader:
     return DecoderReader(decoder.eval(), what, context(fields, source.arm))
 
 
+def device_of(source: CheckpointSource) -> torch.device:
+    """Raises StageError for cuda where there is none."""
+    return torch_device(Execution(device=source.device), "--device")
+
+
 def dtype_of(source: CheckpointSource) -> str:
     """In words."""
-    on_cpu = torch_device(Execution(device=source.device)).type == "cpu"
+    on_cpu = device_of(source).type == "cpu"
     return source.dtype or ("float32" if on_cpu else "as stored")
 
 

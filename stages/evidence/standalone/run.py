@@ -21,13 +21,12 @@ from stages.evidence.evaluate.forward import PASS_TOKENS
 from stages.evidence.evaluate.perplexity import ScoredDocument, totals
 from stages.evidence.standalone.cache import TEXT, Answers
 from stages.evidence.standalone.config import CheckpointSource, Questions
-from stages.evidence.standalone.opened import dtype_of, open_reader, weights_digest
+from stages.evidence.standalone.opened import device_of, dtype_of, open_reader, weights_digest
 from stages.evidence.standalone.prompts import Prompts
 from stages.evidence.standalone.readers import Reader, context
 from stages.evidence.standalone.texts import Texts, python_manual
 from stages.evidence.standalone.tokenizer import CheckpointTokenizer, read_tokenizer
-from stages.stage import Execution, StageError
-from stages.training.device import torch_device
+from stages.stage import StageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,6 +66,7 @@ def evaluate(
     ``tokenizer``, ``haystack`` (key, [tokens]): of the study that trained the model. Raises StageError before any work
     for all that the checkpoint, its tokenizer and its length cannot do.
     """
+    device = device_of(source)
     if tokenizer is None:
         tokenizer = _tokenizer(source, _fields(source))
     documents = _documents(texts, tokenizer, questions)
@@ -110,7 +110,7 @@ def evaluate(
     asked: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     segment = reader.mixer.segment_length
-    for block in prompts.blocks(PASS_TOKENS[torch_device(Execution(device=source.device)).type]):
+    for block in prompts.blocks(PASS_TOKENS[device.type]):
         if all(_name(item) in answers.rows for item in block):
             resumed += len(block)
             read(sum(item.length for item in block))
