@@ -21,6 +21,7 @@ from stages.training.align.preference import Preference, preference_loss, refere
 from stages.training.align.stage import ALIGN
 from stages.training.align.templates import UNASKED, made
 from stages.training.pretrain.loop import Runtime, train
+from stages.training.pretrain.run import summary
 from stages.training.tuning.data import rows_of
 from stages.training.tuning.rows import ExampleBatches
 from stages.training.tuning.run import recipe_of
@@ -211,6 +212,8 @@ def test_the_first_loss_is_log_two_whatever_the_micro_batches_and_pairs_stay_tog
 def test_alignment_learns_what_it_is_given_and_says_what_it_was(inputs, tmp_path):
     log, out, _ = run(config(steps=30, lr=3e-3), inputs, tmp_path / "sft")
     assert log[-1]["answer_loss"] < 0.7 * log[0]["answer_loss"] and log[0]["loss"] is None
+    said = summary(out.path("model").parent)
+    assert said.headline.startswith(f"loss of answers {log[0]['answer_loss']:.3f} -> ")
     facts = out.json("data.json")
     assert facts["kind"] == "sft" and facts["made"] and facts["examples"] == 6
     assert len(out.path("examples.jsonl").read_text().splitlines()) == 6
