@@ -14,6 +14,7 @@ def size_of(study: StudyConfig, plan: Plan) -> Size:
     control = {
         step.arm: step.config.mixer for step in plan.steps if isinstance(step.config, ControlConfig) and step.arm
     }
+    aligned = study.align.variants if study.align is not None else {}
     return Size(
         arms=study.arms,
         seeds=study.seeds,
@@ -23,4 +24,5 @@ def size_of(study: StudyConfig, plan: Plan) -> Size:
         control=study.control,
         control_arms=control,
         schedules=variants(study),
+        alignments=[name for name in aligned if name in (study.claims.alignment.variants or aligned)],
     )

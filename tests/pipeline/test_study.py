@@ -209,6 +209,17 @@ def test_weights_of_the_sources_reach_training(study, tmp_path):
         expand(one, None)
 
 
+@pytest.mark.parametrize("name", ["schedules", "tuning"])
+def test_studies_that_rest_on_the_quickstart_train_its_models(name):
+    """Where that has been run before, they reuse its corpus, bases and arms."""
+    quickstart, other = (expand(load(RUNS / f"{one}.yaml", environment={}), None) for one in ("quickstart", name))
+    shared = [
+        "tokenize",
+        *(f"{step}/{seed}" for seed in range(3) for step in ("base", "pretrain/infini-delta", "pretrain/local")),
+    ]
+    assert {step: other[step].key for step in shared} == {step: quickstart[step].key for step in shared}
+
+
 def test_golden_keys_of_steps_without_inputs():
     """These change only when a stage's config or code_version does: then every user's artifacts of it are stale."""
     plan = expand(load(RUNS / "quickstart.yaml", ["control={}", "capacity={}"], environment={}), None)

@@ -19,8 +19,9 @@ from stages.training.align.config import AlignConfig, AlignSettings, ChatFormat
 from stages.training.align.examples import read_examples
 from stages.training.align.preference import Preference, preference_loss, reference
 from stages.training.align.stage import ALIGN
-from stages.training.align.templates import made
+from stages.training.align.templates import UNASKED, made
 from stages.training.pretrain.loop import Runtime, train
+from stages.training.pretrain.run import summary
 from stages.training.tuning.data import rows_of
 from stages.training.tuning.rows import ExampleBatches
 from stages.training.tuning.run import recipe_of
@@ -164,16 +165,21 @@ def test_what_is_made_from_text_is_right_by_the_text(codec):
     read = read_examples(rows, "dpo", codec, CHAT, 400, "made")
     assert len(read.examples) == 30 and not read.skipped
     assert max(len(row) for pair in read.examples for row in pair) > 300
+    styled = 0
     for row in rows:
         passage, question = row["prompt"][0]["content"].rsplit("\n", 1)
         chosen, rejected = (row[side][0]["content"] for side in ("chosen", "rejected"))
+        if rejected.endswith(f" {chosen}") and rejected[: -len(chosen) - 1] in UNASKED:
+            styled += 1
+            rejected = {"Yes.": "No.", "No.": "Yes."}.get(chosen, "")  # right, as the chosen one is
         if question.startswith("With which"):
-            assert passage.startswith(chosen) and not passage.startswith(rejected)
+            assert passage.startswith(chosen) and not (rejected and passage.startswith(rejected))
         elif question.startswith("Repeat"):
             assert chosen in passage[-len(chosen) - 90 :]
         else:
             asked = question.split('"')[1]
             assert (asked in passage) == (chosen == "Yes.") and {chosen, rejected} == {"Yes.", "No."}
+    assert styled == 15  # every question both ways
 
 
 def test_the_loss_of_a_preference_by_hand():
@@ -206,6 +212,8 @@ def test_the_first_loss_is_log_two_whatever_the_micro_batches_and_pairs_stay_tog
 def test_alignment_learns_what_it_is_given_and_says_what_it_was(inputs, tmp_path):
     log, out, _ = run(config(steps=30, lr=3e-3), inputs, tmp_path / "sft")
     assert log[-1]["answer_loss"] < 0.7 * log[0]["answer_loss"] and log[0]["loss"] is None
+    said = summary(out.path("model").parent)
+    assert said.headline.startswith(f"loss of answers {log[0]['answer_loss']:.3f} -> ")
     facts = out.json("data.json")
     assert facts["kind"] == "sft" and facts["made"] and facts["examples"] == 6
     assert len(out.path("examples.jsonl").read_text().splitlines()) == 6

@@ -99,6 +99,16 @@ def test_an_open_verdict_says_what_would_decide_it(study):
     assert "seeds" in found.summary and any(character.isdigit() for character in found.summary)
 
 
+@pytest.mark.parametrize(("nats", "decision"), [(0.1, "refuted"), (0.03, "inconclusive")])
+def test_alignment_that_costs_text_is_shown_by_what_it_costs(study, nats, decision):
+    """Not by the passkeys, of which none is lost."""
+    found = verdict(study(aligned_nats={"infini-delta": nats}).align(), "C11")
+    assert found.decision == decision and found.estimate == pytest.approx(np.expm1(nats), abs=0.01)
+    assert found.unit == "relative perplexity added" and "perplexity beyond the first segment" in found.summary
+    named = [number.name for number in found.numbers]
+    assert len(named) == len(set(named)) == 4  # both numbers of both arms
+
+
 def test_one_seed_decides_nothing_about_arms(study):
     only = study(seeds=(0,)).evaluate().ablate().positive_control()
     for claim in ("C1", "C2", "C3", "C5a", "C5b", "C13"):

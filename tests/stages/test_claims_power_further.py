@@ -1,4 +1,6 @@
-"""Power of the claims on further tasks (C4) and other schedules (C12): what is not asked has no row, more asks more."""
+"""Power of the claims on further tasks (C4), alignments (C11) and other schedules (C12).
+
+What is not asked has no row, more asks more."""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ import pytest
 from stages.data.tasks.config import TaskSettings
 from stages.statistics.intervals import hierarchical_many
 from stages.verdict.claims import power, powerfurther
-from stages.verdict.claims.config import ClaimsConfig, Compositional, PilotConfig
+from stages.verdict.claims.config import Alignment, ClaimsConfig, Compositional, PilotConfig
 from stages.verdict.claims.power import Sensitivity
-from stages.verdict.claims.powerfurther import _compositional, _schedule
+from stages.verdict.claims.powerfurther import _aligned, _compositional, _schedule
 from stages.verdict.claims.size import Size
 from tests.stages.synthetic import ASKED, Synthetic
 from tests.stages.test_claims_power import SIZE
@@ -54,8 +56,14 @@ def c12(size: Size) -> Sensitivity:
     return found
 
 
+def c11(size: Size, earlier: object = None) -> Sensitivity:
+    found = _aligned(size, earlier)
+    assert found is not None
+    return found
+
+
 def test_what_a_study_does_not_ask_has_no_row():
-    assert _compositional(SIZE, None) is None and _schedule(SIZE, None) is None
+    assert all(row(SIZE, None) is None for row in (_compositional, _aligned, _schedule))
     only_memory = replace(SIZE, schedules={"low": ("infini-linear",)})
     assert _schedule(only_memory, None) is None  # no other schedule of the baseline
 
@@ -130,3 +138,35 @@ def test_too_few_kinds_or_prompts_of_compositional_tasks_are_named() -> None:
     assert [text.split(":")[1][:17] for text in said(few)] == [" of one task 99 p"]
     (kinds,) = said(dict(list(TASKS.items())[:1]))
     assert " 1 of claims.compositional.kinds = 3 kinds" in kinds
+
+
+def test_the_loss_of_perplexity_that_alignment_is_found_to_cost():
+    """Two memory arms and one alignment: four losses, the first Holm step over all of them."""
+    size = replace(SIZE, alignments=("sft",))
+    row, plan, rng = c11(size), PilotConfig(), np.random.default_rng(4)
+    assert row.items == 40 and row.unit == "documents and 260 passkeys, 2 aligned arms" and row.pilot == "claims.pilot"
+    tables = row.smallest + plan.loss_seed_sd * rng.standard_normal((3000, 3, 1))
+    tables = tables + plan.loss_item_sd * rng.standard_normal((3000, 1, 40))
+    tables = tables + plan.loss_residual_sd * rng.standard_normal((3000, 3, 40))
+    refuted = hierarchical_many(tables, level=1 - 0.05 / 4)[0] > math.log1p(0.03)
+    assert refuted.mean() == pytest.approx(0.8, abs=0.08)
+    assert row.shown.endswith(f" points of passkeys or {math.expm1(row.smallest):.2%} perplexity lost")
+    longer = c11(replace(size, rules=ClaimsConfig(alignment=Alignment(length=256))))
+    assert longer.unit.startswith("documents and 120 passkeys")  # of 256 tokens alone, three quarters of 160
+
+
+def test_nothing_lost_is_shown_more_often_with_more_seeds_and_fewer_alignments():
+    plan = PilotConfig(accuracy_seed_sd=0.015, accuracy_residual_sd=0.1)
+    size = replace(SIZE, alignments=("sft", "dpo"), rules=ClaimsConfig(pilot=plan))
+    row = c11(size)
+    assert 0 < row.refutes < 1 and row.refutes_shown == f"supported {row.refutes:.0%} if nothing is lost"
+    assert c11(replace(size, seeds=(0, 1, 2, 3, 4))).refutes > row.refutes
+    assert c11(replace(size, alignments=("sft",))).refutes > row.refutes
+
+
+def test_an_earlier_run_gives_the_spread_of_what_alignment_costs(tmp_path: Path):
+    size = replace(SIZE, alignments=("sft",))
+    study = Synthetic(tmp_path).evaluate().align("sft")
+    found = c11(size, study.evidence(size.rules))
+    assert found.pilot == "earlier run: 3 seeds x 40 items, widest arm"
+    assert found.refutes > c11(size).refutes  # nothing was lost, and seeds hardly differ

@@ -54,6 +54,23 @@ def test_what_alignment_changed_is_printed_by_length_position_head_and_knockout(
     assert steps == {f"evaluate/infini-delta{of}/{seed}" for of in ("", "@sft") for seed in study.seeds}
 
 
+def test_what_alignment_taught_is_printed(tmp_path: Path):
+    study = Synthetic(tmp_path).align("sft").align("dpo")
+    for seed in study.seeds:
+        answers = [5.0 + seed, 4.0, *[3.5] * 17, 3.0 + seed]
+        sft = pd.DataFrame({"loss": [None] * 20, "answer_loss": answers})
+        study.add(f"align/infini-delta@sft/{seed}", {"train_log.parquet": sft})
+        dpo = pd.DataFrame({"loss": [0.693] * 2 + [0.5] * 18, "answer_loss": answers})
+        study.add(f"align/infini-delta@dpo/{seed}", {"train_log.parquet": dpo})
+    numbers = named(tuned.alignment_numbers(study.evidence(RULES)))
+    answers, preferences = (numbers[f"align.learned.infini-delta.{variant}"] for variant in ("sft", "dpo"))
+    assert answers.estimate == pytest.approx((3.5 + 4.0) / 2 - (6.0 + 4.0) / 2) and answers.n == 3
+    assert answers.note == "5.000 at first, 3.750 in the end" and "answers" in answers.label
+    assert preferences.estimate == pytest.approx(0.5 - 0.693) and "preferences" in preferences.label
+    assert {source.step for source in answers.sources} == {f"align/infini-delta@sft/{seed}" for seed in study.seeds}
+    assert "align.learned.local.sft" not in numbers  # no log
+
+
 def test_gates_of_many_heads_are_printed_by_layer(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(tuned, "LISTED_HEADS", 1)
     study = Synthetic(tmp_path, aligned={}, aligned_nats={}).ablate().align()

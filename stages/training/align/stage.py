@@ -19,7 +19,7 @@ class Align(Training[AlignConfig]):
     those of pretrain, data.json and examples.jsonl."""
 
     name: ClassVar[str] = "align"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     inputs = ("model", "documents", "tokens", "tokenizer")
 
     def missing(self, config: AlignConfig, *, at_once: bool) -> StageError | None:

@@ -1,5 +1,7 @@
 """Conversations and preferences made from the training text, where none are given: a passage, and a question about it
-that the passage answers. Rejected answers are of the same form and wrong.
+that the passage answers. Rejected answers are of the same form and wrong, or, every other time round, right and behind
+words that nobody asked for: of style, as much of what people prefer is. A toy model learns the latter; the former alone
+teach it nothing that holds on other pairs.
 
 They teach a form, as instruction tuning does: every answer lies in the passage, so a row of few tokens asks nothing of
 a long context, and a row of many does (how the passage begins).
@@ -41,6 +43,8 @@ def _contains(sentences: Sequence[str], other: str, rng: random.Random) -> tuple
 
 
 ASKED: tuple[Ask, ...] = (_begin, _last, _contains)
+UNASKED = ("As far as I can tell:", "I would say that it is", "Thank you for your question!", "Well, let me see.")
+"""What stands before an answer that is rejected for its style."""
 
 
 def _words(sentence: str, count: int = 6) -> str:
@@ -71,13 +75,17 @@ def made(texts: Sequence[str], codec: Codec, length: int, count: int, seed: int)
         rng = random.Random(f"{seed}/{length}/{number}")
         for _ in range(TRIES):
             text, other = rng.choices(texts, weights, k=2)
-            row = _row(text, other, codec, length, ASKED[number % len(ASKED)], rng)
+            style = number // len(ASKED) % 2 == 1
+            row = _row(text, other, codec, length, ASKED[number % len(ASKED)], style, rng)
             if row is not None:
                 yield row
                 break
 
 
-def _row(text: str, other: str, codec: Codec, length: int, ask: Ask, rng: random.Random) -> dict[str, Any] | None:
+def _row(
+    text: str, other: str, codec: Codec, length: int, ask: Ask, style: bool, rng: random.Random
+) -> dict[str, Any] | None:
+    """``style``: the rejected answer is right, behind words that nobody asked for."""
     size = 8 * length  # characters: more than the tokens hold, so that no whole book is encoded
     start = rng.randrange(max(1, len(text) - size // 4))
     pieces = _pieces(codec.decode(codec.encode(text[start : start + size])[:length]))
@@ -91,6 +99,7 @@ def _row(text: str, other: str, codec: Codec, length: int, ask: Ask, rng: random
         if not absent:
             return None
         question, right, wrong = ask(pieces, absent[0], rng)
+        wrong = f"{rng.choice(UNASKED)} {right}" if style and right else wrong
         prompt = f"{passage}\n{question}"
         if len(codec.encode(prompt)) + max(len(codec.encode(answer)) for answer in (right, wrong)) > length - SLACK:
             pieces.pop()

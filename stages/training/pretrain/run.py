@@ -89,15 +89,20 @@ def summary(output: Path) -> Summary:
     if (output / "gates.parquet").is_file():
         tables["gates by head"] = "gates.parquet"
     losses = [row["loss"] for row in log if row["loss"] is not None]
+    what, metric = "loss", "loss"
+    if not losses:  # nothing but answers was trained on
+        losses = [row["answer_loss"] for row in log if row["answer_loss"] is not None]
+        what, metric = "loss of answers", "answer_loss"
     if not losses:
         return Summary(f"{cost['parameters']:,} parameters", metrics, tables)
     tail = losses[-max(1, len(losses) // 20) :]
-    metrics |= {"loss_first": losses[0], "loss_last": sum(tail) / len(tail), "tokens": float(log[-1]["tokens"])}
+    last = sum(tail) / len(tail)
+    metrics |= {f"{metric}_first": losses[0], f"{metric}_last": last, "tokens": float(log[-1]["tokens"])}
     gates = [row["gate_mean"] for row in log if row["gate_mean"] is not None]
     if gates:
         metrics["gate_mean"] = gates[-1]
     headline = (
-        f"loss {losses[0]:.3f} -> {metrics['loss_last']:.3f} in {len(log)} steps, "
+        f"{what} {losses[0]:.3f} -> {last:.3f} in {len(log)} steps, "
         f"{log[-1]['tokens']:,} tokens at {cost['tokens_per_s']:,.0f}/s"
     )
     return Summary(headline, metrics, tables)

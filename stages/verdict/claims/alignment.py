@@ -141,7 +141,8 @@ def alignment(evidence: Evidence) -> Finding:
     open_rows = [row for row in judged if row.decision == "inconclusive"]
     qualifier = open_rows[0].qualifier if decision == "inconclusive" else ""
     reason = "; ".join(f"{row.label}: {row.note}" for row in judged)
-    others = [added[0] for _, added in rows.values()]
+    shown = {row.name for row in judged}
+    others = [number for both in rows.values() for number, _ in both if number.name not in shown]
     return Finding(decision, reason, qualifier, lead, (*judged, *others), f"{lead.label}: {lead.short}")
 
 
@@ -163,6 +164,7 @@ def _judge(
     p: tuple[float, float],
     tests: int,
 ) -> Number:
+    """The number that decides the row, or leaves it open: of text where that is the perplexity."""
     rules, rule = evidence.rules, evidence.rules.alignment
     (row, found), (text, nats) = lost, added
     had = accuracy("", "", passkeys(evidence.retrieval, arm, beyond=True, longest=rule.length), sources=(), rules=rules)
@@ -175,7 +177,7 @@ def _judge(
         return decided(row, "inconclusive", f"{note}; {few}", "too few seeds", few)
     if p[1] < rules.alpha and nats.exceeds:
         short = f"perplexity beyond the first segment rises by more than {rule.perplexity_margin:.0%} against {local}"
-        return decided(row, "refuted", f"{note}, Holm p = {p[1]:.2g}", short=short)
+        return decided(text, "refuted", f"{note}, Holm p = {p[1]:.2g}", short=short)
     if (had.low or 0.0) <= rule.margin:
         short = f"too little was retrieved before for a loss of {rule.margin:.0%} to show"
         return decided(row, "inconclusive", f"{note}: {short}", "underpowered", short)
@@ -189,8 +191,8 @@ def _judge(
         return decided(row, "supported", f"{note}: {short}", short=short)
     if found.below(rule.margin):
         short = needed(nats, rules, limit=math.log1p(rule.perplexity_margin), arms=tests, unit="documents")
-    else:
-        short = needed(found, rules, limit=rule.margin, arms=tests, unit="prompts")
+        return decided(text, "inconclusive", f"{note}; {short}", "underpowered", short)
+    short = needed(found, rules, limit=rule.margin, arms=tests, unit="prompts")
     return decided(row, "inconclusive", f"{note}; {short}", "underpowered", short)
 
 

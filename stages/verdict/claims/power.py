@@ -43,6 +43,8 @@ class Sensitivity:
     """One claim. ``items``: per seed, ``unit`` says what they are. ``smallest``: the true value that is called
     supported with the asked power; inf where none is. ``refutes``: probability of ``refuted`` where there is no effect
     (for C3, whose accuracy is never nothing, the largest true accuracy that is called refuted with the asked power).
+    C11 claims that nothing is lost: its ``smallest`` is the loss, in nats per token, that is called refuted, its
+    ``refutes`` the probability of ``supported``.
     ``pilot``: where the spreads come from. ``needs``: stages whose steps it takes."""
 
     claim: str
@@ -114,7 +116,7 @@ def _used(size: Size, earlier: Evidence | None) -> Sensitivity | None:
     if earlier is not None:
         costs = [retrieval_cost(earlier, arm, out) for arm in size.memory_arms for out in rule.knockouts]
         pairs = [one[1].pair for one in costs if one is not None]
-    seen, origin = _widest(pairs) or (_answers(size.rules.pilot), "claims.pilot")
+    seen, origin = widest(pairs) or (answers(size.rules.pilot), "claims.pilot")
     return difference(
         size,
         "C1",
@@ -302,7 +304,7 @@ def _binding(size: Size, earlier: Evidence | None) -> Sensitivity | None:
         rows = rows[rows["arm"].isin(size.memory_arms) & rows["rivals"].isin(ks)]
         for (_, k), many in rows.groupby(["arm", "rivals"]):
             pairs.append(paired(many, many.assign(correct=1 / int(k)), "item", "correct"))
-    seen, origin = _widest(pairs) or (_answers(size.rules.pilot), "claims.pilot")
+    seen, origin = widest(pairs) or (answers(size.rules.pilot), "claims.pilot")
     # the readers of one k are compared on the very same answers, so they count as one comparison
     return difference(
         size,
@@ -390,7 +392,7 @@ def losses(size: Size, earlier: Evidence | None) -> tuple[Pilot, str, int]:
     scored, plan = size.evaluate.perplexity, size.rules.pilot
     local = next(name for name, mixer in size.arms.items() if mixer.kind == FLOOR)
     pairs = [] if earlier is None else [pair_of_arms(earlier, arm, local) for arm in size.memory_arms]
-    seen, origin = _widest(pairs) or (
+    seen, origin = widest(pairs) or (
         Pilot(0.0, plan.loss_seed_sd, plan.loss_item_sd, plan.loss_residual_sd),
         "claims.pilot",
     )
@@ -399,7 +401,7 @@ def losses(size: Size, earlier: Evidence | None) -> tuple[Pilot, str, int]:
     return seen, origin, seen.items if seen.items else plan.documents
 
 
-def _widest(pairs: Sequence[Paired | None]) -> tuple[Pilot, str] | None:
+def widest(pairs: Sequence[Paired | None]) -> tuple[Pilot, str] | None:
     """The pilot with the largest standard error among comparisons with two seeds and items, not all equal."""
     from stages.statistics.power import pilot
 
@@ -415,7 +417,8 @@ def earlier_run(seen: Pilot) -> str:
     return f"earlier run: {seen.seeds} seeds x {seen.items} items, widest arm"
 
 
-def _answers(plan: PilotConfig) -> Pilot:
+def answers(plan: PilotConfig) -> Pilot:
+    """Of one answer minus another on the same prompt, before there is a run."""
     from stages.statistics.power import Pilot
 
     return Pilot(0.0, plan.accuracy_seed_sd, plan.accuracy_item_sd, plan.accuracy_residual_sd)

@@ -1,9 +1,11 @@
-"""The same of claims that rest on further tasks (C4) and on other schedules (C12); all claims together.
+"""The same of claims that rest on further tasks (C4), alignments (C11) and other schedules (C12); all claims together.
 
 C4: every cell (task, k) must clear the threshold, in one arm, at the first Holm-like step over the arms. Cells are
 simulated as independent and their scores as right or wrong, which shares of answers are not: both err on the side of a
 larger effect. C12: an arm must be ahead of every schedule of the baseline (an intersection-union test), the first Holm
-step being over all schedules of the memory arms.
+step being over all schedules of the memory arms. C11 is supported where nothing is lost: its column says how often
+that is shown, and its smallest effect is the loss that is called one. Both measures of every row are simulated as
+independent, which errs on the side of fewer verdicts.
 """
 
 from __future__ import annotations
@@ -13,18 +15,22 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from stages.verdict.claims.alignment import perplexity_added, retrieval_lost
+from stages.verdict.claims.bracket import FLOOR
 from stages.verdict.claims.compositional import composed
-from stages.verdict.claims.effects import Decisions, Floats
+from stages.verdict.claims.effects import Decisions, Floats, comparison
 from stages.verdict.claims.evidence import Evidence
 from stages.verdict.claims.power import (
     DRAWS,
     Sensitivity,
+    answers,
     difference,
     earlier_run,
     jointly,
     losses,
     relative,
     sensitivities,
+    widest,
 )
 from stages.verdict.claims.size import Size
 
@@ -35,7 +41,7 @@ if TYPE_CHECKING:
 def every_sensitivity(size: Size, earlier: Evidence | None = None) -> Iterator[Sensitivity]:
     """One row per claim; see ``stages.verdict.claims.power.sensitivities``."""
     yield from sensitivities(size, earlier)
-    for row in (_compositional, _schedule):
+    for row in (_compositional, _aligned, _schedule):
         if (found := row(size, earlier)) is not None:
             yield found
 
@@ -113,6 +119,58 @@ def _spread_of_cells(size: Size, earlier: Evidence | None, items: int) -> tuple[
         return widest, earlier_run(widest)
     made = Pilot(plan.accuracy, plan.accuracy_seed_sd, plan.accuracy_item_sd, plan.accuracy_residual_sd, binary=True)
     return made, "claims.pilot"
+
+
+def _aligned(size: Size, earlier: Evidence | None) -> Sensitivity | None:
+    """C11: how often losses of both margins are excluded in every row where nothing is lost."""
+    from stages.statistics.power import Pilot, power_of, smallest_effect
+
+    rules, rule = size.rules, size.rules.alignment
+    rows = [(arm, variant) for variant in size.alignments for arm in size.memory_arms]
+    lengths = [n for n in size.evaluate.retrieval.lengths if rule.length is None or n <= rule.length]
+    prompts = sum(size.passkeys(size.evaluate.retrieval, length) for length in lengths)
+    if not rows or prompts < 2:
+        return None
+    local = next(name for name, mixer in size.arms.items() if mixer.kind == FLOOR)
+    found, text = [], []
+    for arm, variant in rows if earlier is not None else ():
+        assert earlier is not None
+        lost = retrieval_lost(earlier, arm, variant, longest=rule.length)
+        added = perplexity_added(earlier, arm, variant, local)
+        found += [lost[1].pair] if lost is not None else []
+        text += [added[1].pair] if added is not None else []
+    between_arms, origin, documents = losses(size, earlier)
+    if found and widest(found) is None:  # not one answer differed: taken as one of them
+        seen_found = Pilot(0.0, 0.0, 0.0, found[0].a.size ** -0.5)
+    else:
+        seen_found, _ = widest(found) or (answers(rules.pilot), "")
+    seen_text, origin = widest(text) or (between_arms, origin)
+    smallest, kept = [], 1.0
+    for seen, items, limit, largest in (
+        (seen_found, prompts, rule.margin, 1.0),
+        (seen_text, documents, math.log1p(rule.perplexity_margin), None),
+    ):
+        sample = {"seeds": len(size.seeds), "items": items, "draws": DRAWS, "seed": rules.seed}
+        shown = comparison(rules, null=limit, limit=-math.inf, arms=2 * len(rows))
+        smallest.append(smallest_effect(shown, seen, null=limit, largest=largest, power=rules.power, **sample))
+        excluded = jointly(comparison(rules, null=math.inf, limit=limit, arms=1), len(rows))
+        kept *= power_of(excluded, seen, effect=0.0, **sample)
+    points, nats = smallest
+    said = [f"{100 * points:.1f} points of passkeys"] if math.isfinite(points) else []
+    said += [f"{math.expm1(nats):.2%} perplexity"] if math.isfinite(nats) else []
+    return Sensitivity(
+        "C11",
+        "alignment",
+        ("evaluate", "align"),
+        len(size.seeds),
+        documents,
+        f"documents and {prompts:,} passkeys, {len(rows)} aligned arms",
+        nats,
+        f"{' or '.join(said)} lost" if said else "none",
+        kept,
+        f"supported {kept:.0%} if nothing is lost",
+        origin,
+    )
 
 
 def _schedule(size: Size, earlier: Evidence | None) -> Sensitivity | None:

@@ -17,7 +17,7 @@ from stages.verdict.claims.evidence import KINDS_WITH_MEMORY
 
 @dataclass(frozen=True)
 class Size:
-    """Of a study. ``control_arms``: of the control; ``schedules``: with their arms."""
+    """Of a study. ``control_arms``: of the control; ``schedules``: with their arms; ``alignments``: that decide."""
 
     arms: Mapping[str, MixerConfig]
     seeds: tuple[int, ...]
@@ -27,6 +27,7 @@ class Size:
     control: ControlSettings | None = None
     control_arms: Mapping[str, MixerConfig] | None = None
     schedules: Mapping[str, Sequence[str]] | None = None
+    alignments: Sequence[str] = ()
 
     @property
     def memory_arms(self) -> list[str]:

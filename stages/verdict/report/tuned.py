@@ -1,5 +1,5 @@
 """Before and after a further training, on the same items: what fine-tuning costs in perplexity, and what alignment
-changes in retrieval by length, tasks, perplexity by position, gates and what the memory is worth."""
+taught and changes in retrieval by length, tasks, perplexity by position, gates and what the memory is worth."""
 
 from __future__ import annotations
 
@@ -39,9 +39,41 @@ def alignment_numbers(evidence: Evidence) -> list[Number]:
         number
         for variant in evidence.variants
         for arm in evidence.arms
-        for parts in (_retrieval, _tasks, _perplexity, _gates, _knockouts)
+        for parts in (_learned, _retrieval, _tasks, _perplexity, _gates, _knockouts)
         for number in parts(evidence, arm, variant)
     ]
+
+
+def _learned(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
+    """How much better the arm does at the end than at the beginning at what it is aligned on: where it learned nothing,
+    that nothing was lost says nothing."""
+    logs = _of(evidence.variant(variant, "align", "train_log.parquet"), arm)
+    if not len(logs):
+        return
+    preferences = bool(logs["loss"].notna().any())
+    column = "loss" if preferences else "answer_loss"
+    firsts, lasts = [], []
+    for _, log in logs.dropna(subset=[column]).groupby("seed"):
+        part = max(1, len(log) // 10)
+        firsts.append(float(log[column].iloc[:part].mean()))
+        lasts.append(float(log[column].iloc[-part:].mean()))
+    if firsts:
+        was, became = sum(firsts) / len(firsts), sum(lasts) / len(lasts)
+        what = "loss of preferences" if preferences else "nats per token of answers"
+        label = f"{arm} after {variant}: {what}"
+        method = "last tenth of the steps less the first, mean over seeds"
+        sources = evidence.variant_sources(variant, "align", "train_log.parquet", "", arm)
+        note = f"{was:.3f} at first, {became:.3f} in the end"
+        yield Number(
+            f"align.learned.{arm}.{variant}",
+            label,
+            became - was,
+            n=len(firsts),
+            unit="nats",
+            method=method,
+            sources=sources,
+            note=note,
+        )
 
 
 def _retrieval(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
