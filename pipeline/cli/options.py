@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,7 @@ def look(study: Path, overrides: list[str] | None, root: str | None) -> Looked:
 
 def _may_be_a_name(study: Path) -> bool:
     """No file, and written as a study's name can be: a mistyped file name has a dot or a slash."""
-    return not study.is_file() and re.fullmatch(r"[a-z0-9][a-z0-9-]*", str(study)) is not None
+    return not os.path.isfile(study) and re.fullmatch(r"[a-z0-9][a-z0-9-]*", str(study)) is not None
 
 
 def open_store(root: str | None) -> Store:

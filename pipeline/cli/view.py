@@ -40,6 +40,12 @@ def report(
             raise StudyError(
                 f"--out = {str(out)!r}: {reason} (allowed: a folder this user may write to). Fix: choose another"
             ) from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # committed, so whole: of other code
+            raise StudyError(
+                f"report.json = {str(folder / 'report.json')!r}: made by code_version "
+                f"{commit.meta.get('code_version')} of the report, which this one ({STAGE.code_version}) cannot write "
+                "again. Fix: infini-study run the study, or read the report where it lies"
+            ) from error
         folder = out
     if json:
         print_json("report", {"key": commit.key, "path": str(folder / "report.html"), "report": _report_json(folder)})

@@ -72,6 +72,10 @@ def load(path: str | Path, overrides: Sequence[str] = (), environment: Mapping[s
 
 
 def _text(path: Path) -> str:
+    if len(os.fsencode(path.name)) > 255:
+        raise StudyError(f"STUDY = {str(path)[:100]!r}...: a name too long for a file. Fix: give a study file")
+    if path.is_symlink() and not path.exists():
+        raise StudyError(f"{str(path)!r} is a link that leads nowhere, a study file is needed. Fix: mend the link")
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*.yaml"))
         there = f" (in it: {', '.join(inside)})" if inside else ""

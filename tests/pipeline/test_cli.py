@@ -177,6 +177,8 @@ def test_tokenizer_and_checkpoint_of_different_vocabularies_are_told_before_any_
 OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "no file": (("validate", "tinny.yaml"), r"no study file at 'tinny\.yaml'; did you mean 'tiny\.yaml'"),
     "a folder": (("validate", "."), r"'\.' is a folder, a study file is needed \(in it: tiny\.yaml\)"),
+    "a link to nowhere": (("validate", "dangling"), r"'dangling' is a link that leads nowhere.*Fix"),
+    "a name no file can have": (("plan", "n" * 300), r"STUDY = 'n{100}'\.\.\.: a name too long for a file\. Fix"),
     "no study": (("validate",), r"Missing argument 'STUDY'.*Fix"),
     "unknown option": (("validate", "tiny.yaml", "--fo"), r"No such option: --fo.*Fix"),
     "unknown command": (("valdate", "tiny.yaml"), r"No such command 'valdate'. Did you mean 'validate'.*\? Fix"),
@@ -231,6 +233,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
 @pytest.mark.parametrize("case", OPTIONS)
 def test_a_wrong_option_is_one_line(cli: Command, case: str):
     arguments, message = OPTIONS[case]
+    Path("dangling").symlink_to("nowhere.yaml")
     said = cli(*arguments)
     assert said.code == 2 and said.out == ""
     assert len(said.faults) == 1 and re.search(message, said.faults[0]), said.err

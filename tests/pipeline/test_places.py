@@ -79,6 +79,11 @@ def test_a_place_that_can_be_written_is(called: Command, tmp_path: Path, place: 
     assert not [name for name in files(tmp_path) if ".written-" in name]
 
 
+def test_a_report_of_another_version_is_not_copied_in_a_traceback(called: Command) -> None:
+    (fault,) = called("report", "quickstart", "--out", "new").faults
+    assert re.search(r"report\.json = '.*': made by code_version 1 of the report.*Fix: infini-study run", fault)
+
+
 def test_a_folder_of_the_home_is_meant_by_its_sign(
     called: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
