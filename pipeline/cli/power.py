@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from stages.verdict.claims.evidence import Evidence
     from stages.verdict.claims.size import Size
 
-VOCABULARY = 32_000  # of a tokenizer whose file is not read here
 CORE = 0.02  # TFLOP/s of a CPU core where none was timed
 COLUMNS = ["claim", "", "seeds", "items", "training", "smallest effect seen", "refuted", "spreads from"]
 
@@ -115,11 +114,12 @@ def _sustained(opened: Loaded) -> tuple[float, str]:
 def _hours(opened: Loaded, needs: tuple[str, ...], tflops: float) -> float:
     """Device-hours of training in all steps that the stages ``needs`` rest on; trainings on other
     schedules only where ``needs`` names the report or schedules."""
+    from pipeline.study.estimate import vocabulary_of
     from stages.training.pretrain.schedule import SEPARATOR
     from stages.verdict.claims.power import training_flops
 
     study, plan = opened.loaded.study, opened.plan
-    vocabulary = {"bpe": study.tokenizer.vocab_size, "bytes": 258}.get(study.tokenizer.kind) or VOCABULARY
+    vocabulary = vocabulary_of(plan)
     whole = "report" in needs or "schedules" in needs
     chosen = plan.upstream(
         step.id for step in plan.steps if step.stage.name in needs and (whole or SEPARATOR not in (step.arm or ""))

@@ -19,6 +19,8 @@ from pipeline.engine.plan import Plan, Step, StepDecision
 from pipeline.engine.store import Commit, Store
 from pipeline.study.study import StudyConfig
 from stages.data.tasks.config import RetrievalConfig
+from stages.data.tokens.config import TokenizerConfig
+from stages.data.tokens.pin import vocabulary_size
 from stages.evidence.ablate.config import AblateConfig
 from stages.evidence.evaluate.config import EvaluateConfig, PerplexityConfig
 from stages.training.pretrain.config import BaseConfig, PretrainConfig
@@ -29,7 +31,7 @@ _OPTIMIZED = 16  # bytes a parameter in fp32, shared out over the workers: weigh
 _RESUME = 12  # of these in a resume point
 _RESUME_POINTS = 3  # two that are kept, and the one being written
 _CHECKPOINTED_FROM = 16_384  # tokens; longer rows keep a layer's input only
-_LARGEST_VOCABULARY = 32_768  # where it is not known yet
+_LARGEST_VOCABULARY = 32_768  # of a repository that cannot be reached
 
 
 @dataclass
@@ -63,7 +65,7 @@ class StudyCost:
 def estimate(study: StudyConfig, plan: Plan, decisions: Mapping[str, StepDecision], store: Store) -> StudyCost:
     """The cost of the steps that ``decisions`` would run. Reads of a remote store nothing that was not read before."""
     found = StudyCost()
-    vocabulary = _vocabulary(study)
+    vocabulary = vocabulary_of(plan)
     for step in plan.steps:
         if decisions[step.id].action == "run":
             _add(found, study, step, vocabulary)
@@ -156,11 +158,11 @@ def _cost(model: ModelConfig, length: int) -> Cost:
     return cost(model, length)
 
 
-def _vocabulary(study: StudyConfig) -> int:
-    kind = study.tokenizer.kind
-    if kind == "bytes":
-        return 258
-    return study.tokenizer.vocab_size or _LARGEST_VOCABULARY
+def vocabulary_of(plan: Plan) -> int:
+    """Tokens of the study's models: those of the tokenizer's file, else as many as are asked for."""
+    tokenizer = plan["tokenizer"].config
+    assert isinstance(tokenizer, TokenizerConfig)
+    return vocabulary_size(tokenizer) or tokenizer.vocab_size or _LARGEST_VOCABULARY
 
 
 def gpus(study: StudyConfig) -> float:

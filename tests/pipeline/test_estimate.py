@@ -16,7 +16,10 @@ from pipeline.engine.store import Store
 from pipeline.study.estimate import count, estimate, lines
 from pipeline.study.graph import expand
 from pipeline.study.load import load
+from stages.data.tokens.config import TokenizerConfig
+from stages.data.tokens.stage import TOKENIZER
 from stages.stage import Summary
+from tests.support import LocalContext
 from tests.tiny import write_study
 
 RUNS = Path(__file__).parents[2] / "runs"
@@ -42,6 +45,17 @@ def test_the_cost_of_the_tiny_study_is_the_sum_over_its_steps(tmp_path: Path):
     assert found.storage == 4 * parameters and found.memory > 16 * found.parameters
     assert found.rate is None and ["time", "unknown (no training was timed yet)"] in lines(found)
     assert any(row[0] == "not counted" and "evaluate.perplexity" in row[1] for row in lines(found))
+
+
+def test_models_are_as_large_as_the_vocabulary_of_a_given_tokenizer(tmp_path: Path):
+    study = write_study(tmp_path)
+    TOKENIZER.run(TokenizerConfig(kind="bytes"), {"documents": None}, tmp_path, LocalContext(""))
+    of = []
+    for given in ("tokenizer={kind: bytes}", "tokenizer={kind: file, path: tokenizer.json, eos_token: <eos>}"):
+        loaded = load(study, [given])
+        plan, store = expand(loaded, None), Store(tmp_path / "root")
+        of.append(estimate(loaded.study, plan, decide(plan, store), store).parameters)
+    assert of[0] == of[1]
 
 
 def test_hours_follow_from_trainings_that_were_timed_and_only_of_the_same_kind_of_machine(tmp_path: Path):
