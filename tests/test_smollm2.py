@@ -71,7 +71,9 @@ def test_the_study_runs_from_the_checkpoint_to_its_report(folder: Path) -> None:
     write_books(folder / "books")
     text = "corpus.sources=[{kind: pg19, name: books, url: books}]"
     said = command(folder, "run", "smollm2-cpu.yaml", "--no-progress", "--address", "inline", "--set", text)
-    assert "\nC2 " in said and "report.html" in said
+    assert "\nC2 " in said and "\nC11 " in said and "report.html" in said
+    rows = command(folder, "show", "align/infini-delta@dpo/0", "--study", "smollm2-cpu")
+    assert "examples.jsonl" in rows
     assert re.search(r"\nsmollm2-cpu: \d\d run; ", said)  # nothing reused, nothing failed
     command(folder, "export", "pretrain/infini-delta/0", "exported", "--dtype", "bfloat16")
     fields = json.loads((folder / "exported" / "config.json").read_text())
