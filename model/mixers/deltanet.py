@@ -130,23 +130,24 @@ class _Unit(torch.autograd.Function):
         return torch.addcmul(grads[0], y, along, value=-1).mul_(inverse)
 
 
-def substitute(within: Tensor, *right: Tensor) -> tuple[Tensor, ...]:
-    """(I + within)^-1 R for each of ``right`` [..., C, D]; within [..., C, C] is strictly lower triangular."""
-    return cast(tuple[Tensor, ...], apply(_Substitution, within, *right))
+def substitute(within: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(I + within)^-1 R for R = a and b [..., C, D]; within [..., C, C] is strictly lower triangular."""
+    return cast(tuple[Tensor, Tensor], apply(_Substitution, within, a, b))
 
 
 class _Substitution(torch.autograd.Function):
     """The inverse is kept: the backward of torch's own solve substitutes again, at several times the cost of a product.
 
     ``within`` must be masked by what made it (``causal``): only its strictly lower part is read, and its gradient is
-    not masked again.
+    not masked again. Two right sides by name: without gradients torch.compile (2.13) takes ``*right`` one place too
+    early.
     """
 
     @staticmethod
-    def forward(ctx: Any, within: Tensor, *right: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, within: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         eye = torch.eye(within.shape[-1], dtype=within.dtype, device=within.device).expand_as(within)
         inverse = torch.linalg.solve_triangular(within, eye, upper=False, unitriangular=True)
-        solved = tuple(inverse @ r for r in right)
+        solved = (inverse @ a, inverse @ b)
         ctx.save_for_backward(inverse, *solved)
         return solved
 

@@ -130,6 +130,14 @@ def test_substitution_has_the_gradients_of_the_inverse() -> None:
     assert torch.autograd.gradcheck(lambda w, *right: substitute(w.tril(-1), *right), arguments)
 
 
+def test_the_substitution_is_traced_without_gradients_too() -> None:
+    within, a, b = torch.randn(2, 5, 5).tril(-1), torch.randn(2, 5, 3), torch.randn(2, 5, 3)
+    torch._dynamo.reset()
+    traced = torch.compile(substitute, backend="eager", dynamic=True, fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(list(traced(within, a, b)), list(substitute(within, a, b)))
+
+
 def test_state_stays_float32_under_bfloat16_autocast() -> None:
     layer, x = mixer().float(), inputs(1, 200).float()
     expected, _ = run(layer, x)
