@@ -104,8 +104,9 @@ def _sustained(opened: Loaded) -> tuple[float, str]:
     """TFLOP/s of one device in training, and where the number is from, as ``plan`` has it."""
     from pipeline.study.estimate import gpus, training_rate
 
-    study = opened.loaded.study
-    rate, origin = training_rate(study, opened.store)
+    study, store = opened.loaded.study, opened.store
+    of_plan = [(step.stage.name, step.key) for step in opened.plan.steps if step.stage.name in ("base", "pretrain")]
+    rate, origin = training_rate(study, store, () if store.local else store.lookup_many(of_plan).values())
     if rate is None:
         return CORE, f"assumed, a CPU core; {origin}"
     return rate / max(gpus(study), 1.0) / 1e12, origin

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from pipeline.cli.options import open_study
 from pipeline.engine.store import Store
 from stages.stage import Summary
@@ -35,7 +37,14 @@ def test_hours_follow_the_rate_and_the_steps_a_claim_rests_on(cli: Command) -> N
     assert hours["C1"] < hours["C2"] == slow["hours"]  # knock-outs need the memory arms only
 
 
-def test_hours_without_a_rate_follow_the_trainings_of_the_store_as_in_a_plan(cli: Command) -> None:  # noqa: F811
+@pytest.mark.parametrize("remote", [False, True])
+def test_hours_without_a_rate_follow_the_trainings_of_the_store_as_in_a_plan(
+    cli: Command,  # noqa: F811
+    request: pytest.FixtureRequest,
+    remote: bool,
+) -> None:
+    root = request.getfixturevalue("s3_root") if remote else "store"
+
     def asked(*options: str) -> dict[str, object]:
         found: dict[str, object] = json.loads(cli("power", "tiny.yaml", *LARGE, "--json", *options).out)
         return found
@@ -44,15 +53,17 @@ def test_hours_without_a_rate_follow_the_trainings_of_the_store_as_in_a_plan(cli
     assert unknown["tflops"] == 0.02 and "assumed, a CPU core" in str(unknown["tflops_from"])
     card = asked("--set", "execution.gpus_per_worker=1")
     assert card["tflops"] == 0.4 * 67 and "40% of an H100's peak in fp32" in str(card["tflops_from"])
-    store = Store("store")
-    step = next(step for step in open_study(Path("tiny.yaml"), None, "store").plan.steps if step.id.startswith("base"))
+    store = Store(root)
+    step = next(
+        step for step in open_study(Path("tiny.yaml"), list(LARGE[1::2]), root).plan.steps if step.id.startswith("base")
+    )
     attempt = store.attempt(step.stage.name, step.key)
     (attempt.directory / "made").write_text("x")
     summary = Summary("made", metrics={"flops_per_token": 2e6, "tokens_per_s": 20_000.0})
     store.commit(step.stage.name, step.key, store.seal(attempt), summary, {**step.record(), "hardware": "2 x Some CPU"})
-    timed = asked("--root", "store")
+    timed = asked("--root", root)
     assert timed["tflops"] == 0.04 and timed["tflops_from"] == "measured in 1 earlier training on 2 x Some CPU"
-    assert cli("plan", "tiny.yaml", *LARGE, "--root", "store", "--json").json["cost"]["rate"] == 0.04e12
+    assert cli("plan", "tiny.yaml", *LARGE, "--root", root, "--json").json["cost"]["rate"] == 0.04e12
 
 
 def test_what_cannot_decide_is_one_line_before_any_work(cli: Command) -> None:  # noqa: F811
