@@ -184,7 +184,7 @@ def measure(
         for n in range(count):
             host = clean[n % len(clean)]
             fates.append(fate(kind.plant(evaluation[n % len(evaluation)], host, chance)))
-        acted = sum(action in ("excise", "drop") for _, action in fates)
+        acted = sum(action in ("cut", "drop") for _, action in fates)
         dropped = sum(action == "drop" for _, action in fates)
         results.append(Result(kind, count, sum(found for found, _ in fates), acted, dropped))
     return results, len(evaluation), len(hosts) - len(clean)

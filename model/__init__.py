@@ -3,3 +3,5 @@
 ``config`` is importable without torch; everything else is imported from its own module
 (``from model.decoder import Decoder``).
 """
+
+from model import kinds as kinds  # the arms, made known

@@ -1,8 +1,8 @@
 """The kinds of arms: one record each. Importable without torch.
 
-What a kind needs beside its mixer's own file stands here: which options mean something to it, which of its parameters
-are treated apart in training, its cost formula and its sentence in a report. A kind from elsewhere is made known with
-``register`` before its study is read.
+What a kind needs beside its mixer's own file stands in its record: which options mean something to it, which of its
+parameters are treated apart in training, its cost formula and its sentence in a report. Those of this repository are
+in ``kinds.py``; a kind from elsewhere is made known with ``register`` before its study is read.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from typing import Any
 class Arm:
     """A kind of ``MixerConfig``.
 
-    mixer, stream, formula: ``module:name``, imported when they are needed (a leading dot: of this package). mixer: a
+    mixer, stream: ``module:name``, imported when they are needed (a leading dot: of this package). mixer: a
     ``mixers.base.Mixer``. stream: a ``mixers.stream.Stream`` where more than the text passes through the layers.
-    formula: (ModelConfig, tokens) -> ``formulas.Parts``. options: fields of MixerConfig that not every kind has; set
-    for another kind they are an error. whole_segments: sequences are a whole number of segments long. as_built:
-    parameters, by the end of their name, that start as the mixer made them, not at random. undecayed: matrices without
-    weight decay. sequence_parallel: ranks can share a sequence (see ``mixers.base.Mixer.ranks``). reach: MixerConfig ->
-    tokens that softmax attention with positions reaches back, the token itself included (None: all). bounded:
-    MixerConfig -> does its state stop growing, so that training can carry it from sequence to sequence? placed: its
-    state holds keys with their positions, so that documents go on in one batch only where equally much was read of
-    them. variants: names under which a study usually has the kind, with their fields (default: its own name).
+    formula: (ModelConfig, tokens) -> ``formulas.Parts``, without torch. options: fields of MixerConfig that not every
+    kind has; set for another kind they are an error. whole_segments: sequences are a whole number of segments long.
+    as_built: parameters, by the end of their name, that start as the mixer made them, not at random. undecayed:
+    matrices without weight decay. sequence_parallel: ranks can share a sequence (see ``mixers.base.Mixer.ranks``).
+    reach: MixerConfig -> tokens that softmax attention with positions reaches back, the token itself included (None:
+    all). bounded: MixerConfig -> does its state stop growing, so that training can carry it from sequence to
+    sequence? placed: its state holds keys with their positions, so that documents go on in one batch only where
+    equally much was read of them. variants: names under which a study usually has the kind, with their fields
+    (default: its own name).
     """
 
     kind: str
     mixer: str
-    formula: str
+    formula: Callable[[Any, int], Any]
     sentence: Callable[[Any], str]
     """MixerConfig -> what the arm attends to, and what it keeps of the rest."""
     stream: str = ".mixers.stream:Stream"
@@ -122,135 +123,3 @@ def variants() -> dict[str, dict[str, Any]]:
         for arm in KINDS.values()
         for name, fields in (arm.variants or {arm.kind: {}}).items()
     }
-
-
-for _arm in (
-    Arm(
-        kind="infini",
-        bounded=lambda m: True,
-        sequence_parallel=True,
-        mixer=".mixers.infini:InfiniMixer",
-        formula=".formulas:infini",
-        sentence=lambda m: f"{m.rule} rule, {m.feature_map}, segments of {m.segment_length} tokens",
-        options=(
-            "rule",
-            "feature_map",
-            "gate",
-            "gate_init",
-            "empty_memory",
-            "initial_memory",
-            "state_dtype",
-            "eps",
-            "bptt_segments",
-        ),
-        as_built=("beta", "gate_weight", "memory_start", "normaliser_start"),
-        undecayed=("gate_weight", "memory_start", "normaliser_start"),
-        variants={"infini-linear": {"rule": "linear"}, "infini-delta": {"rule": "delta"}},
-    ),
-    Arm(
-        kind="local",
-        bounded=lambda m: True,
-        sequence_parallel=True,
-        mixer=".mixers.local:LocalMixer",
-        formula=".formulas:local",
-        sentence=lambda m: f"segments of {m.segment_length} tokens, no memory",
-    ),
-    Arm(
-        kind="window",
-        bounded=lambda m: True,
-        placed=True,
-        sequence_parallel=True,
-        mixer=".mixers.window:WindowMixer",
-        formula=".formulas:window",
-        sentence=lambda m: f"the last {m.segment_length} tokens",
-        whole_segments=False,
-    ),
-    Arm(
-        kind="xl",
-        bounded=lambda m: True,
-        placed=True,
-        mixer=".mixers.xl:XLMixer",
-        formula=".formulas:xl",
-        sentence=lambda m: f"segments of {m.segment_length} tokens and the one before",
-        reach=lambda m: 2 * m.segment_length,
-    ),
-    Arm(
-        kind="compressive",
-        bounded=lambda m: True,
-        placed=True,
-        mixer=".mixers.compressive:CompressiveMixer",
-        formula=".formulas:compressive",
-        sentence=lambda m: (
-            f"segments of {m.segment_length} tokens, the one before, {m.compressed_tokens or m.segment_length} states "
-            f"compressed {m.compression}:1"
-        ),
-        options=("compression", "compressed_tokens", "reconstruction_weight"),
-        reach=lambda m: 2 * m.segment_length + m.compression * (m.compressed_tokens or m.segment_length),
-    ),
-    Arm(
-        kind="memorizing",
-        bounded=lambda m: m.cache_tokens is not None,
-        placed=True,
-        mixer=".mixers.memorizing:MemorizingMixer",
-        formula=".formulas:memorizing",
-        sentence=lambda m: (
-            f"segments of {m.segment_length} tokens and the one before; one layer retrieves {m.top_k} earlier tokens"
-        ),
-        options=("gate_init", "memory_layer", "cache_tokens", "top_k"),
-        reach=lambda m: 2 * m.segment_length,
-        as_built=("beta",),
-    ),
-    Arm(
-        kind="rmt",
-        bounded=lambda m: True,
-        mixer=".mixers.rmt:RMTMixer",
-        stream=".mixers.rmt:RMTStream",
-        formula=".formulas:rmt",
-        sentence=lambda m: f"segments of {m.segment_length} tokens that hand on {m.memory_tokens} memory tokens",
-        options=("bptt_segments", "memory_tokens"),
-        reach=lambda m: m.segment_length + 2 * m.memory_tokens,
-        undecayed=("stream.memory",),
-    ),
-    Arm(
-        kind="landmark",
-        mixer=".mixers.landmark:LandmarkMixer",
-        stream=".mixers.landmark:LandmarkStream",
-        formula=".formulas:landmark",
-        sentence=lambda m: f"about {m.segment_length} tokens, and {m.top_blocks} retrieved blocks of {m.block_tokens}",
-        options=("block_tokens", "top_blocks"),
-        reach=lambda m: None,
-        whole_segments=False,
-        undecayed=("stream.landmark",),
-    ),
-    Arm(
-        kind="linear",
-        bounded=lambda m: True,
-        sequence_parallel=True,
-        mixer=".mixers.linear:LinearMixer",
-        formula=".formulas:linear",
-        sentence=lambda m: f"linear attention, {m.feature_map}, no segments",
-        options=("feature_map", "eps"),
-        reach=lambda m: 0,
-        whole_segments=False,
-    ),
-    Arm(
-        kind="deltanet",
-        bounded=lambda m: True,
-        sequence_parallel=True,
-        mixer=".mixers.deltanet:DeltaNetMixer",
-        formula=".formulas:deltanet",
-        sentence=lambda m: f"fast weights, {m.feature_map}, no segments",
-        options=("feature_map",),
-        reach=lambda m: 0,
-        whole_segments=False,
-    ),
-    Arm(
-        kind="full",
-        mixer=".mixers.full:FullMixer",
-        formula=".formulas:full",
-        sentence=lambda m: "over everything",
-        reach=lambda m: None,
-        whole_segments=False,
-    ),
-):
-    register(_arm)

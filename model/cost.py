@@ -1,7 +1,7 @@
 """What an arm costs, by formula: parameters, FLOPs, and the state it carries, in elements and bytes.
 
 ``python -m model.cost`` prints it for the twelve arms at any size, and the paper's memory table. Importable without
-torch; the formulas of each kind are in ``formulas.py``.
+torch; the formulas of each kind are in ``kinds.py``.
 
 The tests hold the formulas equal to torch's FLOP counter and to the sizes of real state tensors. Conventions:
 a multiply-add is 2 FLOPs, matrix products only; attention counts the pairs a query may see (causal: half the square),

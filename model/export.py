@@ -25,7 +25,7 @@ from model.llama import family_of
 
 ROOT = Path(__file__).parent
 NAMED = r'"(\.mixers\.\w+):\w+"'
-"""Mixers as ``model.arms`` names them; its formulas are not needed to run a model."""
+"""Mixers as the records of ``model.kinds`` name them."""
 PACKAGE = ROOT.name
 ENTRY = ROOT / "huggingface" / "modeling_infini_study.py"
 ANY_LENGTH = 2**20

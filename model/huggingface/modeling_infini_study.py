@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from model.config import ModelConfig
 from model.decoder import Decoder, DecoderState
 from model.generate import PREFILL_TOKENS
+from model.kinds import register  # noqa: F401  makes the arms known
 from model.mixers.stream import Stream
 
 

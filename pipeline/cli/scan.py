@@ -239,7 +239,7 @@ def _print_scan(report: ScanReport, out: Path | None, limit: int) -> None:
     line(
         f"{metrics['documents_in']:,.0f} documents ({metrics['bytes_in'] / 1e6:,.1f} MB) of {metrics['files']:,.0f} "
         f"file(s) scanned: {metrics['documents_keep']:,.0f} clean, {metrics['documents_note']:,.0f} noted, "
-        f"{metrics['documents_excise']:,.0f} to cut, {metrics['documents_drop']:,.0f} to drop"
+        f"{metrics['documents_cut']:,.0f} to cut, {metrics['documents_drop']:,.0f} to drop"
     )
     print_totals(report.totals)
     sources: dict[str, int] = {}

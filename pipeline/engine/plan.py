@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.engine.keys import artifact_key
-from pipeline.engine.sources import source_digest
+from pipeline.engine.sources import plugin_digests, source_digest
 from pipeline.errors import IntegrityError, StudyError
+from pipeline.plugins import load_plugins
 from stages.stage import Config, Stage
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Step:
             "inputs": dict(self.input_keys),
             "arm": self.arm,
             "seed": self.seed,
+            **({"plugins": plugins} if (plugins := _plugins(self)) else {}),
         }
 
 
@@ -320,8 +322,16 @@ def _said(value: Any) -> str:
     return "not there" if value is _NOT_THERE else repr(value)
 
 
+def _plugins(step: Step) -> dict[str, str]:
+    return plugin_digests(type(step.stage).__module__, load_plugins())
+
+
 def _source_warning(step: Step, commit: Commit) -> str | None:
     made_with = commit.meta.get("source_digest")
-    if made_with in (None, source_digest(type(step.stage).__module__)):
-        return None
-    return f"the source of stage {step.stage.name!r} changed, its code_version ({step.stage.code_version}) did not"
+    if made_with not in (None, source_digest(type(step.stage).__module__)):
+        return f"the source of stage {step.stage.name!r} changed, its code_version ({step.stage.code_version}) did not"
+    before = commit.meta.get("plugins", {})
+    changed = [name for name, digest in _plugins(step).items() if before.get(name, digest) != digest]
+    if changed:
+        return f"the source of plug-in {changed[0]!r} changed since; `--force {step.id}` makes the step anew"
+    return None

@@ -112,6 +112,7 @@ class _Meta:
     arm: str | None = None
     seed: int | None = None
     seconds: float = 0.0
+    plugins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

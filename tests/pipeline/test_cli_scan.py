@@ -52,7 +52,7 @@ def test_a_contaminated_corpus_is_told_shown_and_exit_code_1(cli: Command) -> No
     assert "1 of 2 evaluation documents share text with training documents, 1 of them above the limit" in said.out
     assert "4 documents" in said.out and "1 clean, 1 noted, 1 to cut, 1 to drop" in said.out
     assert re.search(r"deep/er/anthology\.txt +novel\.txt +anthology +drop", said.out)
-    assert re.search(r"passage\.txt +novel\.txt +excerpt +excise", said.out)
+    assert re.search(r"passage\.txt +novel\.txt +excerpt +cut", said.out)
     assert "canaries: " in said.out and "95% interval" in said.out
     assert {"audit.html", "audit.json", "pairs.parquet", "spans.parquet", "evidence"} <= set(os.listdir("found"))
     assert ".work" not in os.listdir("found")
@@ -71,7 +71,7 @@ def test_a_clean_corpus_is_exit_code_0(cli: Command) -> None:
 
 def test_thresholds_decide(cli: Command) -> None:
     strict = cli(*SCAN, "--act-words", "40", "--json").json
-    assert {pair["doc_id"]: pair["action"] for pair in strict["pairs"]}["note.txt"] == "excise"
+    assert {pair["doc_id"]: pair["action"] for pair in strict["pairs"]}["note.txt"] == "cut"
     assert strict["totals"]["parameters"]["act_words"] == 40
     short = cli("audit", "scan", "clean", "--against", "eval", "--min-span-words", "15", "--act-words", "15", "--json")
     assert short.code == 1 and short.json["pairs"][0]["doc_id"] == "quoting.txt"
@@ -82,7 +82,7 @@ def test_json_is_one_document_with_numbers_that_add_up(cli: Command) -> None:
     body = said.json
     assert (said.code, body["schema_version"], body["command"], body["contaminated"]) == (1, 1, "audit scan", True)
     metrics = body["totals"]["metrics"]
-    parts = [metrics[f"documents_{action}"] for action in ("keep", "note", "excise", "drop")]
+    parts = [metrics[f"documents_{action}"] for action in ("keep", "note", "cut", "drop")]
     assert sum(parts) == metrics["documents_in"] == 4
     assert metrics["bytes_in"] == sum(p.stat().st_size for p in Path("train").rglob("*.txt"))
     (book,) = [book for book in body["books"] if book["coverage"] > 0]
@@ -126,7 +126,7 @@ def test_any_format_is_read(cli: Command, tmp_path: Path, write: Callable[..., s
     said = cli("audit", "scan", place, "--against", "eval.jsonl", *options, "--canaries", "0", "--json")
     found = {pair["doc_id"]: pair["action"] for pair in said.json["pairs"]}
     names = [row["name"] for row in rows]
-    expected = {"anthology": "drop", "passage": "excise", "note": "note"}
+    expected = {"anthology": "drop", "passage": "cut", "note": "note"}
     file = Path(place).name if "://" not in place else "rows.jsonl"
     if not ids:
         expected = {f"{file}:{names.index(name):07d}": action for name, action in expected.items()}
@@ -307,7 +307,7 @@ def test_items_shorter_than_a_span_are_found_whole_or_said_to_be_out_of_reach(cl
     scan = ("--against", "items.jsonl", "--id-column", "id", "--canaries", "0")
     said = cli("audit", "scan", "page.txt", *scan, "--json")
     assert said.code == 1
-    assert {(p["book_id"], p["action"]) for p in said.json["pairs"]} == {(f"e{i}", "excise") for i in range(1, 5)}
+    assert {(p["book_id"], p["action"]) for p in said.json["pairs"]} == {(f"e{i}", "cut") for i in range(1, 5)}
     hidden = {row["book_id"]: row["reason"] for row in said.json["totals"]["cannot_be_found"]}
     assert hidden == {"e0": "5 words, too few", "e5": "no words"}
     clean = cli("audit", "scan", "clean", *scan)
@@ -325,7 +325,7 @@ def test_many_quotations_are_cut_and_another_translation_is_noted(cli: Command, 
         (tmp_path / "clean" / f"{name}.txt").write_text(text_of(words))
     said = cli("audit", "scan", "clean", "--against", "eval/novel.txt", "--canaries", "0", "--json")
     found = {pair["doc_id"]: (pair["action"], pair["class"]) for pair in said.json["pairs"]}
-    assert found == {"quoting.txt": ("excise", "excerpt"), "translation.txt": ("note", "translation")}
+    assert found == {"quoting.txt": ("cut", "excerpt"), "translation.txt": ("note", "translation")}
     (quotations,) = (pair for pair in said.json["pairs"] if pair["doc_id"] == "quoting.txt")
     assert quotations["matched_words"] >= 572 and quotations["dense_words"] < 60
 

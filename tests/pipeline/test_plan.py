@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from model.arms import KINDS
 from pipeline.engine import sources
 from pipeline.engine.lease import LeaseRequest, this_process
 from pipeline.engine.plan import Plan, PlanBuilder, Selection, decide, differences
@@ -224,3 +225,40 @@ def test_a_stages_closure_reaches_the_kernel_it_calls_and_no_other_stage():
     found = sources.closure("stages.data.dedup.stage")
     assert {"stages.data.matching.normalize", "stages.data.parallel", "stages.stage"} <= set(found)
     assert not any(name.startswith(("stages.evidence", "stages.verdict", "model")) for name in found)
+
+
+def test_every_arms_mixer_is_in_the_closure_of_what_trains_it():
+    """They are imported by name: a changed mixer that nothing notices would be served from old artifacts."""
+    for stage in ("pretrain", "finetune"):
+        found = sources.closure(f"stages.training.{stage}.stage")
+        assert {f"model{arm.mixer.partition(':')[0]}" for arm in KINDS.values()} <= set(found)
+
+
+def test_a_changed_plug_in_is_warned_of_where_a_stage_may_use_it(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/__init__.py").write_text("from mine import arm\n")
+    (tmp_path / "mine/arm.py").write_text("from model.arms import register\nfrom mine import mixer\n")
+    (tmp_path / "mine/mixer.py").write_text("one = 1\n")
+    said = (
+        "from pipeline.engine.sources import plugin_digests as of\n"
+        "print(of('stages.training.pretrain.stage', ['mine']), of('stages.data.dedup.stage', ['mine']))"
+    )
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+
+    def digests() -> str:  # each time in a process of its own: a running one has read the files
+        command = [sys.executable, "-c", said]
+        return subprocess.run(command, env=os.environ | path, capture_output=True, text=True, check=True).stdout
+
+    before = digests()
+    assert before.startswith("{'mine': ") and before.endswith(" {}\n")  # dedup knows no arms
+    (tmp_path / "mine/mixer.py").write_text("one = 2\n")
+    assert digests() != before
+
+
+def test_a_step_made_with_another_source_of_a_plug_in_says_so(tmp_path: Path, monkeypatch):
+    store = Store(tmp_path)
+    monkeypatch.setattr("pipeline.engine.plan.plugin_digests", lambda module, plugins: {"mine": "1"})
+    make(store, plan())
+    assert not any(d.warning for d in decide(plan(), store).values())
+    monkeypatch.setattr("pipeline.engine.plan.plugin_digests", lambda module, plugins: {"mine": "2", "new": "1"})
+    assert "plug-in 'mine' changed" in (decide(plan(), store)["ingest"].warning or "")

@@ -406,7 +406,7 @@ class Synthetic:
             {
                 "doc_id": [f"train-{i}" for i in range(90)],
                 "book_id": ["doc-001" if i < 9 else None for i in range(90)],
-                "action": ["drop"] * 3 + ["excise"] * 4 + ["note"] * 2 + ["keep"] * 81,
+                "action": ["drop"] * 3 + ["cut"] * 4 + ["note"] * 2 + ["keep"] * 81,
                 "reason": "",
                 "matched_words": 0,
                 "longest_words": 0,

@@ -355,10 +355,10 @@ def test_the_first_class_that_fits_counts(
     [
         ("note", Measured(39, 39, 0.0, 0.0), ""),
         ("note", Measured(40, 40, 0.0, 0.0), "act_words"),
-        ("excise", Measured(60, 399, 0.0, 0.0), ""),
-        ("excise", Measured(60, 400, 0.1, 0.01), "drop_words"),
-        ("excise", Measured(60, 410, 0.19, 0.01), "drop_document_share"),
-        ("excise", Measured(60, 60, 0.1, 0.049), "drop_book_share"),
+        ("cut", Measured(60, 399, 0.0, 0.0), ""),
+        ("cut", Measured(60, 400, 0.1, 0.01), "drop_words"),
+        ("cut", Measured(60, 410, 0.19, 0.01), "drop_document_share"),
+        ("cut", Measured(60, 60, 0.1, 0.049), "drop_book_share"),
         ("drop", Measured(60, 499, 0.3, 0.0), ""),
     ],
 )

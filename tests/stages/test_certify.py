@@ -194,7 +194,7 @@ def test_what_the_audit_cut_is_gone_and_what_it_only_noted_is_counted(tmp_path: 
     rule = DecontaminateConfig(canaries={"count": 0})
     DECONTAMINATE.run(rule, {"documents": raw}, cleaned, LocalContext(str(tmp_path)))
     actions = pd.read_parquet(cleaned / "decisions.parquet").set_index("doc_id")["action"]
-    assert (actions["train/0"], actions["train/1"], actions["train/2"]) == ("excise", "drop", "note")
+    assert (actions["train/0"], actions["train/1"], actions["train/2"]) == ("cut", "drop", "note")
     after, _, _ = certify(LocalArtifact(cleaned), tmp_path / "after")
     assert after["contained"].to_dict() == {"test/a": 18, "test/b": 0}
     assert after["longest"].to_dict() == {"test/a": 30, "test/b": 0} and after["top_document"]["test/a"] == "train/2"

@@ -121,7 +121,7 @@ def test_copies_are_dropped_passages_cut_out_and_the_rest_left_alone(audit: Call
         "train/clean-copy": "drop",
         "train/edition": "drop",
         "train/note": "note",
-        "train/passage": "excise",
+        "train/passage": "cut",
         "train/quoting": "keep",
         "train/shuffled": "drop",
         "train/whole": "drop",
@@ -168,7 +168,7 @@ def test_noted_spans_are_cut_where_they_cover_much_of_a_short_document(audit: Ca
         "train/b": text_of(prose(21, 3000)),
     }
     done = audit(texts)
-    assert done.actions() == {"train/a": "excise", "train/b": "keep"}
+    assert done.actions() == {"train/a": "cut", "train/b": "keep"}
     assert "10.0% of the evaluation document" in done.table("decisions").loc[0, "reason"]
     assert done.table("books").loc[0, "coverage_after"] == 0.0
     assert audit(texts, out="lenient", coverage_limit=0.2).actions()["train/a"] == "note"
@@ -255,7 +255,7 @@ def test_the_known_overlaps_of_real_books_are_found_and_clean_books_left_alone(
     acted = {
         (row.doc_id.removeprefix("pg19/"), row.book_id.removeprefix("pg19/"))
         for row in pairs.itertuples()
-        if row.action in ("excise", "drop")
+        if row.action in ("cut", "drop")
     }
     known = {
         ("3350", "3340"),

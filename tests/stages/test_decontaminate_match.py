@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.data.decontaminate.config import DecontaminateConfig
-from stages.data.decontaminate.decide import covered, decide, decide_pair, excise, merged
+from stages.data.decontaminate.decide import covered, decide, decide_pair, merged, without_ranges
 from stages.data.matching.chain import Scanned, Span, scan
 from stages.data.matching.index import Index, build, hidden, ngrams
 from stages.data.matching.normalize import words
@@ -139,24 +139,24 @@ QUOTATIONS = [span(18_000 * i, 18_000 * i + 52, at=3000 * i) for i in range(11)]
     ("spans", "document_words", "book_words", "action"),
     [
         ([span(0, 49)], 100, 100, "note"),  # short, whatever its share
-        ([span(0, 50)], 1000, 10_000, "excise"),
+        ([span(0, 50)], 1000, 10_000, "cut"),
         ([span(0, 50)], 250, 10_000, "drop"),  # 20% of the document
-        ([span(0, 50)], 1000, 1000, "excise"),  # 5% of the evaluation document, but one quotation
+        ([span(0, 50)], 1000, 1000, "cut"),  # 5% of the evaluation document, but one quotation
         ([span(0, 200)], 10_000, 4000, "drop"),  # the same of a longer passage
-        ([span(0, 90), span(120, 210, at=500)], 10_000, 3000, "excise"),  # two quotations side by side
+        ([span(0, 90), span(120, 210, at=500)], 10_000, 3000, "cut"),  # two quotations side by side
         ([span(0, 300), span(400, 600, at=400)], 100_000, 100_000, "drop"),  # 500 words together
-        ([span(0, 300), span(900, 1200, at=400)], 100_000, 100_000, "excise"),  # more other words between them
-        (QUOTATIONS, 990_000, 40_000, "excise"),  # 572 words, each by itself
-        (QUOTATIONS, 990_000, 5_000, "excise"),  # 11% of the evaluation document
+        ([span(0, 300), span(900, 1200, at=400)], 100_000, 100_000, "cut"),  # more other words between them
+        (QUOTATIONS, 990_000, 40_000, "cut"),  # 572 words, each by itself
+        (QUOTATIONS, 990_000, 5_000, "cut"),  # 11% of the evaluation document
         (QUOTATIONS, 2_000, 40_000, "drop"),  # a document made of quotations
-        ([span(0, 60, near=25)], 10_000, 100_000, "excise"),  # misread
+        ([span(0, 60, near=25)], 10_000, 100_000, "cut"),  # misread
         ([span(0, 600, near=250)], 100_000, 100_000, "drop"),
         ([span(1000 * i, 1000 * i + 80, matched=55, at=1000 * i) for i in range(22)], 24_000, 24_000, "note"),
         ([span(800 * i, 800 * i + 500, matched=340, at=800 * i) for i in range(30)], 24_000, 24_000, "drop"),
-        ([span(500, 512)], 10_000, 12, "excise"),  # the whole of a short item
+        ([span(500, 512)], 10_000, 12, "cut"),  # the whole of a short item
         ([span(500, 511)], 10_000, 12, "note"),
-        ([span(0, 300), span(400, 599, at=400)], 100_000, 100_000, "excise"),
-        ([span(0, 300), span(0, 300, at=5000)], 100_000, 100_000, "excise"),  # the same words twice count once
+        ([span(0, 300), span(400, 599, at=400)], 100_000, 100_000, "cut"),
+        ([span(0, 300), span(0, 300, at=5000)], 100_000, 100_000, "cut"),  # the same words twice count once
         ([span(0, 600, matched=300)], 100_000, 100_000, "note"),  # half of the words are others
     ],
 )
@@ -164,12 +164,12 @@ def test_the_rule(spans: list[Span], document_words: int, book_words: int, actio
     assert decide_pair(0, spans, document_words, book_words, DecontaminateConfig()).action == action
 
 
-@pytest.mark.parametrize(("book_words", "action"), [(4000, "excise"), (8100, "note")])
+@pytest.mark.parametrize(("book_words", "action"), [(4000, "cut"), (8100, "note")])
 def test_loose_spans_of_many_documents_are_cut_where_they_cover_a_tenth(book_words: int, action: str) -> None:
     scanned = [Scanned(60_000, 10_000, [span(100, 180, matched=55, at=100 * i)]) for i in range(10)]
     decisions = decide(scanned, [book_words], DecontaminateConfig())
     assert {decision.action for decision in decisions} == {action}
-    assert all(bool(decision.excised) == (action == "excise") for decision in decisions)
+    assert all(bool(decision.cut) == (action == "cut") for decision in decisions)
 
 
 def test_an_abridgement_goes_with_the_sentences_that_were_shortened() -> None:
@@ -177,8 +177,8 @@ def test_an_abridgement_goes_with_the_sentences_that_were_shortened() -> None:
     loose = [span(2000 + 300 * i, 2080 + 300 * i, matched=55, at=1000 * i) for i in range(10)]
     whole = Scanned(60_000, 100_000, [span(1000, 1090, at=50_000), *loose])
     cut, kept = decide([whole, Scanned(60_000, 100_000, loose)], [160_000], DecontaminateConfig())
-    assert (cut.action, len(cut.pairs[0].copies)) == ("excise", 11)
-    assert (kept.action, kept.excised) == ("note", ())
+    assert (cut.action, len(cut.pairs[0].copies)) == ("cut", 11)
+    assert (kept.action, kept.cut) == ("note", ())
 
 
 def test_a_badly_read_passage_is_found_to_its_ends(index: Index) -> None:
@@ -341,12 +341,12 @@ def test_thai_is_cut_in_the_same_places_whatever_stands_around_it() -> None:
 
 def test_cuts_leave_whole_paragraphs() -> None:
     assert merged([(5, 9), (0, 2), (8, 12), (2, 3)]) == [(0, 3), (5, 12)]
-    assert excise(b"one two three four", [(4, 7)]) == b"one\n\nthree four"
-    assert excise(b"one two three", [(0, 3), (8, 13)]) == b"two"
-    assert excise(b" as it was ", []) == b" as it was "
+    assert without_ranges(b"one two three four", [(4, 7)]) == b"one\n\nthree four"
+    assert without_ranges(b"one two three", [(0, 3), (8, 13)]) == b"two"
+    assert without_ranges(b" as it was ", []) == b" as it was "
 
 
-@pytest.mark.parametrize(("copied", "action"), [(78, "excise"), (40, "excise"), (0, "note")])
+@pytest.mark.parametrize(("copied", "action"), [(78, "cut"), (40, "cut"), (0, "note")])
 def test_a_passage_that_is_copied_inside_another_translation_is_found(index: Index, copied: int, action: str) -> None:
     """Around it four words in five are the same: one span, of which too little agrees, and in it a copy. (40 words go
     because they are more than a hundredth of the book.)"""

@@ -199,7 +199,7 @@ def test_publicly_quoted_texts_are_no_evidence(corpus: Corpus, tmp_path: Path) -
         for out in ("with", "without")
     ]
     assert actions[0].to_dict() == {"train/copies": "drop", "train/quotes": "keep", "train/clean": "keep"}
-    assert actions[1]["train/quotes"] == "excise"
+    assert actions[1]["train/quotes"] == "cut"
     assert json.loads((tmp_path / "with" / "audit.json").read_text())["excluded_ngrams"] == {"test/book": 116}
 
     assert pin_exclusions(config, Path("/elsewhere")).key_fields() == config.key_fields()

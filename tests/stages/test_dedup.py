@@ -225,8 +225,8 @@ def test_the_fates_of_the_audit_are_in_the_same_table(dedup: Dedup, tmp_path: Pa
         "s/clean-edition": ("kept", None, None, "keep", None, "s/clean-edition"),
         "s/copied": ("dropped", "decontaminate", "contamination", "drop", "s/test-too", None),
         "s/note": ("kept", "decontaminate", "contamination", "note", "s/test", "s/note"),
-        "s/passage": ("excised", "decontaminate", "contamination", "excise", "s/test", "s/passage"),
-        "s/passage-too": ("dropped", "dedup", "edition", "excise", "s/passage", "s/passage"),
+        "s/passage": ("cut", "decontaminate", "contamination", "cut", "s/test", "s/passage"),
+        "s/passage-too": ("dropped", "dedup", "edition", "cut", "s/passage", "s/passage"),
     }
     passage, rows = done.row("s/passage"), done.table()
     assert passage["score"] == 200 and passage["measure"] == "matched words"

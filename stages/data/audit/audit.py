@@ -65,7 +65,7 @@ def observe(index: Index, books: list[dict[str, Any]], rule: DecontaminateConfig
 def totals_of(audit: Audit, more: Mapping[str, float]) -> dict[str, Any]:
     """What ``publish`` needs in audit.json of an audit made by ``observe``; ``more`` metrics."""
     counts = audit.counts()
-    metrics = {f"documents_{name}": float(counts[name]) for name in ("keep", "note", "excise", "drop")}
+    metrics = {f"documents_{name}": float(counts[name]) for name in ("keep", "note", "cut", "drop")}
     metrics |= {name: float(counts[name]) for name in ("documents_in", "bytes_in")}
     metrics |= {
         "evaluation_documents": float(len(audit.books)),

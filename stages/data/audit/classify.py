@@ -155,7 +155,7 @@ def near_miss(action: str, found: Measured, rule: DecontaminateConfig) -> str:
         "drop_document_share": found.document_share / rule.drop_document_share,
         "drop_book_share": found.book_share / rule.drop_book_share,
     }
-    reached = {"note": {"act_words": found.longest / rule.act_words}, "excise": drop}.get(action)
+    reached = {"note": {"act_words": found.longest / rule.act_words}, "cut": drop}.get(action)
     if reached is None:
         return ""
     name = max(reached, key=lambda key: reached[key])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 INK, MUTED, LINE = "#1b1f24", "#5d6773", "#d8dde3"
 COLOURS = {"--c0": "#0072b2", "--c1": "#d55e00", "--c2": "#009e73", "--c4": "#b07a00"}  # Okabe and Ito's
-LOOK = {"drop": ("dropped", "#d55e00", "o"), "excise": ("cut", "#b07a00", "s"), "note": ("noted", "#0072b2", "^")}
+LOOK = {"drop": ("dropped", "#d55e00", "o"), "cut": ("cut", "#b07a00", "s"), "note": ("noted", "#0072b2", "^")}
 TOP_BOOKS, TOP_POINTS = 30, 2000
 STYLE = {
     "svg.hashsalt": "audit",

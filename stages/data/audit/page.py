@@ -26,7 +26,7 @@ from stages.display.numbers import margin, share
 TEMPLATES = Path(__file__).with_name("templates")
 TOP_BOOKS, TOP_PAIRS, TOP_SPANS, TOP_NEAR = 200, 30, 3, 100  # shown on audit.html
 PAGE_SPANS, PAIR_SPANS, ALL_SPANS = 150, 200, 5000  # on a page of evidence, of one pair, on all pages
-ACTIONS = {"keep": "kept", "note": "noted", "excise": "cut", "drop": "dropped"}
+ACTIONS = {"keep": "kept", "note": "noted", "cut": "cut", "drop": "dropped"}
 
 PageRow = dict[str, Any]
 MOST_HIDDEN = 200  # evaluation documents listed that no scan can find
@@ -242,7 +242,7 @@ def _tiles(totals: PageRow, metrics: Mapping[str, float]) -> list[dict[str, str]
         (f"{metrics['documents_in']:,.0f}", f"training documents, {metrics['bytes_in'] / 1e6:,.1f} MB"),
         (f"{metrics['documents_keep']:,.0f}", "clean"),
         (f"{metrics['documents_note']:,.0f}", "noted"),
-        (f"{metrics['documents_excise']:,.0f}", "to cut" if totals.get("rescan") is None else "cut"),
+        (f"{metrics['documents_cut']:,.0f}", "to cut" if totals.get("rescan") is None else "cut"),
         (f"{metrics['documents_drop']:,.0f}", "to drop" if totals.get("rescan") is None else "dropped"),
     ]
     if "bytes_out" in metrics:

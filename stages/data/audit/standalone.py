@@ -71,7 +71,7 @@ class ScanReport:
     def contaminated(self) -> bool:
         """Whether the rule would cut or drop any document."""
         metrics = self.totals["metrics"]
-        return bool(metrics["documents_excise"] + metrics["documents_drop"])
+        return bool(metrics["documents_cut"] + metrics["documents_drop"])
 
 
 ScanProgress = Callable[[str, int, int, int, int], None]

@@ -75,7 +75,7 @@ REMAINDERS = pa.schema(
         ("text", pa.string()),
     ]
 )
-_GRAVITY = ("drop", "excise", "note", "keep")
+_GRAVITY = ("drop", "cut", "note", "keep")
 
 CANARIES = pa.schema(
     [

@@ -166,12 +166,12 @@ def _settle(
     same = pc.fill_null(pc.equal(found["sha256_in"], found["sha256_out"]), False)
     cut = pc.and_(there[1], pc.invert(same))
     action = decided["action"]
-    may_go = pc.or_(pc.equal(action, "drop"), pc.equal(action, "excise"))  # cut, and nothing left
+    may_go = pc.or_(pc.equal(action, "drop"), pc.equal(action, "cut"))  # cut, and nothing left
     for what, rows in (
         (WRONG[2], pc.and_(gone, pc.invert(may_go))),
         (WRONG[3], pc.not_equal(before, decided["bytes_in"])),
         (WRONG[4], pc.not_equal(out, decided["bytes_out"])),
-        (WRONG[5], pc.and_(cut, pc.not_equal(action, "excise"))),
+        (WRONG[5], pc.and_(cut, pc.not_equal(action, "cut"))),
     ):
         _found(wrong, counted, what, found["doc_id"].filter(rows))
     for fate, rows in (("kept", pc.and_(same, there[1])), ("cut", cut), ("dropped", gone)):

@@ -20,7 +20,7 @@ PASSAGE_WORDS, QUOTATION_WORDS, HOST_BYTES = 200, 20, 20_000
 
 @dataclass(frozen=True)
 class Planted:
-    """How many canaries of one kind were planted, found (any verified span) and acted on (excised or dropped)."""
+    """How many canaries of one kind were planted, found (any verified span) and acted on (cut or dropped)."""
 
     kind: str
     planted: int
@@ -74,7 +74,7 @@ def plant(hosts: Sequence[bytes], index: Index, rule: DecontaminateConfig) -> tu
             scanned = scanned._replace(spans=[span for span in scanned.spans if span.book == book])
             decision = decide([scanned], [index.words_in(b) for b in range(len(index.book_ids))], rule)[0]
             found += bool(decision.pairs)
-            acted += decision.action in ("excise", "drop")
+            acted += decision.action in ("cut", "drop")
         recalls.append(Planted(kind, count, found, acted))
     return recalls[:-1], recalls[-1]
 

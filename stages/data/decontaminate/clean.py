@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from cluster import storage
 from stages.data.corpus.documents import write_documents
 from stages.data.decontaminate.config import DecontaminateConfig
-from stages.data.decontaminate.decide import decide_document, excise, without_notes
+from stages.data.decontaminate.decide import decide_document, without_notes, without_ranges
 from stages.data.matching.index import Index
 from stages.data.matching.shards import DocumentsShard, ShardScan, release_memory, scan_into, texts_of
 from stages.data.saved import Saved, spread_saved
@@ -139,10 +139,10 @@ def _decided(scan: ShardScan, index: Index, rule: DecontaminateConfig, terms: Te
     actions: Actions = {}
     for document in scan.found():
         decision = without_notes(decide_document(document.scanned, words, rule), terms.over)
-        if decision.action == "drop" or (decision.action == "excise" and terms.drop_all):
+        if decision.action == "drop" or (decision.action == "cut" and terms.drop_all):
             actions[document.row] = None
-        elif decision.action == "excise":
-            actions[document.row] = decision.excised
+        elif decision.action == "cut":
+            actions[document.row] = decision.cut
     return actions
 
 
@@ -157,7 +157,7 @@ def _write(shard: Any, actions: Actions, removed: frozenset[str], path: Path) ->
     rows, sizes = [], []
     for row, ranges in sorted(actions.items()):
         at = int(training[row])
-        left = b"" if ranges is None else excise(memoryview(table["text"][at].as_buffer()), ranges)
+        left = b"" if ranges is None else without_ranges(memoryview(table["text"][at].as_buffer()), ranges)
         if not left or left.isspace():
             left, keep[at] = b"", False
         else:

@@ -10,8 +10,8 @@ from typing import Literal
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.matching.chain import Scanned, Span
 
-Action = Literal["keep", "note", "excise", "drop"]
-SEVERITY: dict[Action, int] = {"keep": 0, "note": 1, "excise": 2, "drop": 3}
+Action = Literal["keep", "note", "cut", "drop"]
+SEVERITY: dict[Action, int] = {"keep": 0, "note": 1, "cut": 2, "drop": 3}
 
 SOME_QUOTATIONS = 4  # of the least length to act on: as many may stand together without being a copy
 LOOSE_LIMIT = 0.1  # of an evaluation document, by spans of any kind: above it even those of translations go
@@ -25,7 +25,7 @@ class Pair:
 
     Words are those that agree or nearly agree, in the copies where there are any, else in all ``spans``. ``dense``:
     those in the stretch of the document that holds most of them. ``copies``: the spans that count as such; all where
-    the pair is to be excised.
+    the pair is to be cut.
     """
 
     book: int
@@ -42,12 +42,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to one training document. ``pairs``: most severe first; ``excised``: byte ranges [start, end)."""
+    """What happens to one training document. ``pairs``: most severe first; ``cut``: byte ranges [start, end)."""
 
     action: Action = "keep"
     reason: str = ""
     pairs: tuple[Pair, ...] = ()
-    excised: tuple[tuple[int, int], ...] = field(default=())
+    cut: tuple[tuple[int, int], ...] = field(default=())
 
 
 def decide_pair(
@@ -63,7 +63,7 @@ def decide_pair(
     longest = max(span.alike for span in counted)
     dense = densest(counted)
     document_share, book_share = in_document / document_words, in_book / book_words
-    action: Action = "excise"
+    action: Action = "cut"
     reason = f"a span of {longest} words, {in_document} in all"
     if not copies:
         action = "note"
@@ -79,7 +79,7 @@ def decide_pair(
         reason = f"{dense / book_words:.1%} of the evaluation document, dropped from {rule.drop_book_share:.0%}"
     elif longest < rule.act_words:
         reason = f"the whole of an evaluation document of {book_words} words"
-    if action == "excise":  # beside a copy, what agrees less is the same text abridged or reworded
+    if action == "cut":  # beside a copy, what agrees less is the same text abridged or reworded
         copies = spans
     return Pair(book, spans, copies, in_document, longest, dense, document_share, book_share, action, reason)
 
@@ -166,22 +166,22 @@ def without_notes(decision: Decision, over: Mapping[int, float]) -> Decision:
         cut = pair.spans if share > LOOSE_LIMIT else pair.copies if share else ()
         if cut and (pair.action == "note" or cut != pair.copies):
             reason = f"{pair.reason}; but such spans cover {share:.1%} of the evaluation document"
-            pairs.append(replace(pair, action="excise", copies=cut, reason=reason))
+            pairs.append(replace(pair, action="cut", copies=cut, reason=reason))
         else:
             pairs.append(pair)
     return _settled(pairs)
 
 
 def _settled(pairs: Iterable[Pair]) -> Decision:
-    """The document's fate is that of its worst pair; those to be excised say which text goes."""
+    """The document's fate is that of its worst pair; those to be cut say which text goes."""
     ordered = tuple(sorted(pairs, key=lambda pair: (-SEVERITY[pair.action], -pair.matched, pair.book)))
     if not ordered:
         return Decision()
     worst = ordered[0]
-    excised: list[tuple[int, int]] = []
-    if worst.action == "excise":
-        excised = [(s.doc_start, s.doc_end) for pair in ordered if pair.action == "excise" for s in pair.copies]
-    return Decision(worst.action, worst.reason, ordered, tuple(merged(excised)))
+    cut: list[tuple[int, int]] = []
+    if worst.action == "cut":
+        cut = [(s.doc_start, s.doc_end) for pair in ordered if pair.action == "cut" for s in pair.copies]
+    return Decision(worst.action, worst.reason, ordered, tuple(merged(cut)))
 
 
 class Coverage:
@@ -249,10 +249,10 @@ def covered(ranges: Iterable[tuple[int, int]]) -> int:
     return sum(end - start for start, end in merged(ranges))
 
 
-def excise(text: bytes | memoryview, excised: Iterable[tuple[int, int]]) -> bytes:
+def without_ranges(text: bytes | memoryview, ranges: Iterable[tuple[int, int]]) -> bytes:
     """``text`` without the byte ranges; a blank line stands where something was, so that no new sentence arises."""
     view = memoryview(text)
-    edges = [0, *(edge for part in excised for edge in part), len(view)]
+    edges = [0, *(edge for part in ranges for edge in part), len(view)]
     parts = []
     for at in range(0, len(edges), 2):
         start, end = edges[at], edges[at + 1]

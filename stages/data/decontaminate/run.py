@@ -141,7 +141,7 @@ def _clean(source: list[DocumentsShard], audit: Audit, context: Context) -> list
         return copy_shards(source, context.work_url, _worth_tasks(source))
     terms = Terms(over=audit.over)
     if audit.rule.remove_from == "evaluation":
-        acted = (pair for d in audit.found() for pair in d.decision.pairs if pair.action in ("excise", "drop"))
+        acted = (pair for d in audit.found() for pair in d.decision.pairs if pair.action in ("cut", "drop"))
         audit.removed_books = {pair.book for pair in acted}
         terms = Terms(only_copies=True, removed=frozenset(audit.index.book_ids[b] for b in audit.removed_books))
     progress = _Progress(context, sum(state.scan.documents_in for state in audit.shards))
@@ -191,7 +191,7 @@ def _found_again(audit: Audit, scans: list[ShardScan], context: Context) -> tupl
     dirty, to_act_on = set(), 0
     for i, doc_id, decision in decisions:
         now = without_notes(decision, terms.over)
-        if now.action in ("excise", "drop"):
+        if now.action in ("cut", "drop"):
             context.log(f"{doc_id}: {now.reason} (found again after cut {audit.rounds})")
             audit.again[doc_id] = ("drop" if terms.drop_all else now.action, now.reason)
             dirty.add(i)
@@ -229,7 +229,7 @@ def _metrics(audit: Audit) -> dict[str, float]:
     assert audit.after is not None
     counts = audit.counts()
     planted = sum(recall.planted for recall in audit.recalls)
-    metrics = {f"documents_{name}": float(counts[name]) for name in ("keep", "note", "excise", "drop")}
+    metrics = {f"documents_{name}": float(counts[name]) for name in ("keep", "note", "cut", "drop")}
     metrics |= {name: float(counts[name]) for name in ("documents_in", "exact_copies", "bytes_in", "bytes_out")}
     metrics |= {
         "evaluation_documents": float(len(audit.books)),
@@ -273,7 +273,7 @@ def _headline(audit: Audit, metrics: dict[str, float]) -> str:
     left = metrics["bytes_out"] / max(1.0, metrics["bytes_in"])
     text = (
         f"{metrics['documents_in']:.0f} training documents against {len(audit.books)} evaluation documents: "
-        f"{metrics['documents_drop']:.0f} dropped, {metrics['documents_excise']:.0f} cut, "
+        f"{metrics['documents_drop']:.0f} dropped, {metrics['documents_cut']:.0f} cut, "
         f"{metrics['documents_note']:.0f} noted; {left:.1%} of the text is left; "
         f"coverage at most {metrics['coverage_max']:.1%}, after cleaning {metrics['coverage_after_max']:.1%}"
     )
@@ -286,7 +286,7 @@ def _headline(audit: Audit, metrics: dict[str, float]) -> str:
 
 def _warn(audit: Audit, context: Context) -> None:
     if audit.rule.action == "report_only":
-        acted = sum(document.decision.action in ("excise", "drop") for document in audit.found())
+        acted = sum(document.decision.action in ("cut", "drop") for document in audit.found())
         if acted:
             context.warn(f"decontaminate: {acted} training documents hold evaluation text and were left as they are")
     if audit.hidden:

@@ -14,7 +14,7 @@ class Decontaminate(Stage[DecontaminateConfig]):
     """Documents in, documents without evaluation text out, and the audit that shows why."""
 
     name: ClassVar[str] = "decontaminate"
-    code_version: ClassVar[int] = 6
+    code_version: ClassVar[int] = 7
     inputs = ("documents",)
 
     def run(

@@ -14,7 +14,7 @@ class Dedup(Stage[DedupConfig]):
     """Documents in, documents without repeats out, and one table of what became of each."""
 
     name: ClassVar[str] = "dedup"
-    code_version: ClassVar[int] = 3
+    code_version: ClassVar[int] = 4
     inputs = ("documents",)
 
     def run(self, config: DedupConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:

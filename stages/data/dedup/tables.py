@@ -60,7 +60,7 @@ PAIRS = pa.schema(
         *((name, pa.string()) for name in ("text", "other_text")),
     ]
 )
-GRAVITY = ("dropped", "excised", "kept")
+GRAVITY = ("dropped", "cut", "kept")
 COPY_OF = "exact copy of "  # how the audit's reason begins for a document it left out as a copy
 REASONS = r"a span of |\d+ span\(s\) of |longest span |\d+ shared words |[\d.]+% of |the whole of "
 """How it goes on where the document shares something with an evaluation document too: see ``decide_pair``."""

@@ -127,7 +127,7 @@ def _by_text(found: Sequence[TaskItem], audit: Audit) -> dict[str, tuple[float, 
     most: dict[int, tuple[int, str]] = defaultdict(lambda: (0, ""))
     for document in audit.found():
         for pair in document.decision.pairs:
-            acted = pair.action in ("excise", "drop") or audit.before[pair.book] >= HALF
+            acted = pair.action in ("cut", "drop") or audit.before[pair.book] >= HALF
             if acted and pair.matched > most[pair.book][0]:
                 most[pair.book] = (pair.matched, document.doc_id)
     return {

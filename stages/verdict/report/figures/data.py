@@ -53,7 +53,7 @@ def contamination(evidence: Evidence, numbers: Numbers) -> Drawing | None:
         axis.tick_params(axis="y", length=0)
 
     def acted(axis: Axes) -> None:
-        actions = [action for action in ("keep", "note", "excise", "drop") if len(decisions)]
+        actions = [action for action in ("keep", "note", "cut", "drop") if len(decisions)]
         counts = [int((decisions["action"] == action).sum()) for action in actions]
         colours = [MUTED, PALETTE[4], PALETTE[5], PALETTE[1]][: len(actions)]
         bars = axis.bar(actions, counts, color=colours, width=0.65)
