@@ -57,15 +57,17 @@ def test_what_alignment_changed_is_printed_by_length_position_head_and_knockout(
 def test_what_alignment_taught_is_printed(tmp_path: Path):
     study = Synthetic(tmp_path).align("sft").align("dpo")
     for seed in study.seeds:
-        answers = [5.0 + seed, 4.0, *[3.5] * 17, 3.0 + seed]
+        answers = [5.0 + seed, 4.0, *[3.5] * 17, 3.0 + 2 * seed]
         sft = pd.DataFrame({"loss": [None] * 20, "answer_loss": answers})
         study.add(f"align/infini-delta@sft/{seed}", {"train_log.parquet": sft})
         dpo = pd.DataFrame({"loss": [0.693] * 2 + [0.5] * 18, "answer_loss": answers})
         study.add(f"align/infini-delta@dpo/{seed}", {"train_log.parquet": dpo})
     numbers = named(tuned.alignment_numbers(study.evidence(RULES)))
     answers, preferences = (numbers[f"align.learned.infini-delta.{variant}"] for variant in ("sft", "dpo"))
-    assert answers.estimate == pytest.approx((3.5 + 4.0) / 2 - (6.0 + 4.0) / 2) and answers.n == 3
-    assert answers.note == "5.000 at first, 3.750 in the end" and "answers" in answers.label
+    assert answers.estimate == pytest.approx((3.5 + 5.0) / 2 - (6.0 + 4.0) / 2) and answers.n == 3
+    half = 4.3027 * 0.5 / 3**0.5  # by seed -1.25, -0.75 and -0.25
+    assert (answers.low, answers.high) == pytest.approx((-0.75 - half, -0.75 + half), abs=1e-4)
+    assert answers.note == "5.000 at first, 4.250 in the end" and "answers" in answers.label
     assert preferences.estimate == pytest.approx(0.5 - 0.693) and "preferences" in preferences.label
     assert {source.step for source in answers.sources} == {f"align/infini-delta@sft/{seed}" for seed in study.seeds}
     assert "align.learned.local.sft" not in numbers  # no log

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from stages.display.numbers import percent
+from stages.statistics.intervals import clustered_mean
 from stages.verdict.claims.alignment import ADDED, LOST, passkeys, perplexity_added, retrieval_lost
 from stages.verdict.claims.effects import effect
 from stages.verdict.claims.evidence import BASE, BEYOND, Evidence, Paired, paired
@@ -61,16 +64,19 @@ def _learned(evidence: Evidence, arm: str, variant: str) -> Iterator[Number]:
         was, became = sum(firsts) / len(firsts), sum(lasts) / len(lasts)
         what = "loss of preferences" if preferences else "nats per token of answers"
         label = f"{arm} after {variant}: {what}"
-        method = "last tenth of the steps less the first, mean over seeds"
+        taught = np.array(lasts) - np.array(firsts)
+        mean = clustered_mean(taught, list(range(len(taught))), level=1 - evidence.rules.alpha)
         sources = evidence.variant_sources(variant, "align", "train_log.parquet", "", arm)
         note = f"{was:.3f} at first, {became:.3f} in the end"
         yield Number(
             f"align.learned.{arm}.{variant}",
             label,
-            became - was,
+            mean.estimate,
+            mean.low,
+            mean.high,
             n=len(firsts),
             unit="nats",
-            method=method,
+            method=f"last tenth of the steps less the first, mean over seeds, t with {len(firsts) - 1} df",
             sources=sources,
             note=note,
         )
