@@ -31,7 +31,9 @@ def test_a_study_is_fine_tuned_aligned_and_reported(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     study.write_text(study.read_text() + SECTIONS)
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"text": "A long text. " * 20, "summary": "Short."}) + "\n")
+    passage = " ".join((tmp_path / "books/test/3.txt").read_text().split()[100:170])
     rows = [{"prompt": "Is it so? ", "chosen": "Yes.", "rejected": "No."}, {"prompt": "And?", "chosen": "So."}]
+    rows.append({"prompt": f"Where does this stand? {passage}", "chosen": "In a book.", "rejected": "Nowhere."})
     (tmp_path / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def command(*arguments: str) -> str:
@@ -48,7 +50,8 @@ def test_a_study_is_fine_tuned_aligned_and_reported(tmp_path: Path) -> None:
 
     arms = "arms={infini-delta: {kind: infini, rule: delta}, local: {kind: local}}"
     said = command("run", "tiny.yaml", "--no-progress", "--address", "inline", "--set", arms)
-    assert "1 rows left out (no rejected answer: 1 (first in row" in said
+    assert "2 rows left out (holds text of what is asked: 1 (first in row 3), no rejected answer: 1 (first in" in said
+    assert "tuningaudit/dpo: 1 of 3 rows hold text of what is asked" in command("audit", "tiny")
     report = json.loads((tmp_path / "runs/store/reports/tiny/report.json").read_text())
     verdict = next(one for one in report["verdicts"] if one["claim"] == "C11")
     assert verdict["label"] == "inconclusive (too few seeds)" and verdict["n"] > 0
@@ -56,6 +59,8 @@ def test_a_study_is_fine_tuned_aligned_and_reported(tmp_path: Path) -> None:
     assert {f"finetune.{arm}" for arm in ("base", "infini-delta", "local")} <= set(numbers)
     for name in ("gates_mean.infini-delta", "length.infini-delta", "knockout.infini-delta", "position.local"):
         assert any(known.startswith(f"align.{name}.dpo") for known in numbers), name
-    assert any(row["what"] == "aligned: dpo" for row in report["recipe"])
+    (aligned,) = (row for row in report["recipe"] if row["what"] == "aligned: dpo")
+    assert "without 1 rows that hold text of what is asked" in aligned["arms"]
+    assert (tmp_path / "runs/store/reports/tiny/audit-dpo/audit.html").is_file()
     shown = command("show", numbers["finetune.local"]["sources"][0]["step"], "--study", "tiny")
     assert "evaluate/local@pretrained/0" in shown

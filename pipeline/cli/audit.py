@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,12 +62,14 @@ def study(
     found = _tables(folder)
     spans = _chosen(found, folder, book, document)
     tasks = _tasks(looked) if book is None and document is None else None
+    tuned_on = _tuned_on(looked) if book is None and document is None else []
     if json:
         keys = ("books", "pairs", "sources", "uncovered", "canaries", "decisions")
         body = {"key": commit.key, "headline": commit.headline, "metrics": dict(commit.metrics)}
         body |= {"path": str(folder / "audit.html"), "totals": found["totals"]}
         body |= {name: found[name] for name in keys if name != "decisions" or document is not None}
         body |= {} if tasks is None else {"tasks": {"headline": tasks.headline, "items": tasks.rows}}
+        body |= {} if not tuned_on else {"tuning": {one.step: asdict(one) for one in tuned_on}}
         print_json("audit", {**body, "spans": spans})
         return
     line(commit.headline)
@@ -82,6 +84,10 @@ def study(
     _print_spans(spans, limit)
     if tasks is not None:
         _print_tasks(tasks, limit)
+    for of_file in tuned_on:
+        line()
+        line(f"{of_file.step}: {of_file.headline}")
+        line(f"evidence: {of_file.path}")
 
 
 def _tables(folder: Path) -> dict[str, Any]:
@@ -143,6 +149,28 @@ def _tasks(looked: Looked) -> _Tasks | None:
         return None
     path = looked.store.artifact(commit).path("tasks.parquet")
     return _Tasks(commit.headline, pq.read_table(path).to_pylist())
+
+
+@dataclass(frozen=True)
+class _TunedOn:
+    """The audit of one file of rows that models are tuned on."""
+
+    step: str
+    key: str
+    headline: str
+    path: str
+    metrics: dict[str, float]
+
+
+def _tuned_on(looked: Looked) -> list[_TunedOn]:
+    """Those that are made."""
+    made = looked.study.commits(looked.store)
+    found = []
+    for step, commit in sorted(made.items()):
+        if step.startswith("tuningaudit/"):
+            page = str(looked.store.artifact(commit).path("audit.html"))
+            found.append(_TunedOn(step, commit.key, commit.headline, page, dict(commit.metrics)))
+    return found
 
 
 def _print_tasks(tasks: _Tasks, limit: int) -> None:

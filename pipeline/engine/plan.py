@@ -100,11 +100,11 @@ class PlanBuilder:
         *,
         arm: str | None = None,
         seed: int | None = None,
+        part: str | None = None,
     ) -> str:
-        """Add a step and return its id: the stage's name, then arm and seed where it has them."""
-        step_id = "/".join(
-            [stage.name, *([arm] if arm is not None else []), *([str(seed)] if seed is not None else [])]
-        )
+        """Add a step and return its id: the stage's name, then arm and seed where it has them, or the ``part`` of the
+        study that it is for."""
+        step_id = "/".join([stage.name, *(str(of) for of in (part, arm, seed) if of is not None)])
         if step_id in self.steps:
             raise ValueError(f"step {step_id!r} is planned twice")
         if stage.inputs is not None and set(inputs) != set(stage.inputs):

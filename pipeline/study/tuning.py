@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from pipeline.engine.keys import canonical
 from pipeline.engine.plan import PlanBuilder
 from pipeline.study.study import BASE_ARM, StudyConfig
+from stages.data.decontaminate.config import DecontaminateConfig
+from stages.data.taskaudit.config import TaskSource
 from stages.data.tasks.prompts import PromptMaker
 from stages.data.tasks.registry import task_of
 from stages.data.tasks.training import trained_k
@@ -23,11 +26,13 @@ from stages.evidence.evaluate.stage import EvaluateConfig, EvaluateSettings
 from stages.record import Record
 from stages.stage import Config
 from stages.training.align.config import BEFORE, AlignConfig, AlignSettings, Variant, pin_align
-from stages.training.align.stage import ALIGN
+from stages.training.align.stage import ALIGN, ALIGN_ON_FILE
 from stages.training.finetune.config import FinetuneConfig, FinetuneSettings, pin_finetune
-from stages.training.finetune.stage import FINETUNE
+from stages.training.finetune.stage import FINETUNE, FINETUNE_ON_PAIRS
 from stages.training.pretrain.config import MixtureConfig, check_workers
 from stages.training.tuning.config import TuningSettings
+from stages.training.tuningaudit.config import TuningAuditConfig
+from stages.training.tuningaudit.stage import STAGE as TUNING_AUDIT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,17 +86,33 @@ def add_tuning(
     bases: Mapping[int, str],
     trained: Models,
     read: Mapping[str, str],
+    tasks: tuple[TaskSource, ...],
+    rule: DecontaminateConfig,
 ) -> Tuned:
     """Steps of all further trainings of ``bases`` (by seed) and ``trained``; ``read``: documents, tokens, tokenizer.
     An arm on another schedule (``ARM@SCHEDULE``) is fine-tuned as the arm is, so that they are evaluated alike; it is
-    neither aligned nor does it write summaries."""
+    neither aligned nor does it write summaries. Files of rows are audited against the held-out documents and
+    ``tasks`` by ``rule`` before anything is trained on them."""
     tuned = Tuned(dict(bases), dict(trained), dict(trained))
     data = {name: read[name] for name in ("tokens", "tokenizer")}
+    audits: dict[str, str] = {}  # key of what is audited -> step
+
+    def audited(part: str, **of: Any) -> dict[str, str]:
+        config = TuningAuditConfig(**of, tasks=tasks, rule=rule)
+        what = canonical(config.key_fields())
+        if what not in audits:
+            audits[what] = graph.add(TUNING_AUDIT, config, {"documents": read["documents"]}, part=part)
+            tuned.steps.append(audits[what])
+        return {"audit": audits[what]}
 
     def finetuned(section: FinetuneSettings, model: str, arm: str, seed: int, of: str = "", **more: Any) -> str:
         config = FinetuneConfig(**_fields(section), seed=seed, **more)
         label = f"{arm}@{of}" if of else arm
-        return graph.add(FINETUNE, config, {"model": model, **data}, arm=label, seed=seed)
+        if (pairs := section.pairs) is None:
+            return graph.add(FINETUNE, config, {"model": model, **data}, arm=label, seed=seed)
+        part = "finetune_summaries" if of else "finetune"
+        audit = audited(part, layout="pairs", path=pairs.path, texts=pairs.texts, splits=pairs.splits, pin=pairs.pin)
+        return graph.add(FINETUNE_ON_PAIRS, config, {"model": model, **data, **audit}, arm=label, seed=seed)
 
     if sections.finetune is not None:
         for seed, base in bases.items():
@@ -116,8 +137,10 @@ def add_tuning(
             start = model if variant.after is None else tuned.aligned[f"{arm}@{variant.after}", seed]
             aligned = AlignConfig(**_fields(variant), chat=sections.align.chat, seed=seed)
             inputs = {"model": start, **{key: read[key] for key in ("documents", "tokens", "tokenizer")}}
-            label = f"{arm}@{name}"
-            tuned.aligned[label, seed] = graph.add(ALIGN, aligned, inputs, arm=label, seed=seed)
+            if variant.data is not None:
+                inputs |= audited(name, layout="turns", path=variant.data.path, pin=variant.data.pin)
+            label, stage = f"{arm}@{name}", ALIGN if variant.data is None else ALIGN_ON_FILE
+            tuned.aligned[label, seed] = graph.add(stage, aligned, inputs, arm=label, seed=seed)
     tuned.steps += tuned.aligned.values()
     return tuned
 
@@ -171,6 +194,7 @@ def recipes(study: StudyConfig) -> dict[str, Any]:
             for part in (found[name].get("pairs"), *(v.get("data") for v in found[name].get("variants", {}).values())):
                 if part:
                     part.pop("path")
+                    part.pop("texts", None)
             found[name].get("chat", {}).pop("template", None)
     return found
 

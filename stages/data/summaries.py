@@ -91,29 +91,37 @@ def read(path: Path, root: Path, field: str, splits: Sequence[str] | None = None
     Raises StageError for a file that cannot be read, a row without text or summary, or when nothing is left.
     """
     pairs = []
-    for number, place, row in _rows(path, field):
-        if splits is not None and str(row.get("split", "")) not in splits:
+    for number, place, row in rows(path, field):
+        if splits is not None and split_of(row) not in splits:
             continue
-        text, summary = _text(row, root, field), _summary(row, root, field)
-        if not text.strip() or not summary.strip():
+        pair = pair_of(number, row, root, field)
+        if not pair.text.strip() or not pair.summary.strip():
             raise StageError(f"{place} lacks text or summary", field=f"{field}.path", value=str(path), allowed=_LAYOUT)
-        pairs.append(
-            SummaryPair(
-                number,
-                _first(row, "bid", "book_id", "id"),
-                _first(row, "section", "chapter_path", "summary_id"),
-                _first(row, "title"),
-                _level(row),
-                text,
-                summary,
-                _first(row, "source", "summary_source"),
-                _first(row, "split"),
-            )
-        )
+        pairs.append(pair)
     if not pairs:
         said = "has no pair" + ("" if splits is None else f" of the splits {list(splits)}")
         raise StageError(said, field=f"{field}.path", value=str(path), allowed=_LAYOUT)
     return pairs
+
+
+def split_of(row: Mapping[str, Any]) -> str:
+    """ "" where a row names none."""
+    return _first(row, "split")
+
+
+def pair_of(number: int, row: Mapping[str, Any], root: Path, field: str) -> SummaryPair:
+    """The pair of a row, perhaps without text or summary. Raises StageError for a text that is not there."""
+    return SummaryPair(
+        number,
+        _first(row, "bid", "book_id", "id"),
+        _first(row, "section", "chapter_path", "summary_id"),
+        _first(row, "title"),
+        _level(row),
+        _text(row, root, field),
+        _summary(row, root, field),
+        _first(row, "source", "summary_source"),
+        _first(row, "split"),
+    )
 
 
 def items(pairs: Sequence[SummaryPair]) -> list[SummaryItem]:
@@ -140,8 +148,9 @@ def items(pairs: Sequence[SummaryPair]) -> list[SummaryItem]:
     return made
 
 
-def _rows(path: Path, field: str) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
-    """(number over all files, where it stands, row)."""
+def rows(path: Path, field: str) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    """(number over all files, of a single one its line; where it stands; the row) in the order of the files' names.
+    Raises StageError for a file that cannot be read and a folder without any."""
     number = 0
     if not (found := files_of(path)):
         raise StageError(
@@ -215,7 +224,7 @@ def _read(root: Path, name: Any, field: str) -> str:
 def _texts_of(path: Path, root: Path, field: str) -> dict[str, Path]:
     """Name -> file of every text that rows lead to."""
     found: dict[str, Path] = {}
-    for _, _, row in _rows(path, field):
+    for _, _, row in rows(path, field):
         names = () if _first(row, "text", "chapter") else tuple(str(row[n]) for n in _FILES if row.get(n))[:1]
         if row.get("summary_path") and not (row.get("summary_text") or row.get("summary")):
             names = (*names, str(row["summary_path"]))

@@ -92,12 +92,14 @@ def test_rows_that_cannot_be_trained_on_are_found_before_hours_of_training(study
     for content, message in (
         ('{"text": "a", "summary": ""}\n', r"no row can be trained on \(no summary: 1 \(first in row 1\)\)"),
         ('{"text": "a", "summary": "b", "split": "test"}\n', r"of the split test: 1"),
-        ('{"text": "a", "summary": "b"}\n[1]\n', "line 2 is no JSON object"),
         ("", "no rows"),
     ):
         pairs.write_text(content)
         (line,) = lacks(study, f"finetune={PAIRS}")
         assert line.startswith("finetune.pairs.path") and re.search(message, line), line
+    pairs.write_text('{"text": "a", "summary": "b"}\n[1]\n')
+    with pytest.raises(StudyError, match=r"finetune\.pairs\.path.*line 2: no object"):
+        lacks(study, f"finetune={PAIRS}")
     pairs.write_text('{"text": "a", "summary": "b"}\n{"text": "a"}\n')
     assert lacks(study, f"finetune={PAIRS}", f"finetune_summaries={PAIRS}") == [], "the good row is left"
     for method, content, message in (

@@ -20,6 +20,7 @@ from pipeline.engine.store import Commit, Store
 from pipeline.errors import IntegrityError, StudyError
 from stages.data.saved import saved
 from stages.stage import Summary
+from stages.verdict.report.build import copy_pages
 from tests.faults.toys import toy_plan
 
 KEY, OTHER = "a" * 64, "b" * 64
@@ -363,3 +364,22 @@ def test_commit_files_are_readable_json_with_what_a_person_looks_for(tmp_path: P
     make(store)
     value = json.loads((tmp_path / "ingest" / KEY / "COMMIT.json").read_text())
     assert {"attempt", "created", "digest", "headline", "key", "meta", "metrics"} <= set(value)
+
+
+def test_the_report_takes_the_pages_of_audits_along_from_every_store(store: Store, tmp_path: Path):
+    """Also of one that found nothing, whose folder of evidence is empty, and of pages that storage elsewhere holds."""
+    inputs = {}
+    for number, (step, pages) in enumerate(
+        (("decontaminate", ["001"]), ("taskaudit", []), ("tuningaudit/sft", ["001"]))
+    ):
+        key, stage = f"{number}" * 64, step.split("/")[0]
+        attempt = store.attempt(stage, key, 1)
+        (attempt.directory / "evidence").mkdir()
+        for name in ("audit", *(f"evidence/{page}" for page in pages)):
+            (attempt.directory / f"{name}.html").write_text(name)
+        made = store.commit(stage, key, store.seal(attempt), Summary("said"), {"step": step})
+        inputs[step] = store.artifact(made)
+    found = copy_pages(inputs, tmp_path)
+    assert [page["path"] for page in found] == ["audit/audit.html", "audit-tasks/audit.html", "audit-sft/audit.html"]
+    copied = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("audit*/**/*.html")}
+    assert copied == {*(page["path"] for page in found), "audit/evidence/001.html", "audit-sft/evidence/001.html"}

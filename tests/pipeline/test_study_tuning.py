@@ -43,6 +43,31 @@ def test_without_the_sections_nothing_is_added_and_with_them_what_is_before_keep
     assert all(without[i].key == aligned[i].key for i in ids if i != "report")
 
 
+def test_files_that_models_are_tuned_on_are_audited_once_each(study):
+    rows = study.parent / "rows.jsonl"
+    rows.write_text(json.dumps({"messages": [{"role": "user", "content": "Why?"}]}) + "\n")
+    given = SFT.replace("length: 64", f"length: 64, data: {{path: {rows.name}}}")
+    variants = f"align={{variants: {{sft: {given}, again: {given}, made: {SFT}}}}}"
+    tuned = plan(study, f"finetune={PAIRS}", f"finetune_summaries={PAIRS}", variants)
+    audits = {step.id: step for step in tuned.steps if step.stage.name == "tuningaudit"}
+    assert set(audits) == {"tuningaudit/finetune", "tuningaudit/sft"}, "one a file"
+    assert all(dict(step.inputs) == {"documents": "decontaminate"} for step in audits.values())
+    assert all(step.arm is None and step.seed is None for step in audits.values())
+    for model, audit in (
+        ("finetune/base/0", "tuningaudit/finetune"),
+        ("finetune/local@summaries/0", "tuningaudit/finetune"),
+        ("align/local@sft/0", "tuningaudit/sft"),
+        ("align/local@again/0", "tuningaudit/sft"),
+    ):
+        assert tuned[model].inputs["audit"] == audit
+    assert "audit" not in tuned["align/local@made/0"].inputs, "made from the training text, which is audited"
+    assert set(audits) <= set(tuned["report"].inputs)
+    (study.parent / "asked.jsonl").write_text(json.dumps({"text": "Asked.", "summary": "So."}) + "\n")
+    asked = plan(study, f"finetune={PAIRS}", "summarize.pairs.path=asked.jsonl", "summarize.tasks=[condense]")
+    assert [task.name for task in asked["tuningaudit/finetune"].config.tasks] == ["summarize"]
+    assert asked["tuningaudit/finetune"].key != tuned["tuningaudit/finetune"].key
+
+
 def test_what_is_evaluated_is_fine_tuned_arms_and_base_alike(study):
     tuned = plan(study, FINETUNE)
     for arm in ("infini-delta", "local", "xl"):

@@ -473,6 +473,9 @@ class InMemory(Evidence):
     def table(self, step: str, name: str) -> pd.DataFrame:
         return self._study.tables.get(step, {}).get(name, pd.DataFrame()).copy()
 
+    def document(self, step: str, name: str) -> dict[str, Any]:
+        return dict(self._study.files.get(step, {}).get(name, {}))
+
 
 def _key(step: str) -> str:
     return hashlib.sha256(step.encode()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,19 +13,22 @@ import torch
 from pydantic import ValidationError
 
 from model import checkpoint
+from stages.data.pinned import digest_of
 from stages.data.tokens.load import load_tokenizer
 from stages.stage import Execution, StageError
 from stages.training.align.chat import Turn, encode
 from stages.training.align.config import AlignConfig, AlignSettings, ChatFormat
 from stages.training.align.examples import read_examples
 from stages.training.align.preference import Preference, preference_loss, reference
-from stages.training.align.stage import ALIGN
+from stages.training.align.stage import ALIGN, ALIGN_ON_FILE
 from stages.training.align.templates import UNASKED, made
 from stages.training.pretrain.loop import Runtime, train
 from stages.training.pretrain.run import summary
 from stages.training.tuning.data import rows_of
 from stages.training.tuning.rows import ExampleBatches
 from stages.training.tuning.run import recipe_of
+from stages.training.tuningaudit.config import TuningAuditConfig
+from stages.training.tuningaudit.stage import STAGE as TUNING_AUDIT
 from tests.stages.evaluation_inputs import build, decoder, prose, save
 from tests.support import LocalArtifact, StoppedAt
 
@@ -46,13 +50,24 @@ def config(method="sft", **changes):
     return AlignConfig.model_validate_json(json.dumps({**fields, "method": method, **changes}))
 
 
+def audit(file, inputs, folder):
+    """Of rows for conversations and preferences."""
+    (folder / "audit").mkdir()
+    rows = TuningAuditConfig(layout="turns", path=file.path, pin=digest_of(Path(file.path).read_bytes()))
+    TUNING_AUDIT.run(rows, inputs, folder / "audit", StoppedAt(str(folder / "work"), Execution(), step=0))
+    return LocalArtifact(folder / "audit")
+
+
 def run(settings, inputs, folder, execution=None, stop=0):
     folder.mkdir(exist_ok=True)
     vocabulary = load_tokenizer(inputs["tokenizer"]).vocab_size
     model = save(decoder("infini", vocab_size=vocabulary), folder)
     (folder / "out").mkdir()
     context = StoppedAt(str(folder / "work"), execution or Execution(), step=stop)
-    ALIGN.run(settings, {**inputs, "model": model}, folder / "out", context)
+    stage, given = ALIGN, {**inputs, "model": model}
+    if settings.data is not None:
+        stage, given = ALIGN_ON_FILE, given | {"audit": audit(settings.data, inputs, folder)}
+    stage.run(settings, given, folder / "out", context)
     out = LocalArtifact(folder / "out")
     return pq.read_table(out.path("train_log.parquet")).to_pylist(), out, context
 

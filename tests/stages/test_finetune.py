@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from model import checkpoint
 from model.config import MixerConfig
+from stages.data.pinned import digest_of
 from stages.data.tasks.config import RetrievalConfig
 from stages.data.tasks.prompts import evaluation_items
 from stages.data.tasks.training import training_rows
@@ -19,11 +21,13 @@ from stages.data.tokens.load import load_tokenizer
 from stages.stage import Execution, StageError
 from stages.training.finetune.config import FinetuneConfig, SummaryPairs
 from stages.training.finetune.pairs import read_pairs
-from stages.training.finetune.stage import FINETUNE
+from stages.training.finetune.stage import FINETUNE, FINETUNE_ON_PAIRS
 from stages.training.finetune.tasks import TaskData
 from stages.training.pretrain.worker import TrainingJob
 from stages.training.tuning.rows import ExampleBatches, read_examples, write_examples
 from stages.training.tuning.run import recipe_of
+from stages.training.tuningaudit.config import TuningAuditConfig
+from stages.training.tuningaudit.stage import STAGE as TUNING_AUDIT
 from tests.stages.evaluation_inputs import SEGMENT, build, decoder, save
 from tests.support import LocalArtifact, LocalContext
 
@@ -55,12 +59,24 @@ def batches_of(settings, inputs):
     return TaskData(settings.tasks).open(job, None, torch.device("cpu"))[0]
 
 
+def audit(pairs, inputs, folder):
+    (folder / "audit").mkdir()
+    settings = TuningAuditConfig(
+        layout="pairs", path=pairs.path, splits=pairs.splits, pin=digest_of(Path(pairs.path).read_bytes())
+    )
+    TUNING_AUDIT.run(settings, inputs, folder / "audit", LocalContext(str(folder / "work")))
+    return LocalArtifact(folder / "audit")
+
+
 def run(settings, inputs, folder, kind="infini"):
     vocabulary = load_tokenizer(inputs["tokenizer"]).vocab_size
     model = save(decoder(kind, vocab_size=vocabulary), folder)
     (folder / "out").mkdir()
     context = LocalContext(str(folder / "work"))
-    FINETUNE.run(settings, {**inputs, "model": model}, folder / "out", context)
+    stage, given = FINETUNE, {**inputs, "model": model}
+    if settings.pairs is not None:
+        stage, given = FINETUNE_ON_PAIRS, given | {"audit": audit(settings.pairs, inputs, folder)}
+    stage.run(settings, given, folder / "out", context)
     return LocalArtifact(folder / "out"), model, context
 
 
@@ -124,7 +140,8 @@ def test_an_arm_goes_on_as_it_is_and_a_base_under_the_mixer_it_is_evaluated_with
 
 ROWS = [
     {"text": "The wall ran along the river. " * 30, "summary": "A wall by a river.", "id": "a"},
-    {"text": "Nobody went to the bridge.", "summary": ["Nobody went.", "An empty bridge."]},
+    {"text": "Nobody went to the bridge.", "summary": ["Nobody", "went."]},  # in paragraphs
+    {"text": "Nobody went to the bridge.", "summary": "An empty bridge."},
     {"text": "Held out.", "summary": "Held out.", "split": "test"},
     {"text": " ", "summary": "Of nothing."},
     {"text": "Without one.", "summary": ""},
@@ -144,7 +161,7 @@ def test_the_loss_of_pairs_is_that_of_the_summary_and_its_end(inputs, tmp_path):
     pairs = SummaryPairs(path=pairs_file(tmp_path), max_tokens=120, summary_tokens=40)
     read = read_pairs(pairs, codec)
     said = [(codec.decode(row.tokens[~row.targets]), codec.decode(row.tokens[row.targets])) for (row,) in read.examples]
-    assert [answer for _, answer in said] == [" A wall by a river.", " Nobody went.", " An empty bridge."]
+    assert [answer for _, answer in said] == [" A wall by a river.", " Nobody\nwent.", " An empty bridge."]
     assert all(row.tokens[row.targets][-1] == codec.eos_id for (row,) in read.examples)
     assert said[0][0].endswith("\n\nSummary:") and len(read.examples[0][0]) == 120  # cut to fit
     assert said[1][0] == "Nobody went to the bridge.\n\nSummary:"
@@ -187,11 +204,11 @@ def test_real_chapters_with_their_synopses(inputs, shared_data):
 
 def test_no_usable_pair_is_one_error(inputs, tmp_path):
     codec = load_tokenizer(inputs["tokenizer"])
-    pairs = SummaryPairs(path=pairs_file(tmp_path, ROWS[3:5]), max_tokens=120, summary_tokens=40)
+    pairs = SummaryPairs(path=pairs_file(tmp_path, ROWS[4:6]), max_tokens=120, summary_tokens=40)
     with pytest.raises(StageError, match=r"no summary: 1 \(first in row 2\), no text: 1 \(first in row 1\)"):
         read_pairs(pairs, codec)
     (tmp_path / "pairs.jsonl").write_text('{"text": "a", "summary": "b"}\n[1]\n')
-    with pytest.raises(StageError, match=r"line 2 is no JSON object"):
+    with pytest.raises(StageError, match=r"line 2: no object"):
         read_pairs(pairs, codec)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from stages.training.tuning.data import LEFT_OUT
 from stages.verdict.claims.config import ClaimsConfig
 from stages.verdict.report import tuned
 from stages.verdict.report.recipe import further
@@ -99,11 +100,15 @@ def test_the_cost_of_fine_tuning_is_printed_for_every_arm_and_the_base(tmp_path:
 def test_a_study_without_further_training_has_none_of_these(tmp_path: Path):
     study = Synthetic(tmp_path, reader=never).evaluate(prompts=False)
     assert tuned.alignment_numbers(study.evidence(RULES)) == [] == tuned.finetune_costs(study.evidence(RULES))
-    assert further({"base": {}, "pretrain": {}}) == []
+    assert further({"base": {}, "pretrain": {}}, study.evidence(RULES)) == []
     assert isinstance(study.evidence(RULES).variant("sft", "evaluate", "retrieval.parquet"), pd.DataFrame)
 
 
-def test_the_recipe_says_what_was_trained_on():
+def test_the_recipe_says_what_was_trained_on(tmp_path: Path):
+    study = Synthetic(tmp_path).evaluate()
+    for step, count in (("finetune/{}@summaries/{}", 1200), ("align/{}@sft/{}", 2), ("align/{}@dpo/{}", 3)):
+        for arm, seed in study.runs():
+            study.add(step.format(arm, seed), {}, {"data.json": {"skipped": {LEFT_OUT: count, "no text": 7}}})
     pace = {"steps": 60, "batch_sequences": 4, "lr": 1e-3}
     phases = [{"until": 0.5, "length": 1280}, {"until": 1.0, "length": 5120}]
     tasks = {"tasks": {"passkey": 2, "vt": 1}, "phases": phases, "text_share": 0.25}
@@ -111,13 +116,22 @@ def test_the_recipe_says_what_was_trained_on():
         {
             "finetune": pace | {"tasks": tasks},
             "finetune_summaries": pace | {"pairs": {"max_tokens": 32768}},
-            "align": {"variants": {"dpo": pace | {"method": "dpo", "after": "sft", "length": 96}}},
-        }
+            "align": {
+                "variants": {
+                    "sft": pace | {"method": "sft", "length": 64, "data": {}},
+                    "dpo": pace | {"method": "dpo", "after": "sft", "length": 96},
+                }
+            },
+        },
+        study.evidence(RULES),
     )
     assert [row["arms"] for row in rows] == [
         "passkey and vt (1,280 tokens until 50%, 5,120 tokens until 100%, 25% text); "
         "60 steps of 4, peak learning rate 0.001",
-        "pairs of text and summary, up to 32,768 tokens; 60 steps of 4, peak learning rate 0.001",
+        "pairs of text and summary, up to 32,768 tokens, without 1,200 rows that hold text of what is asked; "
+        "60 steps of 4, peak learning rate 0.001",
+        "SFT, given rows of up to 64 tokens, without 2 rows that hold text of what is asked; "
+        "60 steps of 4, peak learning rate 0.001",
         "DPO, after sft, rows made from the training text of up to 96 tokens; 60 steps of 4, peak learning rate 0.001",
     ]
-    assert [bool(row["base"]) for row in rows] == [True, False, False]
+    assert [bool(row["base"]) for row in rows] == [True, False, False, False]

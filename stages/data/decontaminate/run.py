@@ -70,7 +70,7 @@ def decontaminate(config: DecontaminateConfig, documents: Artifact, output: Path
 def _evaluation(config: DecontaminateConfig, source: list[DocumentsShard]) -> tuple[Index, list[dict[str, Any]], int]:
     """(index of the evaluation documents, their rows without the texts, how many training documents there are)."""
     books, texts, training = [], [], 0
-    for rows, others in spread(_evaluation_of, source, worth_it=_worth_tasks(source)):
+    for rows, others in spread(evaluation_documents, source, worth_it=_worth_tasks(source)):
         training += others
         for row in rows:
             texts.append((row["doc_id"], row.pop("text").encode()))
@@ -90,8 +90,8 @@ def _worth_tasks(source: list[DocumentsShard]) -> bool:
     return len(source) > 1 and sum(shard.size for shard in source) > scanning.WORTH_TASKS
 
 
-def _evaluation_of(shard: DocumentsShard) -> tuple[list[dict[str, Any]], int]:
-    """One task: (rows of the evaluation documents, number of the others)."""
+def evaluation_documents(shard: DocumentsShard) -> tuple[list[dict[str, Any]], int]:
+    """(Rows of the evaluation documents of a shard, number of the others)."""
     rows: list[dict[str, Any]] = []
     with pq.ParquetFile(shard.local()) as file:
         splits = file.read(columns=["split"])["split"]

@@ -80,7 +80,7 @@ def _headline(rows: Sequence[dict[str, Any]], config: TaskAuditConfig) -> str:
     return "; ".join(parts)
 
 
-def _texts(found: Sequence[TaskItem]) -> list[tuple[str, str, str]]:
+def texts_of_items(found: Sequence[TaskItem]) -> list[tuple[str, str, str]]:
     """(name, title, text) of everything to look for; a text that stands in several items stands here once."""
     seen: set[str] = set()
     texts = []
@@ -94,7 +94,7 @@ def _texts(found: Sequence[TaskItem]) -> list[tuple[str, str, str]]:
 
 def _audit(found: Sequence[TaskItem], config: TaskAuditConfig, documents: Artifact, context: Context) -> Audit | None:
     """The audit of the texts of all items; None where there is no text."""
-    texts = _texts(found)
+    texts = texts_of_items(found)
     if not texts:
         return None
     rule = config.rule
@@ -132,7 +132,7 @@ def _by_text(found: Sequence[TaskItem], audit: Audit) -> dict[str, tuple[float, 
                 most[pair.book] = (pair.matched, document.doc_id)
     return {
         text: (audit.before.get(book, 0.0), most[book][1] if book in most else None)
-        for book, (_, _, text) in enumerate(_texts(found))
+        for book, (_, _, text) in enumerate(texts_of_items(found))
     }
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from stages.stage import StageError
 from stages.training.align.chat import ChatCodec, Template, Turn, Unfit, encode, turns_of
 from stages.training.align.config import AlignFile, ChatFormat, Method
-from stages.training.tuning.data import Read, rows_of
+from stages.training.tuning.data import LEFT_OUT, Read, rows_of
 
 FORMS = {
     "sft": '{"messages": [{"role": ..., "content": ...}, ...]} a row',
@@ -26,11 +26,16 @@ def read_examples(
     chat: ChatFormat | Template,
     length: int,
     value: object,
+    left_out: Container[int] = (),
 ) -> Read:
     """Examples of ``rows`` within ``length`` tokens: one row each, or chosen and rejected. What cannot be used is
-    counted by reason. ``value``: where they are from, for the error where none can."""
+    counted by reason. ``value``: where they are from, for the error where none can. ``left_out``: numbers of the rows
+    that the audit found text of what is asked in."""
     read = Read()
     for read.row, row in enumerate(rows, 1):
+        if read.row in left_out:
+            read.skip(LEFT_OUT)
+            continue
         try:
             if method == "sft":
                 _conversation(read, row, codec, chat, length)

@@ -11,7 +11,7 @@ from stages.training.align.config import AlignConfig, AlignSettings
 from stages.training.tuning import run as tuning
 from stages.training.workers import Training
 
-__all__ = ["ALIGN", "Align", "AlignConfig", "AlignSettings"]
+__all__ = ["ALIGN", "ALIGN_ON_FILE", "Align", "AlignConfig", "AlignSettings"]
 
 
 class Align(Training[AlignConfig]):
@@ -20,7 +20,7 @@ class Align(Training[AlignConfig]):
 
     name: ClassVar[str] = "align"
     code_version: ClassVar[int] = 2
-    inputs = ("model", "documents", "tokens", "tokenizer")
+    inputs: ClassVar[tuple[str, ...] | None] = ("model", "documents", "tokens", "tokenizer")
 
     def missing(self, config: AlignConfig, *, at_once: bool) -> StageError | None:
         """Rows of the data that can be aligned on."""
@@ -44,6 +44,7 @@ class Align(Training[AlignConfig]):
         from stages.training.pretrain.worker import TrainingData
         from stages.training.tuning.data import ExampleData, rows_of
         from stages.training.tuning.rows import write_examples
+        from stages.training.tuningaudit.match import left_out
 
         codec = load_tokenizer(inputs["tokenizer"])
         chat = opened(config.chat)
@@ -54,7 +55,8 @@ class Align(Training[AlignConfig]):
             room = config.length - max(0, around(codec, chat) - SLACK)
             rows = list(made(texts, codec, room, config.examples, config.seed))
         where = config.data.path if config.data is not None else "made from the training text"
-        read = read_examples(rows, config.method, codec, chat, config.length, where)
+        without = left_out(inputs["audit"]) if config.data is not None else frozenset[int]()
+        read = read_examples(rows, config.method, codec, chat, config.length, where, without)
         read.report(context, "alignment")
         if (ends := foreign_end(codec, chat, read.examples)) is not None:
             context.warn(f"alignment: answers end with {ends}, and not with the token that ends the study's documents")
@@ -75,4 +77,11 @@ class Align(Training[AlignConfig]):
 SHOWN = 20
 """Rows made from the text that are kept for readers."""
 
-ALIGN = Align()
+
+class AlignOnFile(Align):
+    """On rows of a file: the input ``audit`` says which of them hold text of what is asked, and are left out."""
+
+    inputs = (*(Align.inputs or ()), "audit")
+
+
+ALIGN, ALIGN_ON_FILE = Align(), AlignOnFile()

@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from model.config import MixerConfig
-from stages.data.pinned import Pin, pin_file
+from stages.data.pinned import Pin, agreed
 from stages.data.tasks.config import versions
 from stages.data.tasks.haystack import Format
 from stages.data.tasks.registry import check_worded, task_of
-from stages.stage import Config
+from stages.stage import Config, StageError
 from stages.training.pretrain.config import MixtureConfig, PromptPhase
 from stages.training.tuning.config import TuningSettings
 
@@ -91,12 +91,18 @@ class TaskMixture(Config):
 
 
 class SummaryPairs(Config):
-    """Texts with summaries to learn from: JSON Lines, an object a line with ``text``, ``summary`` (a text, or a list of
-    several) and perhaps ``id`` and ``split``; rows of another split than ``train`` are left out, as are rows without
-    text or summary, and counted. A prompt is the text and the cue; the loss is that of the summary."""
+    """Texts with summaries to learn from, in any layout that ``summarize.pairs`` takes (``stages/data/summaries.py``).
+    Rows of other splits are left out, as are rows without text or summary and rows that hold text of what is asked
+    (``tuningaudit``), and counted. A prompt is the text and the cue; the loss is that of the summary."""
 
-    path: str = Field(description="JSON Lines or Parquet file, relative to the study file")
-    pin: Pin | None = Field(default=None, description="sha256 of the file; filled in by the plan")
+    path: str = Field(description="JSON Lines or Parquet file or folder, relative to the study file")
+    texts: str | None = Field(
+        default=None, description="folder that book_file, chapter_path, ... start from; none: that of the pairs"
+    )
+    splits: tuple[str, ...] = Field(
+        default=("train",), min_length=1, description="of the rows' column split; a row that names none is train"
+    )
+    pin: Pin | None = Field(default=None, description="digest of what is read; filled in by the plan")
     cue: str = Field(default="\n\nSummary:", min_length=1, description="what ends a prompt, as in summarize")
     max_tokens: int = Field(ge=8, description="of prompt and summary; a longer text is cut at its end")
     summary_tokens: int = Field(ge=1, description="most tokens of a summary; rows with a longer one are left out")
@@ -110,9 +116,17 @@ class SummaryPairs(Config):
             )
         return self
 
+    @property
+    def root(self) -> Path:
+        """Folder that names of texts start from (of pinned pairs, whose paths are absolute)."""
+        if self.texts is not None:
+            return Path(self.texts)
+        return Path(self.path) if Path(self.path).is_dir() else Path(self.path).parent
+
     def key_fields(self) -> dict[str, Any]:
-        """Where the file lies does not count, its bytes do."""
-        return {name: value for name, value in super().key_fields().items() if name != "path"}
+        """Where files lie does not count, their bytes do."""
+        uncounted = {"path", "texts"} | ({"splits"} if self.splits == ("train",) else set())
+        return {name: value for name, value in super().key_fields().items() if name not in uncounted}
 
 
 class FinetuneSettings(TuningSettings):
@@ -157,8 +171,18 @@ class FinetuneConfig(FinetuneSettings):
 
 
 def pin_finetune(section: FinetuneSettings, folder: Path, name: str) -> FinetuneSettings:
-    """``section`` with the digest of its pairs. Raises StageError where the file is missing or not the pinned one."""
+    """``section`` with absolute paths and the digest of its pairs. Raises StageError where they are missing or not the
+    pinned ones."""
     if section.pairs is None:
         return section
-    path, pin = pin_file(section.pairs.path, folder, section.pairs.pin, field=f"{name}.pairs", kind="JSON Lines")
-    return section.model_copy(update={"pairs": section.pairs.model_copy(update={"path": path, "pin": pin})})
+    from stages.data.summaries import digest
+
+    pairs, field = section.pairs, f"{name}.pairs"
+    path = (folder / pairs.path).absolute()
+    if not path.exists():
+        fix = f"put a JSON Lines or Parquet file, or a folder of such, at {path}"
+        raise StageError("no such file", field=f"{field}.path", value=pairs.path, fix=fix)
+    texts = None if pairs.texts is None else str((folder / pairs.texts).absolute())
+    pairs = pairs.model_copy(update={"path": str(path), "texts": texts})
+    found = agreed(digest(path, pairs.root, field), pairs.pin, field=f"{field}.pin")
+    return section.model_copy(update={"pairs": pairs.model_copy(update={"pin": found})})

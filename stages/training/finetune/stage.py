@@ -11,7 +11,7 @@ from stages.training.finetune.config import FinetuneConfig, FinetuneSettings
 from stages.training.tuning import run as tuning
 from stages.training.workers import Training
 
-__all__ = ["FINETUNE", "Finetune", "FinetuneConfig", "FinetuneSettings"]
+__all__ = ["FINETUNE", "FINETUNE_ON_PAIRS", "Finetune", "FinetuneConfig", "FinetuneSettings"]
 
 
 class Finetune(Training[FinetuneConfig]):
@@ -19,7 +19,7 @@ class Finetune(Training[FinetuneConfig]):
 
     name: ClassVar[str] = "finetune"
     code_version: ClassVar[int] = 1
-    inputs = ("model", "tokens", "tokenizer")
+    inputs: ClassVar[tuple[str, ...] | None] = ("model", "tokens", "tokenizer")
 
     def missing(self, config: FinetuneConfig, *, at_once: bool) -> StageError | None:
         """Rows of the pairs that can be trained on."""
@@ -44,9 +44,10 @@ class Finetune(Training[FinetuneConfig]):
         from stages.training.finetune.pairs import read_pairs
         from stages.training.tuning.data import ExampleData
         from stages.training.tuning.rows import write_examples
+        from stages.training.tuningaudit.match import left_out
 
         assert config.pairs is not None
-        read = read_pairs(config.pairs, load_tokenizer(inputs["tokenizer"]))
+        read = read_pairs(config.pairs, load_tokenizer(inputs["tokenizer"]), left_out(inputs["audit"]))
         read.report(context, "pairs")
         write_examples(url := join(context.work_url, "examples.parquet"), read.examples)
         recipe = tuning.recipe_of(config, seed=config.seed, length=config.length)
@@ -65,4 +66,10 @@ def _prompts(config: FinetuneConfig) -> int:
     return sum(count * (config.length // recipe.prompt_length_at(step)) for step, count in enumerate(rows))
 
 
-FINETUNE = Finetune()
+class FinetuneOnPairs(Finetune):
+    """On pairs: the input ``audit`` says which of them hold text of what is asked, and are left out."""
+
+    inputs = (*(Finetune.inputs or ()), "audit")
+
+
+FINETUNE, FINETUNE_ON_PAIRS = Finetune(), FinetuneOnPairs()

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from stages.training.tuning.rows import Example, ExampleBatches
 
 
+LEFT_OUT = "holds text of what is asked"
+"""Why the audit of the rows leaves one out."""
+
+
 @dataclass
 class Read:
     """``examples`` to train on; ``skipped``: rows left out, by reason; ``first``: the first of them; ``cut``: texts cut

@@ -29,6 +29,7 @@ AUDITS = {
     "taskaudit": ("audit-tasks", "the audit of the tasks' own texts"),
 }
 """Step -> folder for its pages, and what they are."""
+TUNING_AUDIT = "tuningaudit"
 
 
 def build(config: ReportConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:
@@ -94,19 +95,28 @@ def _files(figures: Sequence[tuple[str, FinishedFigure]]) -> list[str]:
 def copy_pages(inputs: Mapping[str, Artifact], output: Path) -> list[dict[str, str]]:
     """The pages of the audits below ``output``, so that the report leads to them wherever it is copied to."""
     made = []
-    for step, (folder, title) in AUDITS.items():
-        try:
-            source = inputs[step].path("audit.html") if step in inputs else None
-        except FileNotFoundError:
-            continue
-        if source is None:
+    of_tuning = [step for step in inputs if step.startswith(f"{TUNING_AUDIT}/")]
+    audits = AUDITS | {
+        step: (f"audit-{part}", f"the audit of the rows that models are tuned on ({part})")
+        for step, part in ((step, step.partition("/")[2]) for step in of_tuning)
+    }
+    for step, (folder, title) in audits.items():
+        if step not in inputs or (page := _part(inputs[step], "audit.html")) is None:
             continue
         (output / folder).mkdir()
-        shutil.copyfile(source, output / folder / "audit.html")
-        if (source.parent / "evidence").is_dir():
-            shutil.copytree(inputs[step].path("evidence"), output / folder / "evidence")
+        shutil.copyfile(page, output / folder / "audit.html")
+        if (evidence := _part(inputs[step], "evidence")) is not None:
+            shutil.copytree(evidence, output / folder / "evidence")
         made.append({"step": step, "key": inputs[step].key, "title": title, "path": f"{folder}/audit.html"})
     return made
+
+
+def _part(artifact: Artifact, name: str) -> Path | None:
+    """A file or folder of it, fetched where storage is remote; None where it has none of that name."""
+    try:
+        return artifact.path(name)
+    except FileNotFoundError:
+        return None
 
 
 def setup(evidence: Evidence) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from stages.training.tuning.data import LEFT_OUT
 from stages.verdict.claims.evidence import Evidence
 from stages.verdict.report.schedules import matched, prompts
 
@@ -44,7 +45,7 @@ def recipe(evidence: Evidence, settings: Mapping[str, Any]) -> list[dict[str, st
     for name, what in ROWS:
         rows.append(_row(what, "" if imported else _shown(base.get(name)), _shown(arms.get(name))))
     rows += [_row("prompts", prompts(base), prompts(arms)), _row("sources", _sources(base), _sources(arms))]
-    rows += further(settings)
+    rows += further(settings, evidence)
     rows += [
         _row("parameters", "", _parameters(evidence)),
         _row("wall time of a run", _base_wall(evidence), _wall(evidence)),
@@ -52,10 +53,13 @@ def recipe(evidence: Evidence, settings: Mapping[str, Any]) -> list[dict[str, st
     return [row for row in rows if row["base"] or row["arms"]]
 
 
-def further(settings: Mapping[str, Any]) -> list[dict[str, str]]:
+def further(settings: Mapping[str, Any], evidence: Evidence) -> list[dict[str, str]]:
     """A row for each further training: what on, for how long."""
     rows = []
-    for section, what in (("finetune", "fine-tuned on"), ("finetune_summaries", "fine-tuned for summaries on")):
+    for section, what, of in (
+        ("finetune", "fine-tuned on", ""),
+        ("finetune_summaries", "fine-tuned for summaries on", "@summaries"),
+    ):
         if (tuned := settings.get(section)) is not None:
             tasks, pairs = tuned.get("tasks"), tuned.get("pairs")
             if tasks:
@@ -64,14 +68,27 @@ def further(settings: Mapping[str, Any]) -> list[dict[str, str]]:
                 data = f"{' and '.join(tasks['tasks'])} ({phases}{text})"
             else:
                 data = f"pairs of text and summary, up to {pairs['max_tokens']:,} tokens"
+                data += _left_out(evidence, "finetune", of)
             done = f"{data}; {_pace(tuned)}"
             rows.append(_row(what, done if section == "finetune" else "", done))
     for name, variant in settings.get("align", {}).get("variants", {}).items():
-        source = "given rows" if variant.get("data") else "rows made from the training text"
+        source = "given rows" if variant.get("data") is not None else "rows made from the training text"
         after = f", after {variant['after']}" if variant.get("after") else ""
         data = f"{variant['method'].upper()}{after}, {source} of up to {variant['length']:,} tokens"
+        if variant.get("data") is not None:
+            data += _left_out(evidence, "align", f"@{name}")
         rows.append(_row(f"aligned: {name}", "", f"{data}; {_pace(variant)}"))
     return rows
+
+
+def _left_out(evidence: Evidence, stage: str, of: str) -> str:
+    """How many rows the audit of the file kept away from the models, as the first of them noted it."""
+    for arm in evidence.arms:
+        for seed in evidence.seeds:
+            if noted := evidence.document(f"{stage}/{arm}{of}/{seed}", "data.json"):
+                count = noted.get("skipped", {}).get(LEFT_OUT, 0)
+                return f", without {count:,} rows that hold text of what is asked" if count else ""
+    return ""
 
 
 def _pace(section: Mapping[str, Any]) -> str:
