@@ -207,6 +207,20 @@ def test_a_lenient_limit_is_the_studys_own(study):
     assert verdict(study(coverage_after=0.4).decontaminate(), "C8", lenient).decision == "supported"
 
 
+@pytest.mark.parametrize("logged", [0, 5])
+def test_what_an_imported_base_was_trained_on_is_not_called_clean(study, logged):
+    made = study().decontaminate()
+    assert verdict(made, "C8").decision == "supported"
+    made.add("base", {"train_log.parquet": pd.DataFrame({"step": range(logged)})}, {"cost.json": {"wall_s": logged}})
+    found = verdict(made, "C8")
+    assert found.label == ("supported" if logged else "inconclusive (base not audited)")
+    audited = RULES.model_copy(update={"clean_data": CleanData(base_audited=True)})
+    assert verdict(made, "C8", audited).decision == "supported"
+    dirty = study(coverage_after=0.4).decontaminate()
+    dirty.add("base", {"train_log.parquet": pd.DataFrame({"step": []})}, {"cost.json": {"wall_s": 0}})
+    assert verdict(dirty, "C8").decision == "refuted"
+
+
 def test_the_published_ratio_and_the_honest_one_are_two_verdicts(study):
     found, honest = verdict(study(), "C9a"), verdict(study(), "C9b")
     values = {number.name: number.estimate for number in found.numbers}

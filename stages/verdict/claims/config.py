@@ -141,7 +141,8 @@ class Saturation(Config):
 
 class CleanData(Config):
     """C8. Supported: neither the audit nor a second, independent count leaves an evaluation document above its limit,
-    and the audit found its own planted canaries; refuted: one of them does."""
+    and the audit found its own planted canaries; refuted: one of them does. Of an imported base nobody here knows what
+    it was trained on before: it stays open, unless that text was audited as well."""
 
     coverage_limit: float = Field(default=0.01, ge=0, lt=1, description="share of an evaluation document's words")
     containment_limit: float = Field(
@@ -150,6 +151,13 @@ class CleanData(Config):
     canary_recall: float = Field(
         default=0.95, gt=0, le=1, description="share of the planted canaries that was acted on"
     )
+    base_audited: bool = Field(
+        default=False, description="an imported base's own training text was audited against the same documents"
+    )
+
+    def key_fields(self) -> dict[str, Any]:
+        """What came later counts where it is not at its default."""
+        return {name: value for name, value in super().key_fields().items() if name != "base_audited" or value}
 
 
 class Compression(Config):

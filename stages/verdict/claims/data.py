@@ -64,6 +64,9 @@ def clean_data(evidence: Evidence) -> Finding:
         )
     if recall < rule.canary_recall:
         return finding("inconclusive", "audit misses", f"below {rule.canary_recall:.0%} of the canaries")
+    if evidence.imported_base and not rule.base_audited:
+        why = "nothing is known of what the imported base was trained on before (claims.clean_data.base_audited)"
+        return finding("inconclusive", "base not audited", why)
     return finding("supported")
 
 

@@ -272,6 +272,12 @@ class Evidence:
             return dict.fromkeys(self.seeds, next(iter(found.values())))
         return {seed: found[seed] for seed in self.seeds if seed in found}
 
+    @cached_property
+    def imported_base(self) -> bool:
+        """Is the base a checkpoint from elsewhere? Then it logged no step of a training of its own."""
+        steps = [step for step in self.inputs if step.partition("/")[0] == BASE]
+        return any(self.document(s, "cost.json") and not len(self.table(s, "train_log.parquet")) for s in steps)
+
     @property
     def shared_base(self) -> bool:
         """Do all seeds start from one base? Their spread then says nothing of another base's."""

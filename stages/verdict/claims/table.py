@@ -197,7 +197,8 @@ CLAIMS: list[Claim] = [
         lambda r: (
             f"supported: no evaluation document is covered above {r.clean_data.coverage_limit:.0%} of its words after "
             f"the audit, nor above {r.clean_data.containment_limit:.0%} of its 13-grams in an independent count, and "
-            f"at least {r.clean_data.canary_recall:.0%} of the planted canaries were acted on; refuted: one is"
+            f"at least {r.clean_data.canary_recall:.0%} of the planted canaries were acted on, and the base was "
+            "trained here or its text audited as well; refuted: one is"
         ),
         data.clean_data,
     ),
