@@ -146,7 +146,9 @@ def _add_evaluation(
         found.unbounded.append(f"prompts of {section}.retrieval.files")
     documents, longest = text.max_documents, text.max_tokens_per_document
     if documents is None or longest is None:
-        found.unbounded.append(f"text of {section}.perplexity (no max_documents or max_tokens_per_document)")
+        limits = {"max_documents": documents, "max_tokens_per_document": longest}
+        lacking = " and ".join(name for name, limit in limits.items() if limit is None)
+        found.unbounded.append(f"text of {section}.perplexity (no {lacking})")
         return
     tokens = times * documents * len(text.splits) * longest
     found.read_tokens += tokens
