@@ -44,7 +44,9 @@ def test_the_cost_of_the_tiny_study_is_the_sum_over_its_steps(tmp_path: Path):
     assert found.read_tokens == 6 * asked + 2 * ablated
     assert found.storage == 4 * parameters and found.memory > 16 * found.parameters
     assert found.rate is None and ["time", "unknown (no training was timed yet)"] in lines(found)
-    assert any(row[0] == "not counted" and row[1] == "text of evaluate.perplexity (no max_documents)" for row in lines(found))
+    assert any(
+        row[0] == "not counted" and row[1] == "text of evaluate.perplexity (no max_documents)" for row in lines(found)
+    )
 
 
 def test_models_are_as_large_as_the_vocabulary_of_a_given_tokenizer(tmp_path: Path):

@@ -238,3 +238,13 @@ def test_the_figure_by_length_has_every_length_of_every_arm(tmp_path):
     seen = {(n.text("arm"), n.integer("read"), round(n.estimate, 3)) for n in found}
     assert seen == {(arm, read, r) for arm in ARMS for read, r in ((400, 0.1), (800, 0.2), (5000, 0.3))}
     assert all(n.n == 6 and n.low is not None for n in found)
+
+
+def test_a_judge_that_cannot_be_read_is_said_to_be_so(tmp_path: Path):
+    """It was asked: "no judge in this study" would be wrong, and nothing of what it said decides."""
+    made = study(Truth(sources=()), tmp_path)
+    nothing = pd.DataFrame(columns=["a", "b", "seed", "doc_id", "book", "score", "task", "level"])
+    made.add("judge", {"comparisons.parquet": nothing}, {"quality.json": {"answers": 62, "malformed": 58}})
+    found = decide(C10, made.evidence(RULES))
+    assert found.label == "inconclusive (no comparison counts)"
+    assert "58 of the judge's 62 answers were unreadable" in found.reason and "none of them is part" not in found.reason

@@ -84,9 +84,11 @@ def summarization(evidence: Evidence) -> Finding:
     if not known:
         gaps = [number for number in printed if " against " in number.label]
         shown = "; ".join(f"{gap.label}: {points(gap.estimate)} of {gap.unit.split()[0]}" for gap in gaps)
-        reason = f"{shown}. {OPEN}" if shown else OPEN
-        lead = printed[0] if printed else None
-        return Finding("inconclusive", reason, "ROUGE only", lead, tuple(printed), SHORT)
+        lead, vain = printed[0] if printed else None, _in_vain(evidence)
+        why = f"Entailment (NLI), a judge or blind human comparison decide; {vain}" if vain else OPEN
+        reason = f"{shown}. {why}" if shown else why
+        qualifier = "no comparison counts" if vain else "ROUGE only"
+        return Finding("inconclusive", reason, qualifier, lead, tuple(printed), vain or SHORT)
     pairs = [(arm, other) for arm in evidence.memory_arms for other in evidence.arms_of_kind("local")]
     rows = {
         (source, arm): compared
@@ -101,6 +103,20 @@ def summarization(evidence: Evidence) -> Finding:
     checks = {source: _knows(evidence, found, source) for source in known}
     decisions = _decide(evidence, found, rows, checks)
     return _conclude(evidence, decisions, [*[c for c in checks.values() if c is not None], *printed])
+
+
+def _in_vain(evidence: Evidence) -> str:
+    """What a judge or people were asked that gave no comparison of texts that count; "" where nobody was."""
+    said = []
+    if quality := evidence.document("judge", "quality.json"):
+        said.append(
+            f"{quality.get('malformed', 0):,} of the judge's {quality.get('answers', 0):,} answers were unreadable"
+        )
+    if rows := len(evidence.table("judge", "comparisons.parquet")):
+        said.append(f"{rows:,} of its comparisons are of books in the training corpus or of another kind of text")
+    if rows := len(evidence.table("human", "comparisons.parquet")):
+        said.append(f"{rows:,} of people's comparisons are of books in the training corpus or of another kind of text")
+    return "; ".join(said)
 
 
 def _decide(
