@@ -66,6 +66,13 @@ class SummaryItem:
     rows: tuple[int, ...]
 
 
+def root_of(path: str, texts: str | None) -> Path:
+    """Folder that names of texts start from: ``texts``, else that of the pairs."""
+    if texts is not None:
+        return Path(texts)
+    return Path(path) if Path(path).is_dir() else Path(path).parent
+
+
 def files_of(path: Path) -> list[Path]:
     """The file itself, or those of a folder that can be read, by name."""
     if path.is_dir():

@@ -51,7 +51,7 @@ def _pairs(source: TaskSource, path: Path) -> list[TaskItem]:
     from stages.data import summaries
     from stages.data.pinned import unchanged
 
-    root = Path(source.texts) if source.texts is not None else path if path.is_dir() else path.parent
+    root = summaries.root_of(source.path, source.texts)
     field = f"task_audit: {source.name}"
     unchanged(summaries.digest(path, root, field), source.pin, field=field)
     found = summaries.read(path, root, field, source.splits)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from stages.data.pinned import Pin, agreed
+from stages.data.summaries import root_of
 from stages.stage import Config, StageError
 
 SummaryTask = Literal["continue", "condense"]
@@ -36,9 +37,7 @@ class Pairs(Config):
     @property
     def root(self) -> Path:
         """Folder that names of texts start from (of pinned pairs, whose paths are absolute)."""
-        if self.texts is not None:
-            return Path(self.texts)
-        return Path(self.path) if Path(self.path).is_dir() else Path(self.path).parent
+        return root_of(self.path, self.texts)
 
 
 class ItemsConfig(Config):

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from model.config import MixerConfig
 from stages.data.pinned import Pin, agreed
+from stages.data.summaries import root_of
 from stages.data.tasks.config import versions
 from stages.data.tasks.haystack import Format
 from stages.data.tasks.registry import check_worded, task_of
@@ -119,9 +120,7 @@ class SummaryPairs(Config):
     @property
     def root(self) -> Path:
         """Folder that names of texts start from (of pinned pairs, whose paths are absolute)."""
-        if self.texts is not None:
-            return Path(self.texts)
-        return Path(self.path) if Path(self.path).is_dir() else Path(self.path).parent
+        return root_of(self.path, self.texts)
 
     def key_fields(self) -> dict[str, Any]:
         """Where files lie does not count, their bytes do."""

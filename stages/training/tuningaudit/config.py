@@ -9,6 +9,7 @@ from pydantic import Field
 
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.pinned import Pin
+from stages.data.summaries import root_of
 from stages.data.taskaudit.config import TaskAuditConfig, TaskSource
 from stages.stage import Config
 
@@ -27,9 +28,7 @@ class TuningAuditConfig(Config):
     @property
     def root(self) -> Path:
         """Folder that names of texts start from."""
-        if self.texts is not None:
-            return Path(self.texts)
-        return Path(self.path) if Path(self.path).is_dir() else Path(self.path).parent
+        return root_of(self.path, self.texts)
 
     def key_fields(self) -> dict[str, Any]:
         """Where files lie does not count, their bytes do."""
