@@ -60,7 +60,7 @@ def evaluate(
         ),
     ] = None,
     format: Annotated[
-        str | None, typer.Option("--format", help="Wording: published (that of the papers), or compact.")
+        str | None, typer.Option("--format", help="Wording: published (that of the papers), compact, or terse.")
     ] = None,
     chat_template: Annotated[
         bool, typer.Option("--chat-template", help="Each prompt as a user's message, by the tokenizer's template.")

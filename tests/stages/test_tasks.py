@@ -143,16 +143,18 @@ def test_terse_needles_are_a_word_and_a_number_and_the_question_is_the_word():
 
 def test_a_task_without_a_wording_is_refused_wherever_it_is_named():
     with pytest.raises(
-        ValidationError, match=r"format = 'terse': the task mqar has no such wording \(.*published, comp"
+        ValidationError,
+        match=r"format = 'terse': the task cwe has no such wording \(allowed with it: published, compact; tasks that "
+        r"have it: passkey, bindings, niah_single_1, .*mqar",
     ):
-        RetrievalConfig(format="terse", lengths=(128,), trials=1, tasks={"mqar": {}})
+        RetrievalConfig(format="terse", lengths=(128,), trials=1, tasks={"cwe": {}})
     phase = {"until": 1, "share": 1, "length": 128}
-    with pytest.raises(ValidationError, match=r"retrieval_format = 'terse': the task mqar has no such wording"):
-        MixtureConfig(retrieval_format="terse", retrieval_tasks=("mqar",), prompts=(phase,))
-    with pytest.raises(ValidationError, match=r"format = 'terse': the task mqar has no such wording"):
-        TaskMixture(format="terse", tasks={"mqar": 1}, phases=({"until": 1, "length": 128},))
-    with pytest.raises(StageError, match=r"format = .*terse.*: the task mqar has no wording of this format"):
-        training_rows(CODEC, HAYSTACK, 256, 1, seed=0, format="terse", tasks=("mqar",))
+    with pytest.raises(ValidationError, match=r"retrieval_format = 'terse': the task qa_1 has no such wording"):
+        MixtureConfig(retrieval_format="terse", retrieval_tasks=("qa_1",), prompts=(phase,))
+    with pytest.raises(ValidationError, match=r"format = 'terse': the task facts has no such wording"):
+        TaskMixture(format="terse", tasks={"facts": 1}, phases=({"until": 1, "length": 128},))
+    with pytest.raises(StageError, match=r"format = .*terse.*: the task nth has no wording of this .*have it: passkey"):
+        training_rows(CODEC, HAYSTACK, 256, 1, seed=0, format="terse", tasks=("nth",))
 
 
 def test_values_stand_in_order_of_position_and_the_rank_says_which_is_asked(items):

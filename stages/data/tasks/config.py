@@ -104,7 +104,7 @@ class RetrievalConfig(Config):
     ``published``: the lines of each task's paper, of the passkey those of Landmark Attention (Mohtashami and Jaggi,
     2023) word for word, k in 1..50000. ``compact``: one short sentence and a two-digit number, for small or byte
     vocabularies whose contexts cannot hold the published lines; chance is 1/90 instead of 1/50000, and the two are
-    never mixed in one table. ``terse``: a word and such a number on a line, of passkeys and bindings alone.
+    never mixed in one table. ``terse``: a word and such a number on a line, of tasks that ask for numbers.
     """
 
     format: Format = Field(default="published", description="wording of needle and question")

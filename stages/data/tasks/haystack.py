@@ -44,8 +44,11 @@ Format = Annotated[
     Literal["published", "compact", "terse"], BeforeValidator(format_of), PlainSerializer(_dumped, when_used="json")
 ]
 """Wording of needle and question: ``published``, as in the paper of each task; ``compact``, one short sentence and
-small numbers; ``terse``, of passkeys and bindings alone: a line of the word and its number, and the word again. Models
-of two layers that read eight tokens at a time bind in it, and not in sentences longer than that."""
+small numbers; ``terse``, of tasks that ask for numbers: a line of the word and its number, and the word again, several
+answers side by side. Models of two layers that read eight tokens at a time bind in it, not in longer sentences."""
+
+BETWEEN: dict[Format, str] = {"published": ", ", "compact": ", ", "terse": " "}
+"""What stands between several answers."""
 
 MIN_FILLER = 16
 """Fewest haystack tokens: below it the depth of a needle means nothing."""
@@ -83,7 +86,7 @@ class Prompt:
     """What a task has drawn.
 
     ``tokens``: all of it, haystack and question. ``answers``: the known answer, in as many strings as it has. ``said``:
-    a right answer as a model would go on with it; "": a space and the answers, with commas between. ``values``: what
+    a right answer as a model would go on with it; "": a space and the answers, ``BETWEEN`` them. ``values``: what
     every needle holds, in order of position; ``asked``: which of them the answer needs (0: the first), none in a
     control. ``needle_end``: index of the first token after the last needle that is needed (where it would be, in a
     control without one). ``depth``: the place of that needle in the haystack, 0 (start) to 1 (end). ``offsets``: index

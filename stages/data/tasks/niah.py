@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
-from stages.data.tasks.haystack import Format, Haystack, Prompt, Trial
+from stages.data.tasks.haystack import BETWEEN, Format, Haystack, Prompt, Trial
 from stages.data.tasks.scoring import everything, whole_in
 from stages.data.tasks.task import Task, text_there_is
 from stages.data.tasks.texts import NOISE, codes, keys, listed, numbers
@@ -58,12 +58,20 @@ WORDING: dict[Format, NiahWording] = {
         nouns={"number": "number", "code": "code"},
         digits=2,
     ),
+    "terse": NiahWording(
+        instruction="",
+        needle="\n{key} {value}",
+        one="\n{keys}",
+        several="\n{keys}",
+        nouns={"number": ""},
+        digits=2,
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Niah:
-    """One of the eight. ``several``: what there are k of."""
+    """One of the eight. ``several``: what there are k of. Codes have no terse wording: they are many tokens each."""
 
     text: Literal["noise", "prose", "needles"]
     key: Literal["word", "code"] = "word"
@@ -154,7 +162,7 @@ class Niah:
         wording = WORDING[format]
         several = k > 1 and self.several in ("values", "queries")
         sentence = wording.several if several else wording.one
-        return sentence.format(noun=wording.nouns[self.value], keys=listed(asked))
+        return sentence.format(noun=wording.nouns[self.value], keys=listed(asked, format))
 
 
 def in_front(count: int) -> Callable[[int], list[int]]:
@@ -163,11 +171,12 @@ def in_front(count: int) -> Callable[[int], list[int]]:
 
 
 def answer_room(haystack: Haystack, samples: Sequence[str], count: int, least: int) -> int:
-    """Tokens for ``count`` answers like ``samples`` with commas between and what ends them; in the published wording at
-    least as many as its authors leave."""
-    most = max(len(haystack.encode(f" {sample},")) for sample in samples)
+    """Tokens for ``count`` answers like ``samples`` with what stands between and what ends them; in the published
+    wording at least as many as its authors leave."""
+    between = BETWEEN[haystack.format].rstrip()
+    most = max(len(haystack.encode(f" {sample}{between}")) for sample in samples)
     needed = count * most + 1 + most // 4
-    return needed if haystack.format == "compact" else max(least, needed)
+    return max(least, needed) if haystack.format == "published" else needed
 
 
 def _task(name: str, sentence: str, record: Niah) -> Task:
@@ -183,6 +192,7 @@ def _task(name: str, sentence: str, record: Niah) -> Task:
         ks=(4,) if several else (1,),
         largest=MOST if several else 1,
         by_depth=not several and record.text != "needles",
+        formats=("published", "compact") if "code" in (record.key, record.value) else tuple(WORDING),
         chance=None if several in ("values", "queries") else record.chance,
         read=everything,
         score=whole_in,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from stages.data.tasks.config import Asked, Grid, RetrievalConfig, spread
-from stages.data.tasks.haystack import Codec, Format, Haystack, Trial, recorded
-from stages.data.tasks.registry import task_of
+from stages.data.tasks.haystack import BETWEEN, Codec, Format, Haystack, Trial, recorded
+from stages.data.tasks.registry import task_of, worded
 from stages.data.tasks.task import CONTROL, Task
 from stages.data.tokens.load import StudyTokenizer
 from stages.stage import StageError
@@ -140,6 +140,7 @@ class PromptMaker:
                 field="format",
                 value=self.format,
                 allowed=", ".join(task.formats),
+                fix=f"another format, or one of the tasks that have it: {', '.join(worded(self.format))}",
             )
         if length < (least := self.least(task, k)):
             what = f" with k = {k}" if task.most > 1 else ""
@@ -199,7 +200,7 @@ class PromptMaker:
         budget = task.free(self.haystack, k)
         room = length - budget - self.wrapped
         prompt = task.draw(self.haystack, Trial(room, k, place, absent, needle), rng)
-        answer = self.haystack.encode(prompt.said or f" {', '.join(prompt.answers)}")
+        answer = self.haystack.encode(prompt.said or f" {BETWEEN[self.format].join(prompt.answers)}")
         if len(prompt.tokens) > room or len(answer) > budget:
             raise StageError(
                 f"the task {task.name} drew a prompt of {len(prompt.tokens)} and an answer of {len(answer)} tokens",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
@@ -13,10 +14,32 @@ from stages.data.tasks.task import Task
 from stages.data.tasks.texts import keys, listed, numbers
 
 MOST = 64
-DIGITS: dict[Format, int] = {"published": 5, "compact": 2}
-NEEDLE = "\nThe number of {key} is {value}.\n"
-SEVERAL, ONE = "\nThe numbers of {keys}, in this order, are", "\nThe number of {keys} is"
-NOW, NOW_ASKED = "\nThe number of {key} is now {value}.\n", "\nThe number of {key} is now"
+
+
+@dataclass(frozen=True)
+class RecallWording:
+    """Sentences of one format. ``now``: a key's new number, and ``now_asked`` for it; ``digits``: of a number."""
+
+    digits: int
+    needle: str = "\nThe number of {key} is {value}.\n"
+    several: str = "\nThe numbers of {keys}, in this order, are"
+    one: str = "\nThe number of {keys} is"
+    now: str = "\nThe number of {key} is now {value}.\n"
+    now_asked: str = "\nThe number of {key} is now"
+
+
+WORDING: dict[Format, RecallWording] = {
+    "published": RecallWording(digits=5),
+    "compact": RecallWording(digits=2),
+    "terse": RecallWording(
+        digits=2,
+        needle="\n{key} {value}",
+        several="\n{keys}",
+        one="\n{keys}",
+        now="\n{key} = {value}",
+        now_asked="\n{key} =",
+    ),
+}
 EXPONENT = 0.1  # of the gaps' density, gap^(EXPONENT - 1), as in Arora et al. (2023)
 
 
@@ -24,18 +47,24 @@ def mqar(haystack: Haystack, trial: Trial, rng: random.Random) -> Prompt:
     """k keys with a number each; all are asked once, in random order. From needle to question the gaps follow a power
     law, so most needles are near and a few are far (multi-query associative recall, Arora et al. 2023,
     arXiv:2312.04927)."""
-    names, values = list(islice(keys(rng), trial.k)), numbers(rng, DIGITS[haystack.format], trial.k)
+    wording = WORDING[haystack.format]
+    names, values = list(islice(keys(rng), trial.k)), numbers(rng, wording.digits, trial.k)
     order = rng.sample(range(trial.k), trial.k)
     return haystack.hide(
         trial,
         rng,
-        [NEEDLE.format(key=key, value=value) for key, value in zip(names, values, strict=True)],
-        (SEVERAL if trial.k > 1 else ONE).format(keys=listed([names[index] for index in order])),
+        [wording.needle.format(key=key, value=value) for key, value in zip(names, values, strict=True)],
+        _question(haystack.format, [names[index] for index in order]),
         answers=[values[index] for index in order],
         values=values,
         asked=range(trial.k),
         places=partial(_by_power_law, rng, trial.k),
     )
+
+
+def _question(format: Format, names: list[str]) -> str:
+    wording = WORDING[format]
+    return (wording.several if len(names) > 1 else wording.one).format(keys=listed(names, format))
 
 
 def _by_power_law(rng: random.Random, count: int, filler: int) -> list[int]:
@@ -45,8 +74,8 @@ def _by_power_law(rng: random.Random, count: int, filler: int) -> list[int]:
 
 def overwrite(haystack: Haystack, trial: Trial, rng: random.Random) -> Prompt:
     """Two keys, each given k numbers one after the other; one key's last number is asked."""
-    k = trial.k
-    names, values = list(islice(keys(rng), 2)), numbers(rng, DIGITS[haystack.format], 2 * k)
+    wording, k = WORDING[haystack.format], trial.k
+    names, values = list(islice(keys(rng), 2)), numbers(rng, wording.digits, 2 * k)
     owners = [0, 1] * k
     rng.shuffle(owners)
     asked = rng.randrange(2)
@@ -54,8 +83,8 @@ def overwrite(haystack: Haystack, trial: Trial, rng: random.Random) -> Prompt:
     return haystack.hide(
         trial,
         rng,
-        [NOW.format(key=names[owner], value=value) for owner, value in zip(owners, values, strict=True)],
-        NOW_ASKED.format(key=names[asked]),
+        [wording.now.format(key=names[owner], value=value) for owner, value in zip(owners, values, strict=True)],
+        wording.now_asked.format(key=names[asked]),
         answers=[values[last]],
         values=values,
         asked=(last,),
@@ -65,28 +94,30 @@ def overwrite(haystack: Haystack, trial: Trial, rng: random.Random) -> Prompt:
 def _samples(haystack: Haystack, needle: str) -> tuple[str, str]:
     """The key, and the needle, with the most tokens."""
     rng = random.Random(0)
-    values = numbers(rng, DIGITS[haystack.format], 64)
+    values = numbers(rng, WORDING[haystack.format].digits, 64)
     key = haystack.widest(islice(keys(rng), 143))
     return key, needle.format(key=key, value=haystack.widest(values))
 
 
 def _shortest_mqar(haystack: Haystack, k: int) -> int:
-    key, needle = _samples(haystack, NEEDLE)
-    return haystack.shortest([needle] * k, SEVERAL.format(keys=listed([key] * k)))
+    wording = WORDING[haystack.format]
+    key, needle = _samples(haystack, wording.needle)
+    return haystack.shortest([needle] * k, wording.several.format(keys=listed([key] * k, haystack.format)))
 
 
 def _shortest_overwrite(haystack: Haystack, k: int) -> int:
-    key, needle = _samples(haystack, NOW)
-    return haystack.shortest([needle] * 2 * k, NOW_ASKED.format(key=key))
+    wording = WORDING[haystack.format]
+    key, needle = _samples(haystack, wording.now)
+    return haystack.shortest([needle] * 2 * k, wording.now_asked.format(key=key))
 
 
-def number_room(digits: dict[Format, int], count: int, haystack: Haystack) -> int:
+def number_room(digits: int, count: int, haystack: Haystack) -> int:
     """Tokens for so many numbers."""
-    return answer_room(haystack, numbers(random.Random(0), digits[haystack.format], 64), count, 0)
+    return answer_room(haystack, numbers(random.Random(0), digits, 64), count, 0)
 
 
 def _guess(format: Format, k: int) -> float:
-    return 1 / (9 * 10.0 ** (DIGITS[format] - 1))
+    return 1 / (9 * 10.0 ** (WORDING[format].digits - 1))
 
 
 MQAR = Task(
@@ -94,10 +125,11 @@ MQAR = Task(
     sentence="the numbers of k keys in the order asked, most of them near and a few far",
     draw=mqar,
     shortest=_shortest_mqar,
-    room=lambda haystack, k: number_room(DIGITS, k, haystack),
+    room=lambda haystack, k: number_room(WORDING[haystack.format].digits, k, haystack),
     composes="queries",
     ks=(4, 16),
     largest=MOST,
+    formats=tuple(WORDING),
     read=everything,
     score=in_order,
 )
@@ -106,10 +138,11 @@ OVERWRITE = Task(
     sentence="the last of k numbers that a key was given",
     draw=overwrite,
     shortest=_shortest_overwrite,
-    room=lambda haystack, k: number_room(DIGITS, 1, haystack),
+    room=lambda haystack, k: number_room(WORDING[haystack.format].digits, 1, haystack),
     composes="updates",
     ks=(2, 4),
     largest=32,
+    formats=tuple(WORDING),
     chance=_guess,
     read=first_number,
 )

@@ -53,5 +53,11 @@ def check_worded(format: str, names: Iterable[str], field: str) -> None:
     for name in names:
         if format not in (formats := task_of(name).formats):
             raise ValueError(
-                f"{field} = {format!r}: the task {name} has no such wording (allowed with it: {', '.join(formats)})"
+                f"{field} = {format!r}: the task {name} has no such wording (allowed with it: {', '.join(formats)}; "
+                f"tasks that have it: {', '.join(worded(format))})"
             )
+
+
+def worded(format: str) -> list[str]:
+    """Names of the tasks that have a wording of this format."""
+    return [task.name for task in TASKS.values() if format in task.formats]

@@ -83,6 +83,8 @@ def keys(rng: random.Random) -> Iterator[str]:
             parts = 3
 
 
-def listed(names: list[str]) -> str:
-    """One, two and three."""
+def listed(names: list[str], format: Format) -> str:
+    """One, two and three; terse: each on a line, as in its needle."""
+    if format == "terse":
+        return "\n".join(names)
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -15,16 +15,20 @@ from stages.data.tasks.texts import NOISE, letters, numbers
 
 BUDGET = 30
 MOST_HOPS = 16
+SAMPLES = 64
 
 
 @dataclass(frozen=True)
 class TrackingWording:
-    """Sentences of one format. ``name``: letters of a variable; ``digits``: of a value."""
+    """Sentences of one format. ``line``: the assignment of ``source``, a value or a ``variable``; ``name``: letters of
+    a variable, 0: variables are called by numbers too; ``digits``: of a value."""
 
     example: str
     question: str
     name: int
     digits: int
+    line: str = "\nVAR {name} = {source}\n"
+    variable: str = "VAR {name}"
 
 
 WORDING: dict[Format, TrackingWording] = {
@@ -36,13 +40,25 @@ WORDING: dict[Format, TrackingWording] = {
         digits=5,
     ),
     "compact": TrackingWording(example="", question="\nThe variables of {value} are", name=3, digits=2),
+    # the source first: each name is then what stands behind the one before it, as a number behind its word
+    "terse": TrackingWording(
+        example="", question="\n{value}", name=0, digits=2, line="\n{source} {name}", variable="{name}"
+    ),
 }
 
 
-def chain(names: list[str], value: str) -> list[str]:
+def chain(wording: TrackingWording, names: list[str], value: str) -> list[str]:
     """The assignments of one chain, in order."""
-    sources = [value, *(f"VAR {name}" for name in names)]
-    return [f"\nVAR {name} = {source}\n" for name, source in zip(names, sources, strict=False)]
+    sources = [value, *(wording.variable.format(name=name) for name in names)]
+    return [wording.line.format(name=name, source=source) for name, source in zip(names, sources, strict=False)]
+
+
+def _drawn(wording: TrackingWording, rng: random.Random, names: int, values: int) -> tuple[list[str], list[str]]:
+    """So many names and values, no two of them alike."""
+    if wording.name:
+        return letters(rng, wording.name, names), numbers(rng, wording.digits, values)
+    both = numbers(rng, wording.digits, names + values)
+    return both[:names], both[names:]
 
 
 def draw(chains: int, haystack: Haystack, trial: Trial, rng: random.Random) -> Prompt:
@@ -52,10 +68,9 @@ def draw(chains: int, haystack: Haystack, trial: Trial, rng: random.Random) -> P
     """
     wording, length = WORDING[haystack.format], trial.k + 1
     several = haystack.format == "published"
-    names = letters(rng, wording.name, (chains + several) * length)
-    values = numbers(rng, wording.digits, chains + several)
+    names, values = _drawn(wording, rng, (chains + several) * length, chains + several)
     groups = [names[i * length : (i + 1) * length] for i in range(chains + several)]
-    lines = [chain(group, value) for group, value in zip(groups[:chains], values[:chains], strict=True)]
+    lines = [chain(wording, group, value) for group, value in zip(groups[:chains], values[:chains], strict=True)]
     order = [index for index in range(chains) for _ in range(length)]
     rng.shuffle(order)
     asked = rng.randrange(chains)
@@ -64,7 +79,7 @@ def draw(chains: int, haystack: Haystack, trial: Trial, rng: random.Random) -> P
     instruction = wording.example
     if several:
         instruction += (
-            "".join(chain(groups[-1], values[-1]))
+            "".join(chain(wording, groups[-1], values[-1]))
             + wording.question.format(value=values[-1], count=length)
             + f" {', '.join(groups[-1])}\n\n"
         )
@@ -81,11 +96,9 @@ def draw(chains: int, haystack: Haystack, trial: Trial, rng: random.Random) -> P
 
 
 def _shortest(chains: int, haystack: Haystack, k: int) -> int:
-    wording, rng = WORDING[haystack.format], random.Random(0)
-    names = letters(rng, wording.name, 64)
-    widest = haystack.widest(names)
-    value = haystack.widest(numbers(rng, wording.digits, 64))
-    one = chain([widest] * (k + 1), value)
+    wording = WORDING[haystack.format]
+    widest, value = map(haystack.widest, _samples(wording))
+    one = chain(wording, [widest] * (k + 1), value)
     question = wording.question.format(value=value, count=k + 1)
     example = ""
     if haystack.format == "published":
@@ -94,8 +107,14 @@ def _shortest(chains: int, haystack: Haystack, k: int) -> int:
 
 
 def _room(haystack: Haystack, k: int) -> int:
-    names = letters(random.Random(0), WORDING[haystack.format].name, 64)
-    return answer_room(haystack, names, k + 1, BUDGET)
+    return answer_room(haystack, _samples(WORDING[haystack.format])[0], k + 1, BUDGET)
+
+
+def _samples(wording: TrackingWording) -> tuple[list[str], list[str]]:
+    """Names and values, to see how many tokens they take."""
+    rng = random.Random(0)
+    names = letters(rng, wording.name, SAMPLES) if wording.name else numbers(rng, wording.digits, SAMPLES)
+    return names, numbers(rng, wording.digits, SAMPLES)
 
 
 def task(name: str, chains: int) -> Task:
@@ -111,6 +130,7 @@ def task(name: str, chains: int) -> Task:
         longest=lambda haystack, k: math.inf,
         ks=(4,),
         largest=MOST_HOPS,
+        formats=tuple(WORDING),
         read=everything,
         score=whole_in,
     )
