@@ -16,11 +16,13 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster import asking
 from cluster.noted import noted, use_token
 
 # Set where the user has not: see the reasons beside each. Read by Ray when it is imported or starts a process.
@@ -98,9 +100,11 @@ def connect(
     """Start Ray in this process (``local``) or join the cluster at ``host:port`` or ``auto``.
 
     An already initialised Ray is used as it is and left running. An embedded one that does not start in the 30 s Ray
-    gives itself is tried once more, after ``say`` was told. Raises ClusterError within about ``timeout_s`` where
-    nothing answers, after the second try, and for ``ray://`` (the client is slow; jobs are submitted instead).
-    KeyboardInterrupt: SIGTERM came while Ray, which then has a handler of its own, was starting.
+    gives itself is tried once more, after ``say`` was told. A cluster is asked for its nodes first, by a process that
+    can be ended. Raises ClusterError within about ``timeout_s`` where nothing answers or this machine is no node of a
+    cluster, within ``asking.ANSWER`` seconds more of a head that says no more than that it is there, after the second
+    try, and for ``ray://`` (the client is slow; jobs are submitted instead). KeyboardInterrupt: SIGTERM came while Ray,
+    which then has a handler of its own, was starting.
     """
     set_environment()
     if address == LOCAL:
@@ -113,6 +117,8 @@ def connect(
 
     if ray.is_initialized():
         return _connection(address, owned=False)
+    if address != LOCAL:
+        _check_joinable(address, timeout_s, say)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if address == LOCAL:
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": object_store_bytes}
@@ -153,6 +159,26 @@ def _init(address: str, options: Mapping[str, Any]) -> None:
             signal.signal(signal.SIGTERM, handler)  # the caller's own; Ray puts its own in its place
 
 
+def _check_joinable(address: str, timeout_s: float, say: Callable[[str], None]) -> None:
+    """Raises ClusterError where ``ray.init`` would wait for a minute or two: where this machine has no node that a
+    driver can be part of, and where a head greets and then says nothing."""
+    import psutil
+
+    until = time.monotonic() + timeout_s  # a node may just be starting
+    while not any(process.info["name"] == "raylet" for process in psutil.process_iter(["name"])):
+        if time.monotonic() >= until:
+            raise ClusterError(
+                f"--address = {address!r}: no node of a Ray cluster runs on this machine, so a study cannot be run "
+                "from it. Fix: run it on a node of the cluster, or submit it: infini-study cluster submit STUDY --to "
+                "http://HEAD:8265"
+            )
+        time.sleep(0.5)
+    try:
+        asking.nodes(address, os.environ, say)
+    except OSError as error:
+        raise ClusterError(f"--address = {address!r}: {_NOBODY} at {address}: {error}. {_FIX}") from error
+
+
 def _hook() -> Callable[[], None]:
     """What each worker calls when it starts: Ray puts this process's folder first on the workers' search path, and a
     ``model.py`` in it must not stand for ours. A function in a function, because such a one travels by its code and
@@ -183,6 +209,7 @@ def _token_without_home() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
+_NOBODY = "no Ray cluster answers"
 _FIX = "Fix: give the host:port of a running head node, or 'local' for a Ray of its own"
 
 
@@ -200,23 +227,27 @@ def reachable(address: str, timeout_s: float = 5.0) -> str:
     host, colon, port = target.rpartition(":")
     if not colon or not re.fullmatch("[0-9]{1,5}", port) or not host:
         raise ClusterError(f"--address = {address!r}: not an address (allowed: local, auto, host:port)")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as knock:
+
+    def knock() -> None:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as door:
             if os.environ.get("RAY_USE_TLS", "0") == "0":
-                _greet(knock)
+                _greet(door)
+
+    try:
+        asking.within(timeout_s + 1, knock)  # looking its name up, and all its addresses together
     except (OSError, OverflowError) as error:
-        raise ClusterError(f"--address = {address!r}: no Ray cluster answers at {target}: {error}. {_FIX}") from error
+        raise ClusterError(f"--address = {address!r}: {_NOBODY} at {target}: {error}. {_FIX}") from error
     return target
 
 
-def _greet(knock: socket.socket) -> None:
+def _greet(door: socket.socket) -> None:
     """Exchange the first frames of HTTP/2, which a head node's gRPC server speaks: ``ray.init`` would try for 40 s
     on a port where something else listens, or on a head node that hangs. Raises OSError."""
     settings_frame = b"\0\0\0\x04\0\0\0\0\0"  # RFC 9113, 4.1 and 6.5: length 0, type 4, no flags, stream 0
-    knock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings_frame)
+    door.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings_frame)
     header = b""
     while len(header) < len(settings_frame):
-        received = knock.recv(len(settings_frame) - len(header))
+        received = door.recv(len(settings_frame) - len(header))
         if not received:
             break
         header += received

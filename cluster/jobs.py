@@ -1,7 +1,8 @@
 """A study as a job of a Ray cluster: submitted, its log followed, its end reported or brought about.
 
-Ray's client waits without end for a head that hangs, so a head is knocked at before each call, and beside a log that is
-followed; one that gives no answer for ``GONE`` seconds is given up.
+Ray's client waits without end for a head that hangs, so each of its calls has an end of its own, a head is knocked at
+before each, and beside a log that is followed; one that gives no answer for ``GONE`` seconds is given up. ``say`` is
+told what is waited for when it takes long.
 """
 
 from __future__ import annotations
@@ -10,18 +11,26 @@ import asyncio
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
+from cluster import asking
 from cluster.connect import ClusterError
 from cluster.machines import job_server
 from cluster.noted import use_token
+from cluster.storage import redacted
 
 POLL = 1.0  # seconds between two looks at a job
 GONE = 10.0  # seconds without an answer after which a cluster is given up
 STOPPED_IN = 60.0  # seconds a job that is told to stop may take
+ANSWERS_IN = 30.0  # seconds for the answer to a question, by a head that was there a moment before
+TAKEN_IN = 90.0  # and for a job to be taken: its folder is sent, its supervisor started
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+T = TypeVar("T")
+
+
+def _nothing(text: str) -> None:
+    """Says nothing."""
 
 
 class UnknownJob(Exception):
@@ -35,29 +44,35 @@ def submit(
     files: str | None = None,
     env: Mapping[str, str] | None = None,
     field: str = "--to",
+    say: Callable[[str], None] = _nothing,
 ) -> str:
     """Start ``command`` on the cluster whose dashboard is at ``url``; the job's id. ``files``: a folder that is copied
     to where the command runs; ``field``: what the URL is called in an error. Raises ClusterError."""
     environment: dict[str, Any] = {"env_vars": dict(env or {})}
     if files is not None:
         environment["working_dir"] = files
-    client = _client(url, field)
-    with _answers(url, field, "the job was not taken"):
+    client = _client(url, field, say)
+
+    def submitted() -> str:
         return str(client.submit_job(entrypoint=shlex.join(command), runtime_env=environment))
 
+    return _asked(submitted, url, field, "the job was not taken", say=say, seconds=TAKEN_IN)
 
-def follow(url: str, job: str, write: Callable[[str], None], field: str = "--to") -> tuple[str, int]:
+
+def follow(
+    url: str, job: str, write: Callable[[str], None], field: str = "--to", say: Callable[[str], None] = _nothing
+) -> tuple[str, int]:
     """Write the job's log from its beginning and as it grows, until the job ends: (SUCCEEDED, FAILED or STOPPED, exit
     code of its command). Raises UnknownJob, and ClusterError also where the cluster ends before the job."""
-    client = _client(url, field)
-    _state(client, url, job, field)
+    client = _client(url, field, say)
+    _state(client, url, job, field, say)
     problem, answered = asyncio.run(_tail(client, url, job, write))
     if problem:
         write(f"(the log cannot be followed: {problem})\n")
     while True:
         try:
             job_server(url, field, GONE / 4)
-            status, code = _state(client, url, job, field)
+            status, code = _state(client, url, job, field, say)
         except ClusterError as error:
             if time.monotonic() - answered >= GONE:
                 raise ClusterError(
@@ -97,36 +112,37 @@ async def _tail(client: Any, url: str, job: str, write: Callable[[str], None]) -
     return "" if error is None else _first_line(error), time.monotonic()
 
 
-def stop(url: str, job: str, field: str = "--to") -> str:
+def stop(url: str, job: str, field: str = "--to", say: Callable[[str], None] = _nothing) -> str:
     """End the job, as Ctrl-C would, and wait for it; how it ended. Raises UnknownJob and ClusterError."""
-    client = _client(url, field)
-    status, _ = _state(client, url, job, field)
+    client = _client(url, field, say)
+    status, _ = _state(client, url, job, field, say)
     if status in ENDED:
         return status
-    with _answers(url, field, f"{job} was not stopped"):
-        client.stop_job(job)
-    until = time.monotonic() + STOPPED_IN
+    _asked(lambda: client.stop_job(job), url, field, f"{job} was not stopped", say=say)
+    said = time.monotonic()
+    until = said + STOPPED_IN
     while status not in ENDED and time.monotonic() < until:
         time.sleep(POLL)
         job_server(url, field, GONE)
-        status, _ = _state(client, url, job, field)
+        status, _ = _state(client, url, job, field, say)
+        if time.monotonic() - said >= asking.EVERY:
+            said = time.monotonic()
+            say(f"{job} was told to stop and is {status}")
     return status
 
 
-def jobs(url: str, field: str = "--to") -> list[tuple[str, str, str]]:
+def jobs(url: str, field: str = "--to", say: Callable[[str], None] = _nothing) -> list[tuple[str, str, str]]:
     """(id, status, command) of the cluster's jobs that were submitted, the newest first. Raises ClusterError."""
-    client = _client(url, field)
-    with _answers(url, field, "its jobs are not known"):
-        found = client.list_jobs()
+    client = _client(url, field, say)
+    found = _asked(client.list_jobs, url, field, "its jobs are not known", say=say)
     submitted = [job for job in found if job.submission_id]
     submitted.sort(key=lambda job: -(job.start_time or 0))
     return [(str(job.submission_id), _name(job.status), job.entrypoint) for job in submitted]
 
 
-def _state(client: Any, url: str, job: str, field: str) -> tuple[str, int]:
+def _state(client: Any, url: str, job: str, field: str, say: Callable[[str], None]) -> tuple[str, int]:
     """Status of the job, and the exit code of its command."""
-    with _answers(url, field, f"{job} is not known", job):
-        info = client.get_job_info(job)
+    info = _asked(lambda: client.get_job_info(job), url, field, f"{job} is not known", job, say)
     status = _name(info.status)
     return status, 0 if status == "SUCCEEDED" else int(info.driver_exit_code or 1)
 
@@ -135,23 +151,30 @@ def _name(status: Any) -> str:
     return str(getattr(status, "value", status))
 
 
-def _client(url: str, field: str) -> Any:
+def _client(url: str, field: str, say: Callable[[str], None]) -> Any:
     use_token()
     job_server(url, field)
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells of each closed connection
-    with _answers(url, field, "no client of Ray can use it"):
-        return JobSubmissionClient(url)
+    return _asked(lambda: JobSubmissionClient(url), url, field, "no client of Ray can use it", say=say)
 
 
-@contextmanager
-def _answers(url: str, field: str, what: str, job: str = "") -> Iterator[None]:
-    """What Ray's client raises, as ClusterError, or UnknownJob where there is no ``job``."""
+def _asked(
+    call: Callable[[], T],
+    url: str,
+    field: str,
+    what: str,
+    job: str = "",
+    say: Callable[[str], None] = _nothing,
+    seconds: float | None = None,
+) -> T:
+    """What ``call``, one of Ray's client, returns within ``seconds``; what it raises as ClusterError, or UnknownJob
+    where there is no ``job``. ``seconds``: default ``ANSWERS_IN``."""
     from ray.exceptions import AuthenticationError
 
     try:
-        yield
+        return asking.within(seconds or ANSWERS_IN, call, f"an answer from {redacted(url)}", say)
     except AuthenticationError as error:
         raise ClusterError(
             f"{field} = {url!r}: the cluster wants its token, and none that it takes is known here. Fix: "

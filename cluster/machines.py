@@ -11,7 +11,6 @@ import contextlib
 import http.client
 import importlib.util
 import ipaddress
-import json
 import os
 import secrets
 import signal
@@ -26,12 +25,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster import asking
 from cluster.connect import ENVIRONMENT, ClusterError, reachable
 from cluster.noted import Cluster, Process, alive, birth, note, noted, state_folder, token_file
 
 PATIENCE = 120.0  # seconds a node may take to join; it takes about five
-ANSWER = 45.0  # seconds a head that listens may take to say which nodes it has; it takes about three
-SILENCE = 8.0  # seconds after which it is said what is waited for
 LOOPBACK = "127.0.0.1"
 
 
@@ -123,29 +121,16 @@ def down(cluster: Cluster) -> int:
     return ended
 
 
-def nodes(cluster: Cluster) -> list[dict[str, Any]]:
-    """The cluster's nodes that are alive: name, address, resources. Raises ClusterError where the head
-    does not answer: at once where nothing listens, which Ray would knock at for a minute."""
+def nodes(cluster: Cluster, say: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
+    """The cluster's nodes that are alive: id, name, address, resources. ``say`` is told when it takes long. Raises
+    ClusterError where the head does not answer: at once where nothing listens, where Ray would knock for a minute."""
     try:
         reachable(cluster.address)
-        asked = subprocess.run(
-            [sys.executable, "-c", _ASK, cluster.address],
-            env={**ENVIRONMENT, **os.environ, **_authentication()},
-            capture_output=True,
-            text=True,
-            timeout=ANSWER,
-            check=False,
-        )
+        return asking.nodes(cluster.address, {**ENVIRONMENT, **os.environ, **_authentication()}, say)
     except ClusterError as error:
         raise ClusterError(_silent(cluster, str(error.__cause__ or error))) from error
-    except subprocess.TimeoutExpired as error:
-        raise ClusterError(_silent(cluster, f"nothing in {ANSWER:.0f} s")) from error
-    lines = asked.stdout.strip().splitlines()
-    if asked.returncode or not lines:
-        reason = asked.stderr.strip().splitlines()[-1:] or ["no answer"]
-        raise ClusterError(_silent(cluster, reason[0]))
-    found: list[dict[str, Any]] = json.loads(lines[-1])
-    return found
+    except OSError as error:
+        raise ClusterError(_silent(cluster, str(error))) from error
 
 
 def _silent(cluster: Cluster, reason: str) -> str:
@@ -155,23 +140,11 @@ def _silent(cluster: Cluster, reason: str) -> str:
     )
 
 
-# In a process of its own: asking for nodes makes the asker part of the cluster until it ends.
-_ASK = """
-import json, sys, ray
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
-print(json.dumps([
-    {"id": node["NodeID"], "name": node["NodeName"], "address": node["NodeManagerAddress"],
-     "resources": {name: node["Resources"].get(name, 0) for name in ("CPU", "GPU", "memory")}}
-    for node in ray.nodes() if node["Alive"]
-]))
-"""
-
-
 def _await(cluster: Cluster, count: int, say: Callable[[str], None]) -> None:
     began = told = time.monotonic()
     problem = "no answer"
     while (now := time.monotonic()) < began + PATIENCE:
-        if now - told >= SILENCE:
+        if now - told >= asking.EVERY:
             say(f"still waiting for {cluster.processes[-1].name} ({now - began:.0f} s): {problem}")
             told = now
         ended = [process.name for process in cluster.processes if not alive(process)]
@@ -180,7 +153,7 @@ def _await(cluster: Cluster, count: int, say: Callable[[str], None]) -> None:
             reason = next((line for line in reversed(log) if "rror" in line), log[-1] if log else "it said nothing")
             raise ClusterError(f"cluster: {ended[0]} ended: {reason.strip()}. Fix: see {cluster.folder}/{ended[0]}.log")
         try:
-            if len(nodes(cluster)) >= count:
+            if len(nodes(cluster, say)) >= count:
                 return
             problem = f"fewer than {count} nodes have joined"
         except ClusterError as error:
@@ -241,10 +214,14 @@ def has_job_server() -> bool:
 
 
 def job_server(url: str, field: str = "--to", timeout: float = 5.0) -> None:
-    """Raises ClusterError where no job server answers at ``url``, which ``field`` gave, within ``timeout`` seconds."""
-    try:
+    """Raises ClusterError where no job server answers at ``url`` (``field``) in about ``timeout`` seconds."""
+
+    def knock() -> None:
         with urllib.request.urlopen(f"{url.rstrip('/')}/api/version", timeout=timeout) as answer:
             answer.read()
+
+    try:
+        asking.within(timeout + 1, knock)  # also where its name is looked up, or it says a byte a second
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             return  # it is there; the client brings the token

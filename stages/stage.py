@@ -48,22 +48,26 @@ def _key_fields(value: Any, dumped: Any) -> Any:
 class Execution(Config):
     """The ``execution:`` block: how a study is carried out. Nothing here may change a result or a key."""
 
-    jobs: int = Field(default=2, ge=1, description="steps that may run at the same time")
-    train_workers: int = Field(default=1, ge=1, description="workers of a training run (its world size)")
+    jobs: int = Field(default=2, ge=1, le=1000, description="steps that may run at the same time")
+    train_workers: int = Field(default=1, ge=1, le=10_000, description="workers of a training run (its world size)")
     sequence_parallel: int = Field(
         default=1,
         ge=1,
         description="training workers that share each sequence, a part each (arms that need every token, and bases, "
         "keep whole sequences)",
     )
-    cpus_per_worker: float = Field(default=1.0, gt=0, description="CPU cores a training worker asks for")
-    gpus_per_worker: float = Field(default=0.0, ge=0, description="GPUs a worker of training or evaluation asks for")
+    cpus_per_worker: float = Field(default=1.0, gt=0, le=10_000, description="CPU cores a training worker asks for")
+    gpus_per_worker: float = Field(
+        default=0.0, ge=0, le=1000, description="GPUs a worker of training or evaluation asks for"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="device of the torch work")
     micro_batch: int | None = Field(
-        default=None, ge=1, description="sequences per forward pass; the global batch is split"
+        default=None, ge=1, le=10**6, description="sequences per forward pass; the global batch is split"
     )
-    max_failures: int = Field(default=3, ge=0, description="worker or node losses a training run survives by itself")
-    task_cpus: float = Field(default=1.0, gt=0, description="CPU cores of a non-training step")
+    max_failures: int = Field(
+        default=3, ge=0, le=10_000, description="worker or node losses a training run survives by itself"
+    )
+    task_cpus: float = Field(default=1.0, gt=0, le=10_000, description="CPU cores of a non-training step")
     allow_world_size_change: bool = Field(default=False, description="resume a scored run on another world size")
     recompute_activations: bool | None = Field(
         default=None,
@@ -74,7 +78,9 @@ class Execution(Config):
     async_checkpoints: bool = Field(
         default=False, description="resume points are written while training goes on, from a copy in memory"
     )
-    keep_checkpoints: int = Field(default=2, ge=1, description="resume points kept: the newest, and those before it")
+    keep_checkpoints: int = Field(
+        default=2, ge=1, le=10_000, description="resume points kept: the newest, and those before it"
+    )
 
     @model_validator(mode="after")
     def _workers_share_sequences(self) -> Execution:

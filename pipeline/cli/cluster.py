@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import Json, Root, Set, StudyFile, Tracking
+from pipeline.cli.options import Json, Root, Set, StudyFile, Tracking, at_most
 from pipeline.cli.places import check_folder, place
 from pipeline.cli.render import line, note, print_json, table
 from pipeline.errors import ClusterUnreachable, StudyError, suggestion
@@ -41,11 +41,19 @@ def _errors() -> Iterator[None]:
 
 @app.command()
 def up(
-    nodes: Annotated[int, typer.Option("--nodes", "-n", min=1, max=256, help="Nodes beside the head.")] = 2,
+    nodes: Annotated[
+        int, typer.Option("--nodes", "-n", min=1, callback=at_most(256, "--nodes"), help="Nodes beside the head.")
+    ] = 2,
     cpus: Annotated[
-        int | None, typer.Option("--cpus", min=1, help="CPUs of each (default: this machine's, shared out).")
+        int | None,
+        typer.Option(
+            "--cpus",
+            min=1,
+            callback=at_most(1000, "--cpus"),
+            help="CPUs of each (default: this machine's, shared out).",
+        ),
     ] = None,
-    gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of each.")] = 0,
+    gpus: Annotated[int, typer.Option("--gpus", min=0, callback=at_most(1000, "--gpus"), help="GPUs of each.")] = 0,
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; one that others reach needs the token to connect.")
     ] = "127.0.0.1",
@@ -83,9 +91,9 @@ def status(json: Json = False) -> None:
     if cluster is None:
         raise ClusterUnreachable("cluster: none of this user's runs on this machine. Fix: infini-study cluster up")
     with _errors():
-        found = machines.nodes(cluster)
+        found = machines.nodes(cluster, note)
     try:
-        submitted = jobs.jobs(cluster.dashboard, _HERE)
+        submitted = jobs.jobs(cluster.dashboard, _HERE, note)
     except ClusterError:
         submitted = []  # without a job server there are none
     lost = [p.name for p in cluster.processes if not alive(p)]
@@ -160,7 +168,7 @@ def submit(
             command += ["--set", change]
         env = {"MLFLOW_TRACKING_URI": tracking} if tracking else {}
         env |= {name: os.environ[name] for name in _FORWARDED if same_machine and name in os.environ}
-        job = jobs.submit(url, command, files=None if same_machine else folder, env=env, field=field)
+        job = jobs.submit(url, command, files=None if same_machine else folder, env=env, field=field, say=note)
     if detach:
         if json:
             print_json("cluster", {"job": job, "dashboard": redacted(url), "status": "RUNNING", "exit_code": 0})
@@ -196,7 +204,7 @@ def stop(
 
     url, field, _ = _dashboard(to)
     with _errors(), _known(url, job, field):
-        state = jobs.stop(url, job, field)
+        state = jobs.stop(url, job, field, note)
     if json:
         print_json("cluster", {"job": job, "dashboard": redacted(url), "status": state})
     else:
@@ -238,7 +246,7 @@ def _known(url: str, job: str, field: str) -> Iterator[None]:
     try:
         yield
     except jobs.UnknownJob as error:
-        known = suggestion(job, [one for one, _, _ in jobs.jobs(url, field)])
+        known = suggestion(job, [one for one, _, _ in jobs.jobs(url, field, note)])
         raise StudyError(f"JOB = {job!r}: the cluster has no such job{known}. Fix: name one") from error
 
 
@@ -257,7 +265,7 @@ def _followed(url: str, job: str, field: str, to: str | None, json: bool) -> Non
 
     try:
         with _errors(), _known(url, job, field):
-            state, code = jobs.follow(url, job, write, field)
+            state, code = jobs.follow(url, job, write, field, note)
     except KeyboardInterrupt:
         note(f"no longer followed, the job goes on; end it with: {_command('stop', job, to)}")
         raise

@@ -25,6 +25,7 @@ def lm_eval(context: typer.Context) -> None:
     """
     from pipeline.plugins import load_plugins
     from stages.evidence.standalone.harness_tasks import write_tasks
+    from stages.stage import StageError
 
     load_plugins()
     folder = _folder()
@@ -48,7 +49,10 @@ def lm_eval(context: typer.Context) -> None:
     if "--include_path" not in arguments and arguments[0] != "ls":
         arguments += ["--include_path", str(folder)]
     sys.argv = ["lm_eval", *arguments]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except StageError as error:  # of our model; what the harness itself raises has its own traceback
+        raise StudyError(str(error)) from error
 
 
 def _folder() -> Path:

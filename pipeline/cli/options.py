@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from pipeline.engine.recorded import RecordedStudy
     from pipeline.engine.store import Store
     from pipeline.study.load import LoadedStudy
+
+MOST_JOBS = 1000  # as execution.jobs of a study
 
 _TRACKING = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
 
@@ -62,6 +65,17 @@ Tracking = Annotated[
         help="MLflow server (default: SQLite below the root). One with a password: by the environment.",
     ),
 ]
+
+
+def at_most(most: int, option: str) -> Callable[[int | None], int | None]:
+    """For a number that says how much is done at once: raises StudyError for one that cannot be meant."""
+
+    def check(value: int | None) -> int | None:
+        if value is not None and value > most:
+            raise StudyError(f"{option} = {value}: cannot be meant (allowed: at most {most}). Fix: a smaller number")
+        return value
+
+    return check
 
 
 def root_url(root: str | None) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import (
+    MOST_JOBS,
     Arms,
     Force,
     Json,
@@ -23,6 +24,7 @@ from pipeline.cli.options import (
     StudyFile,
     Tracking,
     Until,
+    at_most,
     check_tracking,
     open_study,
     tracking_uri,
@@ -187,7 +189,14 @@ def run(
         bool, typer.Option("--keep-going", "-k", help="After a failure go on with what does not need it.")
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Steps at the same time (default: execution.jobs).")
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            callback=at_most(MOST_JOBS, "--jobs"),
+            help="Steps at the same time (default: execution.jobs).",
+        ),
     ] = None,
     address: Annotated[
         str, typer.Option("--address", envvar="INFINI_STUDY_ADDRESS", help="Ray: local, auto or host:port.")

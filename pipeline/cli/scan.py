@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from pipeline.cli.audit import print_books, print_pairs, print_totals
-from pipeline.cli.options import Json
+from pipeline.cli.options import MOST_JOBS, Json, at_most
 from pipeline.cli.places import check_folder, place
 from pipeline.cli.render import line, note, print_json
 from pipeline.engine.escape import escaped
@@ -97,10 +97,23 @@ def scan(
         str | None, typer.Option("--boilerplate", help="Built-in list of licence wording, or none.")
     ] = None,
     canaries: Annotated[
-        int, typer.Option("--canaries", min=0, help="Planted passages per kind, to measure what is found.")
+        int,
+        typer.Option(
+            "--canaries",
+            min=0,
+            callback=at_most(10_000, "--canaries"),
+            help="Planted passages per kind, to measure what is found.",
+        ),
     ] = 20,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Threads (default: the cores of this machine).")
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            callback=at_most(MOST_JOBS, "--jobs"),
+            help="Threads (default: the cores of this machine).",
+        ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many rows of each table.")] = 30,
     exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 also where something is found.")] = False,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from cluster import connect
+from cluster import asking, connect
 
 
 @pytest.fixture
@@ -79,6 +81,63 @@ def test_sigterm_while_ray_starts_is_an_interrupt_and_the_handler_stays(monkeypa
 def test_a_head_node_that_hangs_counts_as_unreachable(silent_port: int):
     with pytest.raises(connect.ClusterError, match="timed out"):
         connect.reachable(f"127.0.0.1:{silent_port}", timeout_s=0.2)
+
+
+@pytest.fixture
+def greeting_port() -> Iterator[int]:
+    """Something greets as a head does, and swallows what is said to it."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        doors: list[socket.socket] = []
+
+        def greet() -> None:
+            with contextlib.suppress(OSError):  # closed
+                while True:
+                    door, _ = listener.accept()
+                    doors.append(door)
+                    door.sendall(b"\0\0\0\x04\0\0\0\0\0")
+
+        threading.Thread(target=greet, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        for door in doors:
+            door.close()
+
+
+def _nodes_here(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    import psutil
+    import ray
+
+    processes = [SimpleNamespace(info={"name": name}) for name in names]
+    monkeypatch.setattr(psutil, "process_iter", lambda _: iter(processes))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("it would wait for a minute and more"))
+
+
+def test_a_head_that_greets_and_swallows_the_rest_is_one_line_and_no_silence(
+    greeting_port: int, monkeypatch: pytest.MonkeyPatch
+):
+    _nodes_here(monkeypatch, "raylet")
+    monkeypatch.setattr(asking, "ANSWER", 1.0)
+    monkeypatch.setattr(asking, "EVERY", 0.3)
+    heard: list[str] = []
+    with pytest.raises(connect.ClusterError, match=r"no Ray cluster answers at 127.*: nothing in 1 s\. Fix:") as caught:
+        connect.connect(f"127.0.0.1:{greeting_port}", say=heard.append)
+    assert "\n" not in str(caught.value) and len(heard) >= 2
+    assert all("still waiting for an answer of the cluster at 127.0.0.1:" in text for text in heard)
+
+
+def test_a_machine_that_is_no_node_is_told_at_once(greeting_port: int, monkeypatch: pytest.MonkeyPatch):
+    _nodes_here(monkeypatch, "python", "bash")
+    with pytest.raises(connect.ClusterError, match=r"no node of a Ray cluster runs on this machine.*Fix:.*submit"):
+        connect.connect(f"127.0.0.1:{greeting_port}", timeout_s=0.2)
+
+
+def test_a_name_that_nobody_looks_up_in_time_counts_as_unreachable(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: threading.Event().wait())
+    with pytest.raises(connect.ClusterError, match=r"answers at head:6379: no answer within"):
+        connect.reachable("head:6379", timeout_s=0.1)
 
 
 def test_auto_without_a_cluster_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -208,6 +208,22 @@ OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown arm": (("run", "tiny.yaml", "--arm", "lokal"), r"unknown arm 'lokal'; did you mean 'local'"),
     "unknown seed": (("run", "tiny.yaml", "--seed", "7"), r"unknown seed '7' \(there are: 0\)"),
     "no number": (("run", "tiny.yaml", "--seed", "x"), r"Invalid value for '--seed'.*int"),
+    "jobs without end": (
+        ("run", "tiny.yaml", "--jobs", "100000"),
+        r"--jobs = 100000: cannot be meant \(allowed: at most 1000\)\. Fix",
+    ),
+    "threads without end": (
+        ("audit", "scan", "books/train", "--against", "books/test", "--jobs", "100000"),
+        r"--jobs = 100000: cannot be meant \(allowed: at most 1000\)\. Fix",
+    ),
+    "CPUs without end": (
+        ("cluster", "up", "--cpus", "100000"),
+        r"--cpus = 100000: .*at most 1000\)\. Fix",
+    ),
+    "GPUs without end": (
+        ("cluster", "up", "--gpus", "100000"),
+        r"--gpus = 100000: .*at most 1000\)\. Fix",
+    ),
     "nothing selected": (("run", "tiny.yaml", "--from", "pretrain", "--until", "ingest"), r"select no step.*Fix"),
     "needs what is not made": (("run", "tiny.yaml", "--only", "report"), r"neither made nor selected.*Fix"),
     "root of no name": (("ls", "--root", ""), r"--root = '': no name\. Fix"),
@@ -237,6 +253,15 @@ def test_a_wrong_option_is_one_line(cli: Command, case: str):
     said = cli(*arguments)
     assert said.code == 2 and said.out == ""
     assert len(said.faults) == 1 and re.search(message, said.faults[0]), said.err
+
+
+def test_the_most_jobs_are_those_of_a_study() -> None:
+    from annotated_types import Le
+
+    from pipeline.cli.options import MOST_JOBS
+    from stages.stage import Execution
+
+    assert Le(MOST_JOBS) in Execution.model_fields["jobs"].metadata
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://x", "word", "127.0.0.1:99999999", "127.0.0.1:²"])

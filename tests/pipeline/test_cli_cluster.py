@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster import jobs, machines, noted
+from cluster import asking, jobs, machines, noted
 from cluster.connect import ClusterError
 from tests.pipeline.called import caller
 from tests.support import executed
@@ -95,9 +96,9 @@ def test_what_is_started_and_waited_for_is_said(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("INFINI_STUDY_CACHE", str(tmp_path))
     mine = noted.Process(os.getpid(), noted.birth(os.getpid()), "head")
     joined = iter([0, 1, 1, 2])
-    monkeypatch.setattr(machines, "SILENCE", 0.0)
+    monkeypatch.setattr(asking, "EVERY", 0.0)
     monkeypatch.setattr(machines, "_start", lambda command, name, *_: replace(mine, name=name))
-    monkeypatch.setattr(machines, "nodes", lambda cluster: [{}] * next(joined))
+    monkeypatch.setattr(machines, "nodes", lambda cluster, say: [{}] * next(joined))
     said: list[str] = []
     machines.up(1, cpus=1, port=0, dashboard_port=0, say=said.append)
     assert [text.partition(" (")[0] for text in said[:-1]] == [
@@ -167,7 +168,7 @@ def ray_client(monkeypatch) -> Callable[[Client, bool], None]:
         monkeypatch.setattr(jobs, "GONE", 0.05)
         monkeypatch.setattr(jobs, "POLL", 0.01)
         monkeypatch.setattr(jobs, "job_server", job_server)
-        monkeypatch.setattr(jobs, "_client", lambda url, field: job_server() or client)
+        monkeypatch.setattr(jobs, "_client", lambda *_: job_server() or client)
 
     return put
 
@@ -187,6 +188,22 @@ def test_a_head_that_is_back_in_time_loses_nothing(ray_client, monkeypatch):
     ray_client(client)
     monkeypatch.setattr(jobs, "GONE", 60.0)
     assert jobs.follow("http://head:1", "job-1", lambda text: None) == ("FAILED", 3)
+
+
+@pytest.mark.parametrize("command", ["stop", "follow"])
+def test_a_head_that_takes_a_question_and_never_answers_is_one_line(
+    ray_client, tmp_path: Path, monkeypatch, capsys, command: str
+):
+    """Its packets are swallowed from now on; it had just answered."""
+    client = Client("RUNNING")
+    ray_client(client)
+    monkeypatch.setattr(client, "get_job_info", lambda job: threading.Event().wait())
+    monkeypatch.setattr(jobs, "ANSWERS_IN", 0.3)
+    monkeypatch.setattr(asking, "EVERY", 0.1)
+    said = caller(tmp_path, monkeypatch, capsys.readouterr)("cluster", command, "job-1", "--to", "http://head:1")
+    *waiting, fault = said.err.splitlines()
+    assert said.code == 5 and waiting and all("still waiting for an answer from http://head:1" in w for w in waiting)
+    assert fault.startswith("error: --to = 'http://head:1': job-1 is not known: no answer within 0.3 s. Fix:")
 
 
 def test_a_job_is_stopped_and_one_that_is_none_is_named(ray_client, tmp_path: Path, monkeypatch, capsys):
@@ -221,7 +238,7 @@ def test_a_head_needs_no_job_server(tmp_path: Path, monkeypatch):
     mine = noted.Process(os.getpid(), noted.birth(os.getpid()), "head")
     commands: list[list[str]] = []
     monkeypatch.setattr(machines, "_start", lambda command, *_: commands.append(command) or mine)
-    monkeypatch.setattr(machines, "nodes", lambda cluster: [{}] * len(commands))
+    monkeypatch.setattr(machines, "nodes", lambda cluster, say: [{}] * len(commands))
     machines.up(1, cpus=1, port=0, dashboard_port=0)
     assert not [word for word in commands[0] if word.startswith("--include-dashboard")]
 

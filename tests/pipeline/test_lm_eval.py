@@ -11,6 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from model import generate
+from model.arms import arm_of, variants
+from model.checkpoint import load
+from model.config import MixerConfig, ModelConfig, TrunkConfig
+from model.decoder import Decoder
+from model.export import export
+from stages.data.tokens.tokenizer import byte_level
+from tests.model.test_bounded import Peak
+from tests.model.tiny import ARMS
 from tests.pipeline import checkpoints
 from tests.pipeline.called import caller
 
@@ -28,6 +37,11 @@ QUESTIONS = [
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.write(tmp_path_factory.mktemp("models") / "all")
+
+
+def bounded(fields: dict[str, Any]) -> bool:
+    """Does what an arm with these fields of ``MixerConfig`` holds stop growing?"""
+    return arm_of(fields["kind"]).bounded(MixerConfig(**{"segment_length": 32} | fields))
 
 
 def asked(*arguments: Any) -> Any:
@@ -114,6 +128,156 @@ def test_an_arm_of_bounded_memory_scores_a_text_of_any_length_in_one_pass(models
     choices = [asked(text[:3000], choice) for choice in (" a", " bc", " a", " de")]
     together, apart = lm.loglikelihood(choices), [lm.loglikelihood([one])[0] for one in choices]
     assert [one[0] for one in together] == pytest.approx([one[0] for one in apart])  # one reading of the context
+
+
+# Every arm
+
+BOS = 1
+LOCAL_TASKS = {
+    "local_choice": (
+        'output_type: multiple_choice\ndoc_to_text: "{{question}}"\ndoc_to_choice: "{{choices}}"\n'
+        'doc_to_target: "{{answer}}"\ntarget_delimiter: ""\nmetric_list: [{metric: acc}]\n'
+    ),
+    "local_rolling": (
+        'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{text}}"\n'
+        "metric_list: [{metric: word_perplexity}]\n"
+    ),
+    "local_answer": (
+        'output_type: generate_until\ndoc_to_text: "{{text}}"\ndoc_to_target: "x"\n'
+        "generation_kwargs: {until: [e], max_gen_toks: 24}\nmetric_list: [{metric: exact_match}]\n"
+    ),
+}
+
+
+def write_arm(folder: Path, arm: str) -> Path:
+    """An export of this arm, random but for gates that are spread."""
+    mixer = {"segment_length": 32} | ARMS[arm]
+    trunk = TrunkConfig(dim=32, layers=2, heads=2)
+    config = ModelConfig(trunk=trunk, mixer=MixerConfig(**mixer), vocab_size=258)
+    decoder = Decoder(config, seed=0)
+    with torch.no_grad():
+        for layer, beta in enumerate(decoder.gate_parameters()):
+            beta.copy_(torch.linspace(-1.5, 1.5, len(beta)).roll(layer))
+    byte_level().save(str(folder / "tokenizer.json"))
+    marks = {"bos": BOS, "eos": BOS, "pad": 0}
+    export(decoder, folder / arm, tokenizer=folder / "tokenizer.json", special_tokens=marks)
+    return folder / arm
+
+
+def write_tasks(folder: Path, text: str) -> None:
+    """``LOCAL_TASKS`` and their documents."""
+    rows = [{**one, "text": text[90 * n : 90 * n + 200 + 31 * n]} for n, one in enumerate(QUESTIONS)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, said in LOCAL_TASKS.items():
+        data = (
+            f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'rows.jsonl'}}}}}\ntest_split: test\n"
+        )
+        (folder / f"{name}.yaml").write_text(f"task: {name}\n{data}{said}")
+
+
+def ids_of(text: str) -> list[int]:
+    """As the byte-level tokenizer has it."""
+    return byte_level().encode(text, add_special_tokens=False).ids
+
+
+@torch.no_grad()
+def own_likelihood(decoder: Decoder, context: str, text: str) -> tuple[float, bool]:
+    """Of ``text`` behind ``context``, in one pass over all of it."""
+    read, wanted = [BOS, *ids_of(context)], ids_of(text)
+    tokens = torch.tensor([[*read, *wanted]])
+    nats = float(decoder.nll(tokens)[0, len(read) - 1 :].double().sum())
+    logits = decoder.project(decoder.hidden(tokens)[0])[0, len(read) - 1 : -1]
+    return -nats, logits.argmax(-1).tolist() == wanted
+
+
+@torch.no_grad()
+def own_answer(decoder: Decoder, prompt: str, until: str, most: int) -> str:
+    """Token by token, all of the text read anew for each."""
+    ids, said = [BOS, *ids_of(prompt)], list[int]()
+    while len(said) < most and until not in byte_level().decode(said):
+        token = int(decoder.project(decoder.hidden(torch.tensor([ids]))[0][:, -1:]).argmax())
+        if token == BOS:
+            break
+        ids.append(token)
+        said.append(token)
+    return generate.until(byte_level().decode(said), [until])
+
+
+@WITH
+def test_every_arm_is_among_those_tried() -> None:
+    assert set(ARMS) == set(variants())
+
+
+@WITH
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_harness_says_of_every_arm_what_its_decoder_says(models: Path, tmp_path: Path, arm: str) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from infini_study import HarnessModel
+
+    folder, text = write_arm(tmp_path, arm), (models / "text" / "0.txt").read_text()
+    write_tasks(tmp_path, text)
+    decoder = load(folder).eval()
+    found = simple_evaluate(
+        model=HarnessModel(checkpoint=str(folder), device="cpu"),
+        tasks=list(LOCAL_TASKS),
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    asked_of = {name: [(one["arguments"], one["resps"]) for one in found["samples"][name]] for name in LOCAL_TASKS}
+    assert [len(rows) for rows in asked_of.values()] == [len(QUESTIONS)] * 3
+    for arguments, said in asked_of["local_choice"]:
+        for (context, choice), ((nats, greedy),) in zip(arguments, said, strict=True):
+            own = own_likelihood(decoder, context, choice)
+            assert nats == pytest.approx(own[0], rel=1e-5) and greedy == own[1]
+    for ((whole,),), ((nats,),) in asked_of["local_rolling"]:
+        assert nats == pytest.approx(own_likelihood(decoder, "", whole)[0], rel=1e-5)
+    for ((prompt, _),), ((answer,),) in asked_of["local_answer"]:
+        assert answer == own_answer(decoder, prompt, "e", 24)
+
+
+@WITH
+@pytest.mark.parametrize("arm", [arm for arm, fields in ARMS.items() if bounded(fields)])
+def test_an_arm_of_bounded_memory_needs_no_more_for_a_longer_text(models: Path, tmp_path: Path, arm: str) -> None:
+    from infini_study import HarnessModel
+
+    lm = HarnessModel(checkpoint=str(write_arm(tmp_path, arm)), device="cpu")
+    text = (models / "text" / "0.txt").read_text()
+    held = []
+    for length in (1500, 6000):
+        with Peak() as peak:
+            lm.loglikelihood_rolling([asked((text * 4)[:length])])
+        held.append(peak.bytes)
+    assert held[1] - held[0] < 4 * 8 * 4500  # the tokens themselves
+
+
+REFUSED = {
+    ("checkpoint=full", "cuda"): "--device = 'cuda': no CUDA device is visible here (allowed: cpu). Fix: leave it out",
+    ("checkpoint=full", "cuda:1"): "--device = 'cuda:1': no CUDA device is visible here",
+    ("checkpoint=none", "cpu"): "MODEL = 'none': none/config.json: no such file",
+    ("checkpoint=gpt2", "cpu"): "checkpoint = 'gpt2': GPT2LMHeadModel",
+    ("checkpoint=full,dtype=int3", "cpu"): "dtype = 'int3': cannot be computed in (allowed: auto, float32",
+    ("checkpoint=full,max_length=x", "cpu"): "max_length = 'x': no number of tokens (allowed: whole numbers from 1 on)",
+    ("checkpoint=full,arm=lokal", "cpu"): "--arm = 'lokal'",
+}
+
+
+@WITH
+def test_what_our_model_cannot_do_is_one_line(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one test: the harness logs to the stream that it found first."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("pipeline.cli.harness._folder", lambda: tmp_path / "ours")
+    write_tasks(tmp_path, "a text " * 100)
+    command = caller(models, monkeypatch, capsys.readouterr, before="lm-eval --model infini_study")
+    for (model_args, device), fault in REFUSED.items():
+        asked_for = ("--model_args", model_args, "--device", device, "--tasks", "local_choice")
+        said = command(*asked_for, "--include_path", tmp_path)
+        faults = [line for line in said.err.splitlines() if line.startswith("error: ")]
+        assert said.code == 2 and len(faults) == 1 and faults[0].startswith(f"error: {fault}"), said
 
 
 @WITH

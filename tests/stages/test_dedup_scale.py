@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import tracemalloc
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from bench.dedup_accuracy import lines
-from bench.scale import texts
+from bench.scale import Forked, texts
+from stages.data import parallel
 from stages.data.corpus import documents as documents_module
 from stages.data.corpus import ids
-from stages.data.dedup import candidates, compare, tables
+from stages.data.dedup import buckets, candidates, compare, tables
 from stages.data.dedup import run as running
+from stages.data.dedup.candidates import Groups
 from stages.data.dedup.config import DedupConfig
 from stages.data.dedup.shingles import common, shingle
 from stages.data.dedup.stage import STAGE
@@ -91,6 +95,58 @@ def test_the_same_bytes_with_any_number_of_tasks_at_a_time(
     monkeypatch.setattr(compare, "LEAST_BYTES", 30_000)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": workers})
     assert files(run(documents, tmp_path / "ray", tmp_path / "work-ray")) == files(plain)
+
+
+def test_the_driver_reads_no_text_however_few_repeats_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of few repeats all texts are one lot, which a task compares as it does many."""
+    documents = audited(tmp_path / "in", books())
+    monkeypatch.setattr(running, "WORTH_TASKS", 0)
+    monkeypatch.setattr(parallel, "running_ray", Forked)
+    reading, read = compare.training_texts, list[Path]()  # by this process: a task's is a child's own
+    monkeypatch.setattr(compare, "training_texts", lambda path: read.append(path) or reading(path))
+    assert digest(run(documents, tmp_path / "out", tmp_path / "work")) == GOLDEN
+    assert not read
+
+
+def _groups(rng: np.random.Generator, documents: int, groups: int) -> Groups:
+    """Of documents of the same third."""
+    lengths = rng.integers(2, 4, groups).astype(np.int32)
+    third = np.repeat(rng.integers(0, 3, groups), lengths)
+    return Groups((rng.integers(0, documents // 3, len(third)) * 3 + third).astype(np.int32), lengths)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, buckets.AT_ONCE])
+def test_buckets_come_by_task_in_the_order_in_which_they_were_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(buckets, "AT_ONCE", at_once)
+    rng = np.random.default_rng(0)
+    found = [_groups(rng, 300, number) for number in (20, 0, 1, 40)]
+    kept = buckets.Buckets(tmp_path, 300)
+    for some in found:
+        kept.add(some)
+    assert set(np.flatnonzero(kept.documents)) == set(np.concatenate([some.members for some in found]))
+    given = list(kept.by_task(lambda ranks: ranks.astype(np.int64) % 3, 3))
+    assert len(given) == 3
+    for task, mine in enumerate(given):
+        wanted = [group.tolist() for some in found for group in some.each() if group[0] % 3 == task]
+        assert [group.tolist() for group in mine.each()] == wanted
+
+
+def test_what_bands_find_is_not_held_in_memory(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    kept = buckets.Buckets(tmp_path, 30_000)
+    tracemalloc.start()
+    try:
+        for _ in range(50):
+            kept.add(_groups(rng, 30_000, 20_000))
+        found = list(kept.by_task(lambda ranks: ranks.astype(np.int64) % 3, 3))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(some.members.nbytes + some.lengths.nbytes for some in found) > 10 * 2**20 > 10 * held
 
 
 def test_an_interrupted_run_goes_on_and_remote_storage_gives_the_same(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Canaries(Config):
     """Passages of evaluation documents planted in copies of clean training documents, to measure what is found."""
 
-    count: int = Field(default=20, ge=0, description="planted documents per kind; 0 plants none")
+    count: int = Field(default=20, ge=0, le=10_000, description="planted documents per kind; 0 plants none")
     seed: int = Field(default=0, ge=0)
 
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numba import njit
 from numpy.typing import NDArray
 
+from stages.data.dedup.buckets import Buckets
 from stages.data.dedup.candidates import Components, DocumentPair, Groups, contained_pairs, equal_groups, proposals
 from stages.data.dedup.compare import COMPARED, COMPARED_FILE, Compare, Compared, CompareJob, batches
 from stages.data.dedup.config import DedupConfig
@@ -111,43 +112,35 @@ def open_pairs(given: tuple[NDArray[np.int32], ...], compare: Compare) -> Iterat
 
 def _editions(corpus: Corpus, bands: int, threshold: float, compare: CompareJobs, worth_it: bool) -> pa.Table:
     ranks = corpus.kept_ranks(corpus.column("distinct") == 0)
-    connected = Components(corpus.size)
-    found: list[Groups] = []
+    connected, buckets = Components(corpus.size), Buckets(corpus.spill, corpus.size)
     for groups in equal_groups(BANDS_FILE, [(band,) for band in range(bands)], corpus.runs, ranks, worth_it):
         connected.join(groups)
-        found.append(groups)
-    jobs = list(_by_component(corpus, connected, found, threshold))
+        buckets.add(groups)
+    jobs = list(_by_component(corpus, connected, buckets, threshold))
     table = tables(compare(jobs, editions), COMPARED_FILE, COMPARED, corpus.spill)
     gone = table.select(["document", "other"]).filter(table["removes"])
     corpus.drop(gone["document"].to_numpy(), EDITION, gone["other"].to_numpy())
     return table
 
 
-def _by_component(corpus: Corpus, connected: Components, found: list[Groups], threshold: float) -> Iterator[CompareJob]:
+def _by_component(corpus: Corpus, connected: Components, buckets: Buckets, threshold: float) -> Iterator[CompareJob]:
     """Documents connected through buckets go to one task together: what is kept of them hangs on no others."""
-    members = np.concatenate([np.empty(0, np.int32), *(groups.members for groups in found)])
-    lengths = np.concatenate([np.empty(0, np.int32), *(groups.lengths for groups in found)])
-    found.clear()
-    if not len(members):
+    ranks = np.flatnonzero(buckets.documents).astype(np.int32)
+    if not len(ranks):
         return
-    ranks = np.unique(members)
     roots = connected.roots(ranks)
     order = np.argsort(roots, kind="stable")
     begins = np.flatnonzero(np.r_[True, np.diff(roots[order]) != 0])
     sizes = np.add.reduceat(corpus.column("bytes")[corpus.order[ranks[order]]], begins)
     task = np.empty(len(ranks), np.int64)  # of each of ``ranks``
     task[order] = np.repeat(batches(sizes), np.diff(np.append(begins, len(order))))
-    starts = np.cumsum(lengths) - lengths
-    group_task = task[np.searchsorted(ranks, members[starts])]
-    member_task = np.repeat(group_task, lengths)
-    by_member, by_group = np.argsort(member_task, kind="stable"), np.argsort(group_task, kind="stable")
     by_rank = np.argsort(task, kind="stable")
-    for number in range(int(task.max()) + 1):
-        mine = ranks[by_rank[slice(*np.searchsorted(task[by_rank], [number, number + 1]))]]
-        some = members[by_member[slice(*np.searchsorted(member_task[by_member], [number, number + 1]))]]
-        each = lengths[by_group[slice(*np.searchsorted(group_task[by_group], [number, number + 1]))]]
+    edges = np.searchsorted(task[by_rank], np.arange(int(task.max()) + 2))
+    found = buckets.by_task(lambda members: task[np.searchsorted(ranks, members)], len(edges) - 1)
+    for groups, start, end in zip(found, edges[:-1], edges[1:], strict=True):
+        mine = ranks[by_rank[start:end]]
         numbers = corpus.order[mine]
-        yield CompareJob(np.sort(numbers), (some, each, mine, numbers, np.array(threshold)))
+        yield CompareJob(np.sort(numbers), (*groups, mine, numbers, np.array(threshold)))
 
 
 def editions(given: tuple[NDArray[np.int32], ...], compare: Compare) -> Iterator[tuple[Compared, bool]]:

@@ -105,7 +105,7 @@ def finding(
                 documents,
                 config.ngram,
                 place,
-                worth_it and len(jobs) > 1,
+                worth_it,
                 lambda done, total: progress(done, total, f"lots of {work.__name__.replace('_', ' ')}"),
             )
 

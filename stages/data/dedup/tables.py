@@ -151,8 +151,11 @@ class Table:
         """(places of the copies that the audit dropped, ascending; numbers of the documents they are copies of, else
         ``NOBODY``)."""
         copies = np.flatnonzero(self._code == _CODE["dropped", "decontaminate", "exact copy"])
-        rows = pa.table([rows_at(self._rows[name], copies) for name in ("reason", "book_id")], ["reason", "book_id"])
-        others = pa.chunked_array([original_of(rows["reason"], rows["book_id"])], pa.large_string())
+        named = (
+            original_of(*(rows_at(self._rows[name], copies[start : start + AT_ONCE]) for name in ("reason", "book_id")))
+            for start in range(0, len(copies), AT_ONCE)
+        )
+        others = pa.chunked_array(list(named), pa.large_string())
         found = np.full(len(copies), NOBODY, np.int32)
         for numbers, places, _ in matched(self._ids, by_id, others, sorted_by(others)):
             found[places] = numbers

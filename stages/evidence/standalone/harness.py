@@ -14,7 +14,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from lm_eval.api.model import TemplateLM
@@ -25,10 +25,11 @@ from model import generate
 from model.llama import read_config
 from stages.data.tokens.chat import render
 from stages.evidence.evaluate.forward import PASS_TOKENS
-from stages.evidence.standalone.config import CheckpointSource, parse_arm
+from stages.evidence.standalone.config import CheckpointSource, Dtype, parse_arm
 from stages.evidence.standalone.opened import open_reader
 from stages.evidence.standalone.readers import DecoderReader
 from stages.evidence.standalone.tokenizer import read_tokenizer
+from stages.stage import StageError
 
 if TYPE_CHECKING:
     from model.decoder import Decoder, DecoderState
@@ -44,7 +45,8 @@ class StudyLM(TemplateLM):  # type: ignore[misc]  # the harness is not installed
     """``--model infini_study --model_args checkpoint=DIR``. ``checkpoint``: an exported folder, or one of a family next
     to Llama. ``arm``: the arm that it is read under, such as ``local;segment_length=2048`` (the harness itself cuts at
     commas). ``max_length``: of a window where the arm does not read any length (default: the checkpoint's context).
-    ``batch_size``: prompts read at once, at most (the harness itself says 1); "auto": as many as a pass holds."""
+    ``batch_size``: prompts read at once, at most (the harness itself says 1); "auto": as many as a pass holds.
+    Raises StageError for what it cannot open or do."""
 
     backend = "causal"
 
@@ -62,9 +64,16 @@ class StudyLM(TemplateLM):  # type: ignore[misc]  # the harness is not installed
     ) -> None:
         super().__init__()
         if str(device).startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(
-                f"--device = {device!r}: no CUDA device is visible here (allowed: cpu). Fix: leave it out, or a "
-                "machine and a torch with CUDA"
+            raise StageError(
+                "no CUDA device is visible here",
+                field="--device",
+                value=device,
+                allowed="cpu",
+                fix="leave it out, or a machine and a torch with CUDA",
+            )
+        if dtype not in (None, "auto", *get_args(Dtype)):
+            raise StageError(
+                "cannot be computed in", field="dtype", value=dtype, allowed=", ".join(("auto", *get_args(Dtype)))
             )
         wanted = "cpu" if device == "cpu" or not torch.cuda.is_available() else "auto"
         mixer = None if arm is None else parse_arm(arm, ";")
@@ -79,14 +88,17 @@ class StudyLM(TemplateLM):  # type: ignore[misc]  # the harness is not installed
         )
         reader = open_reader(source)
         if not isinstance(reader, DecoderReader):
-            raise ValueError(
-                f"checkpoint = {checkpoint!r}: {reader.what}, none of ours. Fix: --model hf --model_args pretrained=..."
+            raise StageError(
+                f"{reader.what}, none of ours",
+                field="checkpoint",
+                value=checkpoint,
+                fix="--model hf --model_args pretrained=...",
             )
         self.decoder: Decoder = reader.decoder
         place = source.model if tokenizer is None else Path(tokenizer)
         self.codec = read_tokenizer(place, read_config(source.model), source.model)
-        self.longest = reader.longest if max_length is None else int(max_length)
-        self.max_gen_toks, self.checkpoint = int(max_gen_toks), checkpoint
+        self.longest = reader.longest if max_length is None else _number("max_length", max_length)
+        self.max_gen_toks, self.checkpoint = _number("max_gen_toks", max_gen_toks), checkpoint
         self.most = int(batch_size) if str(batch_size).isdigit() else None
         self.batch_size_per_gpu = batch_size
         self._device = self.decoder.embed_tokens.weight.device
@@ -233,6 +245,13 @@ class StudyLM(TemplateLM):  # type: ignore[misc]  # the harness is not installed
         size = max(1, PASS_TOKENS[self._device.type] // tokens)
         size = size if self.most is None else min(size, self.most)
         return [members[first : first + size] for first in range(0, len(members), size)]
+
+
+def _number(name: str, value: Any) -> int:
+    """What the harness may have left as text. Raises StageError for anything but a number from 1 on."""
+    if not str(value).isdecimal() or int(value) < 1:
+        raise StageError("no number of tokens", field=name, value=value, allowed="whole numbers from 1 on")
+    return int(value)
 
 
 def _settings(given: dict[str, Any], default: int) -> tuple[Any, ...]:
