@@ -142,7 +142,20 @@ ORACLE: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("C3", "learned by two of three seeds", {"reader": beyond(by_seed({0: perfect, 1: perfect, 2: never}))}, I),
     ("C3", "seeds of unequal skill", {"reader": beyond(skilled({0: 4.0, 1: 1.5, 2: 2.5}))}, I),
     ("C3", "never, and full attention does not find it either", {"reader": beyond(never), "full": beyond(never)}, I),
+    (
+        "C3",
+        "never, and full attention is not ahead of it",
+        {"reader": beyond(sometimes(0.7)), "full": beyond(sometimes(0.7))},
+        I,
+    ),
+    (
+        "C3",
+        "half of it, full attention two thirds",
+        {"reader": beyond(sometimes(0.3)), "full": beyond(sometimes(0.7))},
+        R,
+    ),
     ("C3", "not even inside the last segment", {"reader": never}, I),
+    ("C3", "inside the last segment seven times in ten too", {"reader": sometimes(0.7)}, I),
     ("C3", "never, and the local arm finds it (no memory needed)", {"reader": beyond(never), "local": perfect}, I),
     # C4: tasks that ask more than one needle
     ("C4", "solves every task", {}, S),
@@ -155,6 +168,14 @@ ORACLE: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("C4", "right nine times in ten", {"composed": sometimes(0.9, never, complete)}, I),
     ("C4", "learned by two of three seeds", {"composed": by_seed({0: complete, 1: complete, 2: never})}, I),
     ("C4", "nothing, and full attention solves nothing", {"composed": never, "composed_full": never}, I),
+    (
+        "C4",
+        "some, and full attention does not come to nine in ten",
+        {"composed": share_of(0.3), "composed_full": share_of(0.7)},
+        I,
+    ),
+    ("C4", "four in five, as full attention", {"composed": share_of(0.8), "composed_full": share_of(0.8)}, I),
+    ("C4", "four in five, more than full attention", {"composed": share_of(0.8), "composed_full": share_of(0.6)}, I),
     (
         "C4",
         "not what full attention does not solve either",

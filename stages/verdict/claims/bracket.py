@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages.display.numbers import percent, signed_percent
+from stages.display.numbers import percent, points, signed_percent
 from stages.verdict.claims.effects import accuracy, effect, nested_accuracy
 from stages.verdict.claims.evidence import Evidence, paired
 from stages.verdict.claims.verdict import Number, decided
@@ -96,6 +96,28 @@ def cell_bracket(evidence: Evidence, rows: pd.DataFrame, least: float) -> Bracke
             if len(of):
                 seen[kind] = [accuracy("", "", of, sources=(), rules=evidence.rules)]
     return _bracket(seen, 1, least)
+
+
+def ceiling_bracket(evidence: Evidence, rows: pd.DataFrame, arm: str, threshold: float | None = None) -> Bracket:
+    """Is a failure the memory's? Full attention is ahead of ``arm`` on the same prompts and, where a ``threshold`` is
+    asked for, not itself shown to stay below it: what nobody learned so well in this budget refutes nobody. ``rows``:
+    seed, item, correct of all arms."""
+    ceilings = evidence.arms_of_kind(CEILING)[:1]
+    top = rows[rows["arm"] == ceilings[0]] if ceilings else rows[:0]
+    pair = paired(top, rows[rows["arm"] == arm], "item", "correct") if len(top) else None
+    if pair is None:
+        return Bracket(None, "no arm of kind full was asked the same prompts", "no ceiling arm")
+    own = accuracy("", "", top, sources=(), rules=evidence.rules)
+    if threshold is not None and own.high is not None and own.high < threshold:
+        shown = f"{percent(own.estimate, 0)}, at most {percent(own.high, 0)}"
+        note = f"full attention itself stays below {threshold:.0%} on these prompts ({shown})"
+        return Bracket(False, note, "ceiling below threshold")
+    ahead = effect(pair, evidence.rules)
+    note = f"full attention is {points(ahead.estimate)} ahead on the same prompts"
+    if ahead.exceeds:
+        return Bracket(True, note)
+    note = f"full attention is not shown to be ahead on the same prompts ({points(ahead.estimate)})"
+    return Bracket(False, note, "as good as full attention")
 
 
 def _bracket(seen: Mapping[str, Sequence[Number]], count: int, least: float) -> Bracket:

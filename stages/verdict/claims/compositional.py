@@ -13,7 +13,7 @@ from stages.data.tasks.registry import TASKS
 from stages.data.tasks.scoring import all_in, any_in, any_whole_in, first_said, whole_in
 from stages.data.tasks.task import CONTROL, Task
 from stages.display.numbers import percent, points
-from stages.verdict.claims.bracket import FLOOR, Bracket, behind, cell_bracket, control_bracket
+from stages.verdict.claims.bracket import FLOOR, Bracket, behind, ceiling_bracket, cell_bracket, control_bracket
 from stages.verdict.claims.effects import Effect, accuracy, effect, needed_to_clear
 from stages.verdict.claims.evidence import Evidence, paired
 from stages.verdict.claims.verdict import Finding, Number, Source, conclude, decided, not_measured
@@ -234,7 +234,7 @@ def _judge(evidence: Evidence, arm: str, cells: Sequence[TaskCell], at: pd.DataF
         return decided(row, "inconclusive", f"{text}; {few}", "too few seeds", few)
     failing = [cell for cell in cells if cell.fails]
     if failing:
-        brackets = {cell.name: _bracket(evidence, at, cell) for cell in failing}
+        brackets = {cell.name: _bracket(evidence, at, cell, arm) for cell in failing}
         shown = next((cell for cell in failing if brackets[cell.name].passed), failing[0])
         short = f"{shown.name} stays below {rule.threshold:.0%}: {percent(shown.score.estimate, 0)}"
         row = decided(row, "refuted", f"{text}; {short}", short=short)
@@ -266,6 +266,8 @@ def _judge(evidence: Evidence, arm: str, cells: Sequence[TaskCell], at: pd.DataF
     return decided(row, "supported", f"{text}: {short}", short=short)
 
 
-def _bracket(evidence: Evidence, at: pd.DataFrame, cell: TaskCell) -> Bracket:
+def _bracket(evidence: Evidence, at: pd.DataFrame, cell: TaskCell, arm: str) -> Bracket:
+    rule = evidence.rules.compositional
     rows = at[(at["task"] == cell.task) & (at["k"] == cell.k) & (at["length"] == cell.length)]
-    return cell_bracket(evidence, rows, evidence.rules.compositional.learned)
+    learned = cell_bracket(evidence, rows, rule.learned)
+    return ceiling_bracket(evidence, rows, arm, rule.threshold) if learned.passed else learned

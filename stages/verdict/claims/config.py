@@ -65,7 +65,8 @@ class PerplexityFromMemory(Config):
 
 class Retrieval(Config):
     """C3. Supported: at ``length`` the lower bound of passkey accuracy beyond the last segment reaches ``threshold``
-    and no part of the positions lies below it (Bonferroni); refuted: the upper bound stays below it."""
+    and no part of the positions lies below it (Bonferroni); refuted: the upper bound stays below it, that of needles
+    inside the last segment does not, and full attention is ahead on the same prompts."""
 
     threshold: float = Field(default=0.9, gt=0, lt=1, description="accuracy that counts as retrieving")
     length: int | None = Field(
@@ -84,8 +85,8 @@ class Retrieval(Config):
 class Compositional(Config):
     """C4. Supported: in some memory arm the lower bound of the score reaches ``threshold`` in every compositional task
     that was asked, at its longest length or ``length``, above the local arm's, and the tasks are of ``kinds`` kinds or
-    more; refuted: in every memory arm the upper bound of one task stays below it (Bonferroni over tasks), which full
-    attention finds and local attention does not."""
+    more; refuted: in every memory arm the upper bound of one task stays below it (Bonferroni over tasks), in which full
+    attention is ahead of the arm and not itself below the threshold, and which local attention does not find."""
 
     tasks: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="tasks that decide; none: every compositional one that is asked"

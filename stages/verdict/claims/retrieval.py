@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stages.display.numbers import percent
-from stages.verdict.claims.bracket import behind, control_bracket, task_bracket
+from stages.verdict.claims.bracket import behind, ceiling_bracket, control_bracket, task_bracket
 from stages.verdict.claims.effects import accuracy, needed_to_clear
 from stages.verdict.claims.evidence import BEYOND, WITHIN, Evidence
 from stages.verdict.claims.verdict import Finding, Number, conclude, decided, not_measured
@@ -89,13 +89,13 @@ def retrieval(evidence: Evidence) -> Finding:
             )
             others.append(inside)
         others.append(reach(evidence, arm, beyond))
-        rows.append(_judge(evidence, at_length(evidence, arm, beyond, length), at, inside, length))
+        rows.append(_judge(evidence, arm, at_length(evidence, arm, beyond, length), at, inside, length))
     if not rows:
         return not_measured("no evaluation of a memory arm has passkey prompts beyond the last segment")
     return conclude(rows, others)
 
 
-def _judge(evidence: Evidence, row: Number, at: pd.DataFrame, inside: Number | None, length: int) -> Number:
+def _judge(evidence: Evidence, arm: str, row: Number, at: pd.DataFrame, inside: Number | None, length: int) -> Number:
     rules, rule = evidence.rules, evidence.rules.retrieval
     low, high = row.low or 0.0, 1.0 if row.high is None else row.high
     family = rules.model_copy(update={"alpha": min(rules.alpha, 2 * rules.alpha / len(evidence.memory_arms))})
@@ -115,9 +115,16 @@ def _judge(evidence: Evidence, row: Number, at: pd.DataFrame, inside: Number | N
             note = f"{text}; inside the last segment {percent(inside.estimate)}: the task itself was not learned"
             short = "the passkey is not found inside the last segment either"
             return decided(row, "inconclusive", note, "task not learned", short)
+        if inside.high is not None and inside.high < rule.threshold:
+            note = f"{text}; inside the last segment {percent(inside.estimate)}, below {rule.threshold:.0%} as well"
+            short = f"inside the last segment it stays below {rule.threshold:.0%} as well"
+            return decided(row, "inconclusive", note, "task not learned", short)
         short = f"below {rule.threshold:.0%}, though {percent(inside.estimate, 0)} inside the last segment"
         row = decided(row, "refuted", f"{text} stays below {rule.threshold:.0%}, {short}", short=short)
-        return behind(row, control_bracket(evidence), task_bracket(evidence, "passkey", length, (1,), rule.learned))
+        found = task_bracket(evidence, "passkey", length, (1,), rule.learned)
+        every = evidence.retrieval
+        every = every[(every["task"] == "passkey") & (every["length"] == length) & every["beyond_local"].astype(bool)]
+        return behind(row, control_bracket(evidence), found, ceiling_bracket(evidence, every, arm))
     failing = _failing(evidence, at)
     prompts = at["item"].nunique()
     if clears and not failing and prompts >= rule.minimum_trials:
