@@ -7,12 +7,15 @@ put is atomic by itself. ``create_exclusive`` is the one primitive that decides 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http.client
+import io
 import json
 import math
 import os
 import re
+import stat
 import threading
 import uuid
 from collections.abc import Iterator
@@ -26,6 +29,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 PART = 16 * 2**20  # bytes of a large file that travel in one request
 PARTS_AT_ONCE = 4
+LARGEST = 2**30  # bytes of a file that is read whole
 _MEMORY_LOCK = threading.Lock()  # fsspec's memory filesystem checks and writes in two steps
 
 
@@ -33,6 +37,10 @@ class StorageError(Exception):
     """Storage that cannot be used as asked; names the URL, the reason and the fix."""
 
     exit_code = 2
+
+
+class NotAFile(OSError):
+    """A folder, a pipe, a device, a link in a circle or something without end stands where a file should."""
 
 
 def filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -113,7 +121,8 @@ _BROKEN_OFF = {"aiohttp.client_exceptions.ClientError", "botocore.exceptions.HTT
 
 def transient(error: BaseException) -> bool:
     """Could the same call succeed a moment later? Missing files, refused access and a full disk could not."""
-    if isinstance(error, (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)):
+    never = FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, NotAFile
+    if isinstance(error, never):
         return False
     if isinstance(error, OSError):
         return error.errno not in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG)
@@ -123,14 +132,35 @@ def transient(error: BaseException) -> bool:
 
 
 def read_bytes(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
-    """The whole file, or None where there is none."""
+    """The whole file, or None where there is none. Raises NotAFile."""
     try:
         if is_local(fs):
-            return Path(path).read_bytes()
+            return _read_local(path)
         # What is read whole is small: one request, where s3fs would ask for the size first.
         return bytes(fs.cat_file(path, **({"max_concurrency": 1} if "s3" in fs.protocol else {})))
     except FileNotFoundError:
         return None
+
+
+def open_local(path: str | Path) -> io.BufferedReader:
+    """A local file for reading. Raises NotAFile for what would be waited for or read without end."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ENODEV):
+            raise NotAFile(error.errno, error.strerror, str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotAFile(errno.EISDIR, "no file but a folder, a pipe or a device", str(path))
+    return open(descriptor, "rb")
+
+
+def _read_local(path: str) -> bytes:
+    with open_local(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > LARGEST:
+            raise NotAFile(errno.EFBIG, f"{size:,} bytes, where at most {LARGEST:,} are read", path)
+        return file.read()
 
 
 def read_json(fs: fsspec.AbstractFileSystem, path: str) -> Any | None:
@@ -154,7 +184,7 @@ def read_checked(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | N
     """What ``write_checked`` wrote; None where there is nothing, or something else."""
     try:
         value = read_json(fs, path)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, NotAFile):
         return None
     if not isinstance(value, dict):
         return None
@@ -362,9 +392,21 @@ def _get_in_parts(fs: fsspec.AbstractFileSystem, path: str, target: Path, size: 
 
 def sizes_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, int]:
     """Bytes of every file below ``path``, by its path. Some object stores go on listing a folder after its last file
-    went: such names are left out."""
+    went: such names are left out. Local links to folders are not followed: they may lead anywhere, and round."""
+    if is_local(fs):
+        return dict(_local_sizes(path))
     found = fs.find(path, detail=True)
     return {str(name): int(info["size"]) for name, info in found.items() if info["type"] == "file"}
+
+
+def _local_sizes(path: str) -> Iterator[tuple[str, int]]:
+    for folder, _, names in os.walk(path):
+        for name in sorted(names):
+            place = f"{folder}/{name}"
+            with contextlib.suppress(OSError):  # a link to nowhere; gone meanwhile
+                status = os.stat(place)
+                if stat.S_ISREG(status.st_mode):
+                    yield place, status.st_size
 
 
 def get_tree(fs: fsspec.AbstractFileSystem, path: str, folder: Path) -> None:
@@ -375,7 +417,11 @@ def get_tree(fs: fsspec.AbstractFileSystem, path: str, folder: Path) -> None:
 
 
 def remove_tree(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    """Delete ``path`` and what is below it; nothing there is fine."""
+    """Delete ``path`` and what is below it; nothing there is fine. Of a local link the link."""
+    if is_local(fs) and not (os.path.isdir(path) and not os.path.islink(path)):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(path)
+        return
     try:
         fs.rm(path, recursive=True)
     except FileNotFoundError:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.storage import NotAFile
 from pipeline.cli import (
     audit,
     cluster,
@@ -121,7 +122,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except OSError as error:
-        if error.errno not in _OF_THE_MACHINE:
+        if error.errno not in _OF_THE_MACHINE and not isinstance(error, NotAFile):
             raise  # a bug here: its traceback is wanted
         name = str(error.filename or "storage")
         name = name if len(name) <= 300 else f"{name[:300]}..."

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import storage
+from pipeline.engine.records import typed_json
 from pipeline.errors import IntegrityError
 
 
@@ -26,13 +27,21 @@ class Entry:
     sha256: str
 
 
+@dataclass(frozen=True)
+class _Manifest:
+    """What a manifest says."""
+
+    files: tuple[Entry, ...]
+
+
 _DIGESTS: dict[tuple[int, int, int, int], str] = {}
 """sha256 of the files this process has read whole, by device, inode, size and time of change in ns."""
 
 
 def sha256_file(path: Path, again: bool = False) -> str:
-    """Hex digest of a local file, read once in this process (``again``: in any case). Raises FileNotFoundError."""
-    with path.open("rb") as file:
+    """Hex digest of a local file, read once in this process (``again``: in any case). Raises FileNotFoundError and
+    NotAFile."""
+    with storage.open_local(path) as file:
         status = os.fstat(file.fileno())
         known = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         if again or known not in _DIGESTS:
@@ -63,7 +72,14 @@ def parse_manifest(data: bytes | None, where: str, sha256: str, fix: str) -> dic
         raise IntegrityError(f"{where}: the manifest of a committed artifact is missing. Fix: {fix}")
     if hashlib.sha256(data).hexdigest() != sha256:
         raise IntegrityError(f"{where}: the manifest is not the one that was committed. Fix: {fix}")
-    return {entry["path"]: Entry(**entry) for entry in json.loads(data)["files"]}
+    try:
+        entries = typed_json(_Manifest, data).files
+    except ValueError as error:
+        raise IntegrityError(f"{where}: not a readable manifest ({error}). Fix: {fix}") from error
+    for entry in entries:
+        if entry.path.startswith("/") or ".." in entry.path.split("/"):
+            raise IntegrityError(f"{where}: names {entry.path!r}, which is no file of the artifact. Fix: {fix}")
+    return {entry.path: entry for entry in entries}
 
 
 @dataclass
@@ -94,7 +110,11 @@ class StoredArtifact:
         """Entries by path, sorted. Raises IntegrityError."""
         if self._manifest is None:
             fs, path = storage.filesystem(f"{self.base}.manifest.json")
-            self._manifest = parse_manifest(storage.read_bytes(fs, path), path, self.manifest_sha256, self.fix)
+            try:
+                data = storage.read_bytes(fs, path)
+            except storage.NotAFile as error:
+                raise IntegrityError(f"{path}: no manifest ({error.strerror}). Fix: {self.fix}") from error
+            self._manifest = parse_manifest(data, path, self.manifest_sha256, self.fix)
         return self._manifest
 
     def path(self, name: str = "") -> Path:
@@ -177,9 +197,12 @@ class StoredArtifact:
 
     def _check(self, path: Path, entry: Entry) -> None:
         try:
-            size, digest = path.stat().st_size, sha256_file(path)
-        except FileNotFoundError:
+            size = path.stat().st_size
+            digest = sha256_file(path) if size == entry.size else ""
+        except (FileNotFoundError, NotADirectoryError):
             raise IntegrityError(f"{path}: missing from the store. Fix: {self.fix}") from None
+        except storage.NotAFile as error:
+            raise IntegrityError(f"{path}: {error.strerror}. Fix: {self.fix}") from None
         if size != entry.size:
             raise IntegrityError(f"{path}: {size} bytes instead of {entry.size}. Fix: {self.fix}")
         if digest != entry.sha256:

@@ -53,6 +53,7 @@ def collect(
     again = _all_garbage(store, [place for place in found if store.lease_folder(*place) not in held], keep)
     garbage = [g for place, there in again.items() for g in there if g.path in {g.path for g in found[place]}]
     garbage += _cut_off(store, [store.base, f"{store.base}/studies"])
+    garbage = [one for one in garbage if _inside(store, one.path, say)]
     if delete:
         for one in garbage:
             storage.remove_tree(store.fs, f"{one.path}.manifest.json")
@@ -60,6 +61,16 @@ def collect(
         for lease in taken:
             lease.release()
     return garbage
+
+
+def _inside(store: Store, path: str, say: Callable[[str], None]) -> bool:
+    """Does it lie in the store itself? Behind a link it may be anybody's."""
+    if not store.local:
+        return True
+    inside = Path(path).parent.resolve().is_relative_to(Path(store.base).resolve())
+    if not inside:
+        say(f"{path}: left alone, a link leads there, out of the store")
+    return inside
 
 
 def _all_garbage(

@@ -92,7 +92,7 @@ def current(fs: Any, folder: str) -> Holder | None:
             data = storage.read_bytes(fs, path)
             if data is not None:
                 return typed(Holder, read_object(data))
-        except ValueError as error:
+        except (ValueError, storage.NotAFile) as error:
             raise IntegrityError(f"{path}: not a lease ({error}). Fix: delete it if no run is active") from error
         # Superseded and cleaned up between the two looks, so there is a higher one now.
     return None

@@ -40,6 +40,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 SCHEMA = 1
 _KEY = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"\w[\w.-]*")  # of a stage or an attempt: one folder of the store
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,10 @@ def _sha256_of_rest(data: bytes) -> str:
     return hashlib.sha256(_OWN_LINE.sub(b"", data, count=1)).hexdigest()
 
 
+def _why(error: Exception) -> str:
+    return str(error.strerror) if isinstance(error, OSError) else str(error)
+
+
 def default_cache() -> Path:
     """Where files of remote stores are kept on this machine."""
     base = os.environ.get("INFINI_STUDY_CACHE") or os.path.join(
@@ -212,10 +217,10 @@ class Store:
     def lookup(self, stage: str, key: str) -> Commit | None:
         """The committed artifact of this key, or None: one small read. Raises IntegrityError on a damaged commit."""
         path = f"{self.folder(stage, key)}/COMMIT.json"
-        data = storage.read_bytes(self.fs, path)
-        if data is None:
-            return None
         try:
+            data = storage.read_bytes(self.fs, path)
+            if data is None:
+                return None
             value = read_object(data)
             if value.get("schema") != SCHEMA:
                 raise ValueError(f"its schema is not {SCHEMA}")
@@ -223,11 +228,13 @@ class Store:
             typed_json(_OfMeta, data)
             if "sha256" in value and commit.sha256 != _sha256_of_rest(data) and commit.sha256 != _sha256(value):
                 raise ValueError("it was changed after it was committed")
+            if not _NAME.fullmatch(commit.attempt):
+                raise ValueError(f"its attempt {commit.attempt!r} is no name")
             if (commit.stage, commit.key) != (stage, key):
                 raise ValueError(f"it belongs to {commit.stage} {commit.key[:12]}")
-        except ValueError as error:
+        except (ValueError, storage.NotAFile) as error:
             raise IntegrityError(
-                f"{path}: not a readable commit ({error}). Fix: delete this file; the step is then made again"
+                f"{path}: not a readable commit ({_why(error)}). Fix: delete this file; the step is then made again"
             ) from error
         return commit
 
@@ -322,9 +329,15 @@ class Store:
         folder = f"{self.folder(stage, key)}/logs"
         with contextlib.suppress(FileNotFoundError):
             names = sorted(str(path) for path in self.fs.ls(folder, detail=False) if str(path).endswith(".log"))
-            texts = [(storage.read_bytes(self.fs, path) or b"").decode("utf-8", "replace") for path in names]
+            texts = [self._text(path) for path in names]
             return [(path.rsplit("/", 1)[-1][:-4], text) for path, text in zip(names, texts, strict=True)]
         return []
+
+    def _text(self, path: str) -> str:
+        try:
+            return (storage.read_bytes(self.fs, path) or b"").decode("utf-8", "replace")
+        except storage.NotAFile as error:
+            return f"(not readable: {error.strerror})"
 
     # Writing
 
@@ -429,10 +442,10 @@ class Store:
     def mlflow(self, stage: str, key: str) -> dict[str, str] | None:
         """What ``note_mlflow`` was told of the run that made the artifact, ``tracking_uri`` as ``storage.redacted`` has
         it; None if it was not tracked or the note cannot be read: it only leads to the run."""
-        data = storage.read_bytes(self.fs, f"{self.folder(stage, key)}/mlflow.json")
         try:
+            data = storage.read_bytes(self.fs, f"{self.folder(stage, key)}/mlflow.json")
             noted = typed(_Tracked, read_object(data or b""))
-        except ValueError:
+        except (ValueError, storage.NotAFile):
             return None
         return asdict(replace_field(noted, tracking_uri=storage.redacted(noted.tracking_uri)))
 
@@ -446,15 +459,17 @@ class Store:
     def study_record(self, study: str) -> dict[str, Any]:
         """``{study, study_key, steps: {id: {key, stage, config, ...}}}`` of the last run, or {} if there was none."""
         path = self._study_path(study)
-        data = storage.read_bytes(self.fs, path)
-        if data is None:
-            return {}
         try:
+            data = storage.read_bytes(self.fs, path)
+            if data is None:
+                return {}
             value = read_object(data)
-            typed(_StudyRecord, value)
-        except ValueError as error:
+            for step, said in typed(_StudyRecord, value).steps.items():
+                if not (_NAME.fullmatch(said.stage) and _KEY.fullmatch(said.key)):
+                    raise ValueError(f"steps.{step}: its stage or its key is none")
+        except (ValueError, storage.NotAFile) as error:
             raise IntegrityError(
-                f"{path}: not readable ({error}). Fix: delete it; the next run writes it anew"
+                f"{path}: not readable ({_why(error)}). Fix: delete it; the next run writes it anew"
             ) from error
         return value
 

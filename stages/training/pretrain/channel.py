@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.storage import filesystem, is_local, read_json, write_atomic
+from cluster.storage import NotAFile, filesystem, is_local, read_json, write_atomic
 from stages.stage import Context
 
 PROGRESS = "progress.json"
@@ -56,10 +56,27 @@ def told(url: str) -> dict[str, Any] | None:
     """What the file at ``url`` says: {total, rows, warnings}; None while there is none that can be read."""
     try:
         value = read_json(*filesystem(url))
-    except ValueError:
+    except (ValueError, RecursionError, NotAFile):
         return None
-    sound = isinstance(value, dict) and {"total", "rows", "warnings"} <= value.keys()
-    return value if sound else None
+    return value if _sound(value) else None
+
+
+def _sound(value: Any) -> bool:
+    if not (isinstance(value, dict) and _is_number(value.get("total"))):
+        return False
+    rows, warnings = value.get("rows"), value.get("warnings")
+    return (
+        isinstance(rows, list)
+        and isinstance(warnings, list)
+        and all(isinstance(text, str) for text in warnings)
+        and all(isinstance(row, dict) and _is_number(row.get("step")) for row in rows)
+        and all(number is None or _is_number(number) for row in rows for number in row.values())
+    )
+
+
+def _is_number(value: Any) -> bool:
+    """One that a float can be made of."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 @dataclass
