@@ -309,6 +309,17 @@ def test_nothing_is_refused_without_a_ceiling_or_a_control(claim, tmp_path):
         assert decide(rule, study.evidence(RULES, arms=fewer)).qualifier == lack
 
 
+def test_a_failure_that_full_attention_shares_is_said_to_be_that(tmp_path):
+    """The task that full attention learned is named, not one that nobody did."""
+    some = {"composed": share_of(0.3), "composed_full": but_for(["vt"], share_of(0.7))}
+    found = verdict("C4", some, tmp_path)
+    assert found.label == "inconclusive (ceiling below threshold)" and "itself stays below 90%" in found.reason
+    ahead = verdict("C4", {"composed": share_of(0.8), "composed_full": share_of(0.92)}, tmp_path)
+    assert ahead.decision == R and "ahead on the same prompts" in ahead.reason
+    behind = verdict("C3", {"reader": beyond(sometimes(0.75)), "full": beyond(sometimes(0.75))}, tmp_path)
+    assert behind.label == "inconclusive (as good as full attention)"
+
+
 if __name__ == "__main__":
     for claim, what, truth, expected in ORACLE:
         found = verdict(claim, truth, Path("."))

@@ -195,7 +195,7 @@ def _judge(
     if all(rivals.best.below(rule.margin) for rivals in known.rivals):
         short = "the set of values is known, their binding to keys is not (TOST)"
         return behind(decided(row, "refuted", f"{text}: {short}", short=short), *brackets)
-    if bound:
+    if bound and len(bound) < len(known.rivals):
         short = f"binding is shown at k = {', '.join(map(str, bound))} only"
         return decided(row, "inconclusive", f"{text}; {short}", "not at every k", short)
     short = needed(worst, rules, limit=rule.margin, arms=arms, unit="prompts")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CEILING, FLOOR = "full", "local"
+BELOW = "ceiling below threshold"
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def ceiling_bracket(evidence: Evidence, rows: pd.DataFrame, arm: str, threshold:
     if threshold is not None and own.high is not None and own.high < threshold:
         shown = f"{percent(own.estimate, 0)}, at most {percent(own.high, 0)}"
         note = f"full attention itself stays below {threshold:.0%} on these prompts ({shown})"
-        return Bracket(False, note, "ceiling below threshold")
+        return Bracket(False, note, BELOW)
     ahead = effect(pair, evidence.rules)
     note = f"full attention is {points(ahead.estimate)} ahead on the same prompts"
     if ahead.exceeds:

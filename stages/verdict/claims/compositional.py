@@ -13,7 +13,15 @@ from stages.data.tasks.registry import TASKS
 from stages.data.tasks.scoring import all_in, any_in, any_whole_in, first_said, whole_in
 from stages.data.tasks.task import CONTROL, Task
 from stages.display.numbers import percent, points
-from stages.verdict.claims.bracket import FLOOR, Bracket, behind, ceiling_bracket, cell_bracket, control_bracket
+from stages.verdict.claims.bracket import (
+    BELOW,
+    FLOOR,
+    Bracket,
+    behind,
+    ceiling_bracket,
+    cell_bracket,
+    control_bracket,
+)
 from stages.verdict.claims.effects import Effect, accuracy, effect, needed_to_clear
 from stages.verdict.claims.evidence import Evidence, paired
 from stages.verdict.claims.verdict import Finding, Number, Source, conclude, decided, not_measured
@@ -235,7 +243,7 @@ def _judge(evidence: Evidence, arm: str, cells: Sequence[TaskCell], at: pd.DataF
     failing = [cell for cell in cells if cell.fails]
     if failing:
         brackets = {cell.name: _bracket(evidence, at, cell, arm) for cell in failing}
-        shown = next((cell for cell in failing if brackets[cell.name].passed), failing[0])
+        shown = min(failing, key=lambda cell: _telling(brackets[cell.name]))
         short = f"{shown.name} stays below {rule.threshold:.0%}: {percent(shown.score.estimate, 0)}"
         row = decided(row, "refuted", f"{text}; {short}", short=short)
         return behind(row, control_bracket(evidence), brackets[shown.name])
@@ -264,6 +272,11 @@ def _judge(evidence: Evidence, arm: str, cells: Sequence[TaskCell], at: pd.DataF
         return decided(row, "inconclusive", f"{text}; {short}", "no memory needed", short)
     short = f"at least {rule.threshold:.0%} in every task at its longest length, above local"
     return decided(row, "supported", f"{text}: {short}", short=short)
+
+
+def _telling(bracket: Bracket) -> int:
+    """Which of several failures to name: one that counts, one that full attention learned, any other."""
+    return 0 if bracket.passed else 1 if bracket.lack == BELOW else 2
 
 
 def _bracket(evidence: Evidence, at: pd.DataFrame, cell: TaskCell, arm: str) -> Bracket:
