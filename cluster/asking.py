@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 EVERY = 8.0  # seconds after which, and between, it is said what is waited for
 ANSWER = 45.0  # seconds a head that listens may take to say which nodes it has; it takes about three
+UNSEEN = 15.0  # and where no node of it is seen on this machine
 
 
 def within(
@@ -46,22 +47,25 @@ def within(
     raise TimeoutError(f"no answer within {seconds:g} s")
 
 
-def nodes(address: str, environment: Mapping[str, str], say: Callable[[str], None]) -> list[dict[str, Any]]:
+def nodes(
+    address: str, environment: Mapping[str, str], say: Callable[[str], None], seconds: float | None = None
+) -> list[dict[str, Any]]:
     """The nodes of the cluster at ``address`` that are alive: id, name, address, resources. The asker, a child process
     with ``environment``, is part of the cluster until it ends. Raises OSError where there is no answer, or none that is
-    one, within ``ANSWER`` seconds."""
+    one, within ``seconds`` (default ``ANSWER``)."""
     command, pipe = [sys.executable, "-P", "-c", _ASK, address], subprocess.PIPE
     own = {name: value for name, value in environment.items() if name != _JOB}
     asker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, env=own)
+    seconds = ANSWER if seconds is None else seconds
     try:
-        for pause in _pauses(ANSWER, f"an answer of the cluster at {address}", say):
+        for pause in _pauses(seconds, f"an answer of the cluster at {address}", say):
             try:
                 out, err = asker.communicate(timeout=pause)
                 break
             except subprocess.TimeoutExpired:
                 continue
         else:
-            raise TimeoutError(f"nothing in {ANSWER:.0f} s")
+            raise TimeoutError(f"nothing in {seconds:.0f} s")
     finally:
         if asker.poll() is None:
             asker.kill()

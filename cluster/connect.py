@@ -16,7 +16,6 @@ import signal
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,10 +100,10 @@ def connect(
 
     An already initialised Ray is used as it is and left running. An embedded one that does not start in the 30 s Ray
     gives itself is tried once more, after ``say`` was told. A cluster is asked for its nodes first, by a process that
-    can be ended. Raises ClusterError within about ``timeout_s`` where nothing answers or this machine is no node of a
-    cluster, within ``asking.ANSWER`` seconds more of a head that says no more than that it is there, after the second
-    try, and for ``ray://`` (the client is slow; jobs are submitted instead). KeyboardInterrupt: SIGTERM came while Ray,
-    which then has a handler of its own, was starting.
+    can be ended. Raises ClusterError within about ``timeout_s`` where nothing answers, within ``asking.UNSEEN`` seconds
+    more where this machine is no node of a cluster and ``asking.ANSWER`` of a head that says no more than that it is
+    there, after the second try, and for ``ray://`` (the client is slow; jobs are submitted instead).
+    KeyboardInterrupt: SIGTERM came while Ray, which then has a handler of its own, was starting.
     """
     set_environment()
     if address == LOCAL:
@@ -118,7 +117,7 @@ def connect(
     if ray.is_initialized():
         return _connection(address, owned=False)
     if address != LOCAL:
-        _check_joinable(address, timeout_s, say)
+        _check_joinable(address, say)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if address == LOCAL:
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": object_store_bytes}
@@ -159,24 +158,23 @@ def _init(address: str, options: Mapping[str, Any]) -> None:
             signal.signal(signal.SIGTERM, handler)  # the caller's own; Ray puts its own in its place
 
 
-def _check_joinable(address: str, timeout_s: float, say: Callable[[str], None]) -> None:
+def _check_joinable(address: str, say: Callable[[str], None]) -> None:
     """Raises ClusterError where ``ray.init`` would wait for a minute or two: where this machine has no node that a
     driver can be part of, and where a head greets and then says nothing."""
     import psutil
 
-    until = time.monotonic() + timeout_s  # a node may just be starting
-    while not any(process.info["name"] == "raylet" for process in psutil.process_iter(["name"])):
-        if time.monotonic() >= until:
-            raise ClusterError(
-                f"--address = {address!r}: no node of a Ray cluster runs on this machine, so a study cannot be run "
-                "from it. Fix: run it on a node of the cluster, or submit it: infini-study cluster submit STUDY --to "
-                "http://HEAD:8265"
-            )
-        time.sleep(0.5)
+    # a node in another container of the same machine is not seen, and can be joined
+    here = any(process.info["name"] == "raylet" for process in psutil.process_iter(["name"]))
     try:
-        asking.nodes(address, os.environ, say)
+        asking.nodes(address, os.environ, say, asking.ANSWER if here else asking.UNSEEN)
     except OSError as error:
-        raise ClusterError(f"--address = {address!r}: {_NOBODY} at {address}: {error}. {_FIX}") from error
+        if here:
+            raise ClusterError(f"--address = {address!r}: {_NOBODY} at {address}: {error}. {_FIX}") from error
+        raise ClusterError(
+            f"--address = {address!r}: no node of a Ray cluster runs on this machine, so a study cannot be run from "
+            "it. Fix: run it on a node of the cluster, or submit it: infini-study cluster submit STUDY --to "
+            "http://HEAD:8265"
+        ) from error
 
 
 def _hook() -> Callable[[], None]:
