@@ -97,6 +97,7 @@ def _rank(rank: int, size: int, folder: str, args: argparse.Namespace) -> None:
     loss, norm = step(decoder, args.tokens)
     found = {"loss": loss, "norm": norm, "peak": peak_resident() - held, "sent": ranks.sent}
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found | {"seconds": time.perf_counter() - start}))
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from tests.ports import free_ports
 
 PATIENCE = 120.0  # seconds the server may take to start on a busy machine; else it takes about three
 
@@ -42,7 +43,7 @@ def serving(folder: Path) -> Iterator[str]:
     weed = binary()
     assert weed is not None
     parts = ("master", "volume", "filer", "s3")
-    ports = _free_ports(2 * len(parts))
+    ports = free_ports(2 * len(parts))
     folder.mkdir(parents=True, exist_ok=True)
     options: Mapping[str, object] = {
         "dir": folder,
@@ -66,14 +67,6 @@ def serving(folder: Path) -> Iterator[str]:
         finally:
             server.kill()  # asked to end it would wait ten seconds for its clients
             server.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def _await(endpoint: str, server: subprocess.Popen[bytes], log: Path) -> None:

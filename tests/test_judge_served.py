@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from stages.evidence.judge.config import JudgeConfig
 from stages.evidence.judge.stage import STAGE
 from stages.stage import StageError
 from tests.chat_server import Proxy, serving
+from tests.ports import free_ports
 from tests.stages.summary_inputs import artifacts, examples
 from tests.support import LocalContext
 
@@ -50,9 +50,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def transformers_serve(model: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     command = [
         sys.executable,
         "-c",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 from pipeline.tracking.outage import PATIENCE, Outage, no_answer
 from tests.faults import Faults
 from tests.faults.drivers import driver, result
+from tests.ports import free_ports
 
 
 class Clock:
@@ -58,9 +58,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
         self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        (self.port,) = free_ports(1)
         self.uri = f"http://127.0.0.1:{self.port}"
         self.start()
 

@@ -25,5 +25,6 @@ def _one(rank: int, size: int, folder: str, function: Callable[..., Any], args: 
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     try:
         torch.save(function(*args), f"{folder}/{rank}.pt")
+        dist.barrier()  # gloo's threads give up their tensors a little after the last collective; see process_group
     finally:
         dist.destroy_process_group()

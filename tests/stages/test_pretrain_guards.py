@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,18 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.multiprocessing as mp
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from model.config import MixerConfig, ModelConfig
 from model.decoder import Decoder
-from stages.stage import StageError
-from stages.training.pretrain import checkpoint, optim
+from stages.stage import Execution, StageError
+from stages.training.pretrain import checkpoint, optim, worker
 from stages.training.pretrain.__main__ import main
+from stages.training.pretrain.notice import Preempted
 from stages.training.pretrain.stage import PRETRAIN
+from tests.ports import free_ports
 from tests.stages.pretraining import SEGMENT, TRUNK, VOCABULARY, make_inputs, pretrain_config
 from tests.stages.test_pretrain import Run, stop
 from tests.support import LocalArtifact, LocalContext
@@ -274,6 +279,23 @@ def test_torchrun_trains_the_same(inputs: dict[str, LocalArtifact], tmp_path: Pa
     assert done.returncode == 0, done.stderr
     log = pq.read_table(tmp_path / "two" / "train_log.parquet")["loss"].to_pylist()
     assert log == pytest.approx([loss for (loss,) in whole.log("loss")], rel=1e-4)
+
+
+def leaves(rank: int, port: str, folder: Path, stopped: bool) -> None:
+    """One of two ranks; the first has something left to do when the second has ended."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "WORLD_SIZE": "2"}
+    with contextlib.suppress(Preempted), worker.process_group(Execution(device="cpu"), 2):
+        if rank == 0:
+            time.sleep(1)
+            (folder / "done").touch()
+        if stopped:
+            raise Preempted(3)
+    assert (folder / "done").exists()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_no_rank_ends_before_the_others(tmp_path: Path, stopped: bool) -> None:
+    mp.start_processes(leaves, (str(free_ports(1)[0]), tmp_path, stopped), nprocs=2, start_method="spawn")
 
 
 def test_what_is_watched_goes_to_the_metrics(inputs: dict[str, LocalArtifact], tmp_path: Path) -> None:

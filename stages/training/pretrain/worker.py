@@ -118,17 +118,27 @@ def threads(execution: Execution) -> Iterator[None]:
 
 @contextlib.contextmanager
 def process_group(execution: Execution, world_size: int) -> Iterator[None]:
-    """The default group of processes that torchrun started; none for a single one. Under Ray Train it is there."""
+    """The default group of processes that torchrun started; none for a single one. Under Ray Train it is there.
+
+    All leave it together, also at a notice that stopped them all: gloo's threads give up the tensors of the last
+    collective a little after it, and a process that ends before that aborts."""
     if world_size == 1:
         yield
         return
     import torch
     import torch.distributed as dist
 
+    from stages.training.pretrain.notice import Preempted
+
     cuda = execution.device != "cpu" and torch.cuda.is_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
-        yield
+        try:
+            yield
+        except Preempted:
+            dist.barrier()
+            raise
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
