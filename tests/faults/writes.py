@@ -20,13 +20,15 @@ from tests.faults import Faults, happen
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _NAMES = {"os.rename": "rename", "os.link": "link", "os.remove": "remove", "os.rmdir": "rmdir", "os.mkdir": "mkdir"}
-# Keys and attempts, and names that tempfile makes.
-_KEY = re.compile(r"[0-9a-f]{64}|\d{6}-[0-9a-f]{12}-[0-9a-f]{12}|[0-9a-f]{12,32}|(?<=-)[a-z0-9_]{8}(?=/|$)")
+# Keys and attempts, names that tempfile makes, and the report's figures, which one function writes.
+_KEY = re.compile(
+    r"[0-9a-f]{64}|\d{6}-[0-9a-f]{12}-[0-9a-f]{12}|[0-9a-f]{12,32}|(?<=-)[a-z0-9_]{8}(?=/|$)|(?<=figures/)[^/.]+"
+)
 
 
 def point(event: str, args: tuple[Any, ...], root: str) -> str | None:
     """The write's name (``rename make/*/COMMIT.json``), None for anything but a write below ``root``. Keys, attempts
-    and other random parts of names are ``*``."""
+    and other random parts of names are ``*``, and so are the names of figures."""
     if event == "open":
         path, _, flags = args
         if not isinstance(flags, int) or not flags & _WRITING:
