@@ -44,7 +44,7 @@ finetune:
 align:
   variants:
     dpo: {method: dpo, steps: 2, batch_sequences: 1, lr: 1e-4, length: 192, data: {path: preferences.jsonl}}
-judge: {endpoint: {url: URL, model: tiny}, documents: 2, answer_tokens: 40}
+judge: {endpoint: {url: URL, model: tiny, key_env: null}, documents: 2, answer_tokens: 40}
 """
 
 
