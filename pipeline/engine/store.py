@@ -179,8 +179,10 @@ class Store:
             )
 
     def _unreadable(self, error: Exception) -> str:
+        name = error.filename if isinstance(error, OSError) else None
+        place = f" at {storage.redacted(str(name))}" if name not in (None, self.base) else ""
         return (
-            f"root = {storage.redacted(self.root)!r}: storage cannot be read: {storage.reason(error)} (allowed: "
+            f"root = {storage.redacted(self.root)!r}: storage cannot be read: {storage.reason(error)}{place} (allowed: "
             "a folder or bucket this user may read). Fix: choose another with --root, or check permissions, "
             "credentials and network"
         )
