@@ -87,15 +87,13 @@ class Table:
     def __init__(self, corpus: Corpus, decided: Decided, documents: Artifact, config: DedupConfig) -> None:
         self._corpus, self._decided, self._config = corpus, decided, config
         self._ids = corpus.table["doc_id"]
-        by_id = sorted_by(self._ids)
-        self._place_of_id = inverse(by_id)
-        self._audit: Audited = audited(documents, self._ids, by_id, corpus.spill)
+        self._audit: Audited = audited(documents, self._ids, corpus.by_id, corpus.spill)
         self._rows = self._audit.rows
         self.rows = self._rows.num_rows
         self.bytes_in = int(pc.sum(self._rows["bytes_in"]).as_py() or 0)
         self._check_sizes()
         self._code = self._codes()
-        self._original = self._originals(by_id)
+        self._original = self._originals()
         release_memory()
 
     def write(self, folder: Path) -> None:
@@ -147,7 +145,7 @@ class Table:
             codes[start : start + ROWS] = np.where(rule != KEPT, of_rule[rule], code)
         return codes
 
-    def _originals(self, by_id: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    def _originals(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """(places of the copies that the audit dropped, ascending; numbers of the documents they are copies of, else
         ``NOBODY``)."""
         copies = np.flatnonzero(self._code == _CODE["dropped", "decontaminate", "exact copy"])
@@ -157,7 +155,7 @@ class Table:
         )
         others = pa.chunked_array(list(named), pa.large_string())
         found = np.full(len(copies), NOBODY, np.int32)
-        for numbers, places, _ in matched(self._ids, by_id, others, sorted_by(others)):
+        for numbers, places, _ in matched(self._ids, self._corpus.by_id, others, sorted_by(others)):
             found[places] = numbers
         return copies, found
 
@@ -285,7 +283,8 @@ class Table:
         """Comparisons of editions and parts, the most similar first: also those that stayed below the thresholds."""
         found = self._decided.compared.slice(self._decided.equal)
         likeness = np.maximum(found["jaccard"].to_numpy(), found["containment"].to_numpy())
-        names = [self._place_of_id[found[side].to_numpy()] for side in ("other", "document")]
+        place_of_id = inverse(self._corpus.by_id)
+        names = [place_of_id[found[side].to_numpy()] for side in ("other", "document")]
         return np.asarray(np.lexsort((*names, -likeness)) + self._decided.equal)
 
     def _pairs(self, at: NDArray[np.int64]) -> pa.Table:
