@@ -96,13 +96,14 @@ class Table:
         self._original = self._originals()
         release_memory()
 
-    def write(self, folder: Path) -> None:
-        """Write decisions, fates and pairs."""
+    def write(self, folder: Path) -> Iterator[None]:
+        """Write decisions, fates and pairs, ``AT_ONCE`` rows a step: between steps tasks can be looked after."""
         with pq.ParquetWriter(folder / "decisions.parquet", DECISIONS, compression="zstd") as writer:
             order = self._order()
             for start in range(0, max(1, self.rows), AT_ONCE):
                 rows = self._decisions(order[start : start + AT_ONCE])
                 writer.write_table(rows, row_group_size=group_size(start))
+                yield
             del order
             release_memory()
         write_table(pa.Table.from_pylist(list(self._fates()), schema=FATES), folder / "fates.parquet")
@@ -110,6 +111,7 @@ class Table:
             found = self._pairs_in_order()
             for start in range(0, max(1, len(found)), AT_ONCE):
                 writer.write_table(self._pairs(found[start : start + AT_ONCE]), row_group_size=group_size(start))
+                yield
 
     def _check_sizes(self) -> None:
         for start in range(0, self.rows, ROWS):
