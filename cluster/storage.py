@@ -392,7 +392,8 @@ def _get_in_parts(fs: fsspec.AbstractFileSystem, path: str, target: Path, size: 
 
 def sizes_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, int]:
     """Bytes of every file below ``path``, by its path. Some object stores go on listing a folder after its last file
-    went: such names are left out. Local links to folders are not followed: they may lead anywhere, and round."""
+    went: such names are left out. Local links to folders are not followed: they may lead anywhere, and round. Raises
+    PermissionError for a local folder that this user may not list: what is in it is not missing."""
     if is_local(fs):
         return dict(_local_sizes(path))
     found = fs.find(path, detail=True)
@@ -400,7 +401,11 @@ def sizes_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, int]:
 
 
 def _local_sizes(path: str) -> Iterator[tuple[str, int]]:
-    for folder, _, names in os.walk(path):
+    def refused(error: OSError) -> None:  # anything else went while it was looked for
+        if isinstance(error, PermissionError):
+            raise error
+
+    for folder, _, names in os.walk(path, onerror=refused):
         for name in sorted(names):
             place = f"{folder}/{name}"
             with contextlib.suppress(OSError):  # a link to nowhere; gone meanwhile

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.options import look
 from pipeline.engine.artifact import StoredArtifact
+from pipeline.engine.control import Commit
 from pipeline.engine.recorded import RecordedStep
-from pipeline.engine.store import Commit
 from pipeline.errors import StudyError, UnknownName
 
 if TYPE_CHECKING:

@@ -31,6 +31,13 @@ ablate:
 summarize: {documents: 2, prompt_tokens: 96, new_tokens: 16}
 claims: {minimum_seeds: 3}
 """
+SOURCE = "sources: [{kind: pg19, name: books, url: books}]"
+
+
+def replaced(old: str, new: str) -> str:
+    """The study with something else in the place of ``old``."""
+    assert old in STUDY
+    return STUDY.replace(old, new)
 
 
 def write_books(folder: Path, books: int = 8, words: int = 1200, seed: int = 0) -> None:

@@ -19,7 +19,8 @@ from pipeline.errors import StudyError, UnknownName
 from stages.display.numbers import percent, points
 
 if TYPE_CHECKING:
-    from pipeline.engine.store import Commit, Store
+    from pipeline.engine.control import Commit
+    from pipeline.engine.store import Store
     from stages.verdict.standalone.compare import Comparison, Difference
     from stages.verdict.standalone.sides import Run, Side
 

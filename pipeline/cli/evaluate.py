@@ -20,7 +20,8 @@ from pipeline.errors import StudyError, UnknownName
 from stages.display.numbers import percent
 
 if TYPE_CHECKING:
-    from pipeline.engine.store import Commit, Store
+    from pipeline.engine.control import Commit
+    from pipeline.engine.store import Store
     from stages.evidence.standalone.config import CheckpointSource, Questions
 
 FOLDER = Path("runs/evaluations")

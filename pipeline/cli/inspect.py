@@ -14,7 +14,8 @@ from pipeline.errors import IntegrityError, StudyError, UnknownName
 from stages.display.numbers import seconds, size
 
 if TYPE_CHECKING:
-    from pipeline.engine.store import Commit, Store
+    from pipeline.engine.control import Commit
+    from pipeline.engine.store import Store
 
 KeyArgument = Annotated[
     str, typer.Argument(metavar="KEY", help="Key of an artifact (its first digits do) or a step id.")

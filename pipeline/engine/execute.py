@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster import storage
+from pipeline.engine.control import Commit
 from pipeline.engine.lease import TTL, Holder, Lease, LeaseRequest, Owner, this_process
 from pipeline.engine.origin import git_commit, version
 from pipeline.engine.plan import Plan, Step, StepDecision
 from pipeline.engine.progress import Display
-from pipeline.engine.store import Commit, Store
+from pipeline.engine.store import Store
 from pipeline.engine.tracker import Tracker
 from pipeline.engine.worker import Done, Failed, Job, Message
 from pipeline.errors import IntegrityError, StudyError

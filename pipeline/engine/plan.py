@@ -18,7 +18,8 @@ from pipeline.plugins import load_plugins
 from stages.stage import Config, Stage
 
 if TYPE_CHECKING:
-    from pipeline.engine.store import Commit, Store
+    from pipeline.engine.control import Commit
+    from pipeline.engine.store import Store
 
 
 @dataclass(frozen=True)

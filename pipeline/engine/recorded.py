@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import IntegrityError, StudyError, UnknownName
 
 if TYPE_CHECKING:
+    from pipeline.engine.control import Commit
     from pipeline.engine.plan import Plan
-    from pipeline.engine.store import Commit, Store
+    from pipeline.engine.store import Store
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from dataclasses import replace as replace_field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +29,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster import storage
 from pipeline.engine.artifact import StoredArtifact, build_manifest
-from pipeline.engine.records import read_object, typed, typed_json
+from pipeline.engine.control import KEY, SCHEMA, Commit, Tracked, read_commit, read_study, written
+from pipeline.engine.records import read_object, typed
 from pipeline.errors import IntegrityError, StudyError
 
 if TYPE_CHECKING:
@@ -38,38 +38,6 @@ if TYPE_CHECKING:
 
 A = TypeVar("A")
 B = TypeVar("B")
-SCHEMA = 1
-_KEY = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"\w[\w.-]*")  # of a stage or an attempt: one folder of the store
-
-
-@dataclass(frozen=True)
-class Commit:
-    """What COMMIT.json says. ``digest`` is the sha256 of the manifest: equal digests mean equal files. ``sha256``
-    is that of all else COMMIT.json says, "" in one made before there was such.
-
-    ``meta`` is ``Step.record()`` (step, code_version, config, inputs, arm, seed, source_digest) and what the run
-    added: ``seconds``, ``version``, ``git_commit``, ``host``, ``deterministic``, ``warnings``, ``study``.
-    """
-
-    stage: str
-    key: str
-    attempt: str
-    digest: str
-    files: int
-    bytes: int
-    headline: str
-    metrics: Mapping[str, float]
-    tables: Mapping[str, str]
-    figures: tuple[str, ...]
-    created: str  # UTC, ISO 8601, seconds
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    sha256: str = ""
-
-    @property
-    def step(self) -> str:
-        """Id of the step it was first made for."""
-        return str(self.meta.get("step", self.stage))
 
 
 @dataclass(frozen=True)
@@ -90,72 +58,6 @@ class Sealed:
     digest: str
     files: int
     bytes: int
-
-
-@dataclass(frozen=True)
-class _Tracked:
-    """What mlflow.json says."""
-
-    tracking_uri: str
-    experiment_id: str
-    run_id: str
-    model_id: str = ""
-
-
-@dataclass(frozen=True)
-class _Meta:
-    """Of which type those fields of ``Commit.meta`` are that the engine and the command line read."""
-
-    step: str = ""
-    code_version: int = 0
-    config: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    arm: str | None = None
-    seed: int | None = None
-    seconds: float = 0.0
-    plugins: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _OfMeta:
-    """A commit's ``meta`` alone."""
-
-    meta: _Meta
-
-
-@dataclass(frozen=True)
-class _RecordedStep:
-    """What the record of a study must say of each step."""
-
-    key: str
-    stage: str
-    code_version: int
-    config: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    arm: str | None
-    seed: int | None
-
-
-@dataclass(frozen=True)
-class _StudyRecord:
-    """What studies/<name>.json must say."""
-
-    study: str
-    study_key: str
-    steps: Mapping[str, _RecordedStep]
-
-
-def _sha256(commit: Mapping[str, Any]) -> str:
-    """The digest of a commit's fields but this one."""
-    return hashlib.sha256(storage.to_json({k: v for k, v in commit.items() if k != "sha256"})).hexdigest()
-
-
-_OWN_LINE = re.compile(rb'^ "sha256": "[0-9a-f]*",\n', re.M)
-
-
-def _sha256_of_rest(data: bytes) -> str:
-    """``_sha256`` of a commit as it was written, from the bytes alone: the line of the digest left out."""
-    return hashlib.sha256(_OWN_LINE.sub(b"", data, count=1)).hexdigest()
 
 
 def _why(error: Exception) -> str:
@@ -221,22 +123,11 @@ class Store:
             data = storage.read_bytes(self.fs, path)
             if data is None:
                 return None
-            value = read_object(data)
-            if value.get("schema") != SCHEMA:
-                raise ValueError(f"its schema is not {SCHEMA}")
-            commit = typed_json(Commit, data)
-            typed_json(_OfMeta, data)
-            if "sha256" in value and commit.sha256 != _sha256_of_rest(data) and commit.sha256 != _sha256(value):
-                raise ValueError("it was changed after it was committed")
-            if not _NAME.fullmatch(commit.attempt):
-                raise ValueError(f"its attempt {commit.attempt!r} is no name")
-            if (commit.stage, commit.key) != (stage, key):
-                raise ValueError(f"it belongs to {commit.stage} {commit.key[:12]}")
+            return read_commit(data, stage, key)
         except (ValueError, storage.NotAFile) as error:
             raise IntegrityError(
                 f"{path}: not a readable commit ({_why(error)}). Fix: delete this file; the step is then made again"
             ) from error
-        return commit
 
     def present(self, stages: Iterable[str]) -> dict[str, set[str]]:
         """By stage, the keys that have a folder: one listing a stage. Raises StudyError for a store that cannot be
@@ -288,8 +179,10 @@ class Store:
             )
 
     def _unreadable(self, error: Exception) -> str:
+        name = error.filename if isinstance(error, OSError) else None
+        place = f" at {storage.redacted(str(name))}" if name not in (None, self.base) else ""
         return (
-            f"root = {storage.redacted(self.root)!r}: storage cannot be read: {storage.reason(error)} (allowed: "
+            f"root = {storage.redacted(self.root)!r}: storage cannot be read: {storage.reason(error)}{place} (allowed: "
             "a folder or bucket this user may read). Fix: choose another with --root, or check permissions, "
             "credentials and network"
         )
@@ -312,7 +205,7 @@ class Store:
             if name in ("studies", "mlartifacts") or name.startswith(".") or not self.fs.isdir(f"{self.base}/{name}"):
                 continue
             for key in self.names(f"{self.base}/{name}"):
-                if _KEY.fullmatch(key):
+                if KEY.fullmatch(key):
                     yield name, key
 
     def commits(self, stage: str | None = None) -> Iterator[Commit]:
@@ -392,9 +285,7 @@ class Store:
             now,
             dict(meta),
         )
-        value = json.loads(storage.to_json({"schema": SCHEMA, **asdict(mine)}))  # as it will be read
-        mine = replace_field(mine, sha256=_sha256(value))
-        data = storage.to_json({**value, "sha256": mine.sha256})
+        mine, data = written(mine)
         path = f"{self.folder(stage, key)}/COMMIT.json"
         for retry in storage.retrying():
             with retry:
@@ -436,7 +327,7 @@ class Store:
     ) -> None:
         """Remember the MLflow run that makes this artifact, and the logged model if it is one; of the URI no
         password."""
-        value = _Tracked(storage.redacted(tracking_uri), experiment_id, run_id, model_id)
+        value = Tracked(storage.redacted(tracking_uri), experiment_id, run_id, model_id)
         storage.write_atomic(self.fs, f"{self.folder(stage, key)}/mlflow.json", storage.to_json(asdict(value)))
 
     def mlflow(self, stage: str, key: str) -> dict[str, str] | None:
@@ -444,7 +335,7 @@ class Store:
         it; None if it was not tracked or the note cannot be read: it only leads to the run."""
         try:
             data = storage.read_bytes(self.fs, f"{self.folder(stage, key)}/mlflow.json")
-            noted = typed(_Tracked, read_object(data or b""))
+            noted = typed(Tracked, read_object(data or b""))
         except (ValueError, storage.NotAFile):
             return None
         return asdict(replace_field(noted, tracking_uri=storage.redacted(noted.tracking_uri)))
@@ -463,15 +354,11 @@ class Store:
             data = storage.read_bytes(self.fs, path)
             if data is None:
                 return {}
-            value = read_object(data)
-            for step, said in typed(_StudyRecord, value).steps.items():
-                if not (_NAME.fullmatch(said.stage) and _KEY.fullmatch(said.key)):
-                    raise ValueError(f"steps.{step}: its stage or its key is none")
+            return read_study(data)
         except (ValueError, storage.NotAFile) as error:
             raise IntegrityError(
                 f"{path}: not readable ({_why(error)}). Fix: delete it; the next run writes it anew"
             ) from error
-        return value
 
     def studies(self) -> list[str]:
         """Names of the recorded studies. Raises StudyError for a store that cannot be read."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.engine.artifact import StoredArtifact
+    from pipeline.engine.control import Commit
     from pipeline.engine.plan import Plan, Step
-    from pipeline.engine.store import Commit
 
 
 class Tracker:

@@ -15,8 +15,9 @@ from typing import Any
 
 from model.config import MixerConfig, ModelConfig
 from model.cost import Cost, cost
+from pipeline.engine.control import Commit
 from pipeline.engine.plan import Plan, Step, StepDecision
-from pipeline.engine.store import Commit, Store
+from pipeline.engine.store import Store
 from pipeline.study.study import StudyConfig
 from stages.data.tasks.config import RetrievalConfig
 from stages.data.tokens.config import TokenizerConfig

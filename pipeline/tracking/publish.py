@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.engine.control import Commit
     from pipeline.engine.plan import Plan
     from pipeline.engine.recorded import RecordedStudy
-    from pipeline.engine.store import Commit, Store
+    from pipeline.engine.store import Store
     from stages.stage import Place, Stage
 
 DEFAULT_ROOT = "runs/store"

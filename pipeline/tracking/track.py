@@ -43,8 +43,9 @@ from pipeline.tracking.tables import beginning
 
 if TYPE_CHECKING:
     from pipeline.engine.artifact import StoredArtifact
+    from pipeline.engine.control import Commit
     from pipeline.engine.plan import Plan, Step
-    from pipeline.engine.store import Commit, Store
+    from pipeline.engine.store import Store
 
 TABLE_ROWS = 2000  # of each table shown in MLflow; the whole stands in the artifact
 _LARGEST_FIGURE = 64 * 2**20  # bytes

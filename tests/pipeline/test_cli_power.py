@@ -10,13 +10,13 @@ import pytest
 from pipeline.cli.options import open_study
 from pipeline.engine.store import Store
 from stages.stage import Summary
-from tests.pipeline.test_cli import Command, books, cli  # noqa: F401
+from tests.pipeline.called import Command
 from tests.stages.synthetic import Synthetic
 
 LARGE = ("--set", "seeds=[0,1,2]", "--set", "evaluate.retrieval.trials=40", "--set", "evaluate.retrieval.lengths=[512]")
 
 
-def test_table_and_json_say_the_same(cli: Command) -> None:  # noqa: F811
+def test_table_and_json_say_the_same(cli: Command) -> None:
     said = cli("power", "tiny.yaml", *LARGE)
     assert said.code == 0
     table = said.out.splitlines()
@@ -28,7 +28,7 @@ def test_table_and_json_say_the_same(cli: Command) -> None:  # noqa: F811
     assert not Path("runs").exists()
 
 
-def test_hours_follow_the_rate_and_the_steps_a_claim_rests_on(cli: Command) -> None:  # noqa: F811
+def test_hours_follow_the_rate_and_the_steps_a_claim_rests_on(cli: Command) -> None:
     slow, fast = (
         json.loads(cli("power", "tiny.yaml", *LARGE, "--json", "--tflops", rate).out) for rate in ("0.01", "0.02")
     )
@@ -39,7 +39,7 @@ def test_hours_follow_the_rate_and_the_steps_a_claim_rests_on(cli: Command) -> N
 
 @pytest.mark.parametrize("remote", [False, True])
 def test_hours_without_a_rate_follow_the_trainings_of_the_store_as_in_a_plan(
-    cli: Command,  # noqa: F811
+    cli: Command,
     request: pytest.FixtureRequest,
     remote: bool,
 ) -> None:
@@ -66,7 +66,7 @@ def test_hours_without_a_rate_follow_the_trainings_of_the_store_as_in_a_plan(
     assert cli("plan", "tiny.yaml", *LARGE, "--root", root, "--json").json["cost"]["rate"] == 0.04e12
 
 
-def test_what_cannot_decide_is_one_line_before_any_work(cli: Command) -> None:  # noqa: F811
+def test_what_cannot_decide_is_one_line_before_any_work(cli: Command) -> None:
     for arguments, message in (
         ((), "seeds = [0]: 1 seed, and the rules decide nothing below claims.minimum_seeds = 3. Fix: name at least 3"),
         (
@@ -80,7 +80,7 @@ def test_what_cannot_decide_is_one_line_before_any_work(cli: Command) -> None:  
         assert said.code == 2 and len(said.faults) == 1 and message in said.faults[0], said.err
 
 
-def test_spreads_come_from_the_last_run_of_the_study(cli: Command, tmp_path: Path) -> None:  # noqa: F811
+def test_spreads_come_from_the_last_run_of_the_study(cli: Command, tmp_path: Path) -> None:
     overrides = [value for value in LARGE if value != "--set"]
     opened = open_study(Path("tiny.yaml"), overrides, "store")
     made = Synthetic(tmp_path / "made", documents=30).evaluate(prompts=False).inputs
@@ -98,7 +98,7 @@ def test_spreads_come_from_the_last_run_of_the_study(cli: Command, tmp_path: Pat
     assert pilots["C3"] == "claims.pilot"
 
 
-def test_a_plan_names_the_claims_that_the_study_is_too_small_for(cli: Command) -> None:  # noqa: F811
+def test_a_plan_names_the_claims_that_the_study_is_too_small_for(cli: Command) -> None:
     found = cli("plan", "tiny.yaml", "--json").json["shortfalls"]
     assert found and all("Fix: " in text for text in found)
     assert all(f"warning: {text}" in " ".join(cli("plan", "tiny.yaml").err.split()) for text in found)

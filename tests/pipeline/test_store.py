@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from cluster import storage
+from pipeline.engine.control import Commit
 from pipeline.engine.garbage import collect
 from pipeline.engine.lease import LeaseRequest, this_process
 from pipeline.engine.recorded import recorded
-from pipeline.engine.store import Commit, Store
+from pipeline.engine.store import Store
 from pipeline.errors import IntegrityError, StudyError
 from stages.data.saved import saved
 from stages.stage import Summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import unicodedata
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.decontaminate.decide import covered, decide, decide_pair, merged, without_ranges
+from stages.data.dedup.shingles import shingle
 from stages.data.matching.chain import Scanned, Span, scan
 from stages.data.matching.index import Index, build, hidden, ngrams
 from stages.data.matching.normalize import words
@@ -268,6 +270,25 @@ COMPATIBLE = [
 def test_what_unicode_calls_compatible_gives_the_same_words(one: str, two: str) -> None:
     assert [w for w, *_ in words_reference(one)] == [w for w, *_ in words_reference(two)]
     assert words(one.encode()).hashes.tolist() == words(two.encode()).hashes.tolist()
+
+
+EXPANDED = [chr(c) for c in range(sys.maxunicode + 1) if len(unicodedata.normalize("NFKC", chr(c))) > 1]
+FRAMES = ("{}", "a{}b", "a {} b", "1{}2", "{0}{0}", "to-{}y", "to-\n {}y", "{}-y", "{}\u00ad\u200b{}", "ก{}ม", "漢{}字")
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_a_character_that_stands_for_several_is_at_most_one_word_of_its_own_bytes(frame: str) -> None:
+    """½ is no 1 and 2, ㌔ no キ and ロ: a word never begins or ends inside a character."""
+    assert len(EXPANDED) > 1000
+    for character in EXPANDED:
+        text = frame.replace("{0}", "{}").replace("{}", character)
+        found = words(text.encode())
+        slow = [entry[1:] for entry in words_reference(text)]
+        assert [tuple(map(int, word)) for word in zip(*found, strict=True)] == slow, ascii(text)
+        assert shingle(text.encode(), 1).words == len(slow) <= len(text)
+        borders = {len(text[:at].encode()) for at in range(len(text) + 1)}
+        edges = np.stack([found.starts, found.ends], 1).ravel().tolist()
+        assert set(edges) <= borders and edges == sorted(edges) and (found.starts < found.ends).all()
 
 
 def test_a_passage_in_half_width_letters_is_found() -> None:

@@ -20,6 +20,8 @@ from bench.scale import Forked, texts
 from stages.data import parallel
 from stages.data.corpus import documents as documents_module
 from stages.data.corpus import ids
+from stages.data.decontaminate.config import DecontaminateConfig
+from stages.data.decontaminate.stage import STAGE as DECONTAMINATE
 from stages.data.dedup import buckets, candidates, compare, tables
 from stages.data.dedup import run as running
 from stages.data.dedup.candidates import Groups
@@ -28,11 +30,13 @@ from stages.data.dedup.shingles import common, shingle
 from stages.data.dedup.stage import STAGE
 from stages.data.dedup.tables import original_of
 from tests.stages.test_decontaminate_match import prose
-from tests.stages.test_dedup import Book, audited, corpus, edited
+from tests.stages.test_dedup import Book, audited, corpus, edited, write_documents
 from tests.support import LocalArtifact, LocalContext, settled
 
 GOLDEN = "682bd09a2fddc367d4cd417210914d799bf3babcc07b5587ea6783c70034fb31"
 """Of the tables that the first version of the stage made of ``books``, which held everything in one process."""
+GOLDEN_FATES = "5b017fb668e53899a83baddb7d5d35a22755fb964f0beb3857175a9b0ace9525"
+"""Of those that a version made of ``audited_books`` which wrote the table row by row."""
 
 
 def books() -> dict[str, Book]:
@@ -63,6 +67,42 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_the_tables_are_those_of_the_first_version(tmp_path: Path) -> None:
     documents = audited(tmp_path / "in", books())
     assert digest(run(documents, tmp_path / "out", tmp_path / "work")) == GOLDEN
+
+
+def audited_books(folder: Path) -> LocalArtifact:
+    """What an audit leaves of documents of every fate."""
+    novel = corpus()["s/novel"].text.split()
+    made = {
+        "a/noted": Book(lines(prose(21, 3000) + novel[:40])),
+        "a/passage": Book(lines(prose(22, 2000) + novel[200:400] + prose(23, 2000))),
+        "a/passage-too": Book(lines(edited(prose(22, 2000) + novel[200:400] + prose(23, 2000), 0.01))),
+        "a/passage-copy": Book(lines(prose(22, 2000) + novel[200:400] + prose(23, 2000))),
+        "a/whole": Book(lines(prose(24, 400))),
+        "a/whole-copy": Book(lines(prose(24, 400))),
+        "a/test": Book(lines(prose(24, 400)), split="test"),
+    }
+    ingested = write_documents(folder / "ingest", {**corpus(), **made})
+    (folder / "audit").mkdir()
+    config = DecontaminateConfig.model_validate({"canaries": {"count": 0}})
+    DECONTAMINATE.run(config, {"documents": ingested}, folder / "audit", LocalContext(str(folder / "work-audit")))
+    return LocalArtifact(folder / "audit")
+
+
+@pytest.mark.parametrize("at_once", [1, 3, tables.AT_ONCE])
+def test_every_fate_is_told_as_ever_however_many_rows_are_written_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    documents = audited_books(tmp_path)
+    monkeypatch.setattr(tables, "AT_ONCE", at_once)
+    out = run(documents, tmp_path / "out", tmp_path / "work", length={"min_bytes": 8})
+    told = {(row["fate"], row["rule"]) for row in pq.read_table(out / "fates.parquet").to_pylist()}
+    dropped = {"exact copy", "same words", "edition", "contained", "length", "contamination"}
+    assert told == {
+        *(("dropped", rule) for rule in dropped),
+        *(("kept", rule) for rule in (None, "contamination")),
+        ("cut", "contamination"),
+    }
+    assert digest(out) == GOLDEN_FATES
 
 
 @pytest.mark.parametrize("tiny", [False, True])

@@ -25,6 +25,7 @@ FEW = 8  # fingerprints that are none: with fewer a document is judged by all, i
 DEVIATIONS = 3.0  # of the sampling error below the threshold: misses 1 in 700 pairs at it
 KEYS = 2**26  # of a column read by one task, about: 1.5 GiB of memory
 PRINTS = 2**25  # fingerprints of one task: about 2 GiB
+RANGES = 8  # of fingerprints, at least: so many nodes share the little there is
 
 
 class Groups(NamedTuple):
@@ -157,7 +158,7 @@ def contained_pairs(
     documents that have fewer than ``FEW`` others.
     """
     total = sum(int(run.bins[-1]) for run in runs)
-    step = max(1, BINS * PRINTS // max(1, total))
+    step = max(1, min(BINS // RANGES, BINS * PRINTS // max(1, total)))
     ranges = [(start, min(BINS, start + step)) for start in range(0, BINS, step)]
     rare = prints.copy()
     for who, count in spread(_common, ranges, tuple(runs), rank, small, worth_it=worth_it):

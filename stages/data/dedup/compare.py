@@ -25,7 +25,7 @@ from stages.data.dedup.signatures import SAID, SignedParts, body, training_texts
 from stages.data.saved import spread_saved
 from stages.stage import Artifact
 
-LEAST_BYTES, MOST_BYTES = 16 * 2**20, 256 * 2**20  # of text for one task, about
+LEAST_BYTES, MOST_BYTES = 4 * 2**20, 256 * 2**20  # of text for one task, about
 TASKS = 1024  # for which the texts are laid out, about: more are more small files to read
 HELD_BYTES = 256 * 2**20  # of n-grams kept in memory by a task
 TEXTS_FILE, COMPARED_FILE = "texts.arrow", "compared.arrow"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ from stages.data.dedup.decide import Decided, decide
 from stages.data.dedup.numbered import CONTAINED, COPY, EDITION, KEPT, LANGUAGE, LENGTH, RULES, WORDS, Corpus
 from stages.data.dedup.shingles import common, minhash, passage, permutations, shingle
 from stages.data.dedup.signatures import SignedParts, identity, run_of, sign
-from stages.data.dedup.tables import Table
+from stages.data.dedup.tables import AT_ONCE, Table
 from stages.data.saved import spill, spread_saved
 from stages.stage import Artifact, Context, StageError, Summary
 
@@ -73,8 +74,12 @@ def dedup(config: DedupConfig, documents: Artifact, output: Path, context: Conte
     with finding(config, documents, context.work_url, context.progress) as found:
         table = Table(found.corpus, found.decided, documents, config)
         _check_something_left(found.corpus)
-        _write(found.corpus, documents, output / "documents", context.work_url, found.worth_it)
-        table.write(output)
+        telling = table.write(output)
+        for rows in _write(found.corpus, documents, output / "documents", context.work_url, found.worth_it):
+            for _ in itertools.islice(telling, rows // AT_ONCE + 1):  # as many rows, while tasks go on
+                pass
+        for _ in telling:
+            pass
         metrics = _metrics(found)
         metrics["corpus_documents"] = float(table.rows)
         metrics["corpus_bytes"] = float(table.bytes_in)
@@ -155,18 +160,20 @@ def _check_something_left(corpus: Corpus) -> None:
 
 @dataclass(frozen=True)
 class _Part:
-    """A part file of a run, and which of its training documents are dropped."""
+    """A part file of a run, how many training documents it has, and which of them are dropped."""
 
     name: str
     run: str
+    documents: int
     dropped: NDArray[np.int64]
 
 
-def _write(corpus: Corpus, documents: Artifact, folder: Path, work_url: str, worth_it: bool) -> None:
-    """The part files without the dropped documents; one that loses none is copied as it is, an empty one left out."""
+def _write(corpus: Corpus, documents: Artifact, folder: Path, work_url: str, worth_it: bool) -> Iterator[int]:
+    """The part files without the dropped documents; one that loses none is copied as it is, an empty one left out.
+    Yields the number of training documents of each when it is there."""
     folder.mkdir()
     parts = [
-        _Part(part, run.digest, np.flatnonzero(corpus.rule[start : start + count]))
+        _Part(part, run.digest, count, np.flatnonzero(corpus.rule[start : start + count]))
         for run in corpus.runs
         for part, count, start in zip(run.parts, run.counts, run.first + np.cumsum([0, *run.counts]), strict=False)
     ]
@@ -175,6 +182,7 @@ def _write(corpus: Corpus, documents: Artifact, folder: Path, work_url: str, wor
     for part, kept in zip(parts, made, strict=True):
         if kept.value:
             kept.place(KEPT_FILE, folder / Path(part.name).name)
+        yield part.documents
 
 
 def _identity_of_part(part: _Part, *_: Any) -> str:

@@ -208,9 +208,9 @@ def borders(config: DedupConfig) -> NDArray[np.uint64]:
 
 
 def _write_ipc(table: pa.Table, path: Path) -> None:
-    """Uncompressed, so that it can be mapped."""
+    """Uncompressed, so that it can be mapped; in one piece, of which to look rows up takes least."""
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
+        writer.write_table(table.combine_chunks())
 
 
 def _sign(text: NDArray[np.uint8], config: DedupConfig, by: Permutations | None) -> tuple[Any, ...]:

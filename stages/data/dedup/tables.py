@@ -5,7 +5,8 @@ Rows are made some thousand at a time, in the order in which they are written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,6 @@ FATES_OF_ROWS: list[Fate] = sorted(
 )
 """In the order of the table."""
 _CODE = {fate: code for code, fate in enumerate(FATES_OF_ROWS)}
-_UNTOUCHED = _CODE["kept", None, None]
 
 
 class Table:
@@ -87,24 +87,23 @@ class Table:
     def __init__(self, corpus: Corpus, decided: Decided, documents: Artifact, config: DedupConfig) -> None:
         self._corpus, self._decided, self._config = corpus, decided, config
         self._ids = corpus.table["doc_id"]
-        by_id = sorted_by(self._ids)
-        self._place_of_id = inverse(by_id)
-        self._audit: Audited = audited(documents, self._ids, by_id, corpus.spill)
+        self._audit: Audited = audited(documents, self._ids, corpus.by_id, corpus.spill)
         self._rows = self._audit.rows
         self.rows = self._rows.num_rows
         self.bytes_in = int(pc.sum(self._rows["bytes_in"]).as_py() or 0)
         self._check_sizes()
         self._code = self._codes()
-        self._original = self._originals(by_id)
+        self._original = self._originals()
         release_memory()
 
-    def write(self, folder: Path) -> None:
-        """Write decisions, fates and pairs."""
+    def write(self, folder: Path) -> Iterator[None]:
+        """Write decisions, fates and pairs, ``AT_ONCE`` rows a step: between steps tasks can be looked after."""
         with pq.ParquetWriter(folder / "decisions.parquet", DECISIONS, compression="zstd") as writer:
             order = self._order()
             for start in range(0, max(1, self.rows), AT_ONCE):
                 rows = self._decisions(order[start : start + AT_ONCE])
                 writer.write_table(rows, row_group_size=group_size(start))
+                yield
             del order
             release_memory()
         write_table(pa.Table.from_pylist(list(self._fates()), schema=FATES), folder / "fates.parquet")
@@ -112,6 +111,7 @@ class Table:
             found = self._pairs_in_order()
             for start in range(0, max(1, len(found)), AT_ONCE):
                 writer.write_table(self._pairs(found[start : start + AT_ONCE]), row_group_size=group_size(start))
+                yield
 
     def _check_sizes(self) -> None:
         for start in range(0, self.rows, ROWS):
@@ -147,7 +147,7 @@ class Table:
             codes[start : start + ROWS] = np.where(rule != KEPT, of_rule[rule], code)
         return codes
 
-    def _originals(self, by_id: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    def _originals(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """(places of the copies that the audit dropped, ascending; numbers of the documents they are copies of, else
         ``NOBODY``)."""
         copies = np.flatnonzero(self._code == _CODE["dropped", "decontaminate", "exact copy"])
@@ -157,7 +157,7 @@ class Table:
         )
         others = pa.chunked_array(list(named), pa.large_string())
         found = np.full(len(copies), NOBODY, np.int32)
-        for numbers, places, _ in matched(self._ids, by_id, others, sorted_by(others)):
+        for numbers, places, _ in matched(self._ids, self._corpus.by_id, others, sorted_by(others)):
             found[places] = numbers
         return copies, found
 
@@ -194,107 +194,77 @@ class Table:
         return np.asarray(found.to_numpy())
 
     def _decisions(self, places: NDArray[np.int64]) -> pa.Table:
-        code, number = self._code[places], self._audit.number[places]
-        rows = taken(self._rows, places)
-        if len(places) and (code == _UNTOUCHED).all():
-            described = taken(self._corpus.table.select(["language", "words"]), number)
-            columns = {
-                "doc_id": rows["doc_id"],
-                "fate": pa.repeat("kept", len(places)),
-                "kept_id": rows["doc_id"],
-                "contamination": rows["action"],
-                "language": pc.if_else(pc.equal(described["language"], ""), None, described["language"]),
-                "words": described["words"],
-                "bytes_in": rows["bytes_in"],
-                "bytes_out": rows["bytes_out"],
-            }
-            nothing = pa.nulls(len(places))
-            arrays = [
-                pa.chunked_array([columns.get(f.name, nothing)])
-                if f.name not in columns or not isinstance(columns[f.name], pa.ChunkedArray)
-                else columns[f.name]
-                for f in DECISIONS
-            ]
-            return pa.table(arrays, names=DECISIONS.names).cast(DECISIONS).combine_chunks()
-        made = [
-            self._row(place, FATES_OF_ROWS[kind], at, row)
-            for place, kind, at, row in zip(
-                places.tolist(), code.tolist(), number.tolist(), rows.to_pylist(), strict=True
-            )
-        ]
-        return pa.Table.from_pylist(made, schema=DECISIONS)
+        """Rows of places that come fate by fate."""
+        code = self._code[places]
+        each = np.split(places, np.flatnonzero(np.diff(code)) + 1) if len(places) else []
+        return pa.concat_tables([DECISIONS.empty_table(), *map(self._of_one_fate, each)]).combine_chunks()
 
-    def _row(self, place: int, became: Fate, number: int, earlier: dict[str, Any]) -> dict[str, Any]:
-        row: dict[str, Any] = dict.fromkeys(DECISIONS.names)
-        row["fate"], row["stage"], row["rule"] = became
-        row |= {"doc_id": earlier["doc_id"], "contamination": earlier["action"], "bytes_in": earlier["bytes_in"]}
-        row["bytes_out"] = earlier["bytes_out"] if number != NOBODY else 0
-        if number != NOBODY:
-            described = {name: self._corpus.table[name][number].as_py() for name in ("words", "language")}
-            row |= {"words": described["words"], "language": described["language"] or None}
-        if became[1] == "dedup":
-            row |= self._removal(number) | {"bytes_out": 0}
-        elif became[2] == "exact copy":
-            row |= {"reason": earlier["reason"]}
-            row["other_id"] = original_of(pa.array([earlier["reason"]]), pa.array([earlier["book_id"]]))[0].as_py()
-        elif became[2] == "contamination":
-            row |= {"reason": earlier["reason"], "other_id": earlier["book_id"]}
-            row |= {"measure": "matched words", "score": float(earlier["matched_words"])}
-            texts = self._audit.spans.get((earlier["doc_id"], earlier["book_id"]), ("", ""))
-            row |= {"text": texts[0] or None, "other_text": texts[1] or None}
-        row["kept_id"] = self._kept_id(row, number if became[1] == "dedup" else self._original_of(place))
-        return row
+    def _of_one_fate(self, places: NDArray[np.int64]) -> pa.Table:
+        fate, stage, rule = FATES_OF_ROWS[self._code[places[0]]]
+        number, rows = self._audit.number[places], taken(self._rows, places)
+        columns = {"doc_id": rows["doc_id"], "fate": fate, "stage": stage, "rule": rule}
+        columns |= {"contamination": rows["action"], "bytes_in": rows["bytes_in"], "bytes_out": 0}
+        if (stage, fate) != ("decontaminate", "dropped"):  # the audit left it
+            described = taken(self._corpus.table.select(["words", "language"]), number)
+            columns |= {"words": described["words"], "language": none_if_empty(described["language"])}
+        if fate != "dropped":
+            columns |= {"bytes_out": rows["bytes_out"], "kept_id": rows["doc_id"]}
+        if stage == "dedup":
+            columns |= self._removals(RULES.index(str(rule)), number)
+            columns["kept_id"] = self._kept_ids(number)
+        elif rule == "exact copy":
+            columns |= {"reason": rows["reason"], "other_id": original_of(rows["reason"], rows["book_id"])}
+            if fate == "dropped":
+                copies, originals = self._original
+                columns["kept_id"] = self._kept_ids(originals[np.searchsorted(copies, places)])
+        elif rule == "contamination":
+            columns |= {"reason": rows["reason"], "other_id": rows["book_id"]}
+            columns |= {"measure": "matched words", "score": rows["matched_words"]}
+            pairs = zip(rows["doc_id"].to_pylist(), rows["book_id"].to_pylist(), strict=True)
+            texts = zip(*(self._audit.spans.get(pair, ("", "")) for pair in pairs), strict=True)
+            for side, said in zip(("text", "other_text"), texts, strict=True):
+                columns[side] = none_if_empty(pa.array(said, pa.string()))
+        return table_of(columns, DECISIONS, len(places))
 
-    def _original_of(self, place: int) -> int:
-        copies, numbers = self._original
-        at = int(np.searchsorted(copies, place))
-        return int(numbers[at]) if at < len(copies) and copies[at] == place else NOBODY
+    def _kept_ids(self, numbers: NDArray[Any]) -> pa.Array:
+        """Ids of the documents of the output that stand for those dropped; null where there is none."""
+        kept = self._corpus.kept_for(numbers)
+        there = kept != NOBODY
+        return rows_at(self._ids, kept[there]).take(pa.array(np.cumsum(there) - 1, mask=~there))
 
-    def _kept_id(self, row: dict[str, Any], number: int) -> str | None:
-        if row["fate"] != "dropped":
-            return str(row["doc_id"])
-        kept = NOBODY if number == NOBODY else int(self._corpus.kept_for(np.array([number]))[0])
-        return None if kept == NOBODY else str(self._ids[kept].as_py())
-
-    def _removal(self, number: int) -> dict[str, Any]:
+    def _removals(self, rule: int, numbers: NDArray[Any]) -> dict[str, Any]:
         """The columns that a rule of this stage fills in."""
-        rule = int(self._corpus.rule[number])
         if rule < COPY:
-            at = int(inverse_of(self._corpus.filtered_numbers, np.array([number]))[0])
-            said = {name: self._corpus.filtered[name][at].as_py() for name in FILTERED.names[2:]}
-            return said | {"text": said["text"] or None}
-        (found,) = self._decided.compared.slice(int(self._evidence(np.array([number]))[0]), 1).to_pylist()
-        measure, score, threshold = "Jaccard", 1.0, 1.0
-        if rule == COPY:
-            reason = "the same bytes"
-        elif rule == WORDS:
-            reason = "the same words in other typography"
-        elif rule == EDITION:
+            filtered = taken(self._corpus.filtered, inverse_of(self._corpus.filtered_numbers, numbers))
+            said = {name: filtered[name] for name in FILTERED.names[2:]}
+            return said | {"text": none_if_empty(said["text"])}
+        found = taken(self._decided.compared, self._evidence(numbers))
+        texts = {side: none_if_empty(found[side]) for side in ("text", "other_text")}
+        said = texts | {"other_id": rows_at(self._ids, found["other"].to_numpy())}
+        if rule in (COPY, WORDS):
+            reason = "the same bytes" if rule == COPY else "the same words in other typography"
+            return said | {"reason": reason, "measure": "Jaccard", "score": 1.0, "threshold": 1.0}
+        if rule == EDITION:
             assert self._config.editions is not None
-            score, threshold = found["jaccard"], self._config.editions.threshold
-            reason = f"Jaccard similarity {score:.3f}, dropped from {threshold:g}; {self._less_text(found)}"
+            measure, threshold = "Jaccard", self._config.editions.threshold
+            form = "Jaccard similarity {:.3f}, dropped from {:g}; {}"
         else:
             assert self._config.containment is not None
-            measure, score, threshold = "containment", found["containment"], self._config.containment.threshold
-            reason = (
-                f"{score:.1%} of its n-grams stand in the other text, dropped from {threshold:.0%}; "
-                f"{self._less_text(found)}"
-            )
-        return {
-            "reason": reason,
-            "measure": measure,
-            "score": score,
-            "threshold": threshold,
-            "text": found["text"] or None,
-            "other_text": found["other_text"] or None,
-            "other_id": self._ids[found["other"]].as_py(),
-        }
+            measure, threshold = "containment", self._config.containment.threshold
+            form = "{:.1%} of its n-grams stand in the other text, dropped from {:.0%}; {}"
+        score = found[measure.lower()]
+        reasons = map(form.format, score.to_pylist(), itertools.repeat(threshold), self._less_text(found))
+        reason = pa.array(reasons, pa.string())
+        return said | {"reason": reason, "measure": measure, "score": score, "threshold": threshold}
 
-    def _less_text(self, found: dict[str, Any]) -> str:
-        mine, other = (self._corpus.table["distinct"][found[side]].as_py() for side in ("document", "other"))
-        if mine == other:
-            return "kept is the earlier year, else the smaller id"
-        return f"it has {mine:,} distinct n-grams, the other {other:,}"
+    def _less_text(self, found: pa.Table) -> Iterator[str]:
+        distinct = self._corpus.table["distinct"]
+        sides = (rows_at(distinct, found[side].to_numpy()).to_pylist() for side in ("document", "other"))
+        for mine, other in zip(*sides, strict=True):
+            if mine == other:
+                yield "kept is the earlier year, else the smaller id"
+            else:
+                yield f"it has {mine:,} distinct n-grams, the other {other:,}"
 
     def _fates(self) -> Iterator[dict[str, Any]]:
         """Documents and bytes by what became of them; every document is in one row."""
@@ -315,7 +285,8 @@ class Table:
         """Comparisons of editions and parts, the most similar first: also those that stayed below the thresholds."""
         found = self._decided.compared.slice(self._decided.equal)
         likeness = np.maximum(found["jaccard"].to_numpy(), found["containment"].to_numpy())
-        names = [self._place_of_id[found[side].to_numpy()] for side in ("other", "document")]
+        place_of_id = inverse(self._corpus.by_id)
+        names = [place_of_id[found[side].to_numpy()] for side in ("other", "document")]
         return np.asarray(np.lexsort((*names, -likeness)) + self._decided.equal)
 
     def _pairs(self, at: NDArray[np.int64]) -> pa.Table:
@@ -335,6 +306,18 @@ def original_of(reasons: Any, books: Any) -> Any:
     alone = pc.utf8_slice_codeunits(reasons, len(COPY_OF))
     found = pc.struct_field(pc.extract_regex(reasons, f"^{COPY_OF}(?P<id>(?s:.*?)); (?:{REASONS})"), "id")
     return pc.if_else(pc.is_null(books), alone, pc.coalesce(found, alone)).cast(pa.large_string())
+
+
+def none_if_empty(texts: pa.Array) -> pa.Array:
+    """Null in the place of empty texts."""
+    return pc.if_else(pc.equal(texts, ""), None, texts)
+
+
+def table_of(columns: Mapping[str, Any], schema: pa.Schema, rows: int) -> pa.Table:
+    """Columns in the order of ``schema``; one value is that of all rows, what is missing is null."""
+    said = (columns.get(name) for name in schema.names)
+    made = [column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.repeat(column, rows) for column in said]
+    return pa.table(made, names=schema.names).cast(schema)
 
 
 def taken(table: pa.Table, places: NDArray[Any]) -> pa.Table:
