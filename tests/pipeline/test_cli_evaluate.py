@@ -181,6 +181,8 @@ def test_a_base_is_read_under_an_arm_and_another_evaluation_does_not_go_on_in_it
         ("full", ["--text", "none.txt"], "--text = 'none.txt': No such file"),
         ("full", ["--tasks", "none"], "nothing is left to do"),
         ("full", ["--format", "short"], "--format = 'short'"),
+        ("full", ["--format", "terse", "--tasks", "vt,qa_1"], "format = 'terse': the task qa_1 has no such wording"),
+        ("full", ["--format", "terse", "--tasks", "all"], "format = 'terse': the task niah_single_3 has no such"),
         ("nowhere", [], "neither a folder, nor an artifact of the store, nor a Hub id"),
         ("text", [], "config.json: no such file"),
         ("text/0.txt", [], "0.txt': is a file. Fix: give the folder"),

@@ -18,6 +18,7 @@ from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.decoder import Decoder
 from model.export import export
 from stages.data.tokens.tokenizer import byte_level
+from stages.stage import StageError
 from tests.model.test_bounded import Peak
 from tests.model.tiny import ARMS
 from tests.pipeline import checkpoints
@@ -77,6 +78,25 @@ def test_the_tasks_are_written_and_their_documents_fill_the_length(models: Path,
     right = f" {', '.join(rows[0]['outputs'])}."
     assert harness_results(rows[0], [right]) == {"score": 1.0, "score_500": 1.0}
     assert harness_results(rows[0], ["none"])["score"] == 0
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"format": "terse"}, r"--metadata = 'format': format = 'terse': the task qa_1 has no such wording"),
+        ({"lengths": ["x"]}, r"--metadata: lengths.0 = 'x': Input should be a valid integer"),
+        ({"lengths": 5.5}, r"--metadata: lengths = 5.5: Input should be a valid tuple"),
+        ({"samples": 0}, r"--metadata: samples = 0: Input should be greater than or equal to 1"),
+        ({"text": 5}, r"--metadata: text = 5: allowed is a list of files"),
+        ({"lengthz": [512]}, r"--metadata: lengthz = \[512\]: has no effect. Fix: write lengths"),
+        ({"lengths": [20]}, r"--lengths = 20: a published prompt of the task qa_1 does not fit"),
+    ],
+)
+def test_metadata_that_cannot_be_meant_is_one_line(models: Path, metadata: dict[str, Any], said: str) -> None:
+    from infini_study import harness_documents
+
+    with pytest.raises(StageError, match=said):
+        harness_documents(infini_task="qa_1", checkpoint=str(models / "full"), **metadata)
 
 
 def test_the_entry_point_is_declared_and_resolves_without_an_import_of_our_packages() -> None:

@@ -7,12 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
 from model.config import MixerConfig
 from stages.data.tasks.config import Grid, check_distinct
 from stages.data.tasks.haystack import Format
-from stages.data.tasks.registry import RULER, TASKS, task_of
+from stages.data.tasks.registry import RULER, TASKS, check_worded, task_of
 from stages.evidence.evaluate.config import PerplexityConfig
 from stages.stage import Config, StageError
 
@@ -29,7 +29,7 @@ class Questions(Config):
     tasks: tuple[str, ...] = DEFAULT_TASKS
     lengths: tuple[int, ...] = Field(default=(1024,), min_length=1)
     samples: int = Field(default=50, ge=1)
-    format: Format = "published"
+    format: Format = Field(default="published", validate_default=True)
     seed: int = Field(default=0, ge=0)
     threshold: float = Field(default=0.9, gt=0, lt=1, description="score that counts towards the effective length")
     chat_template: bool = False
@@ -48,6 +48,12 @@ class Questions(Config):
     def _distinct(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
         check_distinct("lengths", lengths, "numbers of tokens >= 1", 1)
         return tuple(sorted(lengths))
+
+    @field_validator("format")
+    @classmethod
+    def _worded(cls, format: Format, info: ValidationInfo) -> Format:
+        check_worded(format, info.data.get("tasks", ()), "format")
+        return format
 
     @property
     def grids(self) -> tuple[Grid, ...]:

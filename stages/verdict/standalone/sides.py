@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from stages.data.tasks.haystack import format_of
 from stages.data.tasks.task import CONTROL
 from stages.stage import Artifact, StageError
 
@@ -93,7 +94,7 @@ def matched(a: Side, b: Side) -> tuple[list[Matched], list[str]]:
 
 def _check_drawn(label: str, a: tuple[Run, ...], b: tuple[Run, ...]) -> None:
     for name, fix in (("seed", "--seed"), ("format", "--format")):
-        values = {str(run.prompts[name]) for run in (*a, *b) if name in run.prompts}
+        values = {format_of(str(run.prompts[name])) for run in (*a, *b) if name in run.prompts}
         if len(values) > 1:
             raise StageError(
                 f"{label}: the prompts of the two sides are drawn from another {name} each",
