@@ -124,7 +124,7 @@ def _texts(config: TuningAuditConfig) -> Iterator[tuple[int, str]]:
         for number, row in enumerate(rows_of(config.path, config.pin, field), 1):
             yield number, "\n\n".join(_strings(row))
         return
-    path = Path(config.path)
+    path = summaries.located(config.path, f"{field}.path")
     unchanged(summaries.digest(path, config.root, field), config.pin, field=f"{field}.pin")
     for number, _, pair_row in summaries.rows(path, field):
         if (summaries.split_of(pair_row) or "train") in (config.splits or ()):
