@@ -200,6 +200,12 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", shown(*PAGES))
+def test_no_section_stands_twice(page: Path) -> None:
+    heads = re.findall(r"^##+ .*$", BLOCK.sub("", page.read_text()), flags=re.M)
+    assert sorted(heads) == sorted(set(heads))
+
+
+@pytest.mark.parametrize("page", shown(*PAGES))
 def test_links_and_paths_lead_somewhere(page: Path) -> None:
     text = BLOCK.sub("", page.read_text())
     for target in re.findall(r"\]\((?!https?://)([^)\s]+)\)", text):
