@@ -142,6 +142,15 @@ def test_prompts_of_a_file_are_asked_as_they_stand_and_compared(models: Path, cl
     length = {one["task"]: one["length"] for one in chat["cells"]}["mine"]
     plain = {one["task"]: one["length"] for one in said.json["cells"]}["mine"]
     assert length == plain + chat["tokenizer"]["chat_tokens"] - 1  # bos of the export
+    cli("evaluate", models / "gpt2", *given, "--out", "d", "-q")  # no bos: other lengths in tokens
+    mixed = cli("compare", "a", "d", "--json").json
+    assert {one["task"]: (one["items"], one["length"]) for one in mixed["scores"]} == {
+        "mine": (5, next(one["length"] for one in other["cells"] if one["task"] == "mine")),
+        "qa_doors": (2, next(one["length"] for one in other["cells"] if one["task"] == "qa_doors")),
+    }
+    assert not any("text around" in note for note in mixed["notes"])
+    changed = cli("compare", "b", "d", "--json").json  # b was asked the file as it was before
+    assert [one["task"] for one in changed["scores"]] == ["qa_doors"] and changed["unpaired"] == 10
 
 
 @pytest.mark.parametrize(
