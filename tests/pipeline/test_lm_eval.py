@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +40,13 @@ QUESTIONS = [
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.write(tmp_path_factory.mktemp("models") / "all")
+
+
+@pytest.fixture(autouse=True)
+def no_handler_of_another_test() -> Iterator[None]:
+    """The harness logs to the stream that it found first, which is gone with the test that had it."""
+    yield
+    logging.getLogger("lm_eval").handlers.clear()
 
 
 def bounded(fields: dict[str, Any]) -> bool:
