@@ -125,6 +125,8 @@ def evaluate(
                 "--prompts"
             )
         given["tasks"] = []
+        if idle := next((name for name in ("lengths", "samples", "format") if given[name] is not None), None):
+            raise StudyError(f"--{idle}: has no effect where no task is asked. Fix: leave it out, or name --tasks")
     folder = out or FOLDER / _folder_name(model)
     check_folder("--out", folder)
     try:
