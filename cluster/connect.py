@@ -163,7 +163,8 @@ def _check_joinable(address: str, say: Callable[[str], None]) -> None:
     driver can be part of, and where a head greets and then says nothing."""
     import psutil
 
-    # a node in another container of the same machine is not seen, and can be joined
+    # A node in another container of this machine is not seen. Rays that ask the head for the node of their address
+    # (2.51) join it all the same, those that look at processes themselves (2.60) do not.
     here = any(process.info["name"] == "raylet" for process in psutil.process_iter(["name"]))
     try:
         asking.nodes(address, os.environ, say, asking.ANSWER if here else asking.UNSEEN)

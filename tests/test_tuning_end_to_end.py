@@ -34,6 +34,10 @@ def test_a_study_is_fine_tuned_aligned_and_reported(tmp_path: Path) -> None:
     passage = " ".join((tmp_path / "books/test/3.txt").read_text().split()[100:170])
     rows = [{"prompt": "Is it so? ", "chosen": "Yes.", "rejected": "No."}, {"prompt": "And?", "chosen": "So."}]
     rows.append({"prompt": f"Where does this stand? {passage}", "chosen": "In a book.", "rejected": "Nowhere."})
+    needle = "One of the special magic numbers for amber harbour is 1000003."
+    asked = {"input": f"{needle} What is the special magic number for amber harbour?", "outputs": ["1000003"]}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(asked) + "\n")
+    rows.append({"prompt": f"Remember this. {needle}", "chosen": "I do.", "rejected": "No."})
     (tmp_path / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def command(*arguments: str) -> str:
@@ -49,9 +53,10 @@ def test_a_study_is_fine_tuned_aligned_and_reported(tmp_path: Path) -> None:
         return done.stdout + done.stderr
 
     arms = "arms={infini-delta: {kind: infini, rule: delta}, local: {kind: local}}"
-    said = command("run", "tiny.yaml", "--no-progress", "--address", "inline", "--set", arms)
-    assert "2 rows left out (holds text of what is asked: 1 (first in row 3), no rejected answer: 1 (first in" in said
-    assert "tuningaudit/dpo: 1 of 3 rows hold text of what is asked" in command("audit", "tiny")
+    files = "evaluate.retrieval.files={mine: {path: mine.jsonl, budget: 8}}"
+    said = command("run", "tiny.yaml", "--no-progress", "--address", "inline", "--set", arms, "--set", files)
+    assert "3 rows left out (holds text of what is asked: 2 (first in row 3), no rejected answer: 1 (first in" in said
+    assert "tuningaudit/dpo: 2 of 4 rows hold text of what is asked" in command("audit", "tiny")
     report = json.loads((tmp_path / "runs/store/reports/tiny/report.json").read_text())
     verdict = next(one for one in report["verdicts"] if one["claim"] == "C11")
     assert verdict["label"] == "inconclusive (too few seeds)" and verdict["n"] > 0
@@ -60,7 +65,7 @@ def test_a_study_is_fine_tuned_aligned_and_reported(tmp_path: Path) -> None:
     for name in ("gates_mean.infini-delta", "length.infini-delta", "knockout.infini-delta", "position.local"):
         assert any(known.startswith(f"align.{name}.dpo") for known in numbers), name
     (aligned,) = (row for row in report["recipe"] if row["what"] == "aligned: dpo")
-    assert "without 1 rows that hold text of what is asked" in aligned["arms"]
+    assert "without 2 rows that hold text of what is asked" in aligned["arms"]
     assert (tmp_path / "runs/store/reports/tiny/audit-dpo/audit.html").is_file()
     shown = command("show", numbers["finetune.local"]["sources"][0]["step"], "--study", "tiny")
     assert "evaluate/local@pretrained/0" in shown

@@ -133,14 +133,15 @@ def _side(said: str, field: str, root: str | None) -> Side:
     """What ``said`` names. Raises StudyError and UnknownName."""
     from stages.folder import FolderArtifact
     from stages.verdict.standalone.scores import read_facts
-    from stages.verdict.standalone.sides import Run, Side
+    from stages.verdict.standalone.sides import FILES, Run, Side
 
     if not said.strip():
         raise StudyError(f"{field} = {said!r}: no name. Fix: give {_SIDE[0].lower()}{_SIDE[1:]}")
     folder = Path(os.path.expanduser(said))
     if folder.is_dir():
         facts = read_facts(folder, field)
-        return Side(said, (Run(facts["name"], 0, FolderArtifact(folder, key=""), facts["identity"]),))
+        prompts = {**facts["identity"], FILES: _pins(facts.get("questions", {}).get("files"))}
+        return Side(said, (Run(facts["name"], 0, FolderArtifact(folder, key=""), prompts),))
     from pipeline.engine.recorded import recorded
     from pipeline.engine.store import Store
 
@@ -181,8 +182,13 @@ def _is_evaluation(commit: Commit) -> bool:
     return commit.stage == "evaluate" and bool(commit.meta.get("arm"))
 
 
+def _pins(files: Any) -> dict[str, str]:
+    """Task -> digest, of the files that prompts stand in."""
+    return {name: str(file.get("pin")) for name, file in (files or {}).items()}
+
+
 def _run(store: Store, commit: Commit) -> Run:
-    from stages.verdict.standalone.sides import Run
+    from stages.verdict.standalone.sides import FILES, Run
 
     config: dict[str, Any] = commit.meta.get("config", {})
     inputs: dict[str, str] = commit.meta.get("inputs", {})
@@ -190,5 +196,6 @@ def _run(store: Store, commit: Commit) -> Run:
     prompts = {name: value for name, value in prompts.items() if value is not None}
     if "tokenizer" in inputs and "tokens" in inputs:
         prompts |= {"tokenizer": inputs["tokenizer"], "haystack": inputs["tokens"]}
+    prompts[FILES] = _pins(config.get("retrieval", {}).get("files"))
     seed = commit.meta.get("seed")
     return Run(str(commit.meta["arm"]), 0 if seed is None else int(seed), store.artifact(commit), prompts)

@@ -51,6 +51,17 @@ def evaluate(
         list[Path] | None,
         typer.Option("--text", help="Text files whose perplexity is scored and that needles lie in; repeatable."),
     ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompts",
+            metavar="[NAME=]FILE",
+            help="Prompts of a file in RULER's form (input, outputs, answer_prefix), asked as they stand; repeatable.",
+        ),
+    ] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option("--answer-tokens", min=1, help="Of an answer to a prompt of --prompts (default: 128).")
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", min=2, help="Of each text (default: all, or the model's context).")
     ] = None,
@@ -92,10 +103,14 @@ def evaluate(
     Run again it goes on where it stopped; with more samples, lengths or tasks it asks only what is new.
     """
     from pipeline.plugins import load_plugins
-    from stages.evidence.standalone.config import parse_arm
+    from stages.evidence.standalone.config import ANSWER_TOKENS, parse_arm, prompt_files
     from stages.stage import StageError
 
     load_plugins()
+    if answer_tokens is not None and not prompts:
+        raise StudyError(f"--answer-tokens = {answer_tokens}: has no effect without --prompts. Fix: leave it out")
+    if prompts and tasks is None:
+        tasks = ["none"]  # those of the files alone
     given = {
         "tasks": None if tasks is None else _listed(tasks),
         "lengths": None if lengths is None else [_number(one, "--lengths") for one in _listed(lengths)],
@@ -105,15 +120,19 @@ def evaluate(
         "perplexity": None if max_tokens is None else {"max_tokens_per_document": max_tokens},
     }
     if given["tasks"] in ([], ["none"]):
-        if not text or not given["tasks"]:
+        if not (text or prompts) or not given["tasks"]:
             raise StudyError(
-                f"--tasks = {', '.join(tasks or ())!r}: nothing is left to do. Fix: name a task, or give --text"
+                f"--tasks = {', '.join(tasks or ())!r}: nothing is left to do. Fix: name a task, or give --text or "
+                "--prompts"
             )
         given["tasks"] = []
+        if idle := next((name for name in ("lengths", "samples", "format") if given[name] is not None), None):
+            raise StudyError(f"--{idle}: has no effect where no task is asked. Fix: leave it out, or name --tasks")
     folder = out or FOLDER / _folder_name(model)
     check_folder("--out", folder)
     try:
-        questions = _questions(given | {"seed": seed, "chat_template": chat_template})
+        files = prompt_files(prompts or [], answer_tokens or ANSWER_TOKENS)
+        questions = _questions(given | {"seed": seed, "chat_template": chat_template, "files": files})
         mixer = None if arm is None else parse_arm(arm)
         with _opened(model, study, root, revision) as found:
             body = _evaluated(
@@ -315,6 +334,7 @@ def _valid(kind: Any, fields: dict[str, Any]) -> Any:
         place = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         option = f"--{first['loc'][0]}".replace("_", "-") if first["loc"] else "options"
+        option = "--prompts" if option == "--files" else option
         value = "" if first["type"] == "value_error" else f" = {first['input']!r}"
         raise StudyError(f"{option}{value}: {message} ({place or kind.__name__}). Fix: correct the option") from error
 

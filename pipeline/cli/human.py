@@ -121,6 +121,7 @@ def import_(
         body: dict[str, Any] = {"raters": found.raters, "items": total, "alpha": found.alpha, "wins": wins}
         body["strengths"] = {name: _plain(value) for name, value in found.strengths.items()}
         body["metrics"] = {name: _plain(value) for name, value in found.metrics.items()}
+        body["repeated"] = results.get("repeated", {})
         print_json("human import", {**body, "results": str(out)})
         return
     raters = ", ".join(f"{name} {n} of {total}" for name, n in found.raters.items())
@@ -138,6 +139,10 @@ def import_(
             ["metric", "prefers what people prefer"], [[name, _share(value)] for name, value in found.metrics.items()]
         )
     line(f"results: {out}")
+    for name, count in results.get("repeated", {}).items():
+        note(
+            escaped(f"{name}: {count} answers stand there more than once, and count once; one person under this name?")
+        )
     if short := [name for name, n in found.raters.items() if n < total]:
         note(escaped(f"not finished: {', '.join(short)}"))
 

@@ -101,7 +101,8 @@ def expand(loaded: LoadedStudy, cache: Path | None) -> Plan:
     made += _control(graph, study)
     bases, trained = _models(graph, study, base_configs, training, data)
     made += [*dict.fromkeys(bases.values()), *trained.values()]
-    tuned = tuning.add_tuning(graph, study, sections, bases, trained, read, tasks, decontaminate)
+    files = evaluate.retrieval.files
+    tuned = tuning.add_tuning(graph, study, sections, bases, trained, read, tasks, files, decontaminate)
     made += tuned.steps
     # a fine-tuned base has become an arm of that kind
     of_base = evaluate.model_copy(update={"mixer": None if study.finetune else study.base_mixer})

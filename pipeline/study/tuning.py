@@ -17,6 +17,7 @@ from pipeline.engine.plan import PlanBuilder
 from pipeline.study.study import BASE_ARM, StudyConfig
 from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.taskaudit.config import TaskSource
+from stages.data.tasks.config import PromptFile
 from stages.data.tasks.prompts import PromptMaker
 from stages.data.tasks.registry import task_of
 from stages.data.tasks.training import trained_k
@@ -87,18 +88,19 @@ def add_tuning(
     trained: Models,
     read: Mapping[str, str],
     tasks: tuple[TaskSource, ...],
+    prompts: Mapping[str, PromptFile],
     rule: DecontaminateConfig,
 ) -> Tuned:
     """Steps of all further trainings of ``bases`` (by seed) and ``trained``; ``read``: documents, tokens, tokenizer.
     An arm on another schedule (``ARM@SCHEDULE``) is fine-tuned as the arm is, so that they are evaluated alike; it is
-    neither aligned nor does it write summaries. Files of rows are audited against the held-out documents and
-    ``tasks`` by ``rule`` before anything is trained on them."""
+    neither aligned nor does it write summaries. Files of rows are audited against the held-out documents, ``tasks``
+    and files of ``prompts`` by ``rule`` before anything is trained on them."""
     tuned = Tuned(dict(bases), dict(trained), dict(trained))
     data = {name: read[name] for name in ("tokens", "tokenizer")}
     audits: dict[str, str] = {}  # key of what is audited -> step
 
     def audited(part: str, **of: Any) -> dict[str, str]:
-        config = TuningAuditConfig(**of, tasks=tasks, rule=rule)
+        config = TuningAuditConfig(**of, tasks=tasks, prompts=dict(prompts), rule=rule)
         what = canonical(config.key_fields())
         if what not in audits:
             audits[what] = graph.add(TUNING_AUDIT, config, {"documents": read["documents"]}, part=part)

@@ -1,4 +1,5 @@
-"""Texts with reference summaries, as BookSum and others lay them out: JSON Lines, Parquet, or a folder of such files.
+"""Texts with reference summaries, as BookSum and others lay them out: JSON Lines, Parquet, or a folder of such files,
+on this machine or a data set of the Hub (``hubfiles``).
 
 A row is one reference of one text. What it is called differs, so each field is looked for under several names:
 
@@ -10,6 +11,8 @@ summary     ``summary_text``, ``summary`` (text, a list of paragraphs, or BookSu
 book        ``bid``, ``book_id``, ``id``
 section     ``section``, ``chapter_path``, ``summary_id``
 level       ``level``; else ``book`` where the text is a file of a whole book, ``chapter`` otherwise
+split       ``split``; else, of a folder, what the names of the file or of its folders say, as data sets of
+            the Hub have it (``data/train-00000-of-00002.parquet``, ``test/0000.parquet``)
 ==========  ==========================================================================================
 
 Rows of one book with the same text are several references of one item.
@@ -25,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from stages.data.hubfiles import fetched, on_hub
 from stages.data.jsonlines import objects
 from stages.data.pinned import digest_of
 from stages.stage import StageError
@@ -32,6 +36,12 @@ from stages.stage import StageError
 Level = Literal["book", "chapter"]
 LEVELS: tuple[Level, ...] = ("book", "chapter")
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".pq")
+_TEXTS = (".txt",)
+_NO_PAIRS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of data sets, of the Hub's
+_SPLIT_IN = re.compile(
+    r"(?<![a-z0-9])(?:(?P<train>train|training)|(?P<validation>validation|valid|val|dev)|"
+    r"(?P<test>test|testing|eval|evaluation))(?![a-z])"
+)
 _WHOLE = ("book_file", "book_path")
 _FILES = (*_WHOLE, "chapter_path")
 _LAYOUT = "text (or chapter, or a file in book_file or chapter_path) and summary (or summary_text) in every row"
@@ -66,17 +76,30 @@ class SummaryItem:
     rows: tuple[int, ...]
 
 
+def placed(said: str, folder: Path) -> str:
+    """How a pinned config names what a study file in ``folder`` calls ``said``."""
+    return said if on_hub(said) else str((folder / said).absolute())
+
+
+def located(path: str, field: str) -> Path:
+    """Where pairs, or their texts, of this placed name lie on this machine, whether they are there or not. Raises
+    StageError for a data set of the Hub that cannot be had."""
+    return fetched(path, (*_SUFFIXES, *_TEXTS), field) if on_hub(path) else Path(path)
+
+
 def root_of(path: str, texts: str | None) -> Path:
-    """Folder that names of texts start from: ``texts``, else that of the pairs."""
+    """Folder that names of texts start from: ``texts``, else that of the pairs. Raises StageError as ``located``."""
     if texts is not None:
-        return Path(texts)
-    return Path(path) if Path(path).is_dir() else Path(path).parent
+        return located(texts, "texts")
+    found = located(path, "path")
+    return found if found.is_dir() else found.parent
 
 
 def files_of(path: Path) -> list[Path]:
     """The file itself, or those of a folder that can be read, by name."""
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
+        found = (file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.name not in _NO_PAIRS)
+        return sorted(file for file in found if file.is_file())
     return [path]
 
 
@@ -164,10 +187,20 @@ def rows(path: Path, field: str) -> Iterator[tuple[int, str, Mapping[str, Any]]]
             "the folder holds no file of pairs", field=f"{field}.path", value=str(path), allowed=", ".join(_SUFFIXES)
         )
     for file in found:
+        split = _split_by_name(file.relative_to(path)) if path.is_dir() else ""
         for line, row in _file_rows(file, field):
             number += 1
             named = f"{file.name}, " if path.is_dir() else ""
-            yield (number if path.is_dir() else line), f"{named}line {line}", row
+            said = row if not split or _first(row, "split") else {**row, "split": split}
+            yield (number if path.is_dir() else line), f"{named}line {line}", said
+
+
+def _split_by_name(file: Path) -> str:
+    """The split that the file's name says, or else the innermost folder's that says one; "" for none."""
+    for name in (file.stem, *reversed(file.parts[:-1])):
+        if found := _SPLIT_IN.search(name.lower()):
+            return str(found.lastgroup)
+    return ""
 
 
 def _file_rows(file: Path, field: str) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -135,6 +135,23 @@ def test_a_machine_that_is_no_node_is_told_so(greeting_port: int, monkeypatch: p
         connect.connect(f"127.0.0.1:{greeting_port}")
 
 
+@pytest.mark.parametrize(("seen", "patience"), [(("python",), asking.UNSEEN), (("python", "raylet"), asking.ANSWER)])
+def test_a_cluster_that_answers_is_joined_whether_or_not_a_node_of_it_is_seen(
+    greeting_port: int, monkeypatch: pytest.MonkeyPatch, seen: tuple[str, ...], patience: float
+):
+    """A node in another container is no process of this one; it is asked for, and less patiently."""
+    import ray
+
+    _nodes_here(monkeypatch, *seen)
+    address, asked, joined = f"127.0.0.1:{greeting_port}", [], []
+    monkeypatch.setattr(asking, "nodes", lambda address, *_: asked.append((address, _[-1])) or [{"id": "a"}])
+    monkeypatch.setattr(ray, "init", lambda **options: joined.append(options["address"]))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    assert connect.connect(address) == connect.Connection(address, False, "node", {"CPU": 4.0}, True)
+    assert (asked, joined) == ([(address, patience)], [address])
+
+
 def test_a_name_that_nobody_looks_up_in_time_counts_as_unreachable(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: threading.Event().wait())
     with pytest.raises(connect.ClusterError, match=r"answers at head:6379: no answer within"):

@@ -96,6 +96,89 @@ def test_tables_page_and_json_agree_and_nothing_is_asked_twice(models: Path, cli
         assert Path(f"out/{name}.parquet").read_bytes() == Path(f"new/{name}.parquet").read_bytes()
 
 
+def prompt_rows(path: Path, count: int, **changed: Any) -> Path:
+    rows = [
+        {"input": f"The {n}-th door has a lock, {n} keys and no name. Where is key {n}?", "outputs": [f"{n}", "shed"]}
+        | {"answer_prefix": " It is"}
+        | changed
+        for n in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_prompts_of_a_file_are_asked_as_they_stand_and_compared(models: Path, cli: Command) -> None:
+    """Alone where no task is named; another file is asked anew, and its prompts are other items."""
+    mine, qa = prompt_rows(Path("mine.jsonl"), 5), prompt_rows(Path("other.jsonl"), 2)
+    given = ("--prompts", mine, "--prompts", f"qa_doors={qa}", "--answer-tokens", "6")
+    said = cli("evaluate", models / "infini", *given, "--out", "a", "--json", "-q")
+    assert said.code == 0 and {(one["task"], one["n"]) for one in said.json["cells"]} == {("mine", 5), ("qa_doors", 2)}
+    rows = pd.read_parquet("a/tasks.parquet")
+    assert list(rows["item"]) == [f"mine/file/{n}" for n in range(5)] + [f"qa_doors/file/{n}" for n in range(2)]
+    assert set(rows["budget"]) == {6} and not Path("a/retrieval.parquet").exists()
+    lower = rows["answer"].str.lower()
+    found = [[one in answer for one in answers] for answer, answers in zip(lower, rows["answers"], strict=True)]
+    assert list(rows["score"]) == [np.mean(one) for one in found[:5]] + [float(any(one)) for one in found[5:]]
+    assert (
+        "mine" in Path("a/report.html").read_text() and said.json["questions"]["files"]["qa_doors"]["match"] == "part"
+    )
+    more = ("--tasks", "passkey", "--lengths", "600", "--samples", "2")
+    again = cli("evaluate", models / "infini", *given, *more, "--out", "a", "--json", "-q")
+    assert again.json["resumed"] == 7 and {one["task"] for one in again.json["cells"]} == {
+        "passkey",
+        "mine",
+        "qa_doors",
+    }
+    cli("evaluate", models / "full", *given, "--out", "b", "-q")
+    compared = cli("compare", "a", "b", "--json").json
+    assert {one["task"] for one in compared["scores"]} == {"mine", "qa_doors"}
+    prompt_rows(mine, 5, outputs=["hall"])
+    other = cli("evaluate", models / "infini", *given, "--out", "a", "--json", "-q").json
+    assert other["resumed"] == 2 and {tuple(x) for x in pd.read_parquet("a/tasks.parquet")["answers"][:5]} == {
+        ("hall",)
+    }
+    chat = cli("evaluate", models / "gpt2", *given, "--chat-template", "--out", "c", "--json", "-q").json
+    assert chat["tokenizer"]["chat_tokens"] > 0
+    length = {one["task"]: one["length"] for one in chat["cells"]}["mine"]
+    plain = {one["task"]: one["length"] for one in said.json["cells"]}["mine"]
+    assert length == plain + chat["tokenizer"]["chat_tokens"] - 1  # bos of the export
+    cli("evaluate", models / "gpt2", *given, "--out", "d", "-q")  # no bos: other lengths in tokens
+    mixed = cli("compare", "a", "d", "--json").json
+    assert {one["task"]: (one["items"], one["length"]) for one in mixed["scores"]} == {
+        "mine": (5, next(one["length"] for one in other["cells"] if one["task"] == "mine")),
+        "qa_doors": (2, next(one["length"] for one in other["cells"] if one["task"] == "qa_doors")),
+    }
+    assert not any("text around" in note for note in mixed["notes"])
+    changed = cli("compare", "b", "d", "--json").json  # b was asked the file as it was before
+    assert [one["task"] for one in changed["scores"]] == ["qa_doors"] and changed["unpaired"] == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--prompts", "none.jsonl"], "--prompts = 'none.jsonl': No such file"),
+        (["--prompts", "."], "--prompts = '.': Is a directory"),
+        (["--prompts", "mine.jsonl", "--prompts", "mine.jsonl"], "--prompts = 'mine.jsonl': this name stands twice"),
+        (["--prompts", "vt=mine.jsonl"], "--prompts: vt: allowed are names"),
+        (["--prompts", "My Doors=mine.jsonl"], "--prompts: My Doors: allowed are names"),
+        (["--prompts", "odd.jsonl"], "line 1 is no prompt: outputs must be a list of at least one text"),
+        (["--prompts", "empty.jsonl"], "--prompts = 'empty.jsonl': the file has no prompts"),
+        (["--prompts", "mine.jsonl", "--answer-tokens", "500"], "--prompts = 'mine': mine/file/0 takes 5"),
+        (["--prompts", "mine.jsonl", "--lengths", "4K"], "--lengths: has no effect where no task is asked"),
+        (["--prompts", "mine.jsonl", "--samples", "4"], "--samples: has no effect where no task is asked"),
+        (["--tasks", "none", "--text", "mine.jsonl", "--format", "compact"], "--format: has no effect where no task"),
+        (["--prompts", "mine.jsonl", "--tasks", ""], "--tasks = '': nothing is left to do"),
+        (["--answer-tokens", "5"], "--answer-tokens = 5: has no effect without --prompts"),
+    ],
+)
+def test_a_file_that_cannot_be_asked_is_one_line(models: Path, cli: Command, options: list[str], said: str) -> None:
+    prompt_rows(Path("mine.jsonl"), 2)
+    prompt_rows(Path("odd.jsonl"), 1, outputs="one")
+    Path("empty.jsonl").write_text("\n")
+    found = cli("evaluate", models / "gpt2", *options, "--out", "never")
+    assert found.code == 2 and len(found.faults) == 1 and said in found.faults[0] and not Path("never").exists()
+
+
 def test_what_a_crash_cut_short_is_asked_again(models: Path, cli: Command) -> None:
     for folder in ("whole", "cut"):
         assert cli("evaluate", models / "full", *FEW, "--out", folder, "--quiet")[::2] == (0, "")
@@ -181,6 +264,8 @@ def test_a_base_is_read_under_an_arm_and_another_evaluation_does_not_go_on_in_it
         ("full", ["--text", "none.txt"], "--text = 'none.txt': No such file"),
         ("full", ["--tasks", "none"], "nothing is left to do"),
         ("full", ["--format", "short"], "--format = 'short'"),
+        ("full", ["--format", "terse", "--tasks", "vt,qa_1"], "format = 'terse': the task qa_1 has no such wording"),
+        ("full", ["--format", "terse", "--tasks", "all"], "format = 'terse': the task niah_single_3 has no such"),
         ("nowhere", [], "neither a folder, nor an artifact of the store, nor a Hub id"),
         ("text", [], "config.json: no such file"),
         ("text/0.txt", [], "0.txt': is a file. Fix: give the folder"),

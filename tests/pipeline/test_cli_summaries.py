@@ -61,6 +61,8 @@ def test_export_rate_import(recorded, tmp_path):
     said = command(tmp_path, "human", "import", str(tmp_path / "kit" / "key.json"), *files, "--out", out)
     assert "ann 20 of 20, bob 12 of 20" in said and "Krippendorff's alpha" in said and "Bradley-Terry" in said
     shown = command(tmp_path, "human", "import", str(tmp_path / "kit" / "key.json"), *files, "--out", out, "--json")
+    again = command(tmp_path, "human", "import", str(tmp_path / "kit" / "key.json"), *files, files[1], "--out", out)
+    assert "bob: 12 answers stand there more than once, and count once" in again and "bob 12 of 20" in again
     assert json.loads(shown)["alpha"] == 1
     plan = expand(load(Path(study), [f"human={{results: {out}}}"], environment={}), None)
     arms = ("infini-linear", "infini-delta", "local", "window", "xl")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.decoder import Decoder
 from model.export import export
 from stages.data.tokens.tokenizer import byte_level
+from stages.stage import StageError
 from tests.model.test_bounded import Peak
 from tests.model.tiny import ARMS
 from tests.pipeline import checkpoints
@@ -37,6 +40,13 @@ QUESTIONS = [
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.write(tmp_path_factory.mktemp("models") / "all")
+
+
+@pytest.fixture(autouse=True)
+def no_handler_of_another_test() -> Iterator[None]:
+    """The harness logs to the stream that it found first, which is gone with the test that had it."""
+    yield
+    logging.getLogger("lm_eval").handlers.clear()
 
 
 def bounded(fields: dict[str, Any]) -> bool:
@@ -77,6 +87,25 @@ def test_the_tasks_are_written_and_their_documents_fill_the_length(models: Path,
     right = f" {', '.join(rows[0]['outputs'])}."
     assert harness_results(rows[0], [right]) == {"score": 1.0, "score_500": 1.0}
     assert harness_results(rows[0], ["none"])["score"] == 0
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"format": "terse"}, r"--metadata = 'format': format = 'terse': the task qa_1 has no such wording"),
+        ({"lengths": ["x"]}, r"--metadata: lengths.0 = 'x': Input should be a valid integer"),
+        ({"lengths": 5.5}, r"--metadata: lengths = 5.5: Input should be a valid tuple"),
+        ({"samples": 0}, r"--metadata: samples = 0: Input should be greater than or equal to 1"),
+        ({"text": 5}, r"--metadata: text = 5: allowed is a list of files"),
+        ({"lengthz": [512]}, r"--metadata: lengthz = \[512\]: has no effect. Fix: write lengths"),
+        ({"lengths": [20]}, r"--lengths = 20: a published prompt of the task qa_1 does not fit"),
+    ],
+)
+def test_metadata_that_cannot_be_meant_is_one_line(models: Path, metadata: dict[str, Any], said: str) -> None:
+    from infini_study import harness_documents
+
+    with pytest.raises(StageError, match=said):
+        harness_documents(infini_task="qa_1", checkpoint=str(models / "full"), **metadata)
 
 
 def test_the_entry_point_is_declared_and_resolves_without_an_import_of_our_packages() -> None:

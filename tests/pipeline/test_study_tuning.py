@@ -66,6 +66,10 @@ def test_files_that_models_are_tuned_on_are_audited_once_each(study):
     asked = plan(study, f"finetune={PAIRS}", "summarize.pairs.path=asked.jsonl", "summarize.tasks=[condense]")
     assert [task.name for task in asked["tuningaudit/finetune"].config.tasks] == ["summarize"]
     assert asked["tuningaudit/finetune"].key != tuned["tuningaudit/finetune"].key
+    (study.parent / "mine.jsonl").write_text(json.dumps({"input": "Which number? 12", "outputs": ["12"]}) + "\n")
+    files = plan(study, f"finetune={PAIRS}", "evaluate.retrieval.files={mine: {path: mine.jsonl}}")
+    (pin,) = (file.pin for file in files["tuningaudit/finetune"].config.prompts.values())
+    assert pin is not None and files["tuningaudit/finetune"].key != tuned["tuningaudit/finetune"].key
 
 
 def test_what_is_evaluated_is_fine_tuned_arms_and_base_alike(study):

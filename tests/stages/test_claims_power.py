@@ -7,19 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from model.config import MixerConfig, ModelConfig, TrunkConfig
 from model.cost import cost
 from stages.evidence.ablate.config import AblateConfig
-from stages.evidence.control.config import ControlSettings
+from stages.evidence.control.config import BaseRecipe, ControlSettings
 from stages.evidence.evaluate.config import EvaluateSettings, PerplexityConfig
 from stages.stage import StageError
-from stages.statistics.intervals import hierarchical_many
+from stages.statistics.intervals import accuracy_many, hierarchical_many
+from stages.statistics.power import Pilot
 from stages.training.pretrain.config import BaseConfig, PretrainConfig
+from stages.verdict.claims.bracket import ceiling_bracket, cell_bracket
 from stages.verdict.claims.config import ClaimsConfig, PilotConfig, Retrieval
 from stages.verdict.claims.power import Sensitivity, jointly, sensitivities, training_flops
+from stages.verdict.claims.powerceiling import Ceiling, expected
 from stages.verdict.claims.size import Size
 from tests.stages.synthetic import ARMS, ASKED, CONTROL_ARMS, KNOCKED, TRUNK, Synthetic
 
@@ -55,7 +59,7 @@ def test_every_claim_that_samples_has_its_seeds_items_and_smallest_effect(plain)
     assert plain["C3"].items == 140 and plain["C3"].unit == "prompts of 512 tokens"  # 7 of 8 segments of 160
     assert plain["C1"].items == round(60 * 7 / 8) + 2 * round(30 * 7 / 8)
     assert plain["C5a"].items == ControlSettings().trials
-    assert 0.05 < plain["C1"].smallest < 1 and 0.9 < plain["C3"].smallest < 1 and 0.5 < plain["C3"].refutes < 0.9
+    assert 0.05 < plain["C1"].smallest < 1 and 0.9 < plain["C3"].smallest < 1 and 0.2 < plain["C3"].refutes < 0.9
     assert plain["C13"].smallest > plain["C2"].smallest > 0  # a margin to clear on top
     assert plain["C2"].shown == f"{1 - math.exp(-plain['C2'].smallest):.2%} lower perplexity"
 
@@ -70,6 +74,59 @@ def test_the_smallest_effect_is_found_as_often_as_it_says(plain):
     tables = tables + plan.loss_residual_sd * rng.standard_normal(shape)
     found = hierarchical_many(tables, level=1 - 0.05 / 2)[0] > 0
     assert found.mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_nothing_is_said_to_be_refuted_where_what_must_stand_in_front_of_it_is_missing(plain):
+    """No control: nothing; no full attention: what asks for it. The other columns stay."""
+    without = rows(replace(SIZE, control=None, control_arms=None))
+    assert {row.refutes_shown for row in without.values()} == {"none: no positive control"}
+    assert without["C3"].refutes == -math.inf and without["C2"].refutes == 0
+    few = replace(SIZE, control=ControlSettings(pairs=(1, 2, 4), base=BaseRecipe(pairs=(2, 4), asked=(2, 4))))
+    assert of("C2", few).refutes_shown == "none: no positive control"  # claims.positive_control.pairs has 8
+    arms = {name: mixer for name, mixer in ARMS.items() if mixer.kind != "full"}
+    none = {claim: row.refutes_shown for claim, row in rows(replace(SIZE, arms=arms)).items()}
+    assert {claim for claim, said in none.items() if said == "none: no arm of kind full"} == {"C2", "C3", "C5b", "C13"}
+    assert without["C2"].smallest == plain["C2"].smallest and without["C3"].smallest == plain["C3"].smallest
+
+
+def test_a_failure_is_called_refuted_as_often_as_it_says(plain):
+    """Both memory arms stay below 90%, full attention is ahead of each of them on the same prompts."""
+    seen, rules = expected(PilotConfig()), ClaimsConfig()
+    ways = [seen.tables(effect=plain["C3"].refutes, seeds=3, items=140, draws=2000, seed=n)[0] for n in (11, 12)]
+    top, _ = seen.tables(effect=0.9, seeds=3, items=140, draws=2000, seed=13)
+    below = [accuracy_many(arm)[1] < rules.retrieval.threshold for arm in ways]
+    ahead = [hierarchical_many(top - arm)[0] > 0 for arm in ways]
+    learned = accuracy_many(top)[0] >= rules.retrieval.learned
+    assert np.logical_and.reduce([*below, *ahead, learned]).mean() == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.9])
+def test_the_ceiling_of_power_is_that_of_the_claims(tmp_path: Path, threshold: float | None):
+    """The same tables, as rows, through the claims' own bracket."""
+    rules = ClaimsConfig()
+    evidence = Synthetic(tmp_path).evidence(rules)
+    seen = Pilot(0.8, 0.1, 0.1, 0.4, binary=True)
+    arms, _ = seen.tables(effect=0.65, seeds=3, items=40, draws=60, seed=1)
+    tops, _ = seen.tables(effect=0.8, seeds=3, items=40, draws=30, seed=2)
+
+    class Given(Pilot):
+        def tables(self, **_: object):
+            return tops, np.ones(40)
+
+    given = Ceiling(Given(0.8, 0.1, 0.1, 0.4, binary=True))
+    always = given.behind(lambda tables, _: np.ones(len(tables), bool), rules, 2, 0.5, threshold)
+    found = always(arms, np.ones(40))
+    outcome = []
+    for number, table in enumerate(arms):
+        told = {"infini-delta": table, "full": tops[number // 2], "local": np.zeros((3, 40))}
+        frame = pd.DataFrame(
+            {"arm": arm, "seed": seed, "item": f"p{item}", "correct": value}
+            for arm, of_arm in told.items()
+            for (seed, item), value in np.ndenumerate(of_arm)
+        )
+        learned = cell_bracket(evidence, frame, 0.5)
+        outcome.append(bool(learned.passed and ceiling_bracket(evidence, frame, "infini-delta", threshold).passed))
+    assert found.tolist() == outcome and 0 < found.mean() < 1
 
 
 def test_more_seeds_see_smaller_effects_and_more_arms_need_larger_ones(plain):
@@ -95,6 +152,7 @@ def test_an_earlier_run_gives_the_spreads(tmp_path: Path):
     found = rows(earlier=study.evidence(ClaimsConfig()))
     assert found["C2"].pilot == "earlier run: 3 seeds x 40 items, widest arm"
     noisy = Synthetic(tmp_path, seed_noise=0.05).evaluate(prompts=False)
+    assert found["C3"].refutes_shown.endswith("full attention at 100%")  # of the run
     wide = rows(earlier=noisy.evidence(ClaimsConfig()))
     assert wide["C2"].smallest > 3 * found["C2"].smallest
     assert wide["C5b"].pilot == "claims.pilot"  # what the run does not have

@@ -79,6 +79,13 @@ def test_every_cell_must_clear_so_that_more_of_them_need_a_higher_score():
     row = c4(size)
     assert row.items == 100 and row.unit == "prompts in each of 4 tasks" and row.pilot == "claims.pilot"
     assert 0.9 < row.smallest < 1 and 0.1 < row.refutes < 0.9
+    assert row.refutes_shown.endswith("in one task is shown to stay below, full attention at 90%")
+    more = c4(replace(asked(TASKS), seeds=tuple(range(6))))
+    assert more.refutes > row.refutes
+    arms = {name: mixer for name, mixer in SIZE.arms.items() if mixer.kind != "full"}
+    alone = c4(replace(asked(TASKS), arms=arms))
+    assert (alone.refutes, alone.refutes_shown) == (-math.inf, "none: no arm of kind full")
+    assert alone.smallest == row.smallest
     fewer = c4(asked(TASKS, tasks=("niah_multivalue",), kinds=1))
     assert fewer.smallest < row.smallest
 

@@ -110,6 +110,9 @@ def test_other_prompts_are_refused_and_other_text_is_said(tmp_path: Path) -> Non
     assert "is not recorded" in compare(one("A", **known), one("B")).notes[0]
     with pytest.raises(StageError, match="drawn from another seed"):
         compare(one("A", **known), one("B", **known | {"seed": 1}))
+    with pytest.raises(StageError, match="= 'compact, published'"):  # as it is written today, whatever was recorded
+        compare(one("A", format="landmark"), one("B", format="compact"))
+    assert compare(one("A", format="landmark"), one("B", format="published")).scores
 
 
 def test_arms_and_seeds_without_a_partner_are_named(tmp_path: Path) -> None:

@@ -160,6 +160,15 @@ def test_files_of_another_export_or_with_other_items_are_one_error(kit, tmp_path
         merged(kit / "key.json", [path])
 
 
+def test_a_rater_who_comes_twice_counts_once_and_is_named(kit, tmp_path):
+    ann, bob = (ratings(kit, name, prefers, tmp_path) for name in ("ann", "bob"))
+    (tmp_path / "again").mkdir()
+    again = ratings(kit, "ann", prefers, tmp_path / "again")
+    once, twice = merged(kit / "key.json", [ann, bob]), merged(kit / "key.json", [ann, bob, again, ann])
+    assert "repeated" not in once and twice["repeated"] == {"ann": 2 * once["raters"]["ann"]}
+    assert {name: value for name, value in twice.items() if name != "repeated"} == once
+
+
 def test_contradictions_of_one_rater_and_bad_choices_are_errors(kit, tmp_path):
     one = ratings(kit, "ann", prefers, tmp_path)
     (tmp_path / "later").mkdir()

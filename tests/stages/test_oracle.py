@@ -320,6 +320,22 @@ def test_a_failure_that_full_attention_shares_is_said_to_be_that(tmp_path):
     assert behind.label == "inconclusive (as good as full attention)"
 
 
+def test_binding_shown_at_every_k_by_itself_is_short_of_power_not_of_a_k(tmp_path):
+    """Each interval excludes the margin, Holm over both arms does not: more prompts would decide it. Where one k is not
+    shown, that is said."""
+    few = MANY.model_copy(update={"binding_trials": 60})
+
+    def found(share: float, draw: int) -> Verdict:
+        reader = beyond(sometimes(share, any_of))
+        study = Synthetic(tmp_path, draw=draw, asked=few, reader=reader).positive_control().evaluate(text=False)
+        return decide(next(one for one in CLAIMS if one.id == "C5b"), study.evidence(RULES))
+
+    every, some = found(0.75, 1), found(0.5, 0)
+    assert every.label == "inconclusive (underpowered)" and "k = 2, 4 only" not in every.reason
+    assert "Holm p = 0.099" in every.reason and "would decide it" in every.summary
+    assert some.label == "inconclusive (not at every k)" and some.summary == "binding is shown at k = 4 only"
+
+
 if __name__ == "__main__":
     for claim, what, truth, expected in ORACLE:
         found = verdict(claim, truth, Path("."))

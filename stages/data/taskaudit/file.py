@@ -36,7 +36,7 @@ def items(source: TaskSource) -> list[TaskItem]:
     """All items in order. Raises StageError for other bytes than the pinned ones."""
     path = Path(source.path)
     if source.layout == "pairs":
-        return _pairs(source, path)
+        return _pairs(source)
     read_unchanged(path, source.pin, field=f"task_audit: {source.name}")
     columns = source.columns()
     found = []
@@ -47,12 +47,13 @@ def items(source: TaskSource) -> list[TaskItem]:
     return found
 
 
-def _pairs(source: TaskSource, path: Path) -> list[TaskItem]:
+def _pairs(source: TaskSource) -> list[TaskItem]:
     from stages.data import summaries
     from stages.data.pinned import unchanged
 
     root = summaries.root_of(source.path, source.texts)
     field = f"task_audit: {source.name}"
+    path = summaries.located(source.path, field)
     unchanged(summaries.digest(path, root, field), source.pin, field=field)
     found = summaries.read(path, root, field, source.splits)
     return [TaskItem(source.name, pair.row, pair.book, pair.title, pair.text, pair.summary) for pair in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from stages.data.hubfiles import on_hub
 from stages.data.pinned import pin_file
 from stages.data.taskaudit.config import TaskSource
 from stages.stage import StageError
@@ -58,10 +59,10 @@ def task_of_pairs(pairs: Any, known: tuple[TaskSource, ...]) -> tuple[TaskSource
     from stages.data.taskaudit.file import first_columns
 
     path = Path(pairs.path)
-    plain = path.suffix == ".jsonl" and pairs.texts is None and pairs.splits is None
+    plain = not on_hub(pairs.path) and path.suffix == ".jsonl" and pairs.texts is None and pairs.splits is None
     present = first_columns(path, "summarize.pairs") if plain else []
     if not {"text", "summary"} <= set(present) or {"book_id", "bid"} & set(present):
-        where = {"path": str(path), "pin": pairs.pin, "texts": pairs.texts, "splits": pairs.splits}
+        where = {"path": pairs.path, "pin": pairs.pin, "texts": pairs.texts, "splits": pairs.splits}
         return (TaskSource(name=_name(known), text="text", summary="summary", layout="pairs", **where),)
     named: dict[str, Any] = {role: role if role in present else None for role in ("id", "title", "text", "summary")}
     source = TaskSource(name=_name(known), path=pairs.path, pin=pairs.pin, **named)

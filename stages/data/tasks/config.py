@@ -132,13 +132,7 @@ class RetrievalConfig(Config):
     @field_validator("files")
     @classmethod
     def _names(cls, files: dict[str, PromptFile]) -> dict[str, PromptFile]:
-        for name in files:
-            if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name.endswith(CONTROL) or name in TASKS:
-                raise ValueError(
-                    f"{name}: allowed are names of lower-case letters, digits, '_' and '-' that no task has "
-                    "(fix: another name)"
-                )
-        return files
+        return checked_names(files)
 
     @field_validator("tasks")
     @classmethod
@@ -219,6 +213,17 @@ class RetrievalConfig(Config):
     @property
     def lengths_of_bindings(self) -> tuple[int, ...]:
         return self.binding_lengths if self.binding_lengths is not None else (max(self.lengths),)
+
+
+def checked_names(files: dict[str, PromptFile]) -> dict[str, PromptFile]:
+    """ValueError for a name that is a task's, or would not be one."""
+    for name in files:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name.endswith(CONTROL) or name in TASKS:
+            raise ValueError(
+                f"{name}: allowed are names of lower-case letters, digits, '_' and '-' that no task has "
+                "(fix: another name)"
+            )
+    return files
 
 
 def versions(tasks: Iterable[str]) -> dict[str, dict[str, int]]:

@@ -27,11 +27,11 @@ class FilePrompts:
     budget: int
 
 
-def prompts_of(name: str, file: PromptFile) -> FilePrompts:
+def prompts_of(name: str, file: PromptFile, option: str = "") -> FilePrompts:
     """Read and checked. Raises StageError, naming the first line that is no prompt, or for other bytes than the pinned
-    ones."""
-    field = f"evaluate.retrieval.files.{name}"
-    content = read_unchanged(Path(file.path), file.pin, field=f"{field}.pin")
+    ones. ``option``: what named the file, where it is no study's."""
+    field = option or f"evaluate.retrieval.files.{name}.path"
+    content = read_unchanged(Path(file.path), file.pin, field=option or f"evaluate.retrieval.files.{name}.pin")
     rows = []
     for number, line in filled(content.splitlines()):
         try:
@@ -40,13 +40,13 @@ def prompts_of(name: str, file: PromptFile) -> FilePrompts:
             reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
             raise StageError(
                 f"line {number} is no prompt: {reason}",
-                field=f"{field}.path",
+                field=field,
                 value=file.path,
                 allowed="JSON Lines with input, outputs and perhaps answer_prefix",
                 fix="mend the line",
             ) from error
     if not rows:
-        raise StageError("the file has no prompts", field=f"{field}.path", value=file.path, fix="name another one")
+        raise StageError("the file has no prompts", field=field, value=file.path, fix="name another one")
     return FilePrompts(task_of_file(name, file), tuple(rows), file.budget)
 
 

@@ -22,8 +22,8 @@ def merged(key_file: Path, rating_files: Sequence[Path]) -> dict[str, Any]:
     """The results: every item of the key with what each rater chose.
 
     Files are of the page or of Label Studio. A rater may come in several files as long as they do not contradict each
-    other. Raises StageError for a file of another export, an item or a choice there is not, a contradiction, or where
-    nobody chose anything.
+    other; what stands in more than one counts once, and is counted (``repeated``). Raises StageError for a file of
+    another export, an item or a choice there is not, a contradiction, or where nobody chose anything.
     """
     key = _json(key_file, "KEY")
     if not isinstance(key, dict) or key.get("format") != KEY or key.get("version") != VERSION:
@@ -32,6 +32,7 @@ def merged(key_file: Path, rating_files: Sequence[Path]) -> dict[str, Any]:
         )
     items = {item["id"]: item for item in items_of(key, "KEY", str(key_file), "name key.json of the export")}
     answers: dict[str, dict[str, str]] = {}
+    repeated: Counter[str] = Counter()
     for file in rating_files:
         content = _json(file, "RATINGS")
         for rater, item, choice, export in _answers(content, file):
@@ -41,10 +42,10 @@ def merged(key_file: Path, rating_files: Sequence[Path]) -> dict[str, Any]:
                 raise _fault(file, f"the export has no item {item!r}")
             if choice not in CHOICES:
                 raise _fault(file, f"item {item}: {choice!r} is no choice (allowed: {', '.join(CHOICES)})")
-            if answers.setdefault(rater, {}).setdefault(item, choice) != choice:
-                raise _fault(
-                    file, f"rater {rater!r} chose {answers[rater][item]} for item {item} elsewhere, here {choice}"
-                )
+            own = answers.setdefault(rater, {})
+            repeated[rater] += item in own
+            if own.setdefault(item, choice) != choice:
+                raise _fault(file, f"rater {rater!r} chose {own[item]} for item {item} elsewhere, here {choice}")
     if not any(answers.values()):
         raise StageError("nobody chose anything", field="RATINGS", value=[str(file) for file in rating_files])
     rows = [
@@ -53,7 +54,8 @@ def merged(key_file: Path, rating_files: Sequence[Path]) -> dict[str, Any]:
     ]
     counts = {rater: len(own) for rater, own in sorted(answers.items())}
     head = {"format": RESULTS, "version": VERSION, "export": key["export"], "study": key["study"]}
-    return {**head, "raters": counts, "items": rows}
+    twice = {rater: count for rater, count in sorted(repeated.items()) if count}
+    return {**head, "raters": counts, **({"repeated": twice} if twice else {}), "items": rows}
 
 
 class RatedSide(BaseModel):

@@ -5,10 +5,13 @@ A prompt is text there, so that its tokens may differ from ours by a few where a
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from stages.data.tasks.haystack import Format
 from stages.data.tasks.registry import RULER, TASKS, task_of
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 PREFIX = "infini_"
 MOST = 128  # tokens of an answer, RULER's most
+OPTIONS = ("lengths", "samples", "seed", "format", "text")
+"""Of ``--metadata``."""
 
 _YAML = """task: {name}
 tag: [infini_study{tag}]
@@ -71,9 +76,13 @@ def documents(
 ) -> dict[str, Any]:
     """{"test": datasets.Dataset} of input, outputs, task, k, length, item. ``lengths``, ``samples``, ``seed``,
     ``format``, ``text`` (files that needles lie in) come from ``--metadata``, the rest from ``--model_args``. Raises
-    StageError where no tokenizer is named."""
+    StageError where no tokenizer is named, for values that are not allowed, and for a name that is nearly an option's:
+    the arguments of any model come here too, so that others cannot be told from mistakes."""
     from datasets import Dataset
 
+    for name, value in others.items():
+        if near := difflib.get_close_matches(name, OPTIONS, 1, cutoff=0.85):
+            raise StageError("has no effect", field=f"--metadata: {name}", value=value, fix=f"write {near[0]}")
     place = tokenizer or checkpoint or pretrained
     if place is None:
         raise StageError(
@@ -82,14 +91,20 @@ def documents(
             value=None,
             fix='name one, by --model_args or --metadata \'{"tokenizer": "DIR"}\'',
         )
-    asked = Questions(
-        tasks=(infini_task,),
-        lengths=(lengths,) if isinstance(lengths, int) else tuple(lengths),
-        samples=samples,
-        seed=seed,
-        format=format,
-    )
-    rows = made(asked, _folder(place), (text,) if isinstance(text, str) else tuple(text))
+    given = {"lengths": (lengths,) if isinstance(lengths, int) else lengths, "samples": samples, "seed": seed}
+    try:
+        asked = Questions.model_validate({"tasks": (infini_task,), **given, "format": format})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "value_error":
+            said = first["msg"].removeprefix("Value error, ")
+            raise StageError(said, field="--metadata", value=name, fix="correct it") from error
+        raise StageError(first["msg"], field=f"--metadata: {name}", value=first["input"], fix="correct it") from error
+    files = (text,) if isinstance(text, str) else text
+    if not isinstance(files, list | tuple) or not all(isinstance(file, str) for file in files):
+        raise StageError("allowed is a list of files", field="--metadata: text", value=text, fix="correct it")
+    rows = made(asked, _folder(place), tuple(files))
     return {"test": Dataset.from_list(rows)}
 
 

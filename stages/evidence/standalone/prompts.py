@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from stages.data.tasks.checked import Checked
 from stages.data.tasks.config import Grid
+from stages.data.tasks.files import file_items, prompts_of
 from stages.data.tasks.prompts import Item, PromptMaker
 from stages.data.tokens.chat import Around
 from stages.evidence.evaluate.forward import PASS_TOKENS
@@ -35,6 +37,11 @@ class Prompts:
         codec = tokenizer.in_chat() if questions.chat_template else tokenizer
         self.maker = PromptMaker(codec, haystack, questions.format, questions.seed, "evaluation")
         self._check(Checked(codec, "--tasks", FIX), haystack)
+        self.of_files = [
+            item
+            for name, file in questions.files.items()
+            for item in file_items(prompts_of(name, file, "--prompts"), self.maker.haystack.codec, self.around)
+        ]
 
     @property
     def wrapped(self) -> int:
@@ -44,7 +51,7 @@ class Prompts:
     @property
     def tokens(self) -> int:
         """Of all prompts, at most."""
-        return sum(grid.tokens for grid in self.questions.grids)
+        return sum(grid.tokens for grid in self.questions.grids) + sum(item.length for item in self.of_files)
 
     def blocks(self, tokens: int = PASS_TOKENS["cpu"]) -> Iterator[list[Item]]:
         """All prompts, those of one task, length and k in order of their number, ``tokens`` of them together (one
@@ -57,6 +64,11 @@ class Prompts:
                     for first in range(0, grid.trials, size):
                         trials = range(first, min(first + size, grid.trials))
                         yield [self.item(grid, length, k, trial) for trial in trials]
+        for _, of_file in groupby(self.of_files, key=lambda item: item.task):
+            items = list(of_file)
+            size = max(1, tokens // items[0].length)
+            for first in range(0, len(items), size):
+                yield items[first : first + size]
 
     def item(self, grid: Grid, length: int, k: int, trial: int) -> Item:
         """One prompt of ``length`` tokens with its answer's budget, chat template included."""

@@ -79,6 +79,7 @@ def evaluate(
     longest = context(_fields(source), source.arm)
     documents, cut = _within(longest, questions, documents)
     prompts = Prompts(questions, tokenizer, tokens)
+    _within_files(longest, prompts)
     reader = open_reader(source)
     if tokenizer.vocab_size > reader.vocabulary:
         raise StageError(
@@ -111,14 +112,15 @@ def evaluate(
     others: list[dict[str, Any]] = []
     segment = reader.mixer.segment_length
     for block in prompts.blocks(PASS_TOKENS[device.type]):
-        if all(_name(item) in answers.rows for item in block):
+        names = [_name(item, questions) for item in block]
+        if all(name in answers.rows for name in names):
             resumed += len(block)
             read(sum(item.length for item in block))
         else:
             found = reader.answers(tokenizer, block, read)
-            answers.add((_name(item), pair) for item, pair in zip(block, found, strict=True))
-        for item in block:
-            said, nats = answers.rows[_name(item)]
+            answers.add(zip(names, found, strict=True))
+        for item, name in zip(block, names, strict=True):
+            said, nats = answers.rows[name]
             _check_finite(source, item.item, nats)
             if item.record in (PASSKEY, BINDINGS):
                 asked.append(retrieval.row(item, item.record.read(said), nats, segment))
@@ -214,6 +216,20 @@ def _within(
     return [ScoredDocument(d.doc_id, d.split, d.tokens[:longest]) for d in documents], cut
 
 
+def _within_files(longest: int | None, prompts: Prompts) -> None:
+    """Raises StageError for a prompt of a file that is longer, with its answer, than the checkpoint's context."""
+    if longest is None:
+        return
+    for item in prompts.of_files:
+        if (needed := len(item.prompt) + item.budget) > longest:
+            raise StageError(
+                f"{item.item} takes {needed:,} tokens with its answer, the checkpoint's context is {longest:,}",
+                field="--prompts",
+                value=item.task,
+                fix="shorten the prompt or --answer-tokens, or read it under an arm that reads any length (--arm)",
+            )
+
+
 def _scored(
     source: CheckpointSource,
     reader: Reader,
@@ -248,8 +264,10 @@ def _check_finite(source: CheckpointSource, what: str, nats: float) -> None:
         )
 
 
-def _name(item: Item) -> str:
-    """Of its answer in the cache: a task's next version asks anew."""
+def _name(item: Item, questions: Questions) -> str:
+    """Of its answer in the cache: a task's next version asks anew, and so do another file and another room."""
+    if (file := questions.files.get(item.task)) is not None:
+        return f"{item.item}/{file.pin}/{file.budget}"
     version = item.record.version
     return item.item if version == 1 else f"{item.item}/version {version}"
 

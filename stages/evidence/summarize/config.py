@@ -22,12 +22,14 @@ class Pairs(Config):
     They count by the digest ``pin``, which covers the texts that rows lead to; where they lie is no part of the key.
     """
 
-    path: str = Field(description="JSONL or Parquet file or folder, relative to the study file")
+    path: str = Field(
+        description="JSONL or Parquet file or folder, relative to the study file, or hf://datasets/OWNER/NAME@COMMIT"
+    )
     texts: str | None = Field(
         default=None, description="folder that book_file, chapter_path, ... start from; none: that of the pairs"
     )
     splits: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="of the rows' column split; none: all"
+        default=None, min_length=1, description="of the rows' column split, or by names of files; none: all"
     )
     pin: Pin | None = Field(default=None, description="digest of what is read")
 
@@ -90,14 +92,15 @@ def pin_pairs(config: SummarizeConfig, base_dir: Path) -> SummarizeConfig:
     pinned ones."""
     if config.pairs is None:
         return config
-    from stages.data.summaries import digest
+    from stages.data.summaries import digest, located, placed
 
-    path = (base_dir / config.pairs.path).absolute()
+    name = placed(config.pairs.path, base_dir)
+    path = located(name, "summarize.pairs.path")
     if not path.exists():
         raise StageError(
             "no such file", field="summarize.pairs.path", value=config.pairs.path, fix=f"put a JSONL file at {path}"
         )
-    texts = None if config.pairs.texts is None else str((base_dir / config.pairs.texts).absolute())
-    pairs = config.pairs.model_copy(update={"path": str(path), "texts": texts})
+    texts = None if config.pairs.texts is None else placed(config.pairs.texts, base_dir)
+    pairs = config.pairs.model_copy(update={"path": name, "texts": texts})
     found = agreed(digest(path, pairs.root, "summarize.pairs"), config.pairs.pin, field="summarize.pairs.pin")
     return config.model_copy(update={"pairs": pairs.model_copy(update={"pin": found})})

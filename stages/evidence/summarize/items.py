@@ -123,7 +123,7 @@ def condensations(
 def from_pairs(pairs: Pairs, config: ItemsConfig) -> list[SummaryExample]:
     """The texts of the pairs, at most ``config.documents`` of each level, books in turn. Raises StageError for other
     bytes than the pinned ones or for a row without text and summary."""
-    path = Path(pairs.path)
+    path = summaries.located(pairs.path, "summarize.pairs.path")
     if not path.exists():
         raise StageError(
             "no such file on this node",

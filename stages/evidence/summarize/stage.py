@@ -28,10 +28,11 @@ class References(Stage[ItemsConfig]):
         """Pairs of which every row has text and summary."""
         if config.pairs is None:
             return None
-        from stages.data.summaries import read
+        from stages.data.summaries import located, read
 
+        field = "summarize.pairs"
         try:
-            read(Path(config.pairs.path), config.pairs.root, "summarize.pairs", config.pairs.splits)
+            read(located(config.pairs.path, f"{field}.path"), config.pairs.root, field, config.pairs.splits)
         except StageError as error:
             return error
         return None

@@ -96,12 +96,17 @@ class SummaryPairs(Config):
     Rows of other splits are left out, as are rows without text or summary and rows that hold text of what is asked
     (``tuningaudit``), and counted. A prompt is the text and the cue; the loss is that of the summary."""
 
-    path: str = Field(description="JSON Lines or Parquet file or folder, relative to the study file")
+    path: str = Field(
+        description="JSON Lines or Parquet file or folder, relative to the study file, or "
+        "hf://datasets/OWNER/NAME@COMMIT"
+    )
     texts: str | None = Field(
         default=None, description="folder that book_file, chapter_path, ... start from; none: that of the pairs"
     )
     splits: tuple[str, ...] = Field(
-        default=("train",), min_length=1, description="of the rows' column split; a row that names none is train"
+        default=("train",),
+        min_length=1,
+        description="of the rows' column split, or by names of files; what names none is train",
     )
     pin: Pin | None = Field(default=None, description="digest of what is read; filled in by the plan")
     cue: str = Field(default="\n\nSummary:", min_length=1, description="what ends a prompt, as in summarize")
@@ -174,14 +179,15 @@ def pin_finetune(section: FinetuneSettings, folder: Path, name: str) -> Finetune
     pinned ones."""
     if section.pairs is None:
         return section
-    from stages.data.summaries import digest
+    from stages.data.summaries import digest, located, placed
 
     pairs, field = section.pairs, f"{name}.pairs"
-    path = (folder / pairs.path).absolute()
+    said = placed(pairs.path, folder)
+    path = located(said, f"{field}.path")
     if not path.exists():
         fix = f"put a JSON Lines or Parquet file, or a folder of such, at {path}"
         raise StageError("no such file", field=f"{field}.path", value=pairs.path, fix=fix)
-    texts = None if pairs.texts is None else str((folder / pairs.texts).absolute())
-    pairs = pairs.model_copy(update={"path": str(path), "texts": texts})
+    texts = None if pairs.texts is None else placed(pairs.texts, folder)
+    pairs = pairs.model_copy(update={"path": said, "texts": texts})
     found = agreed(digest(path, pairs.root, field), pairs.pin, field=f"{field}.pin")
     return section.model_copy(update={"pairs": pairs.model_copy(update={"pin": found})})

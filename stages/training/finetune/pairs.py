@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Container, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.data import summaries
@@ -57,7 +56,7 @@ def fault(pairs: SummaryPairs) -> StageError | None:
 
 def _rows(pairs: SummaryPairs, read: Read, left_out: Container[int]) -> Iterator[tuple[str, str]]:
     """Text and summary of each row that has both; the others are counted in ``read``."""
-    path = Path(pairs.path)
+    path = summaries.located(pairs.path, f"{FIELD}.path")
     if not path.exists():
         raise StageError("no such file on this node", field=f"{FIELD}.path", value=pairs.path, fix="put it there")
     unchanged(summaries.digest(path, pairs.root, FIELD), pairs.pin, field=f"{FIELD}.pin")

@@ -69,6 +69,7 @@ def _prompts(config: FinetuneConfig) -> int:
 class FinetuneOnPairs(Finetune):
     """On pairs: the input ``audit`` says which of them hold text of what is asked, and are left out."""
 
+    code_version: ClassVar[int] = 2
     inputs = (*(Finetune.inputs or ()), "audit")
 
 

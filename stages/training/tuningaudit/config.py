@@ -11,6 +11,7 @@ from stages.data.decontaminate.config import DecontaminateConfig
 from stages.data.pinned import Pin
 from stages.data.summaries import root_of
 from stages.data.taskaudit.config import TaskAuditConfig, TaskSource
+from stages.data.tasks.config import PromptFile
 from stages.stage import Config
 
 
@@ -23,6 +24,7 @@ class TuningAuditConfig(Config):
     splits: tuple[str, ...] | None = Field(default=None, description="pairs: those that are trained on")
     pin: Pin
     tasks: tuple[TaskSource, ...] = Field(default=(), description="tasks whose texts and references are asked")
+    prompts: dict[str, PromptFile] = Field(default={}, description="files of prompts that are asked, by name")
     rule: DecontaminateConfig = DecontaminateConfig()
 
     @property
@@ -37,4 +39,6 @@ class TuningAuditConfig(Config):
             fields["splits"] = list(self.splits or ())
         if self.tasks:
             fields["tasks"] = TaskAuditConfig(sources=self.tasks).key_fields()["sources"]
+        if self.prompts:
+            fields["prompts"] = {name: file.pin for name, file in self.prompts.items()}
         return fields

@@ -20,7 +20,7 @@ class TuningAudit(Stage[TuningAuditConfig]):
     document a row (``row 12``)."""
 
     name: ClassVar[str] = "tuningaudit"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     inputs = ("documents",)
 
     def run(self, config: TuningAuditConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:

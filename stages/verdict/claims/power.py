@@ -4,8 +4,8 @@ The rules are those of the claims themselves, applied to simulated tables; the s
 same study, or else from ``claims.pilot``. A claim is supported where one memory arm is: it must then pass the first
 Holm step and all its own comparisons, which are simulated as independent (they share answers, so this errs on the side
 of a larger effect). Spreads are taken to be the same at every effect; a memory that does nothing varies less than one
-that works, so it is refuted more often than said here. C6 to C9 are limits, counts and formulas: no number of seeds or
-prompts makes them decide.
+that works, so it is refuted more often than said here. What stands in front of every refutation is in ``powerceiling``.
+C6 to C9 are limits, counts and formulas: no number of seeds or prompts makes them decide.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from stages.evidence.control.config import ControlBaseConfig, ControlConfig
 from stages.evidence.control.stage import deciding
 from stages.stage import Config, StageError
 from stages.training.pretrain.config import BaseConfig, PretrainConfig
-from stages.verdict.claims.bracket import FLOOR
+from stages.verdict.claims.bracket import CEILING, FLOOR
 from stages.verdict.claims.config import PilotConfig
 from stages.verdict.claims.effects import Decisions, Floats, comparison
 from stages.verdict.claims.evidence import KINDS_WITH_MEMORY, Evidence, Paired, crossed, paired
 from stages.verdict.claims.memory import retrieval_cost
 from stages.verdict.claims.perplexity import pair_of_arms
+from stages.verdict.claims.powerceiling import Ceiling, expected, lacking
 from stages.verdict.claims.retrieval import passkey
 from stages.verdict.claims.size import Size
 
@@ -42,7 +43,8 @@ DRAWS = 1000  # simulated studies per power: exact to 1.3 points at 80%
 class Sensitivity:
     """One claim. ``items``: per seed, ``unit`` says what they are. ``smallest``: the true value that is called
     supported with the asked power; inf where none is. ``refutes``: probability of ``refuted`` where there is no effect
-    (for C3, whose accuracy is never nothing, the largest true accuracy that is called refuted with the asked power).
+    (for C3 and C4, whose accuracy is never nothing, the largest true accuracy of all memory arms that is called refuted
+    with the asked power; -inf where none is), 0 or -inf where what must stand in front of it is not in the study.
     C11 claims that nothing is lost: its ``smallest`` is the loss, in nats per token, that is called refuted, its
     ``refutes`` the probability of ``supported``.
     ``pilot``: where the spreads come from. ``needs``: stages whose steps it takes."""
@@ -131,6 +133,7 @@ def _used(size: Size, earlier: Evidence | None) -> Sensitivity | None:
         comparisons=len(rule.knockouts),
         largest=1.0,
         show=_points("lost"),
+        ceiling=False,
     )
 
 
@@ -191,26 +194,30 @@ def _seeds(size: Size, earlier: Evidence | None) -> Sensitivity:
 def _passkey(size: Size, earlier: Evidence | None) -> Sensitivity:
     """C3: accuracy clears the threshold at the deciding length."""
     from stages.statistics.intervals import accuracy_many
-    from stages.statistics.power import Pilot, pilot, smallest_effect
+    from stages.statistics.power import pilot, smallest_effect
 
     rules, rule, plan = size.rules, size.rules.retrieval, size.rules.pilot
-    length, seeds = size.length, len(size.seeds)
+    length, seeds, arms = size.length, len(size.seeds), len(size.memory_arms)
     items = size.passkeys(size.evaluate.retrieval, length)
-    seen, origin = (
-        Pilot(plan.accuracy, plan.accuracy_seed_sd, plan.accuracy_item_sd, plan.accuracy_residual_sd, binary=True),
-        "claims.pilot",
-    )
-    tables = []
-    asked = [] if earlier is None else [passkey(earlier, arm)[0] for arm in size.memory_arms]
-    for beyond in asked:
-        rows = beyond[beyond["length"] == length] if len(beyond) else beyond
-        if len(rows):
-            tables.append(crossed(rows, "item", "correct", mean=True)[2])
+    seen, origin = expected(plan), "claims.pilot"
+
+    def answered(asked: Sequence[str]) -> list[Floats]:
+        found = []
+        for arm in asked if earlier is not None else ():
+            assert earlier is not None
+            beyond, _ = passkey(earlier, arm)
+            rows = beyond[beyond["length"] == length] if len(beyond) else beyond
+            if len(rows):
+                found.append(crossed(rows, "item", "correct", mean=True)[2])
+        return found
+
+    tables = answered(size.memory_arms)
+    top = Ceiling.of(plan, answered([name for name, mixer in size.arms.items() if mixer.kind == CEILING][:1]))
     usable = [pilot(table) for table in tables if min(table.shape) >= 2 and 0 < table.mean() < 1]
     if usable:
         seen = max(usable, key=lambda one: one.seed_sd**2 + (one.item_sd**2 + one.residual_sd**2) / items)
         origin = earlier_run(seen)
-    alpha = min(rules.alpha, 2 * rules.alpha / len(size.memory_arms))
+    alpha = min(rules.alpha, 2 * rules.alpha / arms)
     enough = items >= rule.minimum_trials
 
     def clears(tables: Floats, weights: Floats) -> Decisions:
@@ -233,8 +240,9 @@ def _passkey(size: Size, earlier: Evidence | None) -> Sensitivity:
             draws=DRAWS,
             seed=rules.seed,
         )
-        for one, largest in ((clears, 1.0), (fails, 0.0))
+        for one, largest in ((clears, 1.0), (jointly(top.behind(fails, rules, arms, rule.learned), arms), 0.0))
     )
+    lack = lacking(size, ceiling=True)
     why = "none" if enough else f"none: {items} prompts of claims.retrieval.minimum_trials = {rule.minimum_trials}"
     return Sensitivity(
         "C3",
@@ -245,8 +253,8 @@ def _passkey(size: Size, earlier: Evidence | None) -> Sensitivity:
         f"prompts of {length:,} tokens",
         up,
         f"accuracy {up:.1%} is shown to reach {rule.threshold:.0%}" if math.isfinite(up) else why,
-        down,
-        f"{down:.1%} is shown to stay below" if math.isfinite(down) else "none",
+        -math.inf if lack else down,
+        refuted_accuracy(lack, down, "is shown to stay below", top),
         origin,
     )
 
@@ -286,6 +294,7 @@ def _control(size: Size, earlier: Evidence | None) -> Sensitivity | None:
         largest=1.0,
         show=_points("above 1/k"),
         arms=len(arms),
+        ceiling=False,
     )
     return replace(row, items=control.trials)
 
@@ -342,8 +351,10 @@ def difference(
     arms: int | None = None,
     supported: Decides | None = None,
     refuted: Decides | None = None,
+    ceiling: bool = True,
 ) -> Sensitivity:
-    """A claim about paired differences: supported above ``null``, refuted below ``limit`` in every arm."""
+    """A claim about paired differences: supported above ``null``, refuted below ``limit`` in every arm, where the
+    positive control and, with ``ceiling``, full attention among the arms stand in front of it."""
     from stages.statistics.power import power_of, smallest_effect
 
     rules, seeds, family = size.rules, len(size.seeds), arms or len(size.memory_arms)
@@ -360,13 +371,23 @@ def difference(
         draws=DRAWS,
         seed=rules.seed,
     )
+    shown = show(smallest) if math.isfinite(smallest) else "none"
+    if lack := lacking(size, ceiling=ceiling):
+        return Sensitivity(claim, name, needs, seeds, items, unit, smallest, shown, 0.0, f"none: {lack}", origin)
     refutes = power_of(
         jointly(below, family * comparisons), seen, effect=0.0, seeds=seeds, items=items, draws=DRAWS, seed=rules.seed
     )
-    shown = show(smallest) if math.isfinite(smallest) else "none"
     return Sensitivity(
         claim, name, needs, seeds, items, unit, smallest, shown, refutes, f"{refutes:.0%} if there is nothing", origin
     )
+
+
+def refuted_accuracy(lack: str, down: float, said: str, top: Ceiling) -> str:
+    """The column of a claim that names a threshold."""
+    if lack:
+        return f"none: {lack}"
+    ahead = f"full attention at {top.seen.estimate:.0%}"
+    return f"{down:.1%} {said}, {ahead}" if math.isfinite(down) else f"none, {ahead}"
 
 
 def jointly(rule: Decides, comparisons: int) -> Decides:

@@ -11,13 +11,14 @@ independent, which errs on the side of fewer verdicts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stages.verdict.claims.alignment import perplexity_added, retrieval_lost
-from stages.verdict.claims.bracket import FLOOR
+from stages.verdict.claims.bracket import CEILING, FLOOR
 from stages.verdict.claims.compositional import composed
+from stages.verdict.claims.config import Compositional
 from stages.verdict.claims.effects import Decisions, Floats, comparison
 from stages.verdict.claims.evidence import Evidence
 from stages.verdict.claims.power import (
@@ -28,10 +29,12 @@ from stages.verdict.claims.power import (
     earlier_run,
     jointly,
     losses,
+    refuted_accuracy,
     relative,
     sensitivities,
     widest,
 )
+from stages.verdict.claims.powerceiling import Ceiling, expected, lacking
 from stages.verdict.claims.size import Size
 
 if TYPE_CHECKING:
@@ -56,6 +59,8 @@ def _compositional(size: Size, earlier: Evidence | None) -> Sensitivity | None:
         return None
     arms, seeds, items = len(size.memory_arms), len(size.seeds), min(cell.prompts for cell in cells)
     seen, origin = _spread_of_cells(size, earlier, items)
+    ceilings = [name for name, mixer in size.arms.items() if mixer.kind == CEILING][:1]
+    top = Ceiling.of(rules.pilot, _answered(earlier, ceilings, rule))
     alpha = min(rules.alpha, 2 * rules.alpha / arms)
     kinds = len({cell.kind for cell in cells})
 
@@ -79,8 +84,12 @@ def _compositional(size: Size, earlier: Evidence | None) -> Sensitivity | None:
             draws=DRAWS,
             seed=rules.seed,
         )
-        for one, together, largest in ((clears, len(cells), 1.0), (fails, arms, 0.0))
+        for one, together, largest in (
+            (clears, len(cells), 1.0),
+            (top.behind(fails, rules, arms, rule.learned, rule.threshold), arms, 0.0),
+        )
     )
+    unseen = lacking(size, ceiling=True)
     lack = ""
     if kinds < rule.kinds:
         lack = f"none: {kinds} of {rule.kinds} kinds of task"
@@ -97,28 +106,34 @@ def _compositional(size: Size, earlier: Evidence | None) -> Sensitivity | None:
         f"prompts in each of {len(cells)} tasks",
         math.inf if lack else up,
         lack or f"{up:.1%} in every task is shown to reach {rule.threshold:.0%}",
-        down,
-        f"{down:.1%} in one task is shown to stay below" if math.isfinite(down) else "none",
+        -math.inf if unseen else down,
+        refuted_accuracy(unseen, down, "in one task is shown to stay below", top),
         origin,
     )
 
 
 def _spread_of_cells(size: Size, earlier: Evidence | None, items: int) -> tuple[Pilot, str]:
-    from stages.statistics.power import Pilot, pilot
+    from stages.statistics.power import pilot
 
-    plan = size.rules.pilot
-    table = composed(earlier) if earlier is not None else None
-    usable = []
-    if table is not None and len(table):
-        for _, rows in table[table["arm"].isin(size.memory_arms)].groupby(["arm", "task", "k", "length"]):
-            crossed = rows.pivot_table(index="seed", columns="item", values="correct").dropna(axis=1)
-            if min(crossed.shape) >= 2 and 0 < crossed.mean().mean() < 1:
-                usable.append(pilot(crossed.to_numpy(float)))
+    tables = _answered(earlier, size.memory_arms, size.rules.compositional)
+    usable = [replace(pilot(table), binary=True) for table in tables if min(table.shape) >= 2 and 0 < table.mean() < 1]
     if usable:
         widest = max(usable, key=lambda one: one.seed_sd**2 + (one.item_sd**2 + one.residual_sd**2) / items)
         return widest, earlier_run(widest)
-    made = Pilot(plan.accuracy, plan.accuracy_seed_sd, plan.accuracy_item_sd, plan.accuracy_residual_sd, binary=True)
-    return made, "claims.pilot"
+    return expected(size.rules.pilot), "claims.pilot"
+
+
+def _answered(earlier: Evidence | None, arms: Sequence[str], rule: Compositional) -> list[Floats]:
+    """Scores [seeds, items] of each arm in each cell of an earlier run that would decide."""
+    table = composed(earlier) if earlier is not None else None
+    if table is None or not len(table):
+        return []
+    longest = table.groupby(["task", "k"])["length"].transform("max")
+    at = table[table["arm"].isin(arms) & (table["length"] == (rule.length or longest))]
+    return [
+        rows.pivot_table(index="seed", columns="item", values="correct").dropna(axis=1).to_numpy(float)
+        for _, rows in at.groupby(["arm", "task", "k"])
+    ]
 
 
 def _aligned(size: Size, earlier: Evidence | None) -> Sensitivity | None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.stage import StageError
-from stages.verdict.standalone.sides import CELL, Matched, Side, answers, matched, texts
+from stages.verdict.standalone.sides import CELL, FILES, Matched, Side, answers, matched, texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,6 +76,9 @@ def compare(a: Side, b: Side, *, level: float = 0.95) -> Comparison:
         of_texts += found
         alone += left
         unpaired += lone
+        asked = {one.task for one in scores if one.label == pair.label}
+        if asked and asked <= _files(pair):
+            continue  # whose prompts are the same text, however it is cut into tokens
         if pair.same_text is False:
             notes.append(
                 f"{pair.label}: needles and questions are the same, the text around them is not (another tokenizer, "
@@ -119,6 +122,9 @@ def paired_proportions(only_a: int, only_b: int, items: int, level: float) -> tu
 def _scores(pair: Matched, level: float) -> tuple[list[Difference], list[str], int]:
     """Differences; cells without a pair, in words, and the items in them."""
     left, right = answers(pair.a), answers(pair.b)
+    as_long = {task: length for task, length in left[["task", "length"]].to_numpy().tolist() if task in _files(pair)}
+    if len(right):  # the same text of a file is as long as A's tokenizer makes it
+        right = right.assign(length=right["task"].map(as_long).fillna(right["length"]).astype(int))
     cells = list(dict.fromkeys(map(tuple, [*left[CELL].to_numpy().tolist(), *right[CELL].to_numpy().tolist()])))
     found, alone, lone = [], [], 0
     for task, k, length in cells:
@@ -135,6 +141,11 @@ def _scores(pair: Matched, level: float) -> tuple[list[Difference], list[str], i
         one = replace(one, label=pair.label, task=str(task), k=int(k), length=int(length), unit="score")
         found.append(replace(one, alone_a=only[0], alone_b=only[1]))
     return found, alone, lone
+
+
+def _files(pair: Matched) -> set[str]:
+    """Tasks whose prompts stand in files."""
+    return {name for run in (*pair.a, *pair.b) for name in run.prompts.get(FILES, {})}
 
 
 def _crossed(rows: pd.DataFrame, cell: tuple[object, ...], seeds: int) -> tuple[pd.DataFrame, int]:

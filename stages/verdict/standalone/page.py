@@ -59,6 +59,8 @@ def described(facts: Mapping[str, Any]) -> str:
     parts = [f"{facts['model']['read_as']}"]
     if asked["tasks"]:
         parts.append(f"{len(asked['tasks'])} tasks at {lengths} tokens, {asked['samples']} prompts of each")
+    if files := asked.get("files"):
+        parts.append(f"the prompts of {len(files)} file{'s' * (len(files) > 1)}: {', '.join(files)}")
     if facts["text"]["documents"]:
         parts.append(f"{facts['text']['documents']} texts scored")
     return "; ".join(parts) + "."

@@ -85,7 +85,8 @@ def cells(evidence: Evidence, rows: pd.DataFrame, format: Format) -> list[Cell]:
     made: list[Cell] = []
     for (task, k, length), cell in rows.groupby(["task", "k", "length"], sort=False):
         number = accuracy("", "", cell.assign(correct=cell["score"]), sources=(), rules=evidence.rules)
-        chance = TASKS[str(task)].chance
+        record = TASKS.get(str(task))  # none of prompts of files
+        chance = None if record is None else record.chance
         made.append(
             Cell(
                 str(task),
@@ -125,8 +126,7 @@ def effective_numbers(found: list[Reached], name: str) -> list[Number]:
     return [
         Number(
             f"effective.{one.task}.k{one.k}",
-            f"{one.task}{f', k = {one.k}' if TASKS[one.task].most > 1 else ''}: longest prompt with "
-            f"{one.threshold:.0%}",
+            f"{one.task}{_k(one)}: longest prompt with {one.threshold:.0%}",
             float(one.effective or 0),
             unit="tokens",
             method=f"lower bound of the interval; tested up to {one.tested:,}",
@@ -135,6 +135,10 @@ def effective_numbers(found: list[Reached], name: str) -> list[Number]:
         )
         for one in found
     ]
+
+
+def _k(one: Reached) -> str:
+    return f", k = {one.k}" if one.task in TASKS and TASKS[one.task].most > 1 else ""
 
 
 def _rows(one: Reached, name: str) -> Source:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from stages.data.tasks.haystack import format_of
 from stages.data.tasks.task import CONTROL
 from stages.stage import Artifact, StageError
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CELL = ["task", "k", "length"]
+FILES = "files"
+"""Of ``Run.prompts``: task -> digest of the file that its prompts stand in."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def matched(a: Side, b: Side) -> tuple[list[Matched], list[str]]:
 
 def _check_drawn(label: str, a: tuple[Run, ...], b: tuple[Run, ...]) -> None:
     for name, fix in (("seed", "--seed"), ("format", "--format")):
-        values = {str(run.prompts[name]) for run in (*a, *b) if name in run.prompts}
+        values = {format_of(str(run.prompts[name])) for run in (*a, *b) if name in run.prompts}
         if len(values) > 1:
             raise StageError(
                 f"{label}: the prompts of the two sides are drawn from another {name} each",
@@ -112,7 +115,8 @@ def _same_text(a: tuple[Run, ...], b: tuple[Run, ...]) -> bool | None:
 
 
 def answers(runs: tuple[Run, ...]) -> pd.DataFrame:
-    """seed (0, 1, ... in the order of ``runs``), task, k, length, item, answers, score; without controls."""
+    """seed (0, 1, ... in the order of ``runs``), task, k, length, item, answers, score; without controls. Items of a
+    file are those of its bytes."""
     import pandas as pd
 
     parts = []
@@ -124,6 +128,8 @@ def answers(runs: tuple[Run, ...]) -> pd.DataFrame:
             if len(table):
                 rows = table[[*CELL, "item", "answers", "score"]]
                 rows = rows[~rows["task"].str.endswith(CONTROL)]
+                pins = rows["task"].map(run.prompts.get(FILES, {}))
+                rows = rows.assign(item=rows["item"].where(pins.isna(), rows["item"] + " " + pins.astype(str)))
                 parts.append(rows.assign(seed=seed, answers=[tuple(one) for one in rows["answers"]]))
     columns = [*CELL, "item", "answers", "score", "seed"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
