@@ -10,7 +10,9 @@ import pytest
 
 from stages.training.tuning.data import LEFT_OUT
 from stages.verdict.claims.config import ClaimsConfig
+from stages.verdict.claims.perplexity import perplexity_from_memory, seeds
 from stages.verdict.report import tuned
+from stages.verdict.report.numbers import perplexities
 from stages.verdict.report.recipe import further
 from tests.stages.readers import inside, never, only_up_to, perfect
 from tests.stages.synthetic import ARMS, SEGMENT, Synthetic
@@ -95,6 +97,32 @@ def test_the_cost_of_fine_tuning_is_printed_for_every_arm_and_the_base(tmp_path:
     numbers = named(tuned.finetune_costs(study.evidence(RULES)))
     assert set(numbers) == {f"finetune.{arm}" for arm in (*ARMS, "base")}
     assert all(number.estimate == pytest.approx(math.expm1(0.05)) for number in numbers.values())
+
+
+def test_language_modelling_is_judged_before_fine_tuning_on_tasks(tmp_path: Path):
+    """Arms that read better with a memory, and whose fine-tuning on tasks costs the memory arms more than it gained."""
+    study = Synthetic(tmp_path).evaluate(prompts=False).positive_control()
+    alone = Synthetic(tmp_path).evaluate(prompts=False).positive_control().evidence(RULES)
+    for arm in (*ARMS, "base"):
+        for seed in study.seeds:
+            before = study.tables[f"evaluate/{arm}/{seed}"]["perplexity.parquet"]
+            cost = 0.2 if arm.startswith("infini") else 0.0
+            after = before.assign(nll_sum=before["nll_sum"] + cost * before["tokens"])
+            study.add(f"evaluate/{arm}@pretrained/{seed}", {"perplexity.parquet": before})
+            study.add(f"evaluate/{arm}/{seed}", study.tables[f"evaluate/{arm}/{seed}"] | {"perplexity.parquet": after})
+    tuned_study = study.evidence(RULES)
+    for claim in (perplexity_from_memory, seeds):
+        without, found = claim(alone), claim(tuned_study)
+        assert found.decision == without.decision == "supported"
+        assert found.headline is not None and without.headline is not None
+        assert found.headline.estimate == without.headline.estimate < 0
+        read = {source.step.split("/")[1] for source in found.headline.sources}
+        assert len(read) == 2 and all(arm.endswith("@pretrained") for arm in read)
+        assert "before fine-tuning" in found.reason and "before fine-tuning" not in without.reason
+    levels = named(perplexities(tuned_study))
+    assert levels["perplexity.infini-delta"].estimate == named(perplexities(alone))["perplexity.infini-delta"].estimate
+    assert levels["perplexity.infini-delta"].label.endswith("before fine-tuning")
+    assert named(tuned.finetune_costs(tuned_study))["finetune.infini-delta"].estimate == pytest.approx(math.expm1(0.2))
 
 
 def test_a_study_without_further_training_has_none_of_these(tmp_path: Path):

@@ -134,9 +134,10 @@ def _bracket(seen: Mapping[str, Sequence[Number]], count: int, least: float) -> 
     return Bracket(True, note)
 
 
-def perplexity_bracket(evidence: Evidence) -> Bracket:
-    """Does long context help at all here: full attention gains at least the margin of C2 over the local arm."""
-    rule, table = evidence.rules.perplexity_from_memory, evidence.perplexity
+def perplexity_bracket(evidence: Evidence, table: pd.DataFrame) -> Bracket:
+    """Does long context help at all here: full attention gains at least the margin of C2 over the local arm. ``table``:
+    arm, seed + ``perplexity.parquet`` of the models that are compared."""
+    rule = evidence.rules.perplexity_from_memory
     full, local = evidence.arms_of_kind(CEILING)[:1], evidence.arms_of_kind(FLOOR)[:1]
     pair = None
     if full and local and len(table):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import MixerConfig, TrunkConfig
 from stages.stage import Artifact, StageError
+from stages.training.align.config import BEFORE
 from stages.training.pretrain.schedule import scheduled
 from stages.verdict.claims.config import ClaimsConfig
 from stages.verdict.claims.verdict import Source
@@ -232,6 +233,37 @@ class Evidence:
     def perplexity(self) -> pd.DataFrame:
         """arm, seed + ``perplexity.parquet`` of evaluate, scored documents only."""
         return self._scored(self.stacked("evaluate", "perplexity.parquet"))
+
+    @cached_property
+    def text(self) -> pd.DataFrame:
+        """``perplexity`` of the models that language modelling is judged by: as continual pretraining left them. Where
+        the study fine-tunes on tasks, which trades text for tasks, they were scored before it too."""
+        before = self.variant(BEFORE, "evaluate", "perplexity.parquet")
+        return before[before["arm"] != BASE] if self.tuned_on_tasks else self.perplexity
+
+    @cached_property
+    def base_text(self) -> pd.DataFrame:
+        """The same of the base."""
+        before = self.variant(BEFORE, "evaluate", "perplexity.parquet")
+        own = before[before["arm"] == BASE] if self.tuned_on_tasks else before[:0]
+        return own if len(own) else self.base_perplexity
+
+    @cached_property
+    def tuned_on_tasks(self) -> bool:
+        """Whether arms were fine-tuned before they were evaluated, and scored as they were before it."""
+        return any(arm != BASE for arm, _ in self.variant_runs(BEFORE, "evaluate"))
+
+    @property
+    def when(self) -> str:
+        """What is said of ``text`` where it is not of the models that prompts were put to."""
+        return ", before fine-tuning" if self.tuned_on_tasks else ""
+
+    def text_sources(self, row_filter: str, *arms: str) -> tuple[Source, ...]:
+        """Provenance of rows of ``text``."""
+        if not self.tuned_on_tasks:
+            return self.sources("evaluate", "perplexity.parquet", row_filter, *arms)
+        runs = [f"evaluate/{arm}@{BEFORE}/{seed}" for arm, seed in self.variant_runs(BEFORE, "evaluate") if arm in arms]
+        return tuple(self.source(step, "perplexity.parquet", row_filter) for step in runs)
 
     @cached_property
     def corpora(self) -> list[str]:

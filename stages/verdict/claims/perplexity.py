@@ -24,7 +24,7 @@ def pair_of_arms(
 ) -> Paired | None:
     """nats that ``arm`` saves per document: baseline - arm. ``beyond``: only positions after the first segment, where
     a memory can act. ``corpus``: documents of this source alone."""
-    table = of_corpus(evidence.perplexity, corpus)
+    table = of_corpus(evidence.text, corpus)
     if not len(table):
         return None
     if beyond:
@@ -35,7 +35,7 @@ def pair_of_arms(
 def relative(found: Effect, name: str, label: str, evidence: Evidence, *arms: str, beyond: bool = False) -> Number:
     """Saved nats per token as relative perplexity of the arm, with its rows."""
     rows = f"bucket_start >= {evidence.segment_length()}" if beyond else ""
-    return found.saved(name, label, UNIT, evidence.sources("evaluate", TABLE, rows, *arms))
+    return found.saved(name, label + evidence.when, UNIT, evidence.text_sources(rows, *arms))
 
 
 def difference(evidence: Evidence, arm: str, baseline: str, *, beyond: bool = False, corpus: str = "") -> Number | None:
@@ -46,7 +46,7 @@ def difference(evidence: Evidence, arm: str, baseline: str, *, beyond: bool = Fa
     if corpus:
         label, name = f"{arm} against {baseline} on {corpus}", f"corpus.{corpus}.difference.{arm}.{baseline}"
         number = relative(effect(pair, evidence.rules), name, label, evidence, arm, baseline)
-        rows = evidence.sources("evaluate", TABLE, corpus_filter(corpus), arm, baseline)
+        rows = evidence.text_sources(corpus_filter(corpus), arm, baseline)
         return replace(number, sources=rows).of(kind="corpus_difference", arm=arm, other=baseline, corpus=corpus)
     where = "_beyond" if beyond else ""
     label = f"{arm} against {baseline}" + (" beyond the first segment" if beyond else "")
@@ -57,7 +57,7 @@ def difference(evidence: Evidence, arm: str, baseline: str, *, beyond: bool = Fa
 
 def against_base(evidence: Evidence, arm: str) -> Number | None:
     """Relative perplexity of ``arm`` against what it started from; None where the base was not scored."""
-    table, base = evidence.perplexity, evidence.base_perplexity
+    table, base = evidence.text, evidence.base_text
     pair = paired(base, table[table["arm"] == arm], "doc_id", "nll_sum", "tokens") if len(table) else None
     if pair is None:
         return None
@@ -108,7 +108,7 @@ def perplexity_from_memory(evidence: Evidence) -> Finding:
 
 def _judge(evidence: Evidence, arm: str, local: str, row: Number, found: Effect, p: float, arms: int) -> Number:
     rules, rule = evidence.rules, evidence.rules.perplexity_from_memory
-    size = f"{signed_percent(row.estimate)} perplexity"
+    size = f"{signed_percent(row.estimate)} perplexity{evidence.when}"
     if found.seeds < rules.minimum_seeds:
         few = f"{found.seeds} of {rules.minimum_seeds} seeds"
         return decided(row, "inconclusive", f"{size}; {few}", "too few seeds", few)
@@ -120,7 +120,7 @@ def _judge(evidence: Evidence, arm: str, local: str, row: Number, found: Effect,
     if found.below(limit):
         excluded = f"an improvement of {rule.margin:.0%} is excluded (TOST)"
         row = decided(row, "refuted", f"{size}; {excluded}", short=excluded)
-        return behind(row, control_bracket(evidence), perplexity_bracket(evidence))
+        return behind(row, control_bracket(evidence), perplexity_bracket(evidence, evidence.text))
     short = needed(found, rules, limit=limit, arms=arms, unit="documents")
     return decided(row, "inconclusive", f"{size}, Holm p = {p:.2g}; {short}", "underpowered", short)
 
@@ -149,18 +149,18 @@ def seeds(evidence: Evidence) -> Finding:
         )
         row = Number(
             f"seeds.{arm}.{local[0]}",
-            f"{arm} against {local[0]}, seeds alone",
+            f"{arm} against {local[0]}, seeds alone{evidence.when}",
             math.expm1(-test.estimate),
             math.expm1(-test.high) if math.isfinite(test.high) else None,
             math.expm1(-test.low) if math.isfinite(test.low) else None,
             test.n,
             UNIT,
             test.method,
-            evidence.sources("evaluate", TABLE, "", arm, local[0]),
+            evidence.text_sources("", arm, local[0]),
         )
         worse = test.estimate < 0
         side = f"{local[0]} has the lower perplexity" if worse else f"{arm} has the lower perplexity"
-        size = f"{signed_percent(row.estimate)} perplexity, {side} (seeds {each})"
+        size = f"{signed_percent(row.estimate)} perplexity{evidence.when}, {side} (seeds {each})"
         if evidence.shared_base:
             size += "; all seeds start from one base, so another base is not covered"
         if len(gaps) < rules.minimum_seeds:
@@ -174,7 +174,7 @@ def seeds(evidence: Evidence) -> Finding:
         elif paired_t(gaps, null=margin, alternative="less").p < rules.alpha:  # one side of TOST
             short = f"a gap of {rule.margin:.1%} in favour of {arm} is excluded (TOST): {side}"
             row = decided(row, "refuted", f"{size}: {short}", short=short)
-            rows.append(behind(row, control_bracket(evidence), perplexity_bracket(evidence)))
+            rows.append(behind(row, control_bracket(evidence), perplexity_bracket(evidence, evidence.text)))
         else:
             short = needed(one, rules, limit=margin, arms=len(found), unit="documents")
             rows.append(decided(row, "inconclusive", f"{size}, Holm p = {p:.2g}; {short}", "underpowered", short))

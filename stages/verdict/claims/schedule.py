@@ -234,7 +234,7 @@ def _refuted(evidence: Evidence, row: Number, gaps: Gaps, size: str, own: Effect
 
 def _bracket(evidence: Evidence, measure: Measure) -> Bracket:
     if measure.name == "perplexity":
-        return perplexity_bracket(evidence)
+        return perplexity_bracket(evidence, evidence.perplexity)
     rule = evidence.rules.retrieval
     return task_bracket(evidence, "passkey", int(measure.rows["length"].max()), (1,), rule.learned)
 

@@ -93,7 +93,8 @@ CLAIMS: list[Claim] = [
         lambda r: (
             f"same base, data order, steps and documents; supported: some memory arm is better than local (Holm over "
             f"arms); refuted: none is better by {r.perplexity_from_memory.margin:.0%} (TOST), although full attention "
-            f"is, {_BEHIND}; arms whose held-out loss did not fall below their base's decide nothing; " + _level(r)
+            f"is, {_BEHIND}; arms whose held-out loss did not fall below their base's decide nothing; models that are "
+            "fine-tuned on tasks are compared as they were before it; " + _level(r)
         ),
         perplexity.perplexity_from_memory,
     ),
@@ -285,7 +286,8 @@ CLAIMS: list[Claim] = [
             f"seeds are the unit, the margin is fixed here: supported: over seeds the gap in favour of a memory arm is "
             f"larger than {r.seeds.margin:.1%} (t, Holm over arms); refuted: a gap of {r.seeds.margin:.1%} in its "
             f"favour is excluded in every one (TOST), although full attention gains, {_BEHIND}; undertrained arms "
-            f"decide nothing; {r.minimum_seeds} seeds or more, alpha {r.alpha:g}"
+            f"decide nothing; models that are fine-tuned on tasks are compared as they were before it; "
+            f"{r.minimum_seeds} seeds or more, alpha {r.alpha:g}"
         ),
         perplexity.seeds,
     ),

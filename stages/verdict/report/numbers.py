@@ -91,7 +91,7 @@ def collect(evidence: Evidence, verdicts: Iterable[Verdict]) -> Collected:
 def perplexities(evidence: Evidence, corpus: str = "") -> list[Number]:
     """Per arm: token perplexity, word perplexity (PG-19's convention) and bits per byte, over seeds and documents, all
     or those of one source."""
-    table, before = of_corpus(evidence.perplexity, corpus), f"corpus.{corpus}." if corpus else ""
+    table, before = of_corpus(evidence.text, corpus), f"corpus.{corpus}." if corpus else ""
     if not len(table):
         return []
     sizes = table.drop_duplicates(["arm", "seed", "doc_id"])[["arm", "seed", "doc_id", "words", "bytes"]]
@@ -111,12 +111,12 @@ def perplexities(evidence: Evidence, corpus: str = "") -> list[Number]:
                 number = _exponential(number)
             name = {"tokens": "perplexity", "words": "word_perplexity", "bytes": "bits_per_byte"}[weight]
             what = {"tokens": "perplexity per token", "words": "perplexity per word", "bytes": "bits per byte"}[weight]
-            sources = evidence.sources("evaluate", perplexity.TABLE, corpus_filter(corpus), arm)
+            sources = evidence.text_sources(corpus_filter(corpus), arm)
             found.append(
                 replace(
                     number,
                     name=f"{before}{name}.{arm}",
-                    label=f"{arm}{f' on {corpus}' if corpus else ''}: {what}",
+                    label=f"{arm}{f' on {corpus}' if corpus else ''}: {what}{evidence.when}",
                     unit=unit if not power else what.split(" per ")[0] + "/" + what.split(" per ")[1],
                     sources=sources,
                 )
@@ -160,7 +160,7 @@ def differences(evidence: Evidence) -> list[Number]:
 def by_position(evidence: Evidence, corpus: str = "") -> list[Number]:
     """Perplexity of every arm in every position bucket, and of the others against local, paired; on all documents or
     those of one source."""
-    table = of_corpus(evidence.perplexity, corpus)
+    table = of_corpus(evidence.text, corpus)
     before, on = (f"corpus.{corpus}.", f" on {corpus}") if corpus else ("", "")
     about = {"corpus": corpus} if corpus else {}
     local = next(iter(evidence.arms_of_kind("local")), None)
@@ -177,9 +177,9 @@ def by_position(evidence: Evidence, corpus: str = "") -> list[Number]:
                 replace(
                     _exponential(number),
                     name=f"{before}position.{arm}.{start}",
-                    label=f"{arm}{on}, tokens {start:,} to {end:,}",
+                    label=f"{arm}{on}, tokens {start:,} to {end:,}{evidence.when}",
                     unit="perplexity/token",
-                    sources=evidence.sources("evaluate", perplexity.TABLE, where, arm),
+                    sources=evidence.text_sources(where, arm),
                 ).of(kind=f"{'corpus_' if corpus else ''}position", arm=arm, start=int(start), **about)
             )
             pair = paired(bucket[bucket["arm"] == local], rows, "doc_id", "nll_sum", "tokens") if local else None
@@ -193,7 +193,7 @@ def by_position(evidence: Evidence, corpus: str = "") -> list[Number]:
                 arm,
                 str(local),
             )
-            sources = evidence.sources("evaluate", perplexity.TABLE, where, arm, str(local))
+            sources = evidence.text_sources(where, arm, str(local))
             kind = f"{'corpus_' if corpus else ''}position_gap"
             found.append(replace(gap, sources=sources).of(kind=kind, arm=arm, start=int(start), **about))
     return found

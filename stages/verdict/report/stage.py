@@ -16,7 +16,7 @@ class Report(Stage[ReportConfig]):
     that need them are then ``not measured``."""
 
     name = "report"
-    code_version = 12
+    code_version = 13
     deterministic = False  # prints measured tokens per second
 
     def run(self, config: ReportConfig, inputs: Mapping[str, Artifact], output: Path, context: Context) -> Summary:

@@ -11,6 +11,7 @@ import numpy as np
 
 from stages.display.numbers import percent
 from stages.statistics.intervals import clustered_mean
+from stages.training.align.config import BEFORE
 from stages.verdict.claims.alignment import ADDED, LOST, passkeys, perplexity_added, retrieval_lost
 from stages.verdict.claims.effects import effect
 from stages.verdict.claims.evidence import BASE, BEYOND, Evidence, Paired, paired
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LISTED_HEADS = 32  # of a model, above which gates are printed by layer
-BEFORE = "pretrained"
-"""Under ARM@pretrained a fine-tuned arm was evaluated as it was before."""
 
 
 def finetune_costs(evidence: Evidence) -> list[Number]:

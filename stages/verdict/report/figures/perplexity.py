@@ -126,7 +126,7 @@ def _curves(
 
 def _ends(evidence: Evidence) -> dict[int, int]:
     """Start of every bucket -> its end (the longest: the last bucket of a short document ends early)."""
-    table = evidence.perplexity
+    table = evidence.text
     found: dict[int, int] = {}
     for start, end in zip(table["bucket_start"], table["bucket_end"], strict=True) if len(table) else ():
         found[int(start)] = max(int(end), found.get(int(start), 0))
