@@ -15,7 +15,7 @@ from stages.verdict.report import tuned
 from stages.verdict.report.numbers import perplexities
 from stages.verdict.report.recipe import further
 from tests.stages.readers import inside, never, only_up_to, perfect
-from tests.stages.synthetic import ARMS, SEGMENT, Synthetic
+from tests.stages.synthetic import ARMS, MEMORY, SEGMENT, Synthetic
 
 RULES = ClaimsConfig()
 
@@ -95,8 +95,12 @@ def test_the_cost_of_fine_tuning_is_printed_for_every_arm_and_the_base(tmp_path:
             before = after.assign(nll_sum=after["nll_sum"] - 0.05 * after["tokens"])
             study.add(f"evaluate/{arm}@pretrained/{seed}", {"perplexity.parquet": before})
     numbers = named(tuned.finetune_costs(study.evidence(RULES)))
-    assert set(numbers) == {f"finetune.{arm}" for arm in (*ARMS, "base")}
-    assert all(number.estimate == pytest.approx(math.expm1(0.05)) for number in numbers.values())
+    against = {f"finetune.{arm}.local" for arm in MEMORY}
+    assert set(numbers) == {f"finetune.{arm}" for arm in (*ARMS, "base")} | against
+    assert all(n.estimate == pytest.approx(math.expm1(0.05)) for name, n in numbers.items() if name not in against)
+    after = numbers["finetune.infini-linear.local"]
+    assert after.estimate == pytest.approx(math.expm1(-0.08), abs=0.01) and "after fine-tuning" in after.label
+    assert not any("@" in source.step for source in after.sources)
 
 
 def test_language_modelling_is_judged_before_fine_tuning_on_tasks(tmp_path: Path):

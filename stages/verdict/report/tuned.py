@@ -13,6 +13,7 @@ from stages.display.numbers import percent
 from stages.statistics.intervals import clustered_mean
 from stages.training.align.config import BEFORE
 from stages.verdict.claims.alignment import ADDED, LOST, passkeys, perplexity_added, retrieval_lost
+from stages.verdict.claims.bracket import FLOOR
 from stages.verdict.claims.effects import effect
 from stages.verdict.claims.evidence import BASE, BEYOND, Evidence, Paired, paired
 from stages.verdict.claims.verdict import Number, Source
@@ -24,7 +25,8 @@ LISTED_HEADS = 32  # of a model, above which gates are printed by layer
 
 
 def finetune_costs(evidence: Evidence) -> list[Number]:
-    """Relative perplexity that fine-tuning adds to each arm and to the base, whole documents. Empty without any."""
+    """Relative perplexity that fine-tuning adds to each arm and to the base, whole documents, and how the memory arms
+    then stand to local: C2 compares them as they were before. Empty without any."""
     before = evidence.variant(BEFORE, "evaluate", "perplexity.parquet")
     found = []
     for arm in (BASE, *evidence.arms) if len(before) else ():
@@ -32,6 +34,13 @@ def finetune_costs(evidence: Evidence) -> list[Number]:
         sources = evidence.variant_sources(BEFORE, "evaluate", "perplexity.parquet", "", arm)
         number = _text(evidence, _of(before, arm), after, f"finetune.{arm}", f"{arm}: perplexity by fine-tuning")
         found += [replace(number, sources=sources)] if number is not None else []
+    for local in evidence.arms_of_kind(FLOOR)[:1] if len(before) else ():
+        for arm in evidence.memory_arms:
+            theirs, own = (_of(evidence.perplexity, name) for name in (local, arm))
+            label = f"{arm} against {local}, after fine-tuning"
+            number = _text(evidence, theirs, own, f"finetune.{arm}.{local}", label)
+            sources = evidence.sources("evaluate", "perplexity.parquet", "", arm, local)
+            found += [replace(number, sources=sources)] if number is not None else []
     return found
 
 
