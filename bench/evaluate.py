@@ -17,6 +17,7 @@ import importlib
 import json
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ from stages.evidence.evaluate import retrieval
 from stages.evidence.evaluate.forward import PASS_TOKENS, batches, nothing
 
 LENGTHS = (1024, 4096, 16_384, 65_536)
+LONG = 16_384  # from which a turn may take minutes
 ARMS = ("infini-linear", "infini-delta", "local", "full")
 LLAMA = "transformers generate"
 WORDS = ("river", "wall", "bridge", "town", "asked", "went", "along", "where", "nobody", "after", "last", "old", "it")
@@ -105,12 +107,17 @@ def generate(model: Any, items: Sequence[Item]) -> list[list[int]]:
     return [said[i] for i in range(len(items))]
 
 
-def turns(rows: Mapping[str, Callable[[], object]], repeats: int, clock: str, *, warm: bool) -> dict[str, list[float]]:
-    """Seconds of each row, round after round. ``warm``: nothing like it ran before, so a first round does not count."""
+def turns(
+    rows: Mapping[str, Callable[[], object]], repeats: int, clock: str, *, length: int, warm: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each row, round after round. ``warm``: nothing like it ran before, so a first round does not count.
+    Of long prompts each turn is announced."""
     now = time.process_time if clock == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for round_ in range(-warm, repeats):
         for name, work in rows.items():
+            if length >= LONG:
+                print(f"T = {length:,}, round {round_ + 1} of {repeats}: {name}", file=sys.stderr, flush=True)
             began = now()
             work()
             if round_ >= 0:
@@ -126,16 +133,20 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> float:
 def run_generate(args: argparse.Namespace, trunk: TrunkConfig) -> list[dict[str, Any]]:
     models = {arm: decoder(arm, trunk, args.segment).to(args.device) for arm in args.arms}
     codec, found = tokenizer(), []
+    few = passkeys(args.lengths[0] if args.lengths[0] < LONG else LENGTHS[0], 2)
     full = decoder("full", trunk, args.segment)
     peer = llama(full)
     if peer is None:
         say(f"{LLAMA}: not measured, transformers is not installed (pip install transformers)")
     else:  # the same answers, or the comparison means nothing
-        few = passkeys(args.lengths[0], 2)
         assert [said for said, _ in retrieval.answers(full, codec, few, nothing)] == [
             codec.decode(ids) for ids in generate(peer, few)
         ]
         peer = peer.to(args.device)
+    for model in models.values():  # nothing like it ran before
+        retrieval.answers(model, codec, few, nothing)
+    if peer is not None:
+        generate(peer, few)
     say(f"\n{'T':>7} {'row':24} {'prompts/s':>10} {'tokens/s':>10} {'x generate':>10}")
     for length in args.lengths:
         items = passkeys(length, max(1, min(args.prompts, args.tokens // length)))
@@ -144,7 +155,7 @@ def run_generate(args: argparse.Namespace, trunk: TrunkConfig) -> list[dict[str,
         }
         if peer is not None:
             rows[LLAMA] = partial(generate, peer, items)
-        seconds = turns(rows, args.repeats, args.clock, warm=length == args.lengths[0])
+        seconds = turns(rows, args.repeats, args.clock, length=length)
         tokens = sum(len(item.prompt) for item in items)
         for name in rows:
             each = statistics.median(seconds[name])
@@ -181,7 +192,7 @@ def run_share(args: argparse.Namespace, trunk: TrunkConfig) -> list[dict[str, An
                     way: partial(retrieval.answers, model, codec, items, nothing, share=share)
                     for way, share in (("tree", True), ("each", False))
                 }
-                seconds = turns(rows, args.repeats, args.clock, warm=length == args.lengths[0])
+                seconds = turns(rows, args.repeats, args.clock, length=length, warm=length == args.lengths[0])
                 record = {"T": length, "prompts": title, "row": arm, "x_each": ratio(seconds["tree"], seconds["each"])}
                 record["prompts_per_s"] = len(items) / statistics.median(seconds["tree"])
                 found.append(record)

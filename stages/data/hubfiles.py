@@ -28,7 +28,7 @@ def on_hub(said: str) -> bool:
 def fetched(address: str, suffixes: Sequence[str], field: str) -> Path:
     """The folder or file on this machine, with all files of these suffixes. Raises StageError, naming ``field``, for
     what is no such address, for a data set, commit or file that there is not, and where the Hub does not answer."""
-    if (found := _FORM.fullmatch(address)) is None:
+    if (found := _FORM.fullmatch(address)) is None or ".." in address.split("/"):
         raise StageError("not an address of the Hub", field=field, value=address, allowed=ALLOWED, fix="correct it")
     name, revision, below = found.groups()
     place = _snapshot(name, revision, below or "", tuple(suffixes), field, address)

@@ -166,6 +166,7 @@ def test_what_is_no_data_set_and_no_commit_is_one_line(tmp_path: Path, hub: tupl
         f"hf://datasets/{NAME}@main": "not an address of the Hub (allowed: hf://datasets/OWNER/NAME@COMMIT",
         f"hf://datasets/some/other@{COMMIT}": "the Hub has no such data set, or a private one",
         f"hf://datasets/{NAME}@{'0' * 40}": "the Hub has no such commit",
+        f"{whole}/../../other": "not an address of the Hub",
         f"{whole}/nowhere": "the data set has no such file or folder at this commit",
         f"{whole}/nowhere.parquet": "the data set has no such file or folder at this commit",
     }
