@@ -104,6 +104,7 @@ def test_a_server_that_is_gone_for_a_while_gets_everything_once(tmp_path: Path, 
         end = time.monotonic() + 60
         while not list((tmp_path / "root").glob("total/*/COMMIT.json")) and time.monotonic() < end:
             time.sleep(0.05)
+        time.sleep(12)  # longer than MLflow's own retries, which nobody need hear of
         server.start()
         done = result(running)
         assert done["exit"] == 0, done["errors"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -279,6 +280,21 @@ def test_torchrun_trains_the_same(inputs: dict[str, LocalArtifact], tmp_path: Pa
     assert done.returncode == 0, done.stderr
     log = pq.read_table(tmp_path / "two" / "train_log.parquet")["loss"].to_pylist()
     assert log == pytest.approx([loss for (loss,) in whole.log("loss")], rel=1e-4)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_disk_that_fills_up_while_a_resume_point_is_written_is_an_error_like_others(
+    inputs: dict[str, LocalArtifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool
+) -> None:
+    """torch wraps it into one that no ``except Exception`` sees, and the driver died of it."""
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        Run(inputs, tmp_path / "run", pretrain_config(checkpoint_every=2), async_checkpoints=background)()
 
 
 def leaves(rank: int, port: str, folder: Path, stopped: bool) -> None:

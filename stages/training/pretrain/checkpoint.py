@@ -36,6 +36,18 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def own_errors() -> Iterator[None]:
+    """What failed on a rank, in place of torch's CheckpointException, which is none of the exceptions that are caught
+    (BaseException)."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from error
+
+
 @dataclass
 class RunState:
     """What a resumed run needs besides tensors. step: optimiser steps done; wall_s: seconds of training so far;
@@ -107,7 +119,7 @@ class Checkpoints:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         alone, writer = self.world_size == 1, self._writer(folder)
         tensors = self._tensors(decoder, optimizers) | dict(kept or {})
-        with quiet():
+        with quiet(), own_errors():
             if not self.background:
                 state_dict_saver.save(tensors, storage_writer=writer, no_dist=alone)
                 self._complete(folder, state)
@@ -130,7 +142,8 @@ class Checkpoints:
         Raises what its writing raised."""
         if self._pending is not None:
             (future, folder, state), self._pending = self._pending, None
-            future.result()
+            with own_errors():
+                future.result()
             self._complete(folder, state)
 
     def advance(self) -> None:
@@ -213,7 +226,7 @@ class Checkpoints:
                 if wanted(name):
                     found[name] = torch.empty(stored.size, dtype=stored.properties.dtype)
             tensors |= found
-        with quiet():
+        with quiet(), own_errors():
             state_dict_loader.load(tensors, storage_reader=reader, no_dist=self.world_size == 1)
         set_state_dict(decoder, optimizers, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
         if f"rng{self.rank}" in tensors:
