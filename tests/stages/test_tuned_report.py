@@ -129,6 +129,22 @@ def test_language_modelling_is_judged_before_fine_tuning_on_tasks(tmp_path: Path
     assert named(tuned.finetune_costs(tuned_study))["finetune.infini-delta"].estimate == pytest.approx(math.expm1(0.2))
 
 
+def test_a_gain_in_text_that_fine_tuning_alone_brought_supports_nothing(tmp_path: Path):
+    """Arms that read alike before it, of which the memory arms read better after it."""
+    study = Synthetic(tmp_path, effect=dict.fromkeys(MEMORY, 0.0) | {"full": -0.1}).evaluate(prompts=False)
+    study.positive_control()
+    for arm in (*ARMS, "base"):
+        for seed in study.seeds:
+            before = study.tables[f"evaluate/{arm}/{seed}"]["perplexity.parquet"]
+            gain = 0.2 if arm in MEMORY else 0.0
+            after = before.assign(nll_sum=before["nll_sum"] - gain * before["tokens"])
+            study.add(f"evaluate/{arm}@pretrained/{seed}", {"perplexity.parquet": before})
+            study.add(f"evaluate/{arm}/{seed}", {"perplexity.parquet": after})
+    for claim in (perplexity_from_memory, seeds):
+        assert claim(study.evidence(RULES)).decision != "supported"
+    assert named(tuned.finetune_costs(study.evidence(RULES)))["finetune.infini-delta.local"].estimate < -0.15
+
+
 def test_a_study_without_further_training_has_none_of_these(tmp_path: Path):
     study = Synthetic(tmp_path, reader=never).evaluate(prompts=False)
     assert tuned.alignment_numbers(study.evidence(RULES)) == [] == tuned.finetune_costs(study.evidence(RULES))
